@@ -1,0 +1,120 @@
+"""What every recurrent core has in common: its call, its state, and checks of its arguments."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+State = tuple[Tensor, ...]
+"""A core's latent: a NamedTuple of tensors whose first dimension is the batch; it may have no fields."""
+
+CYCLE_GRADIENTS = ("last", "all")
+"""Which of a segment's cycles have a gradient: those the papers train through, or every one."""
+
+TRUNCATION = 2.0
+TRUNCATED_STD = 0.87962566103423978
+"""Standard deviation of a standard normal truncated at +-2: divided out, so that `std` is the true one."""
+
+
+class Core(nn.Module):
+    """One segment of thought over a sequence of tokens, from an explicit state to an explicit state.
+
+    The tokens are a prefix of `length - rows * cols` tokens (observations without a place, puzzle slots)
+    followed by the cells of a grid `(rows, cols)` in row-major order. Without a grid all are alike.
+
+    Args:
+        hidden_size: channels D of every token.
+        length: number of tokens L, prefix included.
+        grid: rows and columns of the token grid, or None.
+
+    Raises:
+        ValueError: a size below 1, or a grid with more cells than there are tokens.
+    """
+
+    def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.hidden_size = check_at_least("hidden_size", hidden_size, 1)
+        self.length = check_at_least("length", length, 1)
+        self.grid = check_grid(grid, length)
+
+    def initial_state(self, batch_size: int) -> State:
+        """The state before the first segment: fixed numbers, the same for every row, new memory."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """Run one segment.
+
+        Args:
+            x: float[B, L, D], the tokens of the observation.
+            state: what `initial_state` or an earlier call returned; it is not modified.
+
+        Returns:
+            float[B, L, D], the tokens after thinking, and the state after the segment.
+        """
+        raise NotImplementedError
+
+
+def map_state(function: Callable[..., Tensor], *states: State) -> State:
+    """Apply a function field by field: `map_state(Tensor.detach, state)` is a state of the same type."""
+    fields = [function(*tensors) for tensors in zip(*states, strict=True)]
+    make = getattr(type(states[0]), "_make", tuple)
+    made: State = make(fields)
+    return made
+
+
+def truncated_normal_(tensor: Tensor, std: float) -> Tensor:
+    """Fill in place from a normal truncated at two sigmas and rescaled to have exactly this deviation."""
+    sigma = std / TRUNCATED_STD
+    bound = TRUNCATION * sigma
+    return nn.init.trunc_normal_(tensor, std=sigma, a=-bound, b=bound)
+
+
+def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
+    """A linear layer with truncated-normal LeCun weights (variance 1 / inputs) and a zero bias if any."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    truncated_normal_(layer.weight, inputs**-0.5)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def initial_latent(size: int) -> Tensor:
+    """float[size], drawn once from the unit truncated normal; kept as a buffer, so never trained."""
+    return truncated_normal_(torch.empty(size), 1.0)
+
+
+def check_at_least(name: str, value: int, minimum: int) -> int:
+    """Return the value, or raise ValueError where it is not an integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(
+            f"{name}={value!r} is not an integer of at least {minimum}; give one of {minimum} or more"
+        )
+    return value
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """Return the value, or raise ValueError naming the nearest of the choices."""
+    if value in choices:
+        return value
+    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)
+    raise ValueError(
+        f"unknown {name} {value!r}; did you mean {near[0]!r}? Choose one of: {', '.join(choices)}"
+    )
+
+
+def check_grid(grid: tuple[int, int] | None, length: int) -> tuple[int, int] | None:
+    """Return the grid as two integers, or raise ValueError where its cells exceed the tokens."""
+    if grid is None:
+        return None
+    if len(grid) != 2:
+        raise ValueError(f"grid={grid!r} has {len(grid)} entries; give two: rows and columns")
+    rows = check_at_least("grid rows", grid[0], 1)
+    cols = check_at_least("grid cols", grid[1], 1)
+    if rows * cols > length:
+        raise ValueError(
+            f"grid={rows}x{cols} has {rows * cols} cells but length={length} tokens; give at least one each"
+        )
+    return rows, cols

@@ -1,0 +1,309 @@
+"""The blocks that HRM and TRM are built of: token mixing, then a SwiGLU, each with a post-norm residual.
+
+Attention, its positions and the SwiGLU follow the published HRM (arXiv 2506.21734), mixing by a SwiGLU
+over positions follows TRM (arXiv 2510.04871). The convolutions are this project's: they are cheap, and
+they know which cells of a grid are neighbours.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from hrm_agent.cores.base import check_at_least, check_choice, check_grid, linear, truncated_normal_
+
+MIXINGS = ("attention", "mlp", "conv", "attention_conv")
+POSITIONS = ("rope", "rope2d", "none")
+NORM_EPS = 1e-5
+ROPE_THETA = 10_000.0
+WIDTH_MULTIPLE = 256
+
+Angles = tuple[Tensor, Tensor]
+"""Cosines and sines of the rotary positions, each float[L, 1, head_size]."""
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm with its gradient written out: on a CPU, twice as fast as autograd's for small channels.
+
+    The forward is the authors' arithmetic, operation for operation. Recursion amplifies a rounding error
+    a thousandfold within a few segments, so `torch.rms_norm`, as exact, ends up 1e-3 from their numbers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + NORM_EPS)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # y = x s with ds/dx = -s^3 x / D, so the gradient is s (g - y mean(g y)).
+        y, scale = ctx.saved_tensors
+        along = (gradient * y).mean(dim=-1, keepdim=True)
+        return torch.addcmul(gradient, y, along, value=-1).mul_(scale)
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Divide by the root mean square over the last dimension, in float32; there is no weight."""
+    normed: Tensor = _RMSNorm.apply(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+    return normed.to(x.dtype)
+
+
+def swiglu_width(size: int, expansion: float, inner_size: int | None) -> int:
+    """Inner channels of a SwiGLU: the published 2/3 rule rounded up to 256, unless a width is given."""
+    if inner_size is not None:
+        return check_at_least("inner_size", inner_size, 1)
+    if expansion <= 0:
+        raise ValueError(f"expansion={expansion!r} is not above 0; the published value is 4")
+    return math.ceil(round(expansion * size * 2 / 3) / WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+
+
+class GridConv(nn.Module):
+    """A 3x3 depthwise convolution over the grid; tokens before the grid are left as they are.
+
+    float[B, L, C] -> float[B, L - prefix, C], the grid's part only. Cells outside the grid count as zero.
+    """
+
+    def __init__(self, channels: int, length: int, grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        checked = check_grid(grid, length)
+        if checked is None:
+            raise ValueError("mixing by convolution needs a grid but grid=None; give rows and columns")
+        self.rows, self.cols = checked
+        self.prefix = length - self.rows * self.cols
+        self.weight = nn.Parameter(truncated_normal_(torch.empty(channels, 1, 3, 3), 1 / 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = x[:, self.prefix :] if self.prefix else x
+        batch, length, channels = cells.shape
+        # [B, L, C] is already a channels-last image, and the convolution returns one: nothing is copied.
+        image = cells.reshape(batch, self.rows, self.cols, channels).permute(0, 3, 1, 2)
+        mixed = F.conv2d(image, self.weight, padding=1, groups=channels)
+        return mixed.permute(0, 2, 3, 1).reshape(batch, length, channels)
+
+
+class SwiGLU(nn.Module):
+    """`down(silu(gate(x)) * up(x))`, gate and up being one matrix; optionally a convolution before `down`."""
+
+    def __init__(self, size: int, inner: int, conv: GridConv | None = None) -> None:
+        super().__init__()
+        self.gate_up = linear(size, 2 * inner)
+        self.conv = conv
+        self.down = linear(inner, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        hidden = F.silu(gate) * up
+        if self.conv is not None:
+            mixed = self.conv(hidden)
+            prefix = self.conv.prefix
+            hidden = torch.cat([hidden[:, :prefix], mixed], dim=1) if prefix else mixed
+        down: Tensor = self.down(hidden)
+        return down
+
+
+class AttentionMixing(nn.Module):
+    """Non-causal multi-head attention over all tokens, with its residual and norm."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = linear(hidden_size, 3 * hidden_size)
+        self.out = linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
+        batch, length, size = x.shape
+        qkv = self.qkv(x).view(batch, length, 3 * self.num_heads, size // self.num_heads)
+        qk, value = qkv.split([2 * self.num_heads, self.num_heads], dim=2)
+        if angles is not None:
+            qk = rotate(qk, angles)
+        query, key = qk.chunk(2, dim=2)
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+        )
+        return rms_norm(x + self.out(mixed.transpose(1, 2).reshape(batch, length, size)))
+
+
+class PositionMLPMixing(nn.Module):
+    """TRM's mixing by a SwiGLU over positions; its norm is over positions too, as published."""
+
+    def __init__(self, length: int, inner: int) -> None:
+        super().__init__()
+        self.swiglu = SwiGLU(length, inner)
+
+    def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
+        by_channel = x.transpose(1, 2)
+        return rms_norm(by_channel + self.swiglu(by_channel)).transpose(1, 2)
+
+
+class ConvMixing(nn.Module):
+    """A 3x3 depthwise convolution in attention's place; prefix tokens receive nothing from others."""
+
+    def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.conv = GridConv(hidden_size, length, grid)
+
+    def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
+        mixed = self.conv(x)
+        if self.conv.prefix:
+            mixed = F.pad(mixed, (0, 0, self.conv.prefix, 0))
+        return rms_norm(x + mixed)
+
+
+class Block(nn.Module):
+    """Token mixing, then a SwiGLU over channels; both residual and normed afterwards.
+
+    Args:
+        hidden_size: channels D.
+        length: tokens L, prefix included.
+        grid: rows and columns of the tokens after the prefix; needed by the convolutions.
+        num_heads: attention heads; they must divide D.
+        mixing: `attention`, `mlp` (SwiGLU over positions), `conv`, or `attention_conv` (attention, and a
+            convolution inside the SwiGLU over channels).
+        expansion: published width rule of the SwiGLUs, see `swiglu_width`.
+        inner_size: width of the SwiGLUs, in place of the rule.
+
+    Raises:
+        ValueError: an unknown mixing, heads that do not divide D, or a convolution without a grid.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        length: int,
+        grid: tuple[int, int] | None,
+        num_heads: int,
+        mixing: str,
+        expansion: float,
+        inner_size: int | None,
+    ) -> None:
+        super().__init__()
+        check_choice("mixing", mixing, MIXINGS)
+        inner = swiglu_width(hidden_size, expansion, inner_size)
+        self.mixer: nn.Module
+        if mixing == "conv":
+            self.mixer = ConvMixing(hidden_size, length, grid)
+        elif mixing == "mlp":
+            self.mixer = PositionMLPMixing(length, swiglu_width(length, expansion, inner_size))
+        else:
+            check_heads(hidden_size, num_heads)
+            self.mixer = AttentionMixing(hidden_size, num_heads)
+        conv = GridConv(inner, length, grid) if mixing == "attention_conv" else None
+        self.mlp = SwiGLU(hidden_size, inner, conv)
+
+    def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
+        x = self.mixer(x, angles)
+        return rms_norm(x + self.mlp(x))
+
+
+class BlockStack(nn.Module):
+    """Several blocks in a row, float[B, L, D] -> float[B, L, D]; arguments are those of `Block`."""
+
+    def __init__(
+        self,
+        layers: int,
+        *,
+        hidden_size: int,
+        length: int,
+        grid: tuple[int, int] | None,
+        num_heads: int,
+        mixing: str,
+        expansion: float,
+        inner_size: int | None,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            Block(hidden_size, length, grid, num_heads, mixing, expansion, inner_size) for _ in range(layers)
+        )
+
+    def forward(self, x: Tensor, angles: Angles | None = None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, angles)
+        return x
+
+
+class RotaryPositions(nn.Module):
+    """Tables of rotary angles for a core; they are recomputed, not stored with the weights.
+
+    `rope` numbers all tokens, prefix first. `rope2d` turns one half of each head by the row and the other
+    by the column; prefix tokens are not turned. `none`, or mixing without attention, has no table.
+    """
+
+    cos: Tensor | None
+    sin: Tensor | None
+
+    def __init__(
+        self,
+        positions: str,
+        mixing: str,
+        hidden_size: int,
+        num_heads: int,
+        length: int,
+        grid: tuple[int, int] | None,
+    ) -> None:
+        super().__init__()
+        check_choice("positions", positions, POSITIONS)
+        check_choice("mixing", mixing, MIXINGS)
+        turns = None
+        if mixing in ("attention", "attention_conv") and positions != "none":
+            check_heads(hidden_size, num_heads)
+            head_size = hidden_size // num_heads
+            turns = (
+                _turns_1d(length, head_size) if positions == "rope" else _turns_2d(length, head_size, grid)
+            )
+        # [L, 1, head_size]: one angle for all heads. The two halves of a head share their angles.
+        both = None if turns is None else torch.cat([turns, turns], dim=-1)[:, None]
+        self.register_buffer("cos", None if both is None else both.cos(), persistent=False)
+        self.register_buffer("sin", None if both is None else both.sin(), persistent=False)
+
+    def forward(self) -> Angles | None:
+        return None if self.cos is None or self.sin is None else (self.cos, self.sin)
+
+
+def rotate(x: Tensor, angles: Angles) -> Tensor:
+    """Turn the pairs (first half, second half) of each head, float[B, L, heads, head_size]."""
+    cos, sin = angles
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def check_heads(hidden_size: int, num_heads: int) -> None:
+    """Raise ValueError where attention heads do not divide the channels."""
+    check_at_least("num_heads", num_heads, 1)
+    if hidden_size % num_heads:
+        raise ValueError(
+            f"num_heads={num_heads} does not divide hidden_size={hidden_size}; choose a divisor of it"
+        )
+
+
+def _frequencies(pairs: int) -> Tensor:
+    return 1.0 / ROPE_THETA ** (torch.arange(pairs, dtype=torch.float32) / pairs)
+
+
+def _turns_1d(length: int, head_size: int) -> Tensor:
+    if head_size % 2:
+        raise ValueError(f"positions=rope needs an even head size, not {head_size}; choose fewer heads")
+    return torch.outer(torch.arange(length, dtype=torch.float32), _frequencies(head_size // 2))
+
+
+def _turns_2d(length: int, head_size: int, grid: tuple[int, int] | None) -> Tensor:
+    checked = check_grid(grid, length)
+    if checked is None:
+        raise ValueError("positions=rope2d needs a grid but grid=None; give rows and columns, or use rope")
+    if head_size % 4:
+        raise ValueError(
+            f"positions=rope2d needs a head size divisible by 4, not {head_size}; choose fewer heads"
+        )
+    rows, cols = checked
+    frequencies = _frequencies(head_size // 4)
+    by_row = torch.outer(torch.arange(rows, dtype=torch.float32), frequencies)[:, None].expand(-1, cols, -1)
+    by_col = torch.outer(torch.arange(cols, dtype=torch.float32), frequencies)[None].expand(rows, -1, -1)
+    cells = torch.cat([by_row, by_col], dim=-1).reshape(rows * cols, head_size // 2)
+    return torch.cat([torch.zeros(length - rows * cols, head_size // 2), cells])

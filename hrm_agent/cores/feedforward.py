@@ -1,0 +1,62 @@
+"""Baseline: the blocks of HRM and TRM in a plain stack, with no state and so no memory."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from hrm_agent.cores.base import Core, State, check_at_least
+from hrm_agent.cores.blocks import BlockStack, RotaryPositions
+
+
+class FeedForwardState(NamedTuple):
+    """No tensors at all."""
+
+
+class FeedForward(Core):
+    """`y = blocks(x)`; a second segment computes the same again.
+
+    Args:
+        hidden_size, length, grid: see `Core`.
+        layers: number of blocks.
+        num_heads, mixing, expansion, inner_size: see `Block`.
+        positions: `rope`, `rope2d` or `none`; only attention uses them.
+
+    Raises:
+        ValueError: a count below 1, an unknown choice, heads that do not divide the channels, or a grid
+            missing where one is needed.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        length: int,
+        grid: tuple[int, int] | None = None,
+        *,
+        layers: int = 4,
+        num_heads: int = 4,
+        mixing: str = "attention",
+        positions: str = "rope",
+        expansion: float = 4.0,
+        inner_size: int | None = None,
+    ) -> None:
+        super().__init__(hidden_size, length, grid)
+        check_at_least("layers", layers, 1)
+        self.rotary = RotaryPositions(positions, mixing, hidden_size, num_heads, length, self.grid)
+        self.blocks = BlockStack(
+            layers,
+            hidden_size=hidden_size,
+            length=length,
+            grid=self.grid,
+            num_heads=num_heads,
+            mixing=mixing,
+            expansion=expansion,
+            inner_size=inner_size,
+        )
+
+    def initial_state(self, batch_size: int) -> FeedForwardState:
+        return FeedForwardState()
+
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, FeedForwardState]:
+        return self.blocks(x, self.rotary()), FeedForwardState()

@@ -1,0 +1,236 @@
+"""Compare this project's models with numbers computed by the authors' own code.
+
+`python -m hrm_agent.parity FILE...` loads each file's weights under their published names, runs its segments,
+loss and gradients (or an agent's environment steps), and prints the largest absolute error of each group.
+
+Recursion amplifies rounding: some of these files' numbers, recomputed in double precision, differ from the
+files by 4e-3 after three segments. Agreement to 1e-4 therefore needs the authors' order of operations, and
+may be lost on a machine whose matrix products round differently.
+
+Exit code: 0 where every error is at most 1e-4, 1 where one is above, 2 where a file cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hrm_agent.supervised.losses import puzzle_loss
+from hrm_agent.supervised.model import (
+    PuzzleModel,
+    load_published,
+    model_from_published,
+    name_from_published,
+)
+
+TOLERANCE = 1e-4
+KINDS = ("hrm", "trm", "hrm_agent")
+ACTIONS = 4
+AGENT_EPISODE_STARTS = {2: (0,)}
+"""Environment step -> rows that begin a new episode there; at step 0 all do."""
+
+Seeds = tuple[Tensor, Tensor]
+"""Latents of the last token, high and low, each float[B, D]: what the original HRM-Agent carries."""
+
+AgentStep = Callable[[Tensor, Seeds | None, Tensor], tuple[Tensor, Seeds]]
+"""(observation int[B, L], seeds or None at first, episode_start bool[B]) -> (Q float[B, 4], next seeds)."""
+
+MakeAgent = Callable[[Mapping[str, Any], Mapping[str, Tensor]], AgentStep]
+"""(published config, weights under their published names) -> one environment step of the agent."""
+
+
+class Reference:
+    """A file's configuration and tensors.
+
+    Raises:
+        ValueError: the file is missing, is not a safetensors file, or has no usable config.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"not a readable safetensors file ({reason}); give a parity file") from None
+        try:
+            self.config: dict[str, Any] = json.loads(metadata["config"])
+            kind = self.config["kind"]
+        except (KeyError, TypeError, json.JSONDecodeError):
+            raise ValueError("its metadata has no JSON 'config' with a 'kind'; give a parity file") from None
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind {kind!r}; expected one of: {', '.join(KINDS)}")
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise ValueError(f"it has no tensor {name!r}; give a whole parity file")
+        return self.tensors[name]
+
+    def under(self, folder: str) -> dict[str, Tensor]:
+        """The tensors whose name begins with `folder/`, without it."""
+        start = folder + "/"
+        return {name.removeprefix(start): t for name, t in self.tensors.items() if name.startswith(start)}
+
+
+class Errors:
+    """The largest absolute error of each group, in order of first comparison."""
+
+    def __init__(self) -> None:
+        self.groups: dict[str, float] = {}
+
+    def compare(self, group: str, ours: Tensor, theirs: Tensor) -> None:
+        """Take one pair of tensors into a group; an error that is not a number counts as infinite."""
+        if ours.numel() != theirs.numel():
+            raise ValueError(
+                f"{group}: the file's shape {tuple(theirs.shape)} is not {tuple(ours.shape)}; "
+                "give a parity file whose config fits its tensors"
+            )
+        difference = (ours.detach().double().reshape(-1) - theirs.double().reshape(-1)).abs()
+        largest = difference.nan_to_num(nan=torch.inf).max().item() if difference.numel() else 0.0
+        self.groups[group] = max(self.groups.get(group, 0.0), largest)
+
+    @property
+    def largest(self) -> float:
+        return max(self.groups.values())
+
+
+def compare_file(path: Path, make_agent: MakeAgent | None = None) -> Errors:
+    """Run what a file describes and compare.
+
+    Args:
+        path: a parity file.
+        make_agent: for files of kind `hrm_agent`, how to build the agent; by default `last_token_agent`.
+
+    Raises:
+        ValueError: the file cannot be used.
+    """
+    reference = Reference(path)
+    if reference.config["kind"] == "hrm_agent":
+        return _compare_agent(reference, make_agent or last_token_agent)
+    return _compare_puzzle_model(reference)
+
+
+def last_token_agent(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> AgentStep:
+    """The original HRM-Agent (arXiv 2510.22832) as a function.
+
+    Each seed is broadcast over all positions, `halt_max_steps` segments follow, Q-values are the first four
+    logits of the last token, and that token's latents are the next seeds.
+    """
+    model = model_from_published(config)
+    load_published(model, weights, "hrm")
+    model.eval()
+    segments = int(config["halt_max_steps"])
+
+    def step(inputs: Tensor, seeds: Seeds | None, episode_start: Tensor) -> tuple[Tensor, Seeds]:
+        state = model.initial_state(len(inputs))
+        if seeds is not None:
+            fresh = episode_start[:, None, None]
+            carried = [torch.where(fresh, z, seed[:, None]) for z, seed in zip(state, seeds, strict=True)]
+            state = tuple(carried)
+        batch = {"inputs": inputs, "puzzle_identifiers": torch.zeros(len(inputs), dtype=torch.long)}
+        with torch.no_grad():
+            for _ in range(segments):
+                state, logits, _, _ = model(state, batch)
+        z_H, z_L = state
+        return logits[:, -1, :ACTIONS], (z_H[:, -1], z_L[:, -1])
+
+    return step
+
+
+def _compare_agent(reference: Reference, make_agent: MakeAgent) -> Errors:
+    step = make_agent(reference.config, reference.under("weights"))
+    errors = Errors()
+    seeds: Seeds | None = None
+    steps = len({name.split("/")[0] for name in reference.tensors if name.startswith("step")})
+    for t in range(max(steps, 1)):
+        inputs = reference[f"step{t}/inputs"]
+        episode_start = torch.full((len(inputs),), t == 0)
+        episode_start[list(AGENT_EPISODE_STARTS.get(t, ()))] = True
+        # Only our own seeds are carried on: an error anywhere in the chain shows in every later step.
+        q_values, seeds = step(inputs, seeds, episode_start)
+        errors.compare("q_values", q_values, reference[f"step{t}/q_values"])
+        errors.compare("seed_h", seeds[0], reference[f"step{t}/next_seed_h"])
+        errors.compare("seed_l", seeds[1], reference[f"step{t}/next_seed_l"])
+    return errors
+
+
+def _compare_puzzle_model(reference: Reference) -> Errors:
+    model = model_from_published(reference.config)
+    load_published(model, reference.under("weights"), reference.config["kind"])
+    # The published models have no dropout; evaluation mode only says that all segments are run.
+    model.eval()
+    batch = {name: reference[name].long() for name in ("inputs", "puzzle_identifiers", "labels")}
+    errors = Errors()
+    state = model.initial_state(len(batch["inputs"]))
+    with torch.no_grad():
+        for n in range(int(reference.config.get("segments", 1))):
+            state, logits, q_halt, q_continue = model(state, batch)
+            for group, ours in zip(("z_H", "z_L"), state, strict=True):
+                errors.compare(group, ours, reference[f"segment{n}/{group}"])
+            errors.compare("logits", logits, reference[f"segment{n}/logits"])
+            errors.compare("q_halt", q_halt, reference[f"segment{n}/q_halt_logits"])
+            errors.compare("q_continue", q_continue, reference[f"segment{n}/q_continue_logits"])
+    _compare_gradients(model, batch, reference, errors)
+    return errors
+
+
+def _compare_gradients(
+    model: PuzzleModel, batch: Mapping[str, Tensor], reference: Reference, errors: Errors
+) -> None:
+    """Compare the first segment's loss, and its gradient by the parts that the published names begin with."""
+    _, logits, q_halt, _ = model(model.initial_state(len(batch["inputs"])), batch)
+    loss = puzzle_loss(logits, q_halt, batch["labels"])
+    errors.compare("loss", loss.stablemax, reference["loss/stablemax"])
+    errors.compare("loss", loss.q_halt, reference["loss/q_halt"])
+    loss.total.backward()
+    parameters = dict(model.named_parameters())
+    gradients = reference.under("grad")
+    for name in reference.under("weights"):
+        ours = parameters.get(name_from_published(name, reference.config["kind"]))
+        # The initial latents are no parameters; the puzzle embedding has no gradient in the files.
+        if ours is None or name.endswith("puzzle_emb.weights"):
+            continue
+        if name not in gradients:
+            raise ValueError(f"it has no tensor 'grad/{name}'; give a whole parity file")
+        gradient = torch.zeros_like(ours) if ours.grad is None else ours.grad
+        part = name.removeprefix("inner.").split(".")[0]
+        errors.compare(f"grad/{part}", gradient, gradients[name])
+
+
+def report(path: Path, errors: Errors) -> bool:
+    """Print a file's errors and its verdict; return whether all are within the tolerance."""
+    print(path)
+    for group, error in errors.groups.items():
+        print(f"  {group:<18} {error:.2e}")
+    passed = errors.largest <= TOLERANCE
+    verdict = "agrees" if passed else "DIFFERS"
+    print(f"  {verdict}: largest absolute error {errors.largest:.2e}, tolerance {TOLERANCE:.0e}")
+    return passed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare every file named on the command line; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m hrm_agent.parity", description=__doc__.splitlines()[0])
+    parser.add_argument("files", metavar="FILE", nargs="+", type=Path, help="parity file (safetensors)")
+    passed = True
+    for path in parser.parse_args(arguments).files:
+        try:
+            errors = compare_file(path)
+        except (ValueError, IndexError) as error:  # IndexError: a token that the vocabulary lacks
+            print(f"{path}: {error}", file=sys.stderr)
+            return 2
+        passed = report(path, errors) and passed
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

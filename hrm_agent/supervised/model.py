@@ -1,0 +1,215 @@
+"""A core between an embedding of puzzle tokens and its answers, as HRM and TRM train it.
+
+The published models' weights load under their published names, see `load_published`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hrm_agent.cores import State, build_core
+from hrm_agent.cores.base import check_at_least, check_choice, linear, truncated_normal_
+
+MODEL_POSITIONS = ("rope", "rope2d", "learned", "none")
+HALTING_BIAS = -5.0
+DEFAULT_SLOTS = {"hrm": 1, "trm": 16}
+
+
+class PuzzleModel(nn.Module):
+    """Token embedding and puzzle prefix, one segment of a core, then answer and halting logits.
+
+    Args:
+        vocabulary_size: number of token ids, for inputs and for answers.
+        sequence_length: tokens L of a puzzle.
+        num_puzzles: number of puzzle identifiers.
+        hidden_size: channels D.
+        puzzle_embedding_size: numbers learned per puzzle; they fill the prefix from the front, the rest of
+            it is zero. 0: no prefix.
+        slots: tokens P of the prefix; where None, 1 for HRM and 16 for TRM.
+        positions: `learned` (added to the embedding), or those of the core.
+        grid: rows and columns of the puzzle, where it has them.
+        core: name of the core (`hrm_agent.cores.build_core`).
+        core_options: its further arguments.
+
+    Raises:
+        ValueError: a size below its minimum, a puzzle embedding larger than the prefix, an unknown choice.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        sequence_length: int,
+        num_puzzles: int,
+        hidden_size: int,
+        puzzle_embedding_size: int,
+        slots: int | None = None,
+        positions: str = "rope",
+        grid: tuple[int, int] | None = None,
+        core: str = "trm",
+        core_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_at_least("vocabulary_size", vocabulary_size, 1)
+        check_at_least("sequence_length", sequence_length, 1)
+        check_at_least("num_puzzles", num_puzzles, 1)
+        check_at_least("puzzle_embedding_size", puzzle_embedding_size, 0)
+        check_choice("positions", positions, MODEL_POSITIONS)
+        self.prefix = 0
+        if puzzle_embedding_size:
+            self.prefix = check_at_least("slots", DEFAULT_SLOTS.get(core, 1) if slots is None else slots, 1)
+        self.padding = self.prefix * hidden_size - puzzle_embedding_size
+        if self.padding < 0:
+            raise ValueError(
+                f"puzzle_embedding_size={puzzle_embedding_size} does not fit into slots={self.prefix} of "
+                f"hidden_size={hidden_size}; give more slots or a smaller embedding"
+            )
+        self.hidden_size = hidden_size
+        self.scale = math.sqrt(hidden_size)
+        length = self.prefix + sequence_length
+        self.tokens = _embedding(vocabulary_size, hidden_size)
+        self.puzzles = nn.Embedding(num_puzzles, puzzle_embedding_size) if self.prefix else None
+        if self.puzzles is not None:
+            nn.init.zeros_(self.puzzles.weight)
+        self.learned_positions = _embedding(length, hidden_size) if positions == "learned" else None
+        options = dict(core_options or {})
+        if core in ("hrm", "trm", "feedforward"):
+            options["positions"] = "none" if positions == "learned" else positions
+        self.core = build_core(core, hidden_size=hidden_size, length=length, grid=grid, **options)
+        self.lm_head = linear(hidden_size, vocabulary_size)
+        self.halting_head = linear(hidden_size, 2, bias=True)
+        nn.init.zeros_(self.halting_head.weight)
+        nn.init.constant_(self.halting_head.bias, HALTING_BIAS)
+
+    def initial_state(self, batch_size: int) -> State:
+        """The core's state before the first segment."""
+        return self.core.initial_state(batch_size)
+
+    def embed(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """float[B, P + L, D]: prefix and tokens of a batch, see `forward`."""
+        x = self.tokens(batch["inputs"])
+        if self.puzzles is not None:
+            prefix = F.pad(self.puzzles(batch["puzzle_identifiers"]), (0, self.padding))
+            x = torch.cat([prefix.view(-1, self.prefix, self.hidden_size), x], dim=1)
+        if self.learned_positions is not None:
+            # The sum of two equal variances is brought back to one.
+            x = (x + self.learned_positions.weight) * math.sqrt(0.5)
+        return self.scale * x
+
+    def forward(self, state: State, batch: Mapping[str, Tensor]) -> tuple[State, Tensor, Tensor, Tensor]:
+        """Run one segment. Training takes one optimizer step on it and detaches the state it returns.
+
+        Args:
+            state: what `initial_state` or an earlier call returned.
+            batch: `inputs` int[B, L]; `puzzle_identifiers` int[B].
+
+        Returns:
+            The new state, logits float[B, L, V], and the halting head's two logits of position 0, halt
+            and continue, each float[B].
+        """
+        y, state = self.core(self.embed(batch), state)
+        q_halt, q_continue = self.halting_head(y[:, 0]).unbind(dim=-1)
+        return state, self.lm_head(y[:, self.prefix :]), q_halt, q_continue
+
+
+def _embedding(count: int, size: int) -> nn.Embedding:
+    embedding = nn.Embedding(count, size)
+    truncated_normal_(embedding.weight, size**-0.5)
+    return embedding
+
+
+# Published name -> ours; TRM calls its only network L_level.
+_WRAPPERS = re.compile(r"^(_orig_mod\.)?(model\.)?inner\.")
+_LAYER = r"^([HL])_level\.layers\.(\d+)\."
+_RENAMES = (
+    (r"^embed_tokens\.embedding_weight$", "tokens.weight"),
+    (r"^embed_pos\.embedding_weight$", "learned_positions.weight"),
+    (r"^puzzle_emb\.weights$", "puzzles.weight"),
+    (r"^lm_head\.weight$", "lm_head.weight"),
+    (r"^q_head\.(weight|bias)$", r"halting_head.\1"),
+    (r"^([HL])_init$", r"core.z_\1_init"),
+    (_LAYER + r"self_attn\.qkv_proj\.weight$", r"core.\1_net.layers.\2.mixer.qkv.weight"),
+    (_LAYER + r"self_attn\.o_proj\.weight$", r"core.\1_net.layers.\2.mixer.out.weight"),
+    (_LAYER + r"mlp_t\.(gate_up|down)_proj\.weight$", r"core.\1_net.layers.\2.mixer.swiglu.\3.weight"),
+    (_LAYER + r"mlp\.(gate_up|down)_proj\.weight$", r"core.\1_net.layers.\2.mlp.\3.weight"),
+)
+
+
+def name_from_published(name: str, core: str) -> str:
+    """Our name of a published weight, such as `inner.lm_head.weight` or `_orig_mod.model.inner.H_init`.
+
+    Args:
+        name: as in the authors' files, with or without the prefixes of their compiled loss wrapper.
+        core: `hrm` or `trm`.
+
+    Raises:
+        ValueError: no such weight is known.
+    """
+    bare, wrapped = _WRAPPERS.subn("", name)
+    for pattern, ours in _RENAMES:
+        renamed, found = re.subn(pattern, ours, bare)
+        if wrapped and found:
+            return renamed.replace("core.L_net.", "core.net.") if core == "trm" else renamed
+    raise ValueError(f"{name!r} is not the published name of any weight of {core}; give the authors' files")
+
+
+def load_published(model: PuzzleModel, weights: Mapping[str, Tensor], core: str) -> None:
+    """Copy weights under their published names into the model.
+
+    Raises:
+        ValueError: a weight is unknown, missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    renamed = {name_from_published(name, core): weight for name, weight in weights.items()}
+    for name in own:
+        if name not in renamed:
+            raise ValueError(f"the weights lack {name!r}, which the model has; give weights of this config")
+    for name, weight in renamed.items():
+        if name not in own:
+            raise ValueError(f"the weights hold {name!r}, which the model lacks; give weights of this config")
+        if weight.shape != own[name].shape:
+            raise ValueError(
+                f"{name!r} has shape {tuple(weight.shape)} but the model's is {tuple(own[name].shape)}; "
+                "give weights of this config"
+            )
+    model.load_state_dict(renamed)
+
+
+def model_from_published(config: Mapping[str, Any]) -> PuzzleModel:
+    """Build the model of a published configuration; its `kind` is `hrm`, `hrm_agent` or `trm`.
+
+    Raises:
+        ValueError: an entry is missing or out of range.
+    """
+    try:
+        core = "trm" if config["kind"] == "trm" else "hrm"
+        options: dict[str, Any] = {
+            key: config[key] for key in ("num_heads", "H_cycles", "L_cycles", "expansion")
+        }
+        if core == "trm":
+            options["layers"] = config["L_layers"]
+            options["mixing"] = "mlp" if config["mlp_t"] else "attention"
+        else:
+            options.update(H_layers=config["H_layers"], L_layers=config["L_layers"])
+        embedding_size, hidden_size = config["puzzle_emb_ndim"], config["hidden_size"]
+        slots = config.get("puzzle_emb_len") or math.ceil(embedding_size / hidden_size)
+        return PuzzleModel(
+            vocabulary_size=config["vocab_size"],
+            sequence_length=config["seq_len"],
+            num_puzzles=config["num_puzzle_identifiers"],
+            hidden_size=hidden_size,
+            puzzle_embedding_size=embedding_size,
+            slots=slots,
+            positions=config["pos_encodings"],
+            core=core,
+            core_options=options,
+        )
+    except KeyError as error:
+        raise ValueError(f"the config has no entry {error}; give a published model's whole config") from None
