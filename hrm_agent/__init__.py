@@ -1,0 +1,6 @@
+"""HRM-Agent: recurrent reasoning cores as policies whose latent carries over between environment steps."""
+
+from hrm_agent.agent import Agent
+
+__version__ = "0.1.0"
+__all__ = ["Agent", "__version__"]

@@ -1,0 +1,181 @@
+"""A trained agent, as other projects use it: `Agent.load(folder).predict(obs, state, episode_start)`.
+
+`predict` follows the convention of Stable-Baselines3, so `evaluate_policy(agent, env)` of that library works.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from hrm_agent.checkpoint import CheckpointError, load_tensors, save_tensors, write_atomically
+from hrm_agent.policy import Policy, PolicyConfig, to_tensors
+from hrm_agent.spaces import space_from_dict, space_to_dict
+
+AGENT_FILE = "agent.json"
+WEIGHTS_FILE = "agent.safetensors"
+AGENT_VERSION = 1
+
+
+class Agent:
+    """A policy with the spaces it was made for and where it comes from.
+
+    Args:
+        policy: the network; put into evaluation mode.
+        observation_space, action_space: of a single environment.
+        info: JSON-able facts (environment id and options, frames trained, success on validation levels, ...).
+        seed: of the actions drawn by `predict(deterministic=False)`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        info: dict[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.policy = policy.eval()
+        self.observation_space, self.action_space = observation_space, action_space
+        self.info = info or {}
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | bool | None = None,
+        deterministic: bool = True,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Actions for one observation or for a batch of them, and the state to give back at the next call.
+
+        Args:
+            observation: an element of the observation space, or a batch with one more dimension in front.
+            state: what the last call returned; None begins an episode in every row.
+            episode_start: bool or bool `[B]`, true where the observation begins an episode; None: nowhere,
+                except where `state` is None.
+            deterministic: the most probable action, or one drawn from the policy.
+
+        Returns:
+            actions int64 `[B]` (a 0-d array for a single observation), and the state, a tuple of arrays.
+
+        Raises:
+            ValueError: the observation does not fit the agent's observation space.
+        """
+        observation, batched = self._as_batch(observation)
+        obs = to_tensors(observation)
+        size = len(obs) if isinstance(obs, torch.Tensor) else len(next(iter(obs.values())))
+        if state is None:
+            kept = self.policy.initial_state(size)
+            start = torch.ones(size, dtype=torch.bool)
+        else:
+            kept = tuple(torch.as_tensor(s) for s in state)
+            given = np.zeros(size, bool) if episode_start is None else np.atleast_1d(episode_start).astype(bool)
+            start = torch.from_numpy(np.broadcast_to(given, (size,)).copy())
+        decision = self.policy.step(obs, kept, start)
+        if deterministic:
+            actions = decision.logits.argmax(-1)
+        else:
+            actions = torch.multinomial(decision.logits.softmax(-1), 1, generator=self.generator).squeeze(-1)
+        first = int(getattr(self.action_space, "start", 0))
+        out = actions.numpy() + first
+        return (out if batched else out[0]), tuple(s.numpy() for s in decision.state)
+
+    def _as_batch(self, observation: Any) -> tuple[Any, bool]:
+        space = self.observation_space
+        if isinstance(space, gym.spaces.Dict):
+            parts = {key: np.asarray(observation[key]) for key in space.spaces}
+            key, sub = next(iter(space.spaces.items()))
+            batched = parts[key].ndim == len(sub.shape or ()) + 1
+            return (parts if batched else {k: v[None] for k, v in parts.items()}), batched
+        array = np.asarray(observation)
+        shape = space.shape or ()
+        if array.shape == shape:
+            return array[None], False
+        if array.shape[1:] == shape:
+            return array, True
+        raise ValueError(f"observation of shape {array.shape}: this agent expects {shape}, or a batch of them")
+
+    def check_fits(self, observation_space: gym.Space, action_space: gym.Space) -> None:
+        """Raises: ValueError if an environment with these spaces cannot be played by this agent."""
+        for what, mine, theirs in (
+            ("observation", self.observation_space, observation_space),
+            ("action", self.action_space, action_space),
+        ):
+            if space_to_dict(mine) != space_to_dict(theirs):
+                raise ValueError(f"the agent's {what} space is {mine}, the environment's is {theirs}: they do not fit")
+
+    def save(self, folder: str | Path) -> None:
+        """Write `agent.json` and `agent.safetensors` into `folder`, the weights last and each atomically."""
+        folder = Path(folder)
+        description = {
+            "agent_version": AGENT_VERSION,
+            "policy": self.policy.config.to_dict(),
+            "observation_space": space_to_dict(self.observation_space),
+            "action_space": space_to_dict(self.action_space),
+            "info": self.info,
+        }
+        write_atomically(folder / AGENT_FILE, (json.dumps(description, indent=2) + "\n").encode())
+        save_tensors(folder / WEIGHTS_FILE, self.policy.state_dict(), {"kind": "agent"})
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, carry: str | None = None, segments: int | None = None, best: bool = True
+    ) -> Agent:
+        """Read an agent from its own folder, or from a training run's folder (its best agent, else its last).
+
+        Args:
+            folder: of the agent or of the run.
+            carry, segments: another carry rule or number of segments than it was trained with.
+            best: from a run's folder, the best agent on validation levels rather than the last.
+
+        Raises:
+            CheckpointError: nothing there, of another version, truncated or altered.
+            ValueError: the carry rule or the number of segments is not possible.
+        """
+        folder = find_agent_folder(Path(folder), best)
+        try:
+            description = json.loads((folder / AGENT_FILE).read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{folder / AGENT_FILE}: not valid JSON ({error})") from None
+        version = description.get("agent_version")
+        if version != AGENT_VERSION:
+            raise CheckpointError(f"{folder}: agent version {version}, expected {AGENT_VERSION}")
+        config = PolicyConfig.from_dict(
+            {
+                **description["policy"],
+                **({"carry": carry} if carry else {}),
+                **({"segments": segments} if segments is not None else {}),
+            }
+        )
+        spaces = (space_from_dict(description[f"{name}_space"]) for name in ("observation", "action"))
+        observation_space, action_space = spaces
+        policy = Policy(config, observation_space, action_space)
+        tensors, _ = load_tensors(folder / WEIGHTS_FILE)
+        try:
+            policy.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{folder}: weights do not fit the description in {AGENT_FILE} ({reason})") from None
+        return cls(policy, observation_space, action_space, description["info"])
+
+
+def find_agent_folder(folder: Path, best: bool = True) -> Path:
+    """`folder` itself if it holds an agent, else the best or last agent of the run it holds.
+
+    Raises:
+        CheckpointError: no agent there.
+    """
+    order = ("best", "last") if best else ("last", "best")
+    for candidate in (folder, *(folder / "agents" / name for name in order)):
+        if (candidate / AGENT_FILE).is_file():
+            return candidate
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: no such folder; give the folder of a run or of an agent")
+    raise CheckpointError(f"{folder}: no agent in it ({AGENT_FILE} missing); give the folder of a run or of an agent")

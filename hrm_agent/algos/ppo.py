@@ -1,0 +1,196 @@
+"""PPO on windows of consecutive steps that start from their stored state.
+
+Clipped surrogate: Schulman et al. 2017, arXiv 1707.06347. Stored states for recurrent replay: Kapturowski et al.
+2019 (R2D2). All windows have one shape: resets inside a window are applied by the policy where `episode_start` is
+true, so there is no padding and no splitting at the ends of episodes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrm_agent.parallel import Shards
+from hrm_agent.policy import Policy
+from hrm_agent.rollout import Rollout, Windows, minibatches
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """PPO's settings; every one can be changed on the command line as `algo.NAME=VALUE`."""
+
+    num_envs: int = 128  # environments stepped side by side
+    rollout_steps: int = 16  # steps of each environment between updates
+    window: int = 16  # consecutive steps unrolled in training; 1 with time_gradient=detached is the papers' way
+    minibatch_windows: int = 32  # windows in a minibatch
+    epochs: int = 2  # passes over a rollout
+    learning_rate: float = 3e-3
+    anneal: bool = True  # learning rate and entropy bonus go linearly to 0 over the run
+    gamma: float = 0.97
+    gae_lambda: float = 0.9
+    clip_range: float = 0.2
+    value_coef: float = 0.5
+    entropy_coef: float = 0.01
+    max_grad_norm: float = 0.5
+    weight_decay: float = 0.0
+    refresh_states: bool = False  # recompute stored states with the current weights before every epoch but the first
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "rollout_steps", "window", "minibatch_windows", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"algo.{name}={getattr(self, name)}: expected 1 or more")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"algo.{name}={getattr(self, name)}: expected a number from 0 to 1")
+        for name in ("learning_rate", "clip_range", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"algo.{name}={getattr(self, name)}: expected a number above 0")
+        for name in ("value_coef", "entropy_coef", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"algo.{name}={getattr(self, name)}: expected 0 or more")
+        if self.rollout_steps % self.window:
+            raise ValueError(
+                f"algo.rollout_steps={self.rollout_steps} does not divide into windows of algo.window={self.window} "
+                "steps: make it a multiple"
+            )
+        windows = self.num_envs * self.rollout_steps // self.window
+        if windows % self.minibatch_windows:
+            raise ValueError(
+                f"algo.minibatch_windows={self.minibatch_windows} does not divide the {windows} windows of a "
+                f"rollout (num_envs={self.num_envs} x rollout_steps={self.rollout_steps} / window={self.window})"
+            )
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or a gradient is NaN or infinite; the weights were not touched by it."""
+
+
+class PPO:
+    """Loss and update of one policy.
+
+    Args:
+        policy: trained in place.
+        config: see `PPOConfig`.
+        shards: threads that a minibatch is split over.
+        seed: of the minibatch order.
+    """
+
+    def __init__(self, policy: Policy, config: PPOConfig, shards: Shards, seed: int) -> None:
+        self.policy, self.config, self.shards = policy, config, shards
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, eps=1e-5, weight_decay=config.weight_decay, fused=True
+        )
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
+        """Train on one rollout. `progress`: fraction of the run that is done, for annealing.
+
+        Returns the means over minibatches of what was measured.
+
+        Raises:
+            NonFiniteLoss: before any weight is changed by the offending minibatch.
+        """
+        config = self.config
+        remaining = 1.0 - progress if config.anneal else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * remaining
+        advantages, returns = rollout.advantages(config.gamma, config.gae_lambda)
+        windows = rollout.windows(advantages, returns)
+        sums: dict[str, float] = defaultdict(float)
+        count = 0
+        for epoch in range(config.epochs):
+            if epoch and config.refresh_states:
+                self._refresh(rollout)
+                windows = rollout.windows(advantages, returns)
+            epoch_drift, batches = 0.0, 0
+            for batch in minibatches(windows, config.minibatch_windows, self.generator):
+                measured = self._train(batch, config.entropy_coef * remaining)
+                epoch_drift += measured.pop("state_drift")
+                batches += 1
+                for name, value in measured.items():
+                    sums[name] += value
+            count += batches
+            sums[f"state_drift_epoch{epoch}"] = epoch_drift / batches * 1.0
+        drift = {name: sums.pop(name) for name in [n for n in sums if n.startswith("state_drift")]}
+        variance = returns.var()
+        return {
+            **{name: total / count for name, total in sums.items()},
+            **drift,
+            "explained_variance": float(1 - (returns - rollout.values).var() / variance) if variance > 0 else 0.0,
+            "learning_rate": config.learning_rate * remaining,
+        }
+
+    def _train(self, batch: Windows, entropy_coef: float) -> dict[str, float]:
+        """One optimizer step on a minibatch, its gradient summed over the shards in a fixed order."""
+        advantages = batch.advantages
+        batch = batch._replace(advantages=(advantages - advantages.mean()) / (advantages.std() + 1e-8))
+        rows = batch.actions.numel()
+
+        def gradient(part: slice) -> tuple[tuple[Tensor, ...], dict[str, float]]:
+            loss, measured = self.loss(batch.columns(part), entropy_coef, rows)
+            return torch.autograd.grad(loss, self.parameters, allow_unused=True), measured
+
+        parts = self.shards.map(gradient, self.shards.slices(batch.actions.shape[1]))
+        for parameter, *grads in zip(self.parameters, *(g for g, _ in parts), strict=True):
+            present = [g for g in grads if g is not None]
+            parameter.grad = sum(present[1:], present[0]) if present else None
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise NonFiniteLoss(f"gradient norm is {norm.item()}")
+        self.optimizer.step()
+        total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
+        return {**total, "gradient_norm": norm.item()}
+
+    def loss(self, batch: Windows, entropy_coef: float, rows: int) -> tuple[Tensor, dict[str, float]]:
+        """Sum over the batch, divided by `rows`, so that the losses of a minibatch's shards add up.
+
+        Returns the loss (scalar with a graph) and its parts, each divided by `rows` likewise.
+        """
+        config = self.config
+        decision = self.policy.unroll(batch.obs, batch.state, batch.episode_start)
+        log_probs = decision.logits.log_softmax(-1)
+        log_prob = log_probs.gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
+        log_ratio = log_prob - batch.log_probs
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
+        policy_loss = -torch.minimum(ratio * batch.advantages, clipped * batch.advantages).sum() / rows
+        value_loss = 0.5 * (decision.value - batch.returns).square().sum() / rows
+        entropy = -(log_probs.exp() * log_probs).sum() / rows
+        loss = policy_loss + config.value_coef * value_loss - entropy_coef * entropy
+        with torch.no_grad():
+            share = batch.actions.numel() / rows
+            measured = {
+                "policy_loss": policy_loss.item(),
+                "value_loss": value_loss.item(),
+                "entropy": entropy.item(),
+                # Low-variance estimator of the KL divergence: http://joschu.net/blog/kl-approx.html
+                "approx_kl": ((ratio - 1) - log_ratio).sum().item() / rows,
+                "clip_fraction": ((ratio - 1).abs() > config.clip_range).sum().item() / rows,
+                "state_drift": state_drift(batch.next_state, decision.state) * share,
+            }
+        return loss, measured
+
+    @torch.no_grad()
+    def _refresh(self, rollout: Rollout) -> None:
+        """Rebuild the stored states from the rollout's first with the current weights."""
+        k = rollout.window
+        for row in range(rollout.steps // k):
+            span = slice(row * k, (row + 1) * k)
+            obs: Any = rollout.obs
+            obs = obs[span] if isinstance(obs, Tensor) else {key: v[span] for key, v in obs.items()}
+            state = tuple(s[row] for s in rollout.states)
+            rollout.write_state(row + 1, self.policy.unroll(obs, state, rollout.episode_start[span]).state)
+
+
+def state_drift(stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...]) -> float:
+    """Relative error of the stored states against the recomputed: ||stored - new|| / ||new||; 0 for no state."""
+    if not stored:
+        return 0.0
+    error = sum((s - r).square().sum() for s, r in zip(stored, recomputed, strict=True))
+    norm = sum(r.square().sum() for r in recomputed)
+    return float((error / norm).sqrt()) if float(norm) > 0 else 0.0

@@ -1,0 +1,150 @@
+"""Tensors and metadata in one file, written whole or not at all, and never unpickled.
+
+A file is safetensors; its metadata is JSON and holds a SHA-256 over every tensor and the metadata itself, so that a
+truncated or altered file is refused. It is written under a temporary name, flushed to the disk and renamed: a
+process killed at any moment, or a full disk, leaves the earlier files as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+FORMAT_VERSION = 1
+SUFFIX = ".safetensors"
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used; the message is one line that says which and why."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data`, or leave it untouched.
+
+    Raises:
+        OSError: the disk is full or not writable; the temporary file is gone and `path` is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write `tensors` and JSON-able `metadata` to `path`, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(metadata, sort_keys=True)
+    header = {"format_version": str(FORMAT_VERSION), "metadata": text, "sha256": _digest(tensors, text)}
+    write_atomically(path, save(tensors, metadata=header))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read back what `save_tensors` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, altered, or of another version.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); it is truncated or altered") from None
+    if "sha256" not in header or "metadata" not in header:
+        raise CheckpointError(f"{path}: not written by hrm_agent (no checksum in its header)")
+    version = header.get("format_version")
+    if version != str(FORMAT_VERSION):
+        raise CheckpointError(f"{path}: format version {version}, expected {FORMAT_VERSION}; use the version that wrote it")
+    if _digest(tensors, header["metadata"]) != header["sha256"]:
+        raise CheckpointError(f"{path}: checksum does not match; the file was altered, use an earlier checkpoint")
+    return tensors, json.loads(header["metadata"])
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        if tensor.numel():
+            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class CheckpointFolder:
+    """The last few checkpoints of a run, named by the frames they were taken at.
+
+    Args:
+        folder: created at the first save.
+        keep: how many to keep; older ones are removed after a new one is safely written.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        self.folder, self.keep = folder, keep
+
+    def paths(self) -> list[Path]:
+        """Oldest first."""
+        return sorted(self.folder.glob(f"[0-9]*{SUFFIX}"))
+
+    def latest(self) -> Path | None:
+        paths = self.paths()
+        return paths[-1] if paths else None
+
+    def save(self, frames: int, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Path:
+        path = self.folder / f"{frames:012d}{SUFFIX}"
+        save_tensors(path, tensors, metadata)
+        for old in self.paths()[: -self.keep]:
+            old.unlink()
+        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while writing
+            leftover.unlink()
+        return path
+
+
+def flatten(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def unflatten(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix/`, without it."""
+    return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(prefix + "/")}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's per-parameter state as named tensors; parameters are numbered."""
+
+    def entries() -> Iterator[tuple[str, Tensor]]:
+        for index, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                yield f"{index}/{name}", torch.as_tensor(value)
+
+    return dict(entries())
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`; the parameter groups' settings stay those of `optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split("/")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,219 @@
+"""From an observation to tokens: `Encoder.forward(obs) -> [B, L, D]`, one class per kind of space.
+
+Tokens have unit variance at initialisation, as in HRM and TRM (embeddings of standard deviation 1/sqrt(D),
+scaled by sqrt(D); arXiv 2506.21734). Tokens that have no place on a grid (vectors, discrete values) come first,
+so that a core which mixes over the grid finds the grid at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Observation = Tensor | Mapping[str, Tensor]
+
+MAX_CATEGORICAL_IDS = 256
+MAX_GRID_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How observations become tokens.
+
+    Args:
+        crop: rings of cells dropped from the border of a grid. A maze's outer wall never changes, so `1` saves a
+            third of the tokens of a 9x9 grid and loses nothing.
+        patch_size: side of the square of cells that share one token (ViT, arXiv 2010.11929). With `crop=1`,
+            `patch_size=2` makes one token of a maze cell with its east and south edges.
+        positions: `none`, or `learned` (added to the tokens, the sum scaled by 1/sqrt(2); ties the agent to one
+            size of grid).
+    """
+
+    crop: int = 0
+    patch_size: int = 1
+    positions: str = "none"
+
+    def __post_init__(self) -> None:
+        if self.crop < 0:
+            raise ValueError(f"encoder.crop={self.crop}: expected 0 or more rings of cells")
+        if self.patch_size < 1:
+            raise ValueError(f"encoder.patch_size={self.patch_size}: expected 1 or more")
+        if self.positions not in ("none", "learned"):
+            raise ValueError(f"encoder.positions={self.positions!r}: expected 'none' or 'learned'")
+
+
+class Encoder(nn.Module):
+    """Base class. `length` counts tokens; `grid` is (rows, cols) of the grid tokens, which come last, or None."""
+
+    length: int
+    grid: tuple[int, int] | None
+
+    def forward(self, obs: Observation) -> Tensor:
+        raise NotImplementedError
+
+
+class GridEncoder(Encoder):
+    """Categorical grid: integer ids `[..., H, W]` or `[..., H, W, C]` -> tokens `[..., rows*cols, D]`.
+
+    Every (place in the patch, channel, id) has an embedding of its own; a token is the sum over its patch. Places
+    outside the grid, where the patches overhang, get an id of their own.
+    """
+
+    def __init__(self, space: gym.spaces.Box, hidden_size: int, config: EncoderConfig) -> None:
+        super().__init__()
+        height, width = space.shape[:2]
+        self.shape = tuple(space.shape)
+        self.channels = space.shape[2] if len(space.shape) == 3 else 1
+        self.crop, self.patch_size = config.crop, config.patch_size
+        inner = (height - 2 * self.crop, width - 2 * self.crop)
+        if min(inner) < 1:
+            raise ValueError(f"encoder.crop={self.crop}: nothing is left of a {height}x{width} grid")
+        p = self.patch_size
+        self.grid = (math.ceil(inner[0] / p), math.ceil(inner[1] / p))
+        self.length = self.grid[0] * self.grid[1]
+        self._pad = (self.grid[0] * p - inner[0], self.grid[1] * p - inner[1])
+        self.num_ids = int(space.high.max()) + 1
+        per_slot = self.num_ids + 1  # the last id is "outside the grid"
+        slots = p * p * self.channels
+        self.embedding = nn.Parameter(torch.randn(slots * per_slot, hidden_size) / math.sqrt(slots))
+        self.register_buffer("_offsets", torch.arange(slots) * per_slot, persistent=False)
+
+    def forward(self, obs: Observation) -> Tensor:
+        assert isinstance(obs, Tensor)
+        lead = obs.shape[: obs.dim() - len(self.shape)]
+        p, (rows, cols) = self.patch_size, self.grid or (0, 0)
+        ids = obs.reshape(-1, self.shape[0], self.shape[1], self.channels)  # [N, H, W, C]
+        ids = ids[:, self.crop : self.shape[0] - self.crop, self.crop : self.shape[1] - self.crop].long()
+        if any(self._pad):
+            ids = nn.functional.pad(ids, (0, 0, 0, self._pad[1], 0, self._pad[0]), value=self.num_ids)
+        ids = ids.view(-1, rows, p, cols, p, self.channels).permute(0, 1, 3, 2, 4, 5)
+        ids = ids.reshape(-1, p * p * self.channels) + self._offsets  # [N*L, slots]
+        tokens = nn.functional.embedding_bag(ids, self.embedding, mode="sum")
+        return tokens.view(*lead, self.length, -1)
+
+    def token_of(self, obs: Tensor, cell_id: int) -> Tensor:
+        """Index of the token that holds the first cell with `cell_id`: ids `[..., H, W]` -> int64 `[...]`."""
+        width = self.shape[1]
+        flat = (obs.flatten(-2) == cell_id).to(torch.uint8).argmax(-1)
+        row = (flat // width - self.crop) // self.patch_size
+        col = (flat % width - self.crop) // self.patch_size
+        return row * (self.grid or (0, 0))[1] + col
+
+
+class VectorEncoder(Encoder):
+    """Real vector `[..., n]` -> one token `[..., 1, D]`."""
+
+    grid = None
+    length = 1
+
+    def __init__(self, space: gym.spaces.Box, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(int(np.prod(space.shape)), hidden_size)
+
+    def forward(self, obs: Observation) -> Tensor:
+        assert isinstance(obs, Tensor)
+        return self.linear(obs.to(self.linear.weight.dtype)).unsqueeze(-2)
+
+
+class DiscreteEncoder(Encoder):
+    """Integers `[...]` (Discrete) or `[..., m]` (MultiDiscrete) -> one token each."""
+
+    grid = None
+
+    def __init__(self, sizes: list[int], starts: list[int], scalar: bool, hidden_size: int) -> None:
+        super().__init__()
+        self.length, self.scalar = len(sizes), scalar
+        self.embedding = nn.Parameter(torch.randn(sum(sizes), hidden_size))
+        first_row = np.cumsum([0, *sizes[:-1]]) - np.asarray(starts)
+        self.register_buffer("_offsets", torch.as_tensor(first_row), persistent=False)
+
+    def forward(self, obs: Observation) -> Tensor:
+        assert isinstance(obs, Tensor)
+        ids = obs.long().unsqueeze(-1) if self.scalar else obs.long()
+        return nn.functional.embedding(ids + self._offsets, self.embedding)
+
+
+class DictEncoder(Encoder):
+    """Dictionary of the above: the tokens of every entry, entries without a grid first, at most one grid."""
+
+    def __init__(self, space: gym.spaces.Dict, hidden_size: int, config: EncoderConfig) -> None:
+        super().__init__()
+        parts = {key: _build_part(sub, hidden_size, config, key) for key, sub in space.spaces.items()}
+        grids = [key for key, part in parts.items() if part.grid is not None]
+        if len(grids) > 1:
+            raise ValueError(
+                f"observation space has {len(grids)} grids ({', '.join(grids)}): expected at most one; "
+                "stack them as channels of one grid"
+            )
+        self.parts = nn.ModuleDict({k: parts[k] for k in sorted(parts, key=lambda k: (k in grids, k))})
+        self.length = sum(part.length for part in parts.values())
+        self.grid = parts[grids[0]].grid if grids else None
+
+    def forward(self, obs: Observation) -> Tensor:
+        assert isinstance(obs, Mapping)
+        return torch.cat([part(obs[key]) for key, part in self.parts.items()], dim=-2)
+
+
+class PositionedEncoder(Encoder):
+    """Learned absolute positions around another encoder: `(tokens + position) / sqrt(2)`."""
+
+    def __init__(self, inner: Encoder, hidden_size: int) -> None:
+        super().__init__()
+        self.inner, self.length, self.grid = inner, inner.length, inner.grid
+        self.positions = nn.Parameter(torch.randn(inner.length, hidden_size))
+
+    def forward(self, obs: Observation) -> Tensor:
+        return (self.inner(obs) + self.positions) * math.sqrt(0.5)
+
+
+def _build_part(space: gym.Space, hidden_size: int, config: EncoderConfig, name: str) -> Encoder:
+    if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.integer) and len(space.shape) in (2, 3):
+        cells = space.shape[0] * space.shape[1]
+        if space.low.min() < 0 or space.high.max() >= MAX_CATEGORICAL_IDS or cells > MAX_GRID_TOKENS:
+            raise ValueError(
+                f"{name}: {space} is not a categorical grid: expected ids in 0..{MAX_CATEGORICAL_IDS - 1} "
+                f"on at most {MAX_GRID_TOKENS} cells; wrap the environment to give ids"
+            )
+        return GridEncoder(space, hidden_size, config)
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return VectorEncoder(space, hidden_size)
+    if isinstance(space, gym.spaces.Discrete):
+        return DiscreteEncoder([int(space.n)], [int(space.start)], True, hidden_size)
+    if isinstance(space, gym.spaces.MultiDiscrete) and len(space.shape) == 1:
+        return DiscreteEncoder([int(n) for n in space.nvec], [int(s) for s in space.start], False, hidden_size)
+    raise ValueError(
+        f"{name}: no encoder for {space}: expected an integer grid (H, W) or (H, W, C), a vector (n,), "
+        "Discrete, MultiDiscrete or a Dict of these; wrap the environment"
+    )
+
+
+def build_encoder(space: gym.Space, hidden_size: int, config: EncoderConfig) -> Encoder:
+    """The encoder that suits `space`.
+
+    Raises:
+        ValueError: no encoder suits the space, or the options do not fit it.
+    """
+    if isinstance(space, gym.spaces.Dict):
+        encoder: Encoder = DictEncoder(space, hidden_size, config)
+    else:
+        encoder = _build_part(space, hidden_size, config, "observation space")
+    return PositionedEncoder(encoder, hidden_size) if config.positions == "learned" else encoder
+
+
+def find_grid(encoder: Encoder) -> tuple[GridEncoder, str | None, int] | None:
+    """The grid inside an encoder: (grid encoder, its key in the observation or None, tokens before the grid)."""
+    if isinstance(encoder, PositionedEncoder):
+        return find_grid(encoder.inner)
+    if isinstance(encoder, GridEncoder):
+        return encoder, None, 0
+    if isinstance(encoder, DictEncoder):
+        for key, part in encoder.parts.items():
+            if isinstance(part, GridEncoder):
+                return part, key, encoder.length - part.length
+    return None

@@ -1,0 +1,50 @@
+"""Batch shards on CPU threads.
+
+At our sizes torch's own parallel loops lose more to barriers than they gain; splitting the batch over a few Python
+threads, each running single-threaded operations, is faster and does not stall when a core is taken away
+(`experiments/speed`). The split depends on the number of shards alone, so results are repeatable.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MAX_AUTO_SHARDS = 8
+
+
+def available_cores() -> int:
+    """Cores this process may run on, at most `MAX_AUTO_SHARDS`."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(usable, MAX_AUTO_SHARDS)
+
+
+class Shards:
+    """Runs a function over `count` slices of a batch, one thread each; `count=1` runs in the calling thread."""
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"shards={count}: expected 1 or more threads")
+        self.count = count
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="shard") if count > 1 else None
+        if count > 1:
+            torch.set_num_threads(1)
+
+    def slices(self, batch_size: int) -> list[slice]:
+        """At most `count` contiguous slices of nearly equal size that cover `range(batch_size)`."""
+        count = min(self.count, batch_size)
+        edges = [batch_size * i // count for i in range(count + 1)]
+        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Results in the order of `items`; the first exception raised is raised here."""
+        if self._pool is None or len(items) == 1:
+            return [function(item) for item in items]
+        return list(self._pool.map(function, items))

@@ -1,0 +1,132 @@
+"""A fixed-shape buffer of T steps of N environments, and the windows that training cuts from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from hrm_agent.carry import PolicyState
+from hrm_agent.encoders import Observation
+
+
+class Windows(NamedTuple):
+    """B windows of k consecutive steps; every tensor is `[k, B, ...]` but `state`, whose tensors are `[B, ...]`.
+
+    `state` is what was kept before the first step, `next_state` after the last, both as the collector had them.
+    """
+
+    obs: Observation
+    actions: Tensor  # int64
+    log_probs: Tensor
+    values: Tensor
+    episode_start: Tensor  # bool
+    advantages: Tensor
+    returns: Tensor
+    state: PolicyState
+    next_state: PolicyState
+
+    def columns(self, index: Tensor | slice) -> Windows:
+        """Some of the B windows."""
+        obs = self.obs
+        return Windows(
+            obs[:, index] if isinstance(obs, Tensor) else {k: v[:, index] for k, v in obs.items()},
+            *(t[:, index] for t in self[1:7]),
+            tuple(t[index] for t in self.state),
+            tuple(t[index] for t in self.next_state),
+        )
+
+
+class Rollout:
+    """Buffers for `steps` steps of `num_envs` environments, and the kept state at every `window`-th step.
+
+    Args:
+        steps: T; must be a multiple of `window`.
+        window: k, the number of consecutive steps that training unrolls.
+        state: a kept state of batch `num_envs`, for shapes.
+    """
+
+    def __init__(
+        self, steps: int, num_envs: int, window: int, space: gym.Space, state: PolicyState
+    ) -> None:
+        if window < 1 or steps % window:
+            raise ValueError(
+                f"algo.rollout_steps={steps} is not a multiple of algo.window={window}: expected windows that "
+                "tile the rollout; change one of them"
+            )
+        self.steps, self.num_envs, self.window = steps, num_envs, window
+        shape = (steps, num_envs)
+        self.obs = _allocate(space, shape)
+        self.actions = torch.zeros(shape, dtype=torch.int64)
+        self.log_probs = torch.zeros(shape)
+        self.values = torch.zeros(shape)
+        self.rewards = torch.zeros(shape)
+        self.episode_start = torch.zeros(shape, dtype=torch.bool)
+        self.terminated = torch.zeros(shape, dtype=torch.bool)
+        self.truncated = torch.zeros(shape, dtype=torch.bool)
+        self.final_values = torch.zeros(shape)  # V(final_obs) where truncated, else 0
+        self.last_values = torch.zeros(num_envs)  # V of the observation after the rollout
+        # Row w: kept before step w * window; the last row: kept after the last step.
+        self.states = tuple(torch.zeros(steps // window + 1, *s.shape, dtype=s.dtype) for s in state)
+
+    def write_obs(self, t: int, obs: Observation) -> None:
+        if isinstance(obs, Tensor):
+            self.obs[t] = obs
+        else:
+            for key, value in obs.items():
+                self.obs[key][t] = value
+
+    def write_state(self, row: int, state: PolicyState) -> None:
+        for store, tensor in zip(self.states, state, strict=True):
+            store[row] = tensor
+
+    def advantages(self, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+        """Generalised advantage estimates and returns, both `[T, N]` (Schulman et al. 2015, arXiv 1506.02438).
+
+        A time limit is not the end of the world: where truncated, the value of the final observation stands in
+        for the rest of the episode. Nothing leaks from one episode into the one before it.
+        """
+        advantages = torch.empty_like(self.rewards)
+        running = torch.zeros(self.num_envs)
+        for t in reversed(range(self.steps)):
+            ended = self.terminated[t] | self.truncated[t]
+            following = self.values[t + 1] if t + 1 < self.steps else self.last_values
+            bootstrap = torch.where(ended, self.final_values[t], following)
+            delta = self.rewards[t] + gamma * bootstrap - self.values[t]
+            running = delta + gamma * lam * torch.where(ended, 0.0, running)
+            advantages[t] = running
+        return advantages, advantages + self.values
+
+    def windows(self, advantages: Tensor, returns: Tensor) -> Windows:
+        """All windows of the rollout: B = num_envs * T / k columns, ordered by (window, environment)."""
+
+        def fold(x: Tensor) -> Tensor:  # [T, N, ...] -> [k, T/k * N, ...]
+            x = x.unflatten(0, (-1, self.window)).transpose(0, 1)
+            return x.flatten(1, 2)
+
+        obs = fold(self.obs) if isinstance(self.obs, Tensor) else {k: fold(v) for k, v in self.obs.items()}
+        plain = (self.actions, self.log_probs, self.values, self.episode_start, advantages, returns)
+        return Windows(
+            obs,
+            *(fold(x) for x in plain),
+            tuple(s[:-1].flatten(0, 1) for s in self.states),
+            tuple(s[1:].flatten(0, 1) for s in self.states),
+        )
+
+
+def minibatches(windows: Windows, size: int, generator: torch.Generator) -> Iterator[Windows]:
+    """All windows once, in random order, `size` at a time."""
+    order = torch.randperm(windows.actions.shape[1], generator=generator)
+    for index in order.split(size):
+        yield windows.columns(index)
+
+
+def _allocate(space: gym.Space, shape: tuple[int, ...]) -> Any:
+    if isinstance(space, gym.spaces.Dict):
+        return {key: _allocate(sub, shape) for key, sub in space.spaces.items()}
+    dtype = torch.from_numpy(np.zeros(1, dtype=space.dtype)).dtype
+    return torch.zeros(*shape, *(space.shape or ()), dtype=dtype)
