@@ -36,7 +36,7 @@ class Collector:
             raise ValueError(
                 f"vector environment autoresets in mode {env.metadata.get('autoreset_mode')}: expected SAME_STEP"
             )
-        self.env, self.policy, self.shards = env, policy, shards
+        self.env, self.policy, self.shards, self.seed = env, policy, shards, seed
         self.generator = torch.Generator().manual_seed(seed)
         obs, _ = env.reset(seed=seed)
         self.obs = to_tensors(obs)
@@ -103,9 +103,48 @@ class Collector:
             success = bool(stats["success"][i]) if "success" in stats else float(stats["r"][i]) > 0
             self.episodes.append((float(stats["r"][i]), int(stats["l"][i]), success))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs of the collector and its environment, but for `metadata`."""
+        obs = self.obs if not isinstance(self.obs, Tensor) else {"": self.obs}
+        saved = {
+            **{f"obs/{key}": value for key, value in obs.items()},
+            **{f"state/{i}": value for i, value in enumerate(self.state)},
+            "episode_start": self.episode_start,
+            "generator": self.generator.get_state(),
+        }
+        if hasattr(self.env, "get_state"):
+            saved |= {f"env/{key}": torch.as_tensor(value) for key, value in self.env.get_state().items()}
+        return saved
+
+    def metadata(self) -> dict[str, Any]:
+        return {"frames": self.frames, "episodes": [list(e) for e in self.episodes]}
+
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Inverse of `tensors` and `metadata`.
+
+        An environment without `get_state` cannot be put back: it begins new episodes, from seeds it has not seen.
+        """
+        self.frames = metadata["frames"]
+        self.episodes.clear()
+        self.episodes.extend((r, length, success) for r, length, success in metadata["episodes"])
+        self.generator.set_state(tensors["generator"])
+        self.state = tuple(tensors[f"state/{i}"] for i in range(len(self.state)))
+        if hasattr(self.env, "set_state"):
+            self.env.set_state({key[4:]: t.numpy() for key, t in tensors.items() if key.startswith("env/")})
+            obs = {key[4:]: t for key, t in tensors.items() if key.startswith("obs/")}
+            self.obs = obs[""] if isinstance(self.obs, Tensor) else obs
+            self.episode_start = tensors["episode_start"]
+        else:
+            obs, _ = self.env.reset(seed=self.seed + self.frames)
+            self.obs = to_tensors(obs)
+            self.episode_start = torch.ones(self.env.num_envs, dtype=torch.bool)
+
     def statistics(self) -> dict[str, float]:
-        """Means over the last `RECENT_EPISODES` episodes of training; empty before the first has ended."""
-        if not self.episodes:
+        """Means over the last `RECENT_EPISODES` episodes of training.
+
+        Empty until there are as many as environments: the first to end are the short ones.
+        """
+        if len(self.episodes) < min(self.env.num_envs, RECENT_EPISODES):
             return {}
         returns, lengths, successes = zip(*self.episodes, strict=True)
         return {

@@ -169,9 +169,13 @@ class Block(nn.Module):
             convolution inside the SwiGLU over channels).
         expansion: published width rule of the SwiGLUs, see `swiglu_width`.
         inner_size: width of the SwiGLUs, in place of the rule.
+        branch_gain: factor on the initial weights that end a residual branch (convolution, attention's output,
+            `down`). 1 as published; below 1 the block starts near the identity, so that a state carried over
+            many steps is not scrambled before anything is learned.
 
     Raises:
-        ValueError: an unknown mixing, heads that do not divide D, or a convolution without a grid.
+        ValueError: an unknown mixing, heads that do not divide D, a convolution without a grid, or a gain that
+            is not above 0.
     """
 
     def __init__(
@@ -183,9 +187,10 @@ class Block(nn.Module):
         mixing: str,
         expansion: float,
         inner_size: int | None,
+        branch_gain: float,
     ) -> None:
         super().__init__()
-        check_choice("mixing", mixing, MIXINGS)
+        self.mixing = check_choice("mixing", mixing, MIXINGS)
         inner = swiglu_width(hidden_size, expansion, inner_size)
         self.mixer: nn.Module
         if mixing == "conv":
@@ -197,6 +202,16 @@ class Block(nn.Module):
             self.mixer = AttentionMixing(hidden_size, num_heads)
         conv = GridConv(inner, length, grid) if mixing == "attention_conv" else None
         self.mlp = SwiGLU(hidden_size, inner, conv)
+        if branch_gain <= 0:
+            raise ValueError(f"branch_gain={branch_gain!r} is not above 0; the published value is 1")
+        if branch_gain != 1.0:
+            self._scale_branches(branch_gain)
+
+    @torch.no_grad()
+    def _scale_branches(self, gain: float) -> None:
+        ends = {"conv": "conv.weight", "mlp": "swiglu.down.weight"}
+        self.mixer.get_parameter(ends.get(self.mixing, "out.weight")).mul_(gain)
+        self.mlp.down.weight.mul_(gain)
 
     def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
         x = self.mixer(x, angles)
@@ -217,10 +232,12 @@ class BlockStack(nn.Module):
         mixing: str,
         expansion: float,
         inner_size: int | None,
+        branch_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            Block(hidden_size, length, grid, num_heads, mixing, expansion, inner_size) for _ in range(layers)
+            Block(hidden_size, length, grid, num_heads, mixing, expansion, inner_size, branch_gain)
+            for _ in range(layers)
         )
 
     def forward(self, x: Tensor, angles: Angles | None = None) -> Tensor:

@@ -20,7 +20,7 @@ class FeedForward(Core):
     Args:
         hidden_size, length, grid: see `Core`.
         layers: number of blocks.
-        num_heads, mixing, expansion, inner_size: see `Block`.
+        num_heads, mixing, expansion, inner_size, branch_gain: see `Block`.
         positions: `rope`, `rope2d` or `none`; only attention uses them.
 
     Raises:
@@ -40,6 +40,7 @@ class FeedForward(Core):
         positions: str = "rope",
         expansion: float = 4.0,
         inner_size: int | None = None,
+        branch_gain: float = 1.0,
     ) -> None:
         super().__init__(hidden_size, length, grid)
         check_at_least("layers", layers, 1)
@@ -53,6 +54,7 @@ class FeedForward(Core):
             mixing=mixing,
             expansion=expansion,
             inner_size=inner_size,
+            branch_gain=branch_gain,
         )
 
     def initial_state(self, batch_size: int) -> FeedForwardState:

@@ -27,7 +27,7 @@ class HRM(Core):
     Args:
         hidden_size, length, grid: see `Core`.
         H_layers, L_layers: blocks of the two networks.
-        num_heads, mixing, expansion, inner_size: see `Block`.
+        num_heads, mixing, expansion, inner_size, branch_gain: see `Block`.
         H_cycles, L_cycles: outer cycles, and updates of z_L in each.
         positions: `rope`, `rope2d` or `none`; only attention uses them.
         cycle_gradient: `last`, as published: only the last update of z_L and the last of z_H have a
@@ -56,6 +56,7 @@ class HRM(Core):
         positions: str = "rope",
         expansion: float = 4.0,
         inner_size: int | None = None,
+        branch_gain: float = 1.0,
         cycle_gradient: str = "last",
     ) -> None:
         super().__init__(hidden_size, length, grid)
@@ -76,6 +77,7 @@ class HRM(Core):
                 mixing=mixing,
                 expansion=expansion,
                 inner_size=inner_size,
+                branch_gain=branch_gain,
             )
 
         self.H_net = stack(H_layers)

@@ -27,7 +27,7 @@ class TRM(Core):
     Args:
         hidden_size, length, grid: see `Core`.
         layers: blocks of the network.
-        num_heads, mixing, expansion, inner_size: see `Block`.
+        num_heads, mixing, expansion, inner_size, branch_gain: see `Block`.
         H_cycles, L_cycles: outer cycles, and updates of z_L in each.
         positions: `rope`, `rope2d` or `none`; only attention uses them.
         cycle_gradient: `last`, as published: only the last outer cycle has a gradient, so with more than
@@ -55,6 +55,7 @@ class TRM(Core):
         positions: str = "rope",
         expansion: float = 4.0,
         inner_size: int | None = None,
+        branch_gain: float = 1.0,
         cycle_gradient: str = "last",
     ) -> None:
         super().__init__(hidden_size, length, grid)
@@ -72,6 +73,7 @@ class TRM(Core):
             mixing=mixing,
             expansion=expansion,
             inner_size=inner_size,
+            branch_gain=branch_gain,
         )
         self.register_buffer("z_H_init", initial_latent(hidden_size))
         self.register_buffer("z_L_init", initial_latent(hidden_size))

@@ -1,0 +1,151 @@
+"""What the commands share: overrides, checks before anything is written, and errors on one line.
+
+Bad input ends with exit code 2 and one line on stderr; nothing has been written by then.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hrm_agent.config import config_folder
+
+USAGE_ERROR = 2
+HYDRA_FLAGS = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+
+
+class UsageError(ValueError):
+    """What was given cannot be done; the message is one line."""
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turn errors of input inside the body into one line on stderr and exit code 2."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, OmegaConfBaseException, HydraException) as error:
+        fail(str(error), USAGE_ERROR)
+
+
+def fail(message: str, code: int) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(code)
+
+
+def wants_help(arguments: list[str]) -> bool:
+    return any(a.split("=")[0] in HYDRA_FLAGS for a in arguments)
+
+
+def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConfig], Any]) -> None:
+    """Compose the configuration of every job that `arguments` ask for and `check` it.
+
+    Raises:
+        UsageError: an unknown choice or setting, with the nearest one that exists.
+        ValueError: what `check` finds wrong.
+    """
+    overrides = [a for a in arguments if not a.startswith("-")]
+    for job in expand_sweeps(overrides):
+        check(compose_config(job, config_name))
+
+
+def expand_sweeps(overrides: list[str]) -> Iterator[list[str]]:
+    """`a=1,2 b=3` -> `a=1 b=3`, `a=2 b=3`. Sweeps that a sweeper plugin draws from are left out."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise UsageError(f"{str(error).splitlines()[0]} in {' '.join(overrides)!r}") from None
+    choices = []
+    for override in parsed:
+        if override.is_hydra_override():
+            continue
+        if not override.is_sweep_override():
+            choices.append([override.input_line or ""])
+        elif override.is_discrete_sweep():
+            name = override.get_key_element()
+            choices.append([f"{name}={value}" for value in override.sweep_string_iterator()])
+    for job in itertools.product(*choices):
+        yield list(job)
+
+
+def compose_config(overrides: list[str], config_name: str) -> DictConfig:
+    """The configuration of one job.
+
+    Raises:
+        UsageError: an unknown choice or setting, with the nearest one that exists.
+    """
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            return compose(config_name, overrides)
+    except MissingConfigException as error:
+        missing = str(error.missing_cfg_file or "")
+        group, _, choice = missing.rpartition("/")
+        raise UsageError(f"{group}={choice}: no such {group or 'config'}{nearest(choice, error.options or [])}") from None
+    except ConfigCompositionException as error:
+        cause = " ".join(str(x) for x in (error, error.__cause__ or ""))
+        key = re.search(r"(?:override|group|Key) '([^']+)'", cause)
+        if key is None:
+            raise UsageError(str(error).splitlines()[0]) from None
+        raise UsageError(f"{key[1]}: no such setting{nearest(key[1], known_settings(config_name))}") from None
+
+
+def known_settings(config_name: str) -> list[str]:
+    """Dotted names of every setting of the default configuration, and its groups."""
+
+    def walk(prefix: str, node: Any) -> Iterator[str]:
+        yield prefix
+        if isinstance(node, DictConfig):
+            for key in node:
+                yield from walk(f"{prefix}.{key}" if prefix else str(key), node._get_node(key))
+
+    return [name for name in walk("", compose_config([], config_name)) if name]
+
+
+def nearest(given: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.0)
+    return f"; did you mean {near[0]}? Known: {', '.join(known[:12])}" if near else ""
+
+
+def parse_options(arguments: list[str], config_name: str, usage: str) -> dict[str, Any]:
+    """`KEY=VALUE` arguments over the defaults in `configs/CONFIG_NAME.yaml`; for commands that start no run.
+
+    Prints the options and exits 0 when asked for help.
+
+    Raises:
+        UsageError: an unknown key, or a required one (`???`) that is missing.
+    """
+    path = config_folder() / f"{config_name}.yaml"
+    defaults = OmegaConf.load(path)
+    if wants_help(arguments):
+        print(f"{usage}\n\nOptions and their defaults:\n\n{path.read_text()}")
+        raise SystemExit(0)
+    known = [str(key) for key in defaults]
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if not equals or key.lstrip("+") not in known:
+            raise UsageError(f"{argument}: expected KEY=VALUE{nearest(key, known)}")
+    merged = OmegaConf.merge(defaults, OmegaConf.from_cli([a.lstrip("+") for a in arguments]))
+    assert isinstance(merged, DictConfig)
+    for key in known:
+        if OmegaConf.is_missing(merged, key):
+            raise UsageError(f"{key}=... is required; {usage}")
+    return {str(k): v for k, v in OmegaConf.to_container(merged, resolve=True).items()}  # type: ignore[union-attr]
+
+
+def existing_folder(path: str | Path, what: str) -> Path:
+    """Raises: UsageError if there is no such folder."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(f"{what}={path}: no such folder")
+    return folder

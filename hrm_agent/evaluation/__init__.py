@@ -1,0 +1,1 @@
+"""Evaluation: episodes on held-out levels, metrics with intervals, reports, pictures. Nothing trains here."""

@@ -1,0 +1,362 @@
+"""Episodes on numbered levels, under any actor, and what is recorded of them.
+
+Episode i is the first episode of environment seed `seed + i`, whatever the size of the batch it is played in,
+so every actor meets the same levels. Randomness of an actor comes from the level's number too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hrm_agent.carry import PolicyState
+from hrm_agent.environments import make_vector_env
+from hrm_agent.evaluation.metrics import Changes, action_regret, follow_changes
+from hrm_agent.parallel import Shards
+from hrm_agent.policy import Policy, to_tensors
+from hrm_envs import Cell
+from hrm_envs.planners import ReplanPolicy
+
+MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # N, E, S, W, as (row, column)
+DRAWN_AT_ONCE = 64
+
+
+class Actor(Protocol):
+    """Chooses actions for a batch of episodes, all begun together; holds whatever state it needs."""
+
+    def reset(self, seeds: NDArray[np.int64]) -> None:
+        """New episodes of the levels with these numbers, int64 `[N]`."""
+
+    def act(self, obs: Any) -> NDArray[np.int64]:
+        """Actions int64 `[N]` for observations `[N, ...]`."""
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        """The other rows have ended: go on with these alone, in this order."""
+
+
+class Step(NamedTuple):
+    """What `on_step` sees of one environment step of the episodes that are still going on (M rows)."""
+
+    number: int
+    seeds: NDArray[np.int64]  # [M]
+    obs: Any  # [M, ...]
+    actions: NDArray[np.int64]  # [M]
+    rewards: NDArray[np.float64]  # [M]
+    ended: NDArray[np.bool_]  # [M]
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """E episodes.
+
+    Attributes:
+        seeds: int64 `[E]`, the levels' numbers.
+        success: bool `[E]`. Where the environment does not say, a positive return is a success.
+        steps: int64 `[E]`, environment steps taken.
+        returns: float64 `[E]`, undiscounted.
+        clairvoyant: int64 `[E]`, earliest possible arrival in steps, -1 where impossible; None: not known.
+        changes: what followed each material change; None without an oracle.
+        level_band: band of levels they come from; None where the environment has none.
+    """
+
+    seeds: NDArray[np.int64]
+    success: NDArray[np.bool_]
+    steps: NDArray[np.int64]
+    returns: NDArray[np.float64]
+    clairvoyant: NDArray[np.int64] | None
+    changes: Changes | None
+    level_band: str | None
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @classmethod
+    def join(cls, parts: Sequence[Episodes]) -> Episodes:
+        """Episodes of several batches as one."""
+        first = parts[0]
+        changes = None
+        if first.changes is not None:
+            before = np.cumsum([0, *(len(part) for part in parts[:-1])])
+            shifted = [
+                part.changes._replace(episode=part.changes.episode + offset)
+                for part, offset in zip(parts, before, strict=True)
+                if part.changes is not None
+            ]
+            changes = Changes(*(np.concatenate(column) for column in zip(*shifted, strict=True)))
+        return cls(
+            seeds=np.concatenate([part.seeds for part in parts]),
+            success=np.concatenate([part.success for part in parts]),
+            steps=np.concatenate([part.steps for part in parts]),
+            returns=np.concatenate([part.returns for part in parts]),
+            clairvoyant=None
+            if first.clairvoyant is None
+            else np.concatenate([part.clairvoyant for part in parts if part.clairvoyant is not None]),
+            changes=changes,
+            level_band=first.level_band,
+        )
+
+
+def known_options(env_id: str, env_options: dict[str, Any]) -> set[str]:
+    """Which of `seed_band` and `oracle` this environment knows; foreign ones know neither.
+
+    Raises:
+        ValueError: the environment cannot be made with `env_options`.
+    """
+    env = make_vector_env(env_id, 1, env_options)
+    config = getattr(env.unwrapped, "config", None)
+    env.close()
+    return {name for name in ("seed_band", "oracle") if hasattr(config, name)}
+
+
+def run_episodes(
+    actor: Actor,
+    env_id: str,
+    env_options: dict[str, Any],
+    episodes: int,
+    seed: int = 0,
+    band: str = "test",
+    batch: int = 256,
+    oracle: bool = True,
+    on_step: Callable[[Step], None] | None = None,
+) -> Episodes:
+    """Play the first episode of each of the levels `seed ... seed + episodes - 1`.
+
+    Args:
+        actor: chooses the actions.
+        env_id, env_options: the environment; its `seed_band` and `oracle` are set here, where it knows them.
+        episodes: E, 1 or more.
+        seed: number of the first level.
+        band: `train`, `validation` or `test`.
+        batch: environments stepped together.
+        oracle: record the change-locked metrics (slower).
+        on_step: called after every step with the episodes still going on.
+
+    Raises:
+        ValueError: no episode asked for, or an environment that cannot be made.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes={episodes}: expected 1 or more")
+    if batch < 1:
+        raise ValueError(f"batch={batch}: expected 1 or more")
+    known = known_options(env_id, env_options)
+    wanted = {"seed_band": band, "oracle": oracle}
+    options = {**env_options, **{name: value for name, value in wanted.items() if name in known}}
+    parts = []
+    for first in range(0, episodes, batch):
+        count = min(batch, episodes - first)
+        env = make_vector_env(env_id, count, options)
+        seeds = np.arange(seed + first, seed + first + count)
+        part = _Batch(env, seeds, oracle and "oracle" in known).play(actor, on_step)
+        env.close()
+        parts.append(part)
+    joined = Episodes.join(parts)
+    return Episodes(**{**joined.__dict__, "level_band": band if "seed_band" in known else None})
+
+
+class _Batch:
+    """One batch of episodes under way. `rows` are those that have not ended, as indices into the batch."""
+
+    def __init__(self, env: gym.vector.VectorEnv, seeds: NDArray[np.int64], oracle: bool) -> None:
+        self.env, self.seeds, self.oracle = env, seeds, oracle
+        count = len(seeds)
+        self.rows = np.arange(count)
+        self.success = np.zeros(count, bool)
+        self.steps = np.zeros(count, np.int64)
+        self.returns = np.zeros(count)
+        self.decisions: list[tuple[NDArray, NDArray, NDArray]] = []  # regret, material, stale: [N] each
+
+    def play(self, actor: Actor, on_step: Callable[[Step], None] | None) -> Episodes:
+        obs, infos = self.env.reset(seed=self.seeds.tolist())
+        clairvoyant = getattr(self.env.unwrapped, "clairvoyant", None)
+        arrival = None if clairvoyant is None else np.asarray(clairvoyant(), np.int64)
+        actor.reset(self.seeds)
+        start = int(getattr(self.env.single_action_space, "start", 0))
+        number, given = 0, self.rows  # `given`: the rows that the actor still plays
+        while self.rows.size:
+            if self.rows.size <= 0.75 * given.size:  # thinking for episodes that have ended is wasted time
+                actor.keep(np.searchsorted(given, self.rows))
+                given = self.rows
+            actions = np.full(len(self.seeds), start, np.int64)
+            actions[given] = actor.act(_take(obs, given)) + start
+            if self.oracle:
+                self._judge(obs, actions - start, infos)
+            rows = self.rows
+            seen = None if on_step is None else _take(obs, rows)
+            obs, rewards, terminated, truncated, infos = self.env.step(actions)
+            ended = np.asarray(terminated | truncated)
+            self._count(rewards, ended, infos)
+            if on_step is not None:
+                on_step(Step(number, self.seeds[rows], seen, actions[rows], rewards[rows], ended[rows]))
+            number += 1
+        changes = None
+        if self.oracle:
+            regret, material, stale = (np.stack(column) for column in zip(*self.decisions, strict=True))
+            changes = follow_changes(regret, material, stale, self.steps)
+        return Episodes(self.seeds, self.success, self.steps, self.returns, arrival, changes, None)
+
+    def _judge(self, obs: Any, actions: NDArray[np.int64], infos: dict[str, Any]) -> None:
+        """Record how good the decisions are on the map they are taken on."""
+        distance, optimal = infos["distance"], infos["optimal_actions"]
+        regret = action_regret(distance, optimal, actions, blocked_moves(obs))
+        rows = np.arange(len(actions))
+        stale = infos["stale_optimal_actions"][rows, actions] & ~optimal[rows, actions]
+        self.decisions.append((regret, np.asarray(infos["material"]).copy(), stale))
+
+    def _count(self, rewards: NDArray, ended: NDArray[np.bool_], infos: dict[str, Any]) -> None:
+        self.steps[self.rows] += 1
+        self.returns[self.rows] += rewards[self.rows]
+        over = self.rows[ended[self.rows]]
+        if over.size:
+            success = _reported_success(infos)
+            self.success[over] = self.returns[over] > 0 if success is None else success[over]
+            self.rows = self.rows[~ended[self.rows]]
+
+
+def _reported_success(infos: dict[str, Any]) -> NDArray[np.bool_] | None:
+    for source in (infos, infos.get("final_info", {})):
+        if "success" in source.get("episode", {}):
+            return np.asarray(source["episode"]["success"], bool)
+    return None
+
+
+def _take(obs: Any, rows: NDArray[np.int64]) -> Any:
+    """Those rows of a batch of observations, copied: environments may reuse their buffers."""
+    return {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]
+
+
+def blocked_moves(grids: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Moves N, E, S, W that a wall or a closed door blocks: bool `[B, 4]`.
+
+    Args:
+        grids: `[B, H, W]` of `Cell` ids. The agent always sees its four neighbours, so fog hides nothing
+            that matters here.
+    """
+    batch = np.arange(len(grids))
+    at = (grids == Cell.AGENT).reshape(len(grids), -1).argmax(1)
+    row, col = np.divmod(at, grids.shape[2])
+    beside = np.stack([grids[batch, row + down, col + right] for down, right in MOVES], 1)
+    return (beside == Cell.WALL) | (beside == Cell.DOOR)
+
+
+class LevelDice:
+    """Uniform numbers that depend on the level and on how many were drawn for it, never on the batch."""
+
+    def __init__(self, seeds: NDArray[np.int64], stream: int = 0) -> None:
+        self._generators = [np.random.default_rng([stream, int(seed)]) for seed in seeds]
+        self._drawn = np.empty((0, len(seeds)))
+        self._next = 0
+
+    def roll(self) -> NDArray[np.float64]:
+        """float64 `[N]` in [0, 1)."""
+        if self._next == len(self._drawn):
+            self._drawn = np.stack([g.random(DRAWN_AT_ONCE) for g in self._generators], 1)
+            self._next = 0
+        self._next += 1
+        return self._drawn[self._next - 1]
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        self._generators = [self._generators[row] for row in rows]
+        self._drawn = self._drawn[:, rows]
+
+
+class PolicyActor:
+    """A policy with its state, greedy or drawing from its distribution.
+
+    Args:
+        policy: never changed here.
+        deterministic: the most probable action, or one drawn.
+        seed: of the draws.
+
+    Attributes:
+        probabilities: float32 `[N, A]` of the last decision.
+    """
+
+    def __init__(self, policy: Policy, deterministic: bool = True, seed: int = 0) -> None:
+        self.policy, self.deterministic, self.seed = policy, deterministic, seed
+        self.state: PolicyState = ()
+
+    def reset(self, seeds: NDArray[np.int64]) -> None:
+        self.state = self.policy.initial_state(len(seeds))
+        self.episode_start = torch.ones(len(seeds), dtype=torch.bool)
+        self.dice = None if self.deterministic else LevelDice(seeds, self.seed)
+
+    @torch.no_grad()
+    def act(self, obs: Any) -> NDArray[np.int64]:
+        device = next(self.policy.parameters()).device
+        decision = self.policy.step(to_tensors(obs, device), self.state, self.episode_start.to(device))
+        self.state = decision.state
+        self.episode_start = torch.zeros_like(self.episode_start)
+        self.probabilities = decision.logits.float().softmax(-1).cpu().numpy()
+        if self.dice is None:
+            return decision.logits.argmax(-1).cpu().numpy()
+        edges = self.probabilities.cumsum(1)[:, :-1]
+        return (self.dice.roll()[:, None] >= edges).sum(1)
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        index = torch.as_tensor(rows)
+        self.state = tuple(s[index.to(s.device)] for s in self.state)
+        self.episode_start = self.episode_start[index]
+        if self.dice is not None:
+            self.dice.keep(rows)
+
+
+class RandomActor:
+    """Uniform over `actions` actions."""
+
+    def __init__(self, actions: int = 4, seed: int = 0) -> None:
+        self.actions, self.seed = actions, seed
+
+    def reset(self, seeds: NDArray[np.int64]) -> None:
+        self.dice = LevelDice(seeds, self.seed)
+
+    def act(self, obs: Any) -> NDArray[np.int64]:
+        return (self.dice.roll() * self.actions).astype(np.int64)
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        self.dice.keep(rows)
+
+
+class ReplanActor:
+    """The reactive baseline: a shortest path on what it sees, planned anew at every step."""
+
+    def __init__(self) -> None:
+        self.planner = ReplanPolicy()
+
+    def reset(self, seeds: NDArray[np.int64]) -> None:
+        pass
+
+    def act(self, obs: Any) -> NDArray[np.int64]:
+        return self.planner.act(obs)
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        pass
+
+
+def run_in_shards(
+    make_actor: Callable[[], Actor],
+    env_id: str,
+    env_options: dict[str, Any],
+    episodes: int,
+    seed: int = 0,
+    band: str = "test",
+    batch: int = 256,
+    oracle: bool = True,
+    shards: Shards | None = None,
+) -> Episodes:
+    """`run_episodes` with the levels dealt out over threads, each with its own actor and environments."""
+
+    def part(levels: slice) -> Episodes:
+        count = levels.stop - levels.start
+        return run_episodes(
+            make_actor(), env_id, env_options, count, seed + levels.start, band, batch, oracle
+        )
+
+    if shards is None or episodes < 2:
+        return part(slice(0, episodes))
+    return Episodes.join(shards.map(part, shards.slices(episodes)))

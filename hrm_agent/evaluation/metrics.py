@@ -1,0 +1,179 @@
+"""What episodes are measured by. Numpy only: no environment and no network.
+
+Change-locked metrics look at what an agent does right after the world has changed under it. *Decision* t of
+an episode is the action chosen at observation t; the *map* it is judged on is the map as it stands at that
+moment (doors as they are, not as they will be). A change belongs to the first decision taken after it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+HORIZON = 10
+"""Decisions after a material change that are counted to it."""
+
+
+class Changes(NamedTuple):
+    """One row per material change that was followed by a decision; C rows.
+
+    A decision is *scored* if the goal can be reached on the map it is taken on. A change is followed until
+    the next material change, the end of the episode, or `HORIZON` decisions, whichever is first. What has no
+    scored decision to stand on is NaN.
+    """
+
+    episode: NDArray[np.int64]  # [C] which episode
+    step: NDArray[np.int64]  # [C] the first decision after the change
+    scored: NDArray[np.int64]  # [C] decisions with a score among those that follow
+    regret: NDArray[np.float64]  # [C] their summed regret, in environment steps
+    steps_to_replan: NDArray[np.float64]  # [C] scored decisions before the first optimal one
+    stale: NDArray[np.float64]  # [C] 1 if the first decision is optimal on the old map only, else 0
+
+
+def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The Wilson score interval of a proportion (Wilson 1927, doi:10.1080/01621459.1927.10502953).
+
+    Args:
+        successes: 0 to n.
+        n: trials, 1 or more.
+        z: quantile of the normal distribution; 1.96 gives 95%.
+
+    Returns:
+        Lower and upper end, within [0, 1].
+
+    Raises:
+        ValueError: no trials, or a number of successes that they cannot have.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(
+            f"{successes} successes in {n} trials: expected 0 <= successes <= trials, and a trial"
+        )
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # At the ends the exact interval touches 0 or 1; floating point would miss it by an ulp.
+    low = 0.0 if successes == 0 else float(centre - half)
+    high = 1.0 if successes == n else float(centre + half)
+    return low, high
+
+
+def spl(
+    success: NDArray[np.bool_], steps: NDArray[np.int64], shortest: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Success weighted by path length, per episode (Anderson et al. 2018, arXiv 1807.06757).
+
+    Args:
+        success: `[E]`.
+        steps: `[E]` environment steps taken.
+        shortest: `[E]` the clairvoyant arrival in steps; -1 where nobody could arrive in time.
+
+    Returns:
+        float64 `[E]` in [0, 1]: `shortest / max(steps, shortest)` where successful, else 0.
+
+    Raises:
+        ValueError: an episode that succeeded although `shortest` says that none can.
+    """
+    success = np.asarray(success, bool)
+    steps, shortest = np.asarray(steps, np.float64), np.asarray(shortest, np.float64)
+    if (success & (shortest < 0)).any():
+        raise ValueError("an episode succeeded that the clairvoyant bound calls impossible; check the bound")
+    longest = np.maximum(np.maximum(steps, shortest), 1.0)
+    return np.where(success, np.maximum(shortest, 0.0) / longest, 0.0)
+
+
+def excess_steps(
+    success: NDArray[np.bool_], steps: NDArray[np.int64], shortest: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Steps beyond the clairvoyant arrival, for the successful episodes only: int64 `[successes]`."""
+    return np.asarray(steps, np.int64)[success] - np.asarray(shortest, np.int64)[success]
+
+
+def action_regret(
+    distance: NDArray, optimal: NDArray[np.bool_], actions: NDArray, blocked: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """What an action costs on the map it is taken on: `1 + d(after the move) - d(before)`, in steps.
+
+    On a grid every move changes the shortest distance to the goal by exactly one (its positions are coloured
+    like a chessboard), so the regret is 0 for an optimal action, 1 for a blocked one, which leaves the agent
+    where it is, and 2 for a move away from the goal. No distance after the move is needed.
+
+    Args:
+        distance: int `[...]` shortest distance before the move, -1 where the goal cannot be reached.
+        optimal: `[..., A]` the optimal actions.
+        actions: int `[...]` the actions chosen.
+        blocked: `[..., A]` actions that would leave the agent where it is.
+
+    Returns:
+        float64 `[...]`; NaN where the goal cannot be reached.
+    """
+    chosen = np.asarray(actions, np.int64)[..., None]
+    is_optimal = np.take_along_axis(optimal, chosen, -1)[..., 0]
+    is_blocked = np.take_along_axis(blocked, chosen, -1)[..., 0]
+    regret = np.where(is_optimal, 0.0, np.where(is_blocked, 1.0, 2.0))
+    return np.where(np.asarray(distance) < 0, np.nan, regret)
+
+
+def follow_changes(
+    regret: NDArray[np.float64],
+    material: NDArray[np.bool_],
+    stale: NDArray[np.bool_],
+    lengths: NDArray[np.int64],
+    horizon: int = HORIZON,
+) -> Changes:
+    """Collect what followed each material change.
+
+    Args:
+        regret: float64 `[T, E]` of decision t in episode e, NaN where it has no score (`action_regret`).
+        material: `[T, E]` whether a material change lies between decisions t - 1 and t.
+        stale: `[T, E]` whether decision t was optimal just before that change and is not any more.
+        lengths: int `[E]` decisions of each episode; what lies behind them is ignored.
+        horizon: decisions that are counted to a change, at most.
+    """
+    rows = []
+    for episode, length in enumerate(np.asarray(lengths).tolist()):
+        starts = np.flatnonzero(material[:length, episode]).tolist()
+        for start, following in zip(starts, [*starts, length][1:], strict=True):
+            window = regret[start : min(following, start + horizon), episode]
+            window = window[~np.isnan(window)]
+            optimal = np.flatnonzero(window == 0.0)
+            first_is_scored = not np.isnan(regret[start, episode])
+            rows.append(
+                (
+                    episode,
+                    start,
+                    window.size,
+                    window.sum() if window.size else np.nan,
+                    (optimal[0] if optimal.size else window.size) if window.size else np.nan,
+                    float(stale[start, episode]) if first_is_scored else np.nan,
+                )
+            )
+    columns = np.array(rows, np.float64).reshape(-1, len(Changes._fields)).T
+    whole, real = columns[:3].astype(np.int64), columns[3:]
+    return Changes(*whole, *real)
+
+
+def regret_after_material_change(changes: Changes) -> float | None:
+    """Mean summed regret after a material change, in environment steps; None without a scored change."""
+    return mean_or_none(changes.regret)
+
+
+def steps_to_replan(changes: Changes) -> float | None:
+    """Mean number of decisions after a material change before the first optimal one; 0: at once.
+
+    A change that is followed by no optimal decision counts with the decisions that did follow it.
+    """
+    return mean_or_none(changes.steps_to_replan)
+
+
+def stale_plan_rate(changes: Changes) -> float | None:
+    """Share of first decisions after a material change that only the map before the change makes optimal."""
+    return mean_or_none(changes.stale)
+
+
+def mean_or_none(values: NDArray) -> float | None:
+    """The mean of the values that are not NaN; None if there are none."""
+    values = np.asarray(values, np.float64)
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else None

@@ -1,0 +1,216 @@
+"""Episodes -> numbers with intervals -> JSON-able records and a table for the terminal."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hrm_agent.encoders import Observation
+from hrm_agent.evaluation import metrics
+from hrm_agent.evaluation.episodes import Episodes, PolicyActor, run_in_shards
+from hrm_agent.parallel import Shards
+from hrm_agent.policy import Policy
+
+TIMED_CALLS = 40
+WARM_UP_CALLS = 5
+
+
+def summarize(episodes: Episodes) -> dict[str, Any]:
+    """The metrics of some episodes; those that the environment gives no ground for are None.
+
+    `success_ci95` is Wilson's interval; `spl` and `excess_steps` are against the clairvoyant arrival; means
+    are over episodes, change-locked ones over material changes (`metrics.Changes`).
+    """
+    n, successes = len(episodes), int(episodes.success.sum())
+    shortest, changes = episodes.clairvoyant, episodes.changes
+    measured: dict[str, Any] = {
+        "success": successes / n,
+        "success_ci95": list(metrics.wilson_interval(successes, n)),
+        "episodes": n,
+        "return": float(episodes.returns.mean()),
+        "episode_length": float(episodes.steps.mean()),
+        "spl": None,
+        "excess_steps": None,
+        "regret_after_material_change": None,
+        "steps_to_replan": None,
+        "stale_plan_rate": None,
+        "material_changes": None,
+    }
+    if shortest is not None:
+        excess = metrics.excess_steps(episodes.success, episodes.steps, shortest)
+        measured["spl"] = float(metrics.spl(episodes.success, episodes.steps, shortest).mean())
+        measured["excess_steps"] = metrics.mean_or_none(excess)
+    if changes is not None:
+        measured["regret_after_material_change"] = metrics.regret_after_material_change(changes)
+        measured["steps_to_replan"] = metrics.steps_to_replan(changes)
+        measured["stale_plan_rate"] = metrics.stale_plan_rate(changes)
+        measured["material_changes"] = len(changes.episode)
+    return measured
+
+
+def summarize_clairvoyant(episodes: Episodes) -> dict[str, Any] | None:
+    """What an agent that knows the future would reach on these levels; None where nobody can tell."""
+    if episodes.clairvoyant is None:
+        return None
+    arrives = episodes.clairvoyant >= 0
+    successes = int(arrives.sum())
+    return {
+        "success": successes / len(episodes),
+        "success_ci95": list(metrics.wilson_interval(successes, len(episodes))),
+        "steps": metrics.mean_or_none(episodes.clairvoyant[arrives]),
+    }
+
+
+def evaluate_policy(
+    policy: Policy,
+    env_id: str,
+    env_options: dict[str, Any],
+    episodes: int = 200,
+    seed: int = 0,
+    band: str = "validation",
+    deterministic: bool = True,
+    shards: Shards | None = None,
+    oracle: bool = False,
+    batch: int = 256,
+) -> dict[str, Any]:
+    """The light evaluation of a policy in training: `summarize`, without change-locked metrics by default.
+
+    Args:
+        policy: left as it is; nothing is drawn from any random stream of the training run.
+        env_id, env_options: the environment.
+        episodes: levels `seed ... seed + episodes - 1`.
+        band: `train`, `validation` or `test`.
+        deterministic: play the most probable action.
+        shards: threads to deal the levels over.
+        oracle: measure the change-locked metrics too.
+        batch: environments stepped together in each thread.
+
+    Raises:
+        ValueError: no episode asked for, or an environment that cannot be made.
+    """
+    played = run_in_shards(
+        lambda: PolicyActor(policy, deterministic, seed),
+        env_id,
+        env_options,
+        episodes,
+        seed,
+        band,
+        batch,
+        oracle,
+        shards,
+    )
+    return summarize(played)
+
+
+def measure_cost(policy: Policy, observation_space: gym.Space, batch: int = 256) -> dict[str, Any]:
+    """What one decision costs.
+
+    Args:
+        policy: with its number of segments.
+        observation_space: of a single environment; a sample of it is decided on.
+        batch: for `ms_per_decision_batched`.
+
+    Returns:
+        `segments_per_decision`; `macs_per_decision`, multiply-adds of matrix products and convolutions (half
+        of torch's count of operations; look-ups and elementwise work are not counted); `ms_per_decision`, the
+        median over `TIMED_CALLS` calls with one observation; `ms_per_decision_batched`, the median with
+        `batch` observations, divided by them.
+    """
+    one, many = _decision(policy, observation_space, 1), _decision(policy, observation_space, batch)
+    # Only attention's plain form is made of products that the counter knows on every device.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        one()
+    return {
+        "segments_per_decision": policy.segments,
+        "macs_per_decision": counter.get_total_flops() // 2,
+        "ms_per_decision": _median_ms(one),
+        "ms_per_decision_batched": _median_ms(many) / batch,
+        "batch": batch,
+    }
+
+
+def _decision(policy: Policy, space: gym.Space, batch: int) -> Callable[[], None]:
+    """A call that decides, in mid-episode, for `batch` copies of an observation."""
+    device = next(policy.parameters()).device
+    space.seed(0)
+    sample = space.sample()
+    sample = sample if isinstance(sample, dict) else {"": sample}
+    copies = {key: torch.as_tensor(value, device=device)[None] for key, value in sample.items()}
+    tensors = {key: value.expand(batch, *value.shape[1:]).contiguous() for key, value in copies.items()}
+    obs: Observation = tensors[""] if list(tensors) == [""] else tensors
+    state, start = policy.initial_state(batch), torch.zeros(batch, dtype=torch.bool, device=device)
+
+    def decide() -> None:
+        with torch.no_grad():
+            policy.step(obs, state, start).logits.cpu()  # to the CPU: waits until the device is done
+
+    return decide
+
+
+def _median_ms(call: Callable[[], None]) -> float:
+    for _ in range(WARM_UP_CALLS):
+        call()
+    times = []
+    for _ in range(TIMED_CALLS):
+        begun = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begun)
+    return 1000 * statistics.median(times)
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The record that `hrm_agent.evaluate.evaluate` returns, as a small table for the terminal."""
+    seeds, band = report["seeds"], report["level_band"]
+    last = seeds["first"] + seeds["count"] - 1
+    lines = [
+        f"{report['env']}: greedy on {seeds['count']:,} {band + ' ' if band else ''}levels "
+        f"(seeds {seeds['first']} to {last})",
+        "",
+        f"{'':18}{'success':>9}{'95% interval':>18}{'SPL':>8}{'excess':>9}{'regret':>9}{'re-plan':>9}"
+        f"{'stale':>8}",
+    ]
+    for name, key in (("agent", None), ("random", "random"), ("BFS re-planner", "bfs_replanner")):
+        row = report if key is None else report[key]
+        if row is not None:
+            lines.append(_table_row(name, row))
+    if report["clairvoyant"] is not None:
+        lines.append(
+            _table_row(
+                "clairvoyant bound", {"spl": report["clairvoyant"]["success"], **report["clairvoyant"]}
+            )
+        )
+    segments = report["segments_per_decision"]
+    lines += [
+        "",
+        "excess: steps beyond the clairvoyant arrival; after a material change, regret: steps lost, re-plan: "
+        "decisions",
+        "before the first optimal one, stale: first decisions that only the old map makes optimal",
+        f"{report['core']}, carry={report['carry']}, {segments} segment{'s'[: segments != 1]} a decision, "
+        f"{report['parameters']:,} parameters, {report['macs_per_decision']:,} multiply-adds,",
+        f"{report['ms_per_decision']:.2f} ms alone, {report['ms_per_decision_batched']:.3f} ms in a batch of "
+        f"{report['batch']}",
+    ]
+    return "\n".join(lines)
+
+
+def _table_row(name: str, row: dict[str, Any]) -> str:
+    low, high = row["success_ci95"]
+    cells = [f"{name:18}", f"{row['success']:>9.1%}", f"{f'{low:.1%} to {high:.1%}':>18}"]
+    columns = (
+        ("spl", 8, ".3f"),
+        ("excess_steps", 9, ".2f"),
+        ("regret_after_material_change", 9, ".2f"),
+        ("steps_to_replan", 9, ".2f"),
+        ("stale_plan_rate", 8, ".1%"),
+    )
+    for key, width, form in columns:
+        value = row.get(key)
+        cells.append(f"{'-' if value is None else format(value, form):>{width}}")
+    return "".join(cells)

@@ -1,0 +1,244 @@
+"""Moving pictures of episodes: the maze with the agent's trail, and beside it what the policy thinks."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from hrm_agent.environments import check_env_id
+from hrm_agent.evaluation.episodes import PolicyActor, known_options
+from hrm_agent.policy import Policy
+from hrm_envs import Cell
+from hrm_envs.rendering import render_grid
+
+Frame = NDArray[np.uint8]
+
+END_FRAMES = 6
+"""Times that the last picture of an episode is shown."""
+
+SCALE = 28  # pixels for each grid position
+MARGIN = 14
+PANEL_WIDTH = 190
+PANEL_HEIGHT = 236  # the least height that holds all lines
+MAX_BARS = 9
+BACKGROUND, INK, FAINT = (250, 249, 246), (40, 46, 60), (142, 148, 160)
+BAR, TRACK = (214, 40, 118), (232, 229, 221)
+GREEN, RED = (24, 138, 84), (196, 54, 44)
+
+
+@dataclass
+class _Moment:
+    """What the panel shows of one step. `outcome`: None while the episode goes on."""
+
+    title: str
+    episode: str
+    step: str
+    probabilities: NDArray | None
+    action: int | None
+    outcome: bool | None
+    bound: str
+
+
+def record_episodes(
+    policy: Policy,
+    env_id: str,
+    env_options: dict[str, Any],
+    episodes: int = 3,
+    seed: int = 0,
+    band: str = "validation",
+) -> list[Frame]:
+    """Pictures of greedy episodes: one for each decision, and `END_FRAMES` of how each episode ended.
+
+    A maze is drawn from its observation, so a fogged one shows what the agent sees; other environments draw
+    themselves (`rgb_array`).
+
+    Args:
+        policy: plays the most probable action.
+        env_id, env_options: the environment.
+        episodes: the first episode of each of the levels `seed ... seed + episodes - 1`.
+        band: `train`, `validation` or `test`, where the environment has bands.
+
+    Returns:
+        uint8 `[h, w, 3]` each, all of one size.
+
+    Raises:
+        ValueError: no episode asked for, or an environment that cannot be made or drawn.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes={episodes}: expected 1 or more")
+    check_env_id(env_id)
+    options = {name: value for name, value in env_options.items() if name not in ("oracle", "render_mode")}
+    if "seed_band" in known_options(env_id, options):
+        options["seed_band"] = band
+    env = gym.make(env_id, render_mode="rgb_array", **options)
+    frames: list[Frame] = []
+    for i in range(episodes):
+        frames += _record_episode(policy, env, env_id, seed + i, f"episode {i + 1} of {episodes}")
+    env.close()
+    return _same_size(frames)
+
+
+def _record_episode(policy: Policy, env: gym.Env, title: str, seed: int, episode: str) -> list[Frame]:
+    actor = PolicyActor(policy)
+    actor.reset(np.array([seed]))
+    obs, _ = env.reset(seed=seed)
+    start = int(getattr(env.action_space, "start", 0))
+    limit = getattr(getattr(env.unwrapped, "config", None), "max_episode_steps", None)
+    clairvoyant = getattr(env.unwrapped, "clairvoyant", None)
+    bound = "" if clairvoyant is None else _say_bound(clairvoyant())
+    frames, trail = [], _positions(env, obs)
+    step, total, ended, success = 0, 0.0, False, False
+
+    def draw(probabilities: NDArray | None, action: int | None, outcome: bool | None) -> None:
+        count = f"step {step} of {limit}" if limit is not None else f"step {step}"
+        moment = _Moment(title, episode, count, probabilities, action, outcome, bound)
+        frames.append(_compose(_picture(env, obs, trail, probabilities), moment))
+
+    while not ended:
+        action = int(actor.act(_batch_of_one(obs))[0])
+        draw(actor.probabilities[0], action, None)
+        obs, reward, terminated, truncated, info = env.step(action + start)
+        step, total, ended = step + 1, total + float(reward), terminated or truncated
+        trail += _positions(env, obs)
+        success = bool(info.get("episode", {}).get("success", total > 0))
+    draw(None, None, success)
+    return frames + frames[-1:] * (END_FRAMES - 1)
+
+
+def _say_bound(arrival: int) -> str:
+    return "nobody could arrive" if arrival < 0 else f"earliest possible: {arrival} steps"
+
+
+def _batch_of_one(obs: Any) -> Any:
+    return (
+        {k: np.asarray(v)[None] for k, v in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[None]
+    )
+
+
+def _is_maze(env: gym.Env) -> bool:
+    space = env.observation_space
+    in_cells = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 2
+    return in_cells and int(space.high.max()) == max(Cell)  # type: ignore[attr-defined]
+
+
+def _positions(env: gym.Env, obs: Any) -> list[int]:
+    return np.flatnonzero(obs == Cell.AGENT).tolist() if _is_maze(env) else []
+
+
+def _picture(env: gym.Env, obs: Any, trail: list[int], probabilities: NDArray | None) -> Frame:
+    if _is_maze(env):
+        return render_grid(obs, trail=trail, scale=SCALE, action_probabilities=probabilities)
+    picture = env.render()
+    if not isinstance(picture, np.ndarray) or picture.ndim != 3:
+        raise ValueError(
+            f"env={env.spec.id if env.spec else env}: draws no picture; it needs render_mode rgb_array"
+        )
+    return picture[..., :3].astype(np.uint8)
+
+
+def _compose(picture: Frame, moment: _Moment) -> Frame:
+    """The picture with a panel of text and bars to its right."""
+    height = max(picture.shape[0], PANEL_HEIGHT) + 2 * MARGIN
+    image = Image.new("RGB", (picture.shape[1] + 2 * MARGIN + PANEL_WIDTH, height), BACKGROUND)
+    image.paste(Image.fromarray(picture), (MARGIN, (height - picture.shape[0]) // 2))
+    draw = ImageDraw.Draw(image)
+    left, top = picture.shape[1] + 2 * MARGIN, MARGIN
+    normal, large = ImageFont.load_default(13), ImageFont.load_default(19)
+    draw.text((left, top), moment.title, FAINT, normal)
+    draw.text((left, top + 20), moment.step, INK, large)
+    draw.text((left, top + 46), moment.episode, FAINT, normal)
+    if moment.outcome is None and moment.probabilities is not None:
+        _draw_bars(draw, left, top + 76, moment.probabilities, moment.action)
+    elif moment.outcome is not None:
+        draw.text(
+            (left, top + 84),
+            "arrived" if moment.outcome else "not arrived",
+            GREEN if moment.outcome else RED,
+            large,
+        )
+    draw.text((left, height - MARGIN - 18), moment.bound, FAINT, normal)
+    return np.asarray(image)
+
+
+def _draw_bars(
+    draw: ImageDraw.ImageDraw, left: int, top: int, probabilities: NDArray, action: int | None
+) -> None:
+    names = "NESW" if len(probabilities) == 4 else [str(i) for i in range(len(probabilities))]
+    font, width = ImageFont.load_default(13), PANEL_WIDTH - 78
+    for i, probability in enumerate(probabilities[:MAX_BARS]):
+        y, chosen = top + 24 * i, i == action
+        draw.text((left, y), names[i], INK if chosen else FAINT, font)
+        draw.rounded_rectangle((left + 20, y + 3, left + 20 + width, y + 13), 4, TRACK)
+        if probability > 0.02:
+            end = left + 20 + max(8.0, width * float(probability))
+            draw.rounded_rectangle((left + 20, y + 3, end, y + 13), 4, BAR)
+        draw.text((left + 28 + width, y), f"{probability:.0%}", INK if chosen else FAINT, font)
+
+
+def _same_size(frames: list[Frame]) -> list[Frame]:
+    """Frames padded to the largest of them, and to even sizes, which video codecs ask for."""
+    height = max(frame.shape[0] for frame in frames)
+    width = max(frame.shape[1] for frame in frames)
+    height, width = height + height % 2, width + width % 2
+    padded = []
+    for frame in frames:
+        whole = np.empty((height, width, 3), np.uint8)
+        whole[:] = BACKGROUND
+        whole[: frame.shape[0], : frame.shape[1]] = frame
+        padded.append(whole)
+    return padded
+
+
+def encode_gif(frames: list[Frame], fps: float = 8) -> bytes:
+    """A GIF that repeats for ever, from uint8 `[h, w, 3]` frames of one size; delays are whole 1/100 s.
+
+    Raises:
+        ValueError: no frame, or a rate that is not positive.
+    """
+    _check_film(frames, fps)
+    # One palette for all frames: none flickers, and what stays the same is not stored again.
+    few = np.concatenate(frames[:: max(1, len(frames) // 8)])
+    palette = Image.fromarray(few).quantize(255)
+    pictures = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    delay = max(2, round(100 / fps)) * 10
+    file = io.BytesIO()
+    pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=delay, loop=0)
+    return file.getvalue()
+
+
+def encode_mp4(frames: list[Frame], fps: float = 8) -> bytes:
+    """An H.264 film, by ffmpeg.
+
+    Raises:
+        ValueError: imageio with ffmpeg (extra `mp4`) is not installed, no frame, or a rate not positive.
+    """
+    _check_film(frames, fps)
+    check_mp4()
+    import imageio.v2 as imageio
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "film.mp4"
+        imageio.mimwrite(path, frames, fps=fps, macro_block_size=2, quality=8)  # type: ignore[arg-type]
+        return path.read_bytes()
+
+
+def check_mp4() -> None:
+    """Raises: ValueError where MP4 cannot be written."""
+    if any(find_spec(name) is None for name in ("imageio", "imageio_ffmpeg")):
+        raise ValueError("MP4 needs ffmpeg: pip install 'hrm-agent[mp4]', or give a name that ends in .gif")
+
+
+def _check_film(frames: list[Frame], fps: float) -> None:
+    if not frames:
+        raise ValueError("no frames: expected one or more pictures")
+    if fps <= 0:
+        raise ValueError(f"fps={fps}: expected more than 0 frames a second")

@@ -1,0 +1,116 @@
+"""What a run tells: TensorBoard and a JSON-lines file for later, a progress bar for now."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+METRICS_FILE = "metrics.jsonl"
+PLAIN_LINES = 10
+
+
+class RunLog:
+    """Scalars, videos and hyperparameters of one run, in TensorBoard's format and in `metrics.jsonl`.
+
+    Args:
+        folder: of the run.
+        frames: where the run (re)starts; what an interrupted run logged after it is dropped.
+    """
+
+    def __init__(self, folder: Path, frames: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / METRICS_FILE
+        if self.path.exists():
+            lines = self.path.read_text().splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["frames"] <= frames]
+            self.path.write_text("".join(line + "\n" for line in kept))
+        self.file = open(self.path, "a")  # noqa: SIM115 - closed by close()
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=frames + 1 if frames else None)
+
+    def scalars(self, frames: int, **groups: dict[str, Any]) -> None:
+        """Numbers by group, `scalars(frames, loss={"policy_loss": 0.1})`; what is not a number is left out."""
+        flat = {
+            f"{group}/{name}": float(value)
+            for group, values in groups.items()
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        }
+        for name, value in flat.items():
+            self.writer.add_scalar(name, value, frames)
+        self.file.write(json.dumps({"frames": frames, **flat}) + "\n")
+        self.file.flush()
+
+    def video(self, frames: int, tag: str, gif: bytes, shape: tuple[int, ...]) -> None:
+        """A GIF; TensorBoard shows it moving under Images."""
+        image = Summary.Image(encoded_image_string=gif, height=shape[0], width=shape[1], colorspace=3)
+        assert self.writer.file_writer is not None
+        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), frames)
+
+    def hyperparameters(self, settings: dict[str, Any], results: dict[str, float]) -> None:
+        """For TensorBoard's HPARAMS tab, in the run's own folder (`add_hparams` would open another)."""
+        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
+        assert self.writer.file_writer is not None
+        for summary in hparams(plain, results):
+            self.writer.file_writer.add_summary(summary)
+
+    def close(self) -> None:
+        self.writer.close()
+        self.file.close()
+
+
+class Console:
+    """Speaks to the person at the terminal: a progress bar on a terminal, a few plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        self.rich = RichConsole(file=sys.stderr)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._next_line = 0.0
+        self._total = 0
+
+    @contextmanager
+    def training(self, total: int, done: int) -> Iterator[None]:
+        """Show progress from `done` to `total` frames while the body runs."""
+        self._total = total
+        self._next_line = done
+        if not self.rich.is_terminal:
+            yield
+            return
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f}%  {task.fields[status]}  left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.rich) as self._progress:
+            self._task = self._progress.add_task("training", total=total, completed=done, status="")
+            yield
+        self._progress = None
+
+    def progress(self, frames: int, numbers: dict[str, float | None]) -> None:
+        parts = [f"{frames:,} frames"]
+        if numbers.get("success") is not None:
+            parts.append(f"success {numbers['success']:.3f}")
+        if numbers.get("validation") is not None:
+            parts.append(f"validation {numbers['validation']:.3f}")
+        parts.append(f"{numbers['frames_per_second']:,.0f} steps/s")
+        status = "  ".join(parts)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=frames, status=status)
+        elif frames >= self._next_line:
+            self._next_line += self._total / PLAIN_LINES
+            self.say(status)
+
+    def say(self, text: str) -> None:
+        """A plain line, to stderr like the bar; results go to stdout."""
+        self.rich.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,149 @@
+"""`python -m hrm_agent.train [GROUP=CHOICE] [KEY=VALUE] ...`: train an agent, measure it, keep it.
+
+Hydra's command line: `--help`, `--cfg job` (print the configuration), `--multirun` (`seed=0,1,2`).
+`resume=RUN` goes on with a run from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from hrm_agent import __version__
+from hrm_agent.algos.ppo import NonFiniteLoss
+from hrm_agent.checkpoint import CheckpointError, write_atomically
+from hrm_agent.cli import UsageError, check_jobs, existing_folder, fail, nearest, usage_errors, wants_help
+from hrm_agent.config import ALGORITHMS, config_folder, resolve, settings
+from hrm_agent.environments import make_vector_env
+from hrm_agent.evaluate import evaluate
+from hrm_agent.evaluation.report import format_report
+from hrm_agent.policy import Policy
+from hrm_agent.tracking import Console
+from hrm_agent.trainer import Interrupted, Trainer
+
+RUN_VERSION = 1
+RUN_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
+CHANGEABLE = (
+    "total_steps", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_episodes", "test_episodes",
+    "video_every", "log_every", "device",
+)  # fmt: skip
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
+    if given.get("resume", "null") not in ("null", ""):
+        _resume(given)
+        return
+    if not wants_help(arguments):
+        with usage_errors():
+            check_jobs(arguments, "train", check_run)
+            _check_run_folder(given.get("hydra.run.dir"))
+    sys.argv[0] = "hrm_agent.train"
+    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")(_start)()
+
+
+def check_run(cfg: DictConfig) -> None:
+    """Build everything a run needs but the run; touches no file.
+
+    Raises:
+        ValueError: what is wrong with the settings.
+    """
+    values = resolve(cfg)
+    if values["algo"]["name"] not in ALGORITHMS:
+        raise UsageError(f"algo={values['algo']['name']}: no such algorithm{nearest(values['algo']['name'], list(ALGORITHMS))}")
+    config, policy, _ = settings(values)
+    env = make_vector_env(config.env, 1, config.env_options)
+    Policy(policy, env.single_observation_space, env.single_action_space)
+    env.close()
+
+
+def _check_run_folder(folder: str | None) -> None:
+    if folder and (Path(folder) / RUN_FILE).exists():
+        raise UsageError(f"hydra.run.dir={folder}: holds a run already; go on with it by resume={folder}")
+
+
+def _start(cfg: DictConfig) -> float:
+    """One training run in Hydra's run folder; returns success on test levels, for sweepers."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    values = resolve(cfg)
+    values.pop("resume")
+    description = {
+        "run_version": RUN_VERSION,
+        "hrm_agent": __version__,
+        "command": "python -m hrm_agent.train " + " ".join(sys.argv[1:]),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": {name: version(name) for name in ("torch", "numpy", "gymnasium", "numba")},
+    }
+    write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(values)).encode())
+    write_atomically(folder / RUN_FILE, (json.dumps(description, indent=2) + "\n").encode())
+    return _run(folder, values, resume=False)
+
+
+def _resume(given: dict[str, str]) -> None:
+    with usage_errors():
+        folder = existing_folder(given.pop("resume"), "resume")
+        values = load_run(folder)
+        for key, text in given.items():
+            if key not in CHANGEABLE:
+                raise UsageError(f"{key}={text}: cannot change in a run that is resumed; only {', '.join(CHANGEABLE)}")
+            values[key] = OmegaConf.from_cli([f"{key}={text}"])[key]
+        settings(values)
+    _run(folder, values, resume=True)
+
+
+def load_run(folder: Path) -> dict[str, Any]:
+    """The resolved configuration of a run.
+
+    Raises:
+        UsageError: `folder` holds no run, or one of another version.
+    """
+    if not (folder / RUN_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
+        raise UsageError(f"{folder}: not the folder of a run ({RUN_FILE} or {CONFIG_FILE} is missing)")
+    try:
+        found = json.loads((folder / RUN_FILE).read_text())["run_version"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UsageError(f"{folder / RUN_FILE}: not a run's description") from None
+    if found != RUN_VERSION:
+        raise UsageError(f"{folder}: run of version {found}, expected {RUN_VERSION}; use the hrm_agent that wrote it")
+    values = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
+    console = Console()
+    console.say(f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}")
+    try:
+        trainer = Trainer(*settings(values), folder)
+        if resume:
+            console.say(f"going on from {trainer.resume()}")
+        trainer.run(console)
+    except CheckpointError as error:
+        fail(str(error), 2)
+    except Interrupted as error:
+        fail(f"{error}; go on with: python -m hrm_agent.train resume={folder}", 130)
+    except NonFiniteLoss as error:
+        fail(str(error), 1)
+    except OSError as error:
+        fail(f"{error}; earlier checkpoints are intact, go on with: python -m hrm_agent.train resume={folder}", 1)
+    console.say(f"trained {trainer.frames:,} frames in {trainer.seconds:.0f} s")
+    if not values["test_episodes"]:
+        return trainer.best
+    report = evaluate(run=str(folder), episodes=values["test_episodes"], out=str(folder / "eval.json"))
+    print(format_report(report))
+    return float(report["success"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,284 @@
+"""The training loop: collect, update, evaluate, log, checkpoint.
+
+Everything that the next update depends on is in a checkpoint, and a checkpoint is taken between updates; so a run
+that was killed and resumed ends with the same weights, bit for bit on a CPU, as one that was not.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from hrm_agent import __version__
+from hrm_agent.agent import Agent
+from hrm_agent.algos.ppo import PPO, NonFiniteLoss, PPOConfig
+from hrm_agent.checkpoint import (
+    CheckpointError,
+    CheckpointFolder,
+    flatten,
+    load_optimizer_tensors,
+    load_tensors,
+    optimizer_tensors,
+    unflatten,
+)
+from hrm_agent.collector import Collector
+from hrm_agent.environments import make_vector_env
+from hrm_agent.evaluation.report import evaluate_policy
+from hrm_agent.evaluation.video import encode_gif, record_episodes
+from hrm_agent.parallel import Shards
+from hrm_agent.policy import Policy, PolicyConfig
+from hrm_agent.rollout import Rollout
+from hrm_agent.tracking import Console, RunLog
+
+VIDEO_EPISODES = 2
+VIDEO_FPS = 8
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """A run's own settings, beside the policy's and the algorithm's.
+
+    Args:
+        env, env_options: Gymnasium id and keyword arguments.
+        seed: of weights, environments, actions and minibatches.
+        total_steps: environment frames; rounded up to whole rollouts.
+        checkpoint_every: frames between checkpoints; 0: only at the end.
+        keep_checkpoints: how many are kept.
+        eval_every, eval_episodes: greedy evaluation on validation levels, every so many frames (0: never).
+        video_every: frames between videos in TensorBoard; 0: only at the end.
+        log_every: frames between lines of the log.
+        shards: threads that share the batch.
+        device: `cpu`, or a CUDA device.
+    """
+
+    env: str
+    env_options: dict[str, Any]
+    seed: int
+    total_steps: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    eval_every: int
+    eval_episodes: int
+    video_every: int
+    log_every: int
+    shards: int
+    device: str
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "keep_checkpoints", "eval_episodes", "log_every", "shards"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
+        for name in ("seed", "checkpoint_every", "eval_every", "video_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if self.device != "cpu":
+            raise ValueError(f"device={self.device}: this version trains on the cpu only")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; a checkpoint has been written."""
+
+
+class Trainer:
+    """Args:
+    config, policy_config, algo_config: see their classes.
+    folder: of the run; checkpoints, agents and logs go there.
+
+    Raises:
+        ValueError: settings that do not fit each other or the environment. Nothing has been written then.
+    """
+
+    def __init__(
+        self, config: TrainerConfig, policy_config: PolicyConfig, algo_config: PPOConfig, folder: Path
+    ) -> None:
+        self.config, self.folder = config, folder
+        self.shards = Shards(config.shards)
+        self.env = make_vector_env(config.env, algo_config.num_envs, config.env_options)
+        torch.manual_seed(config.seed)
+        space = self.env.single_observation_space
+        self.policy = Policy(policy_config, space, self.env.single_action_space)
+        self.algo = PPO(self.policy, algo_config, self.shards, config.seed)
+        self.collector = Collector(self.env, self.policy, config.seed, self.shards)
+        self.rollout = Rollout(
+            algo_config.rollout_steps, algo_config.num_envs, algo_config.window, space, self.collector.state
+        )
+        self.checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints)
+        self.updates = 0
+        self.seconds = 0.0  # of training, over all sessions
+        self.best = -1.0  # success on validation levels
+        self.validation: dict[str, Any] = {}
+        self._stop = False
+
+    @property
+    def frames(self) -> int:
+        return self.collector.frames
+
+    def run(self, console: Console) -> None:
+        """Train to the end.
+
+        Raises:
+            NonFiniteLoss: with the checkpoint to go back to in its message.
+            Interrupted: after Ctrl-C or SIGTERM.
+        """
+        log = RunLog(self.folder, self.frames)
+        previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with console.training(self.config.total_steps, self.frames):
+                while self.frames < self.config.total_steps:
+                    self._iterate(log, console)
+                    if self._stop:
+                        path = self.save_checkpoint()
+                        raise Interrupted(f"stopped at {self.frames:,} frames; checkpoint {path}")
+            self._finish(log)
+        finally:
+            for s, handler in previous.items():
+                signal.signal(s, handler)
+            log.close()
+
+    def _iterate(self, log: RunLog, console: Console) -> None:
+        before, began = self.frames, time.perf_counter()
+        self.collector.collect(self.rollout)
+        collected = time.perf_counter()
+        losses = self._update(before)
+        updated = time.perf_counter()
+        self.updates += 1
+        self.seconds += updated - began
+        progress = {**self.collector.statistics(), "frames_per_second": self.frames / self.seconds}
+        if self._due(self.config.log_every, before):
+            speed = {"collect_seconds": collected - began, "update_seconds": updated - collected}
+            log.scalars(self.frames, train=progress, loss=losses, time=speed)
+        if self._due(self.config.eval_every, before):
+            self._validate(log)
+        if self._due(self.config.video_every, before):
+            self._film(log)
+        if self._due(self.config.checkpoint_every, before):
+            self.save_checkpoint()
+        console.progress(self.frames, {**progress, "validation": self.validation.get("success")})
+
+    def _update(self, frames_before: int) -> dict[str, float]:
+        try:
+            return self.algo.update(self.rollout, min(1.0, frames_before / self.config.total_steps))
+        except NonFiniteLoss as error:
+            last = self.checkpoints.latest()
+            where = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
+            raise NonFiniteLoss(f"{error} at {self.frames:,} frames; {where}; try a lower learning rate") from None
+
+    def _due(self, every: int, before: int) -> bool:
+        """True once in every `every` frames."""
+        return every > 0 and self.frames // every > before // every
+
+    def _validate(self, log: RunLog) -> None:
+        c = self.config
+        self.validation = evaluate_policy(
+            self.policy, c.env, c.env_options, c.eval_episodes, band="validation", shards=self.shards
+        )
+        log.scalars(self.frames, validation=self.validation)
+        if self.validation["success"] > self.best:
+            self.best = self.validation["success"]
+            self.agent().save(self.folder / "agents" / "best")
+
+    def _film(self, log: RunLog) -> None:
+        frames = record_episodes(
+            self.policy, self.config.env, self.config.env_options, VIDEO_EPISODES, seed=0, band="validation"
+        )
+        log.video(self.frames, "validation/episodes", encode_gif(frames, VIDEO_FPS), frames[0].shape)
+
+    def _finish(self, log: RunLog) -> None:
+        self._validate(log)
+        self._film(log)
+        self.agent().save(self.folder / "agents" / "last")
+        self.save_checkpoint()
+        log.hyperparameters(self._settings(), {"validation/success": self.validation["success"]})
+
+    def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
+        if self._stop:  # a second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        self._stop = True
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            **{k: v for k, v in asdict(self.config).items() if not isinstance(v, dict)},
+            **{k: v for k, v in self.policy.config.to_dict().items() if not isinstance(v, dict)},
+            **asdict(self.algo.config),
+        }
+
+    def agent(self) -> Agent:
+        """The policy as it is now, as an agent that tells where it comes from."""
+        c, p = self.config, self.policy.config
+        info = {
+            "env": c.env,
+            "env_options": c.env_options,
+            "algo": "ppo",
+            "core": p.core,
+            "carry": p.carry,
+            "segments": p.segments,
+            "time_gradient": p.time_gradient,
+            "seed": c.seed,
+            "frames": self.frames,
+            "seconds": round(self.seconds, 1),
+            "parameters": sum(x.numel() for x in self.policy.parameters()),
+            "validation": self.validation,
+            "hrm_agent_version": __version__,
+        }
+        space, actions = self.env.single_observation_space, self.env.single_action_space
+        agent = Agent(self.policy, space, actions, info)
+        self.policy.train()
+        return agent
+
+    def save_checkpoint(self) -> Path:
+        """Write everything needed to go on as if nothing had happened."""
+        tensors = {
+            **flatten("policy", self.policy.state_dict()),
+            **flatten("optimizer", optimizer_tensors(self.algo.optimizer)),
+            "generator/minibatches": self.algo.generator.get_state(),
+            **flatten("collector", self.collector.tensors()),
+        }
+        metadata = {
+            "kind": "checkpoint",
+            "hrm_agent_version": __version__,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "best": self.best,
+            "validation": self.validation,
+            "collector": self.collector.metadata(),
+        }
+        return self.checkpoints.save(self.frames, tensors, metadata)
+
+    def load_checkpoint(self, path: Path) -> None:
+        """Go back to where `save_checkpoint` was called.
+
+        Raises:
+            CheckpointError: the file is damaged or belongs to other settings.
+        """
+        tensors, metadata = load_tensors(path)
+        try:
+            self.policy.load_state_dict(unflatten("policy", tensors))
+            load_optimizer_tensors(self.algo.optimizer, unflatten("optimizer", tensors))
+            self.algo.generator.set_state(tensors["generator/minibatches"])
+            self.collector.restore(unflatten("collector", tensors), metadata["collector"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path}: does not fit this run's settings ({reason})") from None
+        self.updates, self.seconds = metadata["updates"], metadata["seconds"]
+        self.best, self.validation = metadata["best"], metadata["validation"]
+
+    def resume(self) -> Path:
+        """Load the newest checkpoint of the run's folder that is whole.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        problems = []
+        for path in reversed(self.checkpoints.paths()):
+            try:
+                self.load_checkpoint(path)
+                return path
+            except CheckpointError as error:
+                problems.append(str(error))
+        raise CheckpointError("; ".join(problems) or f"{self.checkpoints.folder}: no checkpoint in it")

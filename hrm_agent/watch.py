@@ -1,0 +1,83 @@
+"""`python -m hrm_agent.watch run=RUN`: episodes of a trained agent as a GIF or an MP4."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+
+from hrm_agent.agent import Agent
+from hrm_agent.checkpoint import write_atomically
+from hrm_agent.cli import UsageError, parse_options, usage_errors
+from hrm_agent.environments import check_env_id
+from hrm_agent.evaluation.video import check_mp4, encode_gif, encode_mp4, record_episodes
+
+
+def watch(
+    run: str,
+    episodes: int = 3,
+    out: str = "watch.gif",
+    seed: int = 0,
+    band: str = "test",
+    carry: str | None = None,
+    segments: int | None = None,
+    fps: float = 8,
+    env: str | None = None,
+    best: bool = True,
+) -> Path:
+    """Film greedy episodes, with the probability of each action drawn in.
+
+    Args:
+        run: folder of a training run or of an agent.
+        episodes: levels `seed ... seed + episodes - 1`.
+        out: a `.gif` or `.mp4` file, written whole or not at all.
+        seed: number of the first level.
+        band: band of levels, where the environment has bands.
+        carry, segments: another carry rule or number of segments than the agent was trained with.
+        fps: pictures, that is environment steps, a second.
+        env: another environment than the agent was trained on; its spaces must be the same.
+        best: of a run's agents, the best on validation levels rather than the last.
+
+    Returns:
+        The file written.
+
+    Raises:
+        ValueError: another kind of file, no agent there, an agent that does not fit the environment, or a
+            setting out of range; nothing is written then.
+    """
+    path = Path(out)
+    if path.suffix not in (".gif", ".mp4"):
+        raise ValueError(f"out={out}: expected a name that ends in .gif or .mp4")
+    if fps <= 0:
+        raise ValueError(f"fps={fps}: expected more than 0 frames a second")
+    if path.suffix == ".mp4":
+        check_mp4()  # before the work is done
+    agent = Agent.load(run, carry=carry, segments=segments, best=best)
+    trained_on = agent.info.get("env")
+    env_id = env or trained_on
+    if env_id is None:
+        raise ValueError(f"run={run}: the agent does not say its environment; give one with env=")
+    options = agent.info.get("env_options") or {} if env_id == trained_on else {}
+    check_env_id(env_id)
+    probe = gym.make(env_id, **options)
+    agent.check_fits(probe.observation_space, probe.action_space)
+    probe.close()
+    frames = record_episodes(agent.policy, env_id, options, episodes, seed, band)
+    encode = encode_gif if path.suffix == ".gif" else encode_mp4
+    write_atomically(path, encode(frames, fps))
+    return path
+
+
+def main() -> None:
+    usage = "python -m hrm_agent.watch run=RUN [KEY=VALUE] ..."
+    with usage_errors():
+        options = parse_options(sys.argv[1:], "watch", usage)
+        which = options.pop("which")
+        if which not in ("best", "last"):
+            raise UsageError(f"which={which}: expected best or last")
+        print(watch(**options, best=which == "best"))
+
+
+if __name__ == "__main__":
+    main()
