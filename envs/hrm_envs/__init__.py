@@ -1,0 +1,31 @@
+"""Mazes whose doors and goals move, for reinforcement learning: Gymnasium environments on a numba kernel.
+
+Importing the package registers the environments, so that ``gymnasium.make("DynamicMaze-v0")`` and
+``gymnasium.make_vec("DynamicMaze-v0", num_envs=64)`` work. Nothing is compiled before it is used.
+"""
+
+from hrm_envs.cells import Cell
+from hrm_envs.config import MazeConfig
+from hrm_envs.cue import CueConfig, CueMazeEnv, CueMazeVectorEnv
+from hrm_envs.maze import MazeEnv
+from hrm_envs.planners import RandomPolicy, ReplanPolicy
+from hrm_envs.registration import register_envs
+from hrm_envs.rendering import render_ansi, render_grid
+from hrm_envs.vector import MazeVectorEnv
+
+__all__ = [
+    "Cell",
+    "CueConfig",
+    "CueMazeEnv",
+    "CueMazeVectorEnv",
+    "MazeConfig",
+    "MazeEnv",
+    "MazeVectorEnv",
+    "RandomPolicy",
+    "ReplanPolicy",
+    "register_envs",
+    "render_ansi",
+    "render_grid",
+]
+
+register_envs()

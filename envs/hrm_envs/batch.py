@@ -1,0 +1,198 @@
+"""A batch of mazes and the calls into its kernel: what the vector and the single environment share."""
+
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrm_envs.config import MazeConfig
+from hrm_envs.kernel import (
+    CHANGED,
+    MATERIAL,
+    OPTIMAL,
+    RESET,
+    STALE,
+    STEP,
+    STEP_AND_RESET,
+    Outcome,
+    build_outcome,
+    build_rules,
+    build_scratch,
+    build_state,
+    run_batch,
+)
+from hrm_envs.levels import build_geometry
+from hrm_envs.oracle import clairvoyant_arrival
+
+_NO_ACTIONS = np.zeros(0, np.int64)
+
+
+def config_from(kind: type, parameters: dict[str, Any]) -> Any:
+    """Build a configuration; an unknown name is a ``ValueError`` that gives the nearest known one."""
+    known = [field.name for field in fields(kind)]
+    for name in parameters:
+        if name not in known:
+            close = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{name!r} is not a parameter of this environment; did you mean {close!r}?")
+    return kind(**parameters)
+
+
+def check_seeds(seed: Any, num_envs: int) -> NDArray[np.int64]:
+    """Environment seeds int64 [N]: ``seed + i`` for an integer, one each for a list of integers."""
+    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+        seeds = [int(seed) + i for i in range(num_envs)]
+    else:
+        try:
+            seeds = [int(value.__index__()) for value in seed]
+        except (TypeError, AttributeError):
+            message = f"seed={seed!r} is not an integer or a list of integers; give one of 0 or more"
+            raise ValueError(message) from None
+        if len(seeds) != num_envs:
+            raise ValueError(f"seed lists {len(seeds)} seeds for {num_envs} environments; give one for each")
+    if min(seeds) < 0 or max(seeds) >= 2**63:
+        raise ValueError(f"seed {min(seeds)} is not in 0 .. 2**63 - 1; give a non-negative integer")
+    return np.array(seeds, np.int64)
+
+
+class Batch:
+    """N environments of one kind behind one kernel: seeding, stepping, statistics, saving.
+
+    A subclass sets the attributes below and implements ``_begin``, ``_advance`` and ``clairvoyant``.
+
+    Attributes:
+        config: the family's parameters.
+        state: named tuple of arrays, all that the future depends on.
+        outcome: what the last step handed out, overwritten by the next.
+        observations: uint8 [N, H, W], a window on the state.
+        final_observations: uint8 [N, H, W], a window on the outcome.
+    """
+
+    config: Any
+    state: Any
+    outcome: Outcome
+    observations: NDArray[np.uint8]
+    final_observations: NDArray[np.uint8]
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.seeded = False
+
+    def _begin(self) -> None:
+        """Begin the next episode of every environment."""
+        raise NotImplementedError
+
+    def _advance(self, actions: NDArray[np.int64], autoreset: bool) -> int:
+        """Step; how many ended, or ``-1 - i`` if action i is none."""
+        raise NotImplementedError
+
+    def clairvoyant(self) -> NDArray[np.int32]:
+        """Earliest possible arrival in steps from now: int32 [N], -1 where impossible in time."""
+        raise NotImplementedError
+
+    def limit_episodes(self, max_episode_steps: int) -> None:
+        """Change the time limit, also of episodes under way."""
+        self.config = replace(self.config, max_episode_steps=max_episode_steps)
+
+    def known_doors(self, i: int) -> list[int]:
+        """Positions of environment i that hold a door for the whole episode, open or closed."""
+        return []
+
+    def reset(self, seed: Any, generator: np.random.Generator | None) -> None:
+        """Begin episode 0 of ``seed``, or each environment's next episode when ``seed`` is None.
+
+        Where nothing was ever seeded, ``generator`` draws the seed.
+        """
+        if seed is None and not self.seeded:
+            assert generator is not None
+            seed = int(generator.integers(2**62))
+        if seed is not None:
+            self.state.env_seed[:] = check_seeds(seed, self.num_envs)
+            self.state.episode[:] = -1
+            self.seeded = True
+        self._begin()
+
+    def step(self, actions: NDArray[np.int64], autoreset: bool) -> int:
+        """Step every environment; returns how many ended. ``actions``: int64 [N]."""
+        ended = self._advance(actions, autoreset)
+        if ended < 0:
+            i = -1 - ended
+            raise ValueError(f"action {actions[i]} of environment {i} is not 0, 1, 2 or 3; give N, E, S or W")
+        return int(ended)
+
+    def oracle_info(self, final: bool = False) -> dict[str, NDArray]:
+        """The oracle's values now, or (``final``) at the end of the episodes that just ended."""
+        masks = self.outcome.final_masks if final else self.outcome.masks
+        distance = self.outcome.final_distance if final else self.outcome.distance
+        return {
+            "distance": distance.copy(),
+            "optimal_actions": masks[:, OPTIMAL].copy(),
+            "stale_optimal_actions": masks[:, STALE].copy(),
+            "changed": masks[:, CHANGED].copy(),
+            "material": masks[:, MATERIAL].copy(),
+        }
+
+    def get_state(self) -> dict[str, NDArray]:
+        """Copies of all that the future depends on."""
+        saved = {name: np.copy(array) for name, array in zip(self.state._fields, self.state, strict=True)}
+        return {**saved, "seeded": np.array([self.seeded])}
+
+    def set_state(self, state: dict[str, NDArray]) -> None:
+        """Take back what ``get_state`` returned, once every array is known to fit."""
+        expected = {**self.state._asdict(), "seeded": np.array([self.seeded])}
+        for name, array in expected.items():
+            if name not in state:
+                raise ValueError(
+                    f"the state lacks {name!r}; pass what get_state() of a like environment gave"
+                )
+            given = np.asarray(state[name])
+            if given.shape != array.shape or given.dtype != array.dtype:
+                raise ValueError(
+                    f"state[{name!r}] is {given.dtype}{list(given.shape)}, expected {array.dtype}"
+                    f"{list(array.shape)}; use the parameters and number of environments it was saved with"
+                )
+        for name, array in self.state._asdict().items():
+            array[...] = state[name]
+        self.seeded = bool(np.asarray(state["seeded"])[0])
+
+
+class MazeBatch(Batch):
+    """N mazes of one family.
+
+    Args:
+        num_envs: N.
+        config: the family.
+    """
+
+    def __init__(self, num_envs: int, config: MazeConfig) -> None:
+        super().__init__(num_envs)
+        self.config = config
+        self.geometry = build_geometry(config)
+        self.rules = build_rules(config)
+        self.state = build_state(config, self.geometry, num_envs)
+        self.outcome = build_outcome(num_envs, config.height * config.width, config.oracle)
+        self._scratch = build_scratch(config.height * config.width)
+        shown = self.state.grid if config.view == "full" else self.state.shown
+        self.observations = shown.reshape(num_envs, config.height, config.width)
+        self.final_observations = self.outcome.final_obs.reshape(self.observations.shape)
+
+    def _begin(self) -> None:
+        run_batch(self.rules, self.geometry, self.state, self.outcome, self._scratch, _NO_ACTIONS, RESET)
+
+    def _advance(self, actions: NDArray[np.int64], autoreset: bool) -> int:
+        command = STEP_AND_RESET if autoreset else STEP
+        return run_batch(self.rules, self.geometry, self.state, self.outcome, self._scratch, actions, command)
+
+    def limit_episodes(self, max_episode_steps: int) -> None:
+        """Change the time limit, also of episodes under way."""
+        super().limit_episodes(max_episode_steps)
+        self.rules = build_rules(self.config)
+
+    def known_doors(self, i: int) -> list[int]:
+        """Positions of environment i that hold a door for the whole episode, open or closed."""
+        return [] if self.config.door_process == "reroll" else self.state.doors[i].tolist()
+
+    def clairvoyant(self) -> NDArray[np.int32]:
+        """Earliest possible arrival in steps from now: int32 [N], -1 where impossible in time."""
+        return clairvoyant_arrival(self.rules, self.geometry, self.state)

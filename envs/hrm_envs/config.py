@@ -1,0 +1,144 @@
+"""The parameters of a maze, checked before any work is done."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+LAYOUTS = ("scatter", "braid", "four_rooms")
+DOOR_PROCESSES = ("reroll", "independent", "periodic")
+GOAL_PROCESSES = ("static", "jump", "walk")
+SEED_BANDS = ("train", "validation", "test")
+MAX_SIDE = 64
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise a one-line ``ValueError`` naming the nearest choice unless ``value`` is one of ``choices``."""
+    if value in choices:
+        return
+    close = get_close_matches(str(value), choices, n=1, cutoff=0.0)
+    raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}; did you mean {close[0]!r}?")
+
+
+def check_integer(name: str, value: Any, low: int, high: int | None, advice: str) -> None:
+    """Raise a one-line ``ValueError`` unless ``value`` is an integer in ``low .. high``."""
+    expected = f"an integer of {low} or more" if high is None else f"an integer from {low} to {high}"
+    integral = isinstance(value, int) or (hasattr(value, "__index__") and not hasattr(value, "__len__"))
+    if isinstance(value, bool) or not integral:
+        raise ValueError(f"{name}={value!r} is not {expected}; {advice}")
+    if value < low or (high is not None and value > high):
+        raise ValueError(f"{name}={value} is not {expected}; {advice}")
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Raise a one-line ``ValueError`` unless ``value`` is a number in ``[0, 1]``."""
+    number = isinstance(value, int | float) or hasattr(value, "__float__")
+    if isinstance(value, bool | str) or not number or not 0.0 <= float(value) <= 1.0:
+        raise ValueError(f"{name}={value!r} is not a number from 0 to 1; give a probability or fraction")
+
+
+@dataclass(frozen=True)
+class MazeConfig:
+    """Everything that defines a family of mazes.
+
+    Attributes:
+        rows, cols: cells of the maze; the grid has ``2 * rows + 1`` by ``2 * cols + 1`` positions.
+        walls: fixed walls among the edges of a ``scatter`` maze. ``None`` takes 5 of every 24 edges (5 on
+            4x4 cells, 10 on 5x6). ``braid`` and ``four_rooms`` lay their own walls: leave it ``None`` or 0.
+        doors: doors of the level: closed at any time under ``reroll``, existing under the other processes.
+            ``None`` takes 3, or 1 for ``four_rooms``.
+        layout: ``scatter`` (random walls; start and goal are connected by walls alone), ``braid`` (a
+            spanning tree drawn by random depth-first search) or ``four_rooms``.
+        loops: fraction of the tree's dead ends that ``braid`` opens.
+        door_process: ``reroll`` (with probability ``p_change`` a step, all closed doors are redrawn among the
+            edges that are not walls), ``independent`` (each of a fixed set of doors flips with probability
+            ``p_change``; closed at first with probability 1/2) or ``periodic`` (each of a fixed set of doors
+            has an open and a closed span, each uniform in ``[0.5, 1.5] / p_change`` steps, at least 1, and a
+            random phase; with ``p_change=0`` it stays as drawn).
+        p_change: see ``door_process``.
+        goal_process: ``static``, ``jump`` (with probability ``p_goal`` a step the goal moves to a random
+            other cell that walls do not cut off) or ``walk`` (to a neighbouring cell, not through walls).
+        p_goal: see ``goal_process``.
+        view: ``"full"``, or the radius (Chebyshev, in grid positions) beyond which all is ``UNKNOWN``.
+        oracle: put the oracle's values into ``info``.
+        max_episode_steps: steps after which an episode is truncated.
+        seed_band: ``train``, ``validation`` or ``test``: disjoint sets of levels.
+
+    Raises:
+        ValueError: for a value out of range; one line that says what was given, expected, and what to do.
+    """
+
+    rows: int = 4
+    cols: int = 4
+    walls: int | None = None
+    doors: int | None = None
+    layout: str = "scatter"
+    loops: float = 0.0
+    door_process: str = "reroll"
+    p_change: float = 0.05
+    goal_process: str = "static"
+    p_goal: float = 0.0
+    view: int | str = "full"
+    oracle: bool = False
+    max_episode_steps: int = 60
+    seed_band: str = "train"
+
+    def __post_init__(self) -> None:
+        check_choice("layout", self.layout, LAYOUTS)
+        check_choice("door_process", self.door_process, DOOR_PROCESSES)
+        check_choice("goal_process", self.goal_process, GOAL_PROCESSES)
+        check_choice("seed_band", self.seed_band, SEED_BANDS)
+        smallest = 2 if self.layout == "four_rooms" else 1
+        for name in ("rows", "cols"):
+            check_integer(name, getattr(self, name), smallest, MAX_SIDE, "choose another maze size")
+        if self.rows * self.cols < 2:
+            raise ValueError("rows=1, cols=1 leaves no cell for the goal; give at least two cells")
+        for name in ("loops", "p_change", "p_goal"):
+            check_fraction(name, getattr(self, name))
+        check_integer("max_episode_steps", self.max_episode_steps, 1, 10**6, "choose another time limit")
+        if self.view != "full":
+            check_integer("view", self.view, 1, None, "give 'full' or a radius in grid positions")
+        if not isinstance(self.oracle, bool):
+            raise ValueError(f"oracle={self.oracle!r} is not a bool; give True or False")
+        if self.loops > 0 and self.layout != "braid":
+            raise ValueError(f"loops={self.loops} needs layout='braid', not {self.layout!r}; set loops=0")
+        self._settle_walls_and_doors()
+
+    def _settle_walls_and_doors(self) -> None:
+        """Fill in the defaults that depend on the layout, and check that everything fits on the edges."""
+        auto_walls = int(self.edges * 5 / 24 + 0.5) if self.layout == "scatter" else 0
+        auto_doors = 1 if self.layout == "four_rooms" else 3
+        # Frozen for its users; this is still construction.
+        object.__setattr__(self, "walls", auto_walls if self.walls is None else self.walls)
+        object.__setattr__(self, "doors", auto_doors if self.doors is None else self.doors)
+        assert self.walls is not None
+        assert self.doors is not None
+        if self.layout != "scatter" and self.walls != 0:
+            raise ValueError(f"walls={self.walls!r} has no meaning for layout={self.layout!r}; leave it out")
+        check_integer("walls", self.walls, 0, max(self.edges - 1, 0), "a maze needs one edge without a wall")
+        check_integer("doors", self.doors, 0, None, "choose another number of doors")
+        if self.layout == "scatter" and self.walls + self.doors > self.edges:
+            raise ValueError(
+                f"walls={self.walls} and doors={self.doors} do not fit on the {self.edges} edges of a "
+                f"{self.rows}x{self.cols} maze; use fewer, or a larger maze"
+            )
+        room = {"scatter": self.edges, "braid": self.rows * self.cols - 1, "four_rooms": 4}[self.layout]
+        if self.doors > room:
+            raise ValueError(
+                f"doors={self.doors} is more than the {room} places a {self.rows}x{self.cols} "
+                f"{self.layout} maze has for doors; use fewer"
+            )
+
+    @property
+    def height(self) -> int:
+        """Grid rows."""
+        return 2 * self.rows + 1
+
+    @property
+    def width(self) -> int:
+        """Grid columns."""
+        return 2 * self.cols + 1
+
+    @property
+    def edges(self) -> int:
+        """Pairs of neighbouring cells."""
+        return self.rows * (self.cols - 1) + self.cols * (self.rows - 1)

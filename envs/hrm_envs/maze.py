@@ -1,0 +1,171 @@
+"""The single environment: a batch of one over the vector environment's kernel."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from numpy.typing import NDArray
+
+from hrm_envs.batch import Batch, MazeBatch, check_seeds, config_from
+from hrm_envs.cells import Cell
+from hrm_envs.config import MazeConfig, check_choice
+from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD
+from hrm_envs.limits import requested_limit
+from hrm_envs.rendering import render_ansi, render_grid
+from hrm_envs.vector import RENDER_MODES
+
+
+class MazeEnv(gymnasium.Env):
+    """A maze whose doors, and whose goal if so wished, move while the agent walks.
+
+    ## Description
+    ``rows x cols`` cells lie at the odd positions of a ``(2 * rows + 1) x (2 * cols + 1)`` grid. Between two
+    neighbouring cells is an edge: open, a fixed wall, or a door. The agent goes one grid position a step, so
+    from cell to cell in two. Doors and goal follow a schedule that is a function of the level and the step
+    alone, whatever the agent does; a door does not close on the agent but waits until the position is free.
+
+    ## Action Space
+    ``Discrete(4)``: 0 north, 1 east, 2 south, 3 west. A blocked move leaves the agent where it is, costs the
+    same and counts as a step.
+
+    ## Observation Space
+    ``Box(0, 5, (H, W), uint8)`` of ``Cell`` ids: 0 empty (or an open door), 1 wall, 2 closed door, 3 agent,
+    4 goal, 5 unknown (further from the agent than ``view``).
+
+    ## Starting State
+    A new level in every episode: layout, doors, and two distinct random cells for agent and goal. With the
+    ``scatter`` layout walls alone never cut the goal off at the start; doors may. Seed s fixes the levels of
+    all following episodes; the level of an episode is a hash of (s, episode) within ``seed_band``.
+
+    ## Rewards
+    +1 on reaching the goal, otherwise -0.01.
+
+    ## Episode End
+    Terminated when agent and goal meet: the agent moves first, then the world changes. Truncated after
+    ``max_episode_steps``. ``info["episode"]`` then holds ``r`` (return), ``l`` (length) and ``success``.
+
+    ## Arguments
+    Those of ``MazeConfig``, and ``render_mode``: ``rgb_array`` (uint8 [h, w, 3]) or ``ansi`` (a string). With
+    ``oracle=True``, ``info`` holds, on the true map even under fog: ``distance`` (shortest path in steps past
+    walls and closed doors as they stand, -1 if cut off), ``optimal_actions`` (bool [4]), ``changed`` (doors
+    or goal changed at this step), ``material`` (the change altered distance or optimal actions at the agent)
+    and ``stale_optimal_actions`` (bool [4]: those from here on the map before this step's change).
+
+    ## Version History
+    * v0: first version.
+
+    ## References
+    ``PaperMaze-v0`` and ``PaperFourRooms-v0`` follow the mazes of HRM-Agent (arXiv 2510.22832), with doors
+    that are seeded, shown from the first observation on, and never close on the agent, and with blocked
+    moves that count towards the time limit.
+
+    Raises:
+        ValueError: for a parameter, seed or action out of range.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
+
+    def __init__(self, *, render_mode: str | None = None, **parameters: Any) -> None:
+        if render_mode is not None:
+            check_choice("render_mode", render_mode, RENDER_MODES)
+        self.render_mode = render_mode
+        self.batch = self._build_batch(parameters)
+        shape = (self.config.height, self.config.width)
+        self.observation_space = spaces.Box(0, max(Cell), shape, np.uint8)
+        self.action_space = spaces.Discrete(4)
+        self._spec: EnvSpec | None = None
+        self._trail: list[int] = []
+
+    def _build_batch(self, parameters: dict[str, Any]) -> Batch:
+        return MazeBatch(1, config_from(MazeConfig, parameters))
+
+    @property
+    def config(self) -> Any:
+        """The parameters in force."""
+        return self.batch.config
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """The specification ``gymnasium.make`` built this environment from."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = spec
+        limit = requested_limit()
+        if limit is not None:
+            self.batch.limit_episodes(limit)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Begin episode 0 of ``seed``, or without one the next episode. ``options`` is not used."""
+        if seed is not None:
+            check_seeds(seed, 1)
+        super().reset(seed=seed)
+        self.batch.reset(seed, None if seed is not None else self.np_random)
+        self._trail = [int(self.batch.state.agent[0])]
+        return self.observe(), self._oracle_info()
+
+    def step(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        """Move, then let the world change.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset, and after an episode's end.
+            ValueError: for an action that is not 0, 1, 2 or 3.
+        """
+        batch, outcome = self.batch, self.batch.outcome
+        if batch.state.episode[0] < 0 or batch.state.done[0]:
+            raise gymnasium.error.ResetNeeded("no episode is under way; call reset() before step()")
+        if np.ndim(action) != 0 or np.asarray(action).dtype.kind not in "iu":
+            raise ValueError(f"action={action!r} is not an integer; give 0, 1, 2 or 3 (N, E, S, W)")
+        ended = batch.step(np.array([action], np.int64), False)
+        info = self._oracle_info()
+        terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
+        success = bool(outcome.success[0])
+        if ended:
+            info["episode"] = {
+                "r": float(outcome.episode_return[0]),
+                "l": int(outcome.episode_length[0]),
+                "success": success,
+            }
+        self._trail.append(int(batch.state.agent[0]))
+        return self.observe(), GOAL_REWARD if success else STEP_REWARD, terminated, truncated, info
+
+    def _oracle_info(self) -> dict[str, Any]:
+        if not self.config.oracle:
+            return {}
+        values = {name: value[0] for name, value in self.batch.oracle_info().items()}
+        return {name: value if value.ndim else value.item() for name, value in values.items()}
+
+    def observe(self) -> NDArray[np.uint8]:
+        """The current observation uint8 [H, W], for instance after ``set_state``."""
+        return self.batch.observations[0].copy()
+
+    def clairvoyant(self) -> int:
+        """Earliest possible arrival in steps from now, knowing the schedule; -1 if impossible in time."""
+        return int(self.batch.clairvoyant()[0])
+
+    @property
+    def level_seed(self) -> int:
+        """The level being played; its two highest bits are the seed band."""
+        return int(self.batch.state.level_seed[0])
+
+    def get_state(self) -> dict[str, NDArray]:
+        """Everything the future depends on, as arrays by name; ``set_state`` takes it back exactly."""
+        return self.batch.get_state()
+
+    def set_state(self, state: dict[str, NDArray]) -> None:
+        """Go on from ``get_state`` of an environment with the same parameters (``ValueError`` otherwise)."""
+        self.batch.set_state(state)
+        self._trail = [int(self.batch.state.agent[0])]
+
+    def render(self) -> Any:
+        """The current picture, by ``render_mode``; None without one."""
+        if self.render_mode is None:
+            return None
+        if self.render_mode == "ansi":
+            return render_ansi(self.batch.observations[0])
+        return render_grid(self.batch.observations[0], trail=self._trail, doors=self.batch.known_doors(0))

@@ -1,0 +1,103 @@
+# mypy: disable-error-code="no-untyped-def"
+# Kernels carry no annotations: numba infers their types; docstrings give shapes and dtypes.
+"""What a planner with perfect knowledge would say: shortest distances, optimal actions, earliest arrival."""
+
+import numpy as np
+
+from hrm_envs.cells import DOOR, WALL
+from hrm_envs.jit import assign, kernel
+from hrm_envs.schedule import advance_doors, advance_goal
+
+CUT_OFF = -1
+
+
+@kernel
+def shortest_distances(grid, offsets, goal, distances, queue):
+    """Steps to the goal from every position, past walls and closed doors as they stand.
+
+    Args:
+        grid: uint8 [G] of Cell ids. ``offsets``: int32 [4]. ``goal``: position.
+        distances: int32 [G], overwritten; -1 where the goal cannot be reached.
+        queue: int32 [G], scratch.
+    """
+    distances[:] = CUT_OFF
+    distances[goal] = 0
+    queue[0] = goal
+    head, tail = 0, 1
+    while head < tail:
+        position = queue[head]
+        head += 1
+        for k in range(4):
+            neighbour = position + offsets[k]
+            if distances[neighbour] < 0 and grid[neighbour] != WALL and grid[neighbour] != DOOR:
+                distances[neighbour] = distances[position] + 1
+                queue[tail] = neighbour
+                tail += 1
+
+
+@kernel
+def optimal_actions(offsets, distances, position, mask):
+    """Mark in ``mask`` bool [4] the actions on a shortest path; none when cut off or at the goal."""
+    here = distances[position]
+    for k in range(4):
+        # Blocked positions hold -1, which is never here - 1 for here > 0.
+        mask[k] = here > 0 and distances[position + offsets[k]] == here - 1
+
+
+@kernel
+def clairvoyant_arrival(rules, geometry, state):
+    """Earliest possible arrival of every environment, by forward reachability over time.
+
+    Knows the schedule of doors and goal up to the time limit. An agent can wait only by bumping into
+    something, so a position is kept from one step to the next only where one of its neighbours is blocked at
+    that time. Doors stay open for an agent that stands in them.
+
+    Args:
+        rules, geometry, state: of a batch of N mazes; nothing is changed.
+
+    Returns:
+        int32 [N]: steps from now, -1 where no sequence of actions arrives in time.
+    """
+    size = state.grid.shape[1]
+    arrival = np.full(len(state.agent), CUT_OFF, np.int32)
+    grid = np.empty(size, np.uint8)
+    doors, closed = np.empty_like(state.doors[0]), np.empty_like(state.closed[0])
+    here, following = np.empty(size, np.uint8), np.empty(size, np.uint8)
+    queue, seen = np.empty(size, np.int32), np.empty(size, np.uint8)
+    offsets = geometry.offsets
+    for i in range(len(arrival)):
+        seed, goal = state.level_seed[i], np.int64(state.goal[i])
+        assign(grid, state.grid[i])
+        grid[state.agent[i]] = 0
+        assign(doors, state.doors[i])
+        assign(closed, state.closed[i])
+        for k in range(len(doors)):
+            if closed[k]:
+                grid[doors[k]] = DOOR
+        here[:] = 0
+        here[state.agent[i]] = 1
+        if state.agent[i] == goal:
+            arrival[i] = 0
+            continue
+        for step in range(state.steps[i] + 1, rules.limit + 1):
+            following[:] = 0
+            for position in range(size):
+                if here[position]:
+                    for k in range(4):
+                        neighbour = position + offsets[k]
+                        blocked = grid[neighbour] == WALL or grid[neighbour] == DOOR
+                        following[position if blocked else neighbour] = 1
+            if not following[goal]:
+                advance_doors(
+                    seed, step, rules.door_process, rules.p_change, rules.change_threshold,
+                    state.open_edges[i], state.open_count[i], grid, -1, doors, closed, state.spans[i],
+                )  # fmt: skip
+                goal = advance_goal(
+                    seed, step, rules.goal_process, rules.goal_threshold, grid, geometry.is_cell, offsets,
+                    goal, queue, seen,
+                )  # fmt: skip
+            if following[goal]:
+                arrival[i] = step - state.steps[i]
+                break
+            here, following = following, here
+    return arrival

@@ -1,0 +1,31 @@
+"""The ids that ``gymnasium.make`` and ``gymnasium.make_vec`` know."""
+
+from typing import Any
+
+import gymnasium
+
+# Parameters in which an id differs from ``MazeConfig``'s defaults; all can be overridden in ``make``.
+MAZES: dict[str, dict[str, Any]] = {
+    "DynamicMaze-v0": {},
+    "DynamicGoalMaze-v0": {"goal_process": "jump", "p_goal": 0.05},
+    # Four rooms of 3x3 positions on the default maze's 9x9 grid, one doorway of four closed.
+    "DynamicFourRooms-v0": {"layout": "four_rooms"},
+    "PaperMaze-v0": {"rows": 5, "cols": 6, "walls": 10, "doors": 5, "max_episode_steps": 80},
+    "PaperFourRooms-v0": {"rows": 6, "cols": 6, "layout": "four_rooms", "doors": 1, "max_episode_steps": 80},
+}
+
+
+def register_envs() -> None:
+    """Register every environment of the package; calling it again changes nothing."""
+    for name, parameters in MAZES.items():
+        _register(name, "hrm_envs.maze:MazeEnv", "hrm_envs.vector:MazeVectorEnv", parameters)
+    _register("CueMaze-v0", "hrm_envs.cue:CueMazeEnv", "hrm_envs.cue:CueMazeVectorEnv", {})
+
+
+def _register(name: str, entry_point: str, vector_entry_point: str, parameters: dict[str, Any]) -> None:
+    if name in gymnasium.registry:
+        return
+    # No max_episode_steps here: truncation is the kernel's, which counts it into the episode statistics.
+    gymnasium.register(
+        name, entry_point=entry_point, vector_entry_point=vector_entry_point, kwargs=dict(parameters)
+    )

@@ -1,0 +1,62 @@
+# mypy: disable-error-code="no-untyped-def"
+# Kernels carry no annotations: numba infers their types; docstrings give shapes and dtypes.
+"""Counter-based random numbers: a value is a function of (seed, stream, step, index), with no state.
+
+The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
+OOPSLA 2014). Because nothing is consumed, what an agent does can never shift what a level draws.
+"""
+
+import numpy as np
+
+from hrm_envs.jit import inner
+
+# Streams keep the questions asked of one level apart.
+STREAM_LAYOUT, STREAM_DOOR_DUE, STREAM_DOOR_PICK, STREAM_DOOR_SPAN, STREAM_GOAL_DUE, STREAM_GOAL_PICK = range(
+    6
+)
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_STREAM = np.uint64(0xD1342543DE82EF95)
+_INDEX = np.uint64(0xA24BAED4963EE407)
+_M1 = np.uint64(0xBF58476D1CE4E5B9)
+_M2 = np.uint64(0x94D049BB133111EB)
+_S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
+_S3, _S11 = np.uint64(3), np.uint64(11)
+
+
+@inner
+def mix(x):
+    """A bijection of uint64 in which every output bit depends on every input bit."""
+    x = (x ^ (x >> _S30)) * _M1
+    x = (x ^ (x >> _S27)) * _M2
+    return x ^ (x >> _S31)
+
+
+@inner
+def draw(seed, stream, step, index):
+    """64 random bits for one question: uint64."""
+    return mix(
+        np.uint64(seed) + _GOLDEN * np.uint64(step) + _STREAM * np.uint64(stream) + _INDEX * np.uint64(index)
+    )
+
+
+@inner
+def below(bits, bound):
+    """Map 64 random bits to ``0 .. bound - 1`` (bound below 2**31; the bias is below bound / 2**32)."""
+    return np.int64(((bits >> _S32) * np.uint64(bound)) >> _S32)
+
+
+@inner
+def happens(bits, threshold):
+    """True with probability ``threshold / 2**53``."""
+    return np.int64(bits >> _S11) < threshold
+
+
+@inner
+def level_seed(env_seed, episode, band):
+    """The level of an episode: two bits of band over 61 bits of hash, as a non-negative int64.
+
+    Bands (0 train, 1 validation, 2 test) therefore never share a level seed.
+    """
+    bits = mix(mix(np.uint64(env_seed) + _GOLDEN) + _STREAM * np.uint64(episode) + _INDEX)
+    return np.int64((np.uint64(band) << np.uint64(61)) | (bits >> _S3))

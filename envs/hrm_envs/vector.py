@@ -1,0 +1,192 @@
+"""The vector environment: N mazes stepped by one compiled call."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from hrm_envs.batch import Batch, MazeBatch, check_seeds, config_from
+from hrm_envs.cells import Cell
+from hrm_envs.config import MazeConfig, check_choice, check_integer
+from hrm_envs.rendering import render_ansi, render_grid
+
+RENDER_MODES = ("rgb_array", "ansi")
+
+
+def as_actions(actions: Any, num_envs: int) -> NDArray[np.int64]:
+    """Check an action batch's kind and shape: any integers of shape [N], as int64 [N]."""
+    array = np.asarray(actions)
+    if array.dtype.kind not in "iu" or array.shape != (num_envs,):
+        raise ValueError(
+            f"actions are {array.dtype}{list(array.shape)}, expected integers of shape [{num_envs}]; "
+            "give one action for each environment"
+        )
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+class MazeVectorEnv(VectorEnv):
+    """N dynamic mazes in Gymnasium's SAME_STEP autoreset mode.
+
+    Environment i, seeded s, behaves exactly as a single ``MazeEnv`` seeded s + i. The rules are those of
+    ``MazeEnv``; only what differs in a batch is said here.
+
+    ## Action Space
+    ``MultiDiscrete([4] * N)``: any integer array [N]; 0 N, 1 E, 2 S, 3 W.
+
+    ## Observation Space
+    ``Box(0, 5, (N, H, W), uint8)`` of ``Cell`` ids.
+
+    ## Rewards
+    float32 [N]: +1 on reaching the goal, otherwise -0.01.
+
+    ## Episode End
+    Where an episode ended, the observation returned is the first of the next one, and ``infos`` holds
+
+    - ``final_obs`` uint8 [N, H, W] (rows are valid where ``_final_obs`` bool [N]),
+    - ``episode``: ``r`` float64 [N], ``l`` int64 [N], ``success`` bool [N] (valid where ``_episode``),
+    - ``final_info``: the same statistics, and the oracle's values at the episode's end (``_final_info``).
+
+    ``infos`` is empty on steps at which nothing ended, but for the oracle.
+
+    ## Arguments
+    num_envs: N. copy: return fresh arrays; with False, arrays are reused buffers that the next step
+    overwrites (faster, for callers that copy anyway; never write into them). render_mode: ``rgb_array`` or
+    ``ansi``; ``render()`` returns a tuple with one frame for each environment. Everything else:
+    ``MazeConfig``.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - the name and form Gymnasium prescribes
+        "render_modes": list(RENDER_MODES),
+        "render_fps": 8,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self, num_envs: int = 1, *, copy: bool = True, render_mode: str | None = None, **parameters: Any
+    ) -> None:
+        check_integer("num_envs", num_envs, 1, None, "give the number of environments")
+        if render_mode is not None:
+            check_choice("render_mode", render_mode, RENDER_MODES)
+        self.num_envs = int(num_envs)
+        self.batch = self._build_batch(self.num_envs, parameters)
+        self.config = self.batch.config
+        self.render_mode = render_mode
+        self._copy = copy
+        shape = (self.config.height, self.config.width)
+        self.single_observation_space = spaces.Box(0, max(Cell), shape, np.uint8)
+        self.single_action_space = spaces.Discrete(4)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._trails: list[list[int]] = [[] for _ in range(self.num_envs)]
+
+    def _build_batch(self, num_envs: int, parameters: dict[str, Any]) -> Batch:
+        return MazeBatch(num_envs, config_from(MazeConfig, parameters))
+
+    def reset(
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Begin new episodes everywhere.
+
+        Args:
+            seed: an integer s (environment i takes s + i) or a list of N integers: episode 0 of those seeds.
+                None goes on to each environment's next episode (the first time, from a random seed).
+            options: not used.
+        """
+        if seed is not None:
+            check_seeds(seed, self.num_envs)
+        super().reset(seed=seed if isinstance(seed, int) else None)
+        self.batch.reset(seed, None if seed is not None else self.np_random)
+        self._trails = [[int(position)] for position in self.batch.state.agent]
+        infos = self.batch.oracle_info() if self.config.oracle else {}
+        return self.observe(), infos
+
+    def step(
+        self, actions: Any
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Step every environment once; see the class for what comes back.
+
+        Raises:
+            ValueError: for actions of a wrong shape, kind or range; nothing has moved then.
+        """
+        if self.batch.state.episode[0] < 0:
+            raise ValueError("step() was called before reset(); call reset() first")
+        batch, outcome = self.batch, self.batch.outcome
+        ended = batch.step(as_actions(actions, self.num_envs), True)
+        infos = batch.oracle_info() if self.config.oracle else {}
+        if ended:
+            self._describe_ends(infos)
+        if self.render_mode is not None:
+            self._extend_trails()
+        if not self._copy:
+            return batch.observations, outcome.reward, outcome.terminated, outcome.truncated, infos
+        return (
+            batch.observations.copy(),
+            outcome.reward.copy(),
+            outcome.terminated.copy(),
+            outcome.truncated.copy(),
+            infos,
+        )
+
+    def _describe_ends(self, infos: dict[str, Any]) -> None:
+        outcome, final_obs = self.batch.outcome, self.batch.final_observations
+        ended = outcome.ended.copy()
+        episode = {
+            "r": outcome.episode_return.copy(),
+            "l": outcome.episode_length.copy(),
+            "success": outcome.success.copy(),
+        }
+        infos["final_obs"] = final_obs.copy() if self._copy else final_obs
+        infos["episode"] = episode
+        final_info = self.batch.oracle_info(final=True) if self.config.oracle else {}
+        final_info["episode"] = episode  # type: ignore[assignment]
+        final_info["_episode"] = ended
+        infos["final_info"] = final_info
+        infos["_final_obs"] = infos["_episode"] = infos["_final_info"] = ended
+
+    def observe(self) -> NDArray[np.uint8]:
+        """The current observations uint8 [N, H, W], for instance after ``set_state``."""
+        return self.batch.observations.copy() if self._copy else self.batch.observations
+
+    def clairvoyant(self) -> NDArray[np.int32]:
+        """Earliest possible arrival in steps from now, knowing the schedule: int32 [N], -1 if impossible."""
+        return self.batch.clairvoyant()
+
+    @property
+    def level_seeds(self) -> NDArray[np.int64]:
+        """The level each environment is playing: int64 [N]; its two highest bits are the seed band."""
+        return self.batch.state.level_seed.copy()
+
+    def get_state(self) -> dict[str, NDArray]:
+        """Everything the future depends on, as arrays by name; ``set_state`` takes it back exactly."""
+        return self.batch.get_state()
+
+    def set_state(self, state: dict[str, NDArray]) -> None:
+        """Go on from ``get_state`` of an environment with the same parameters and N.
+
+        Raises:
+            ValueError: where an array is missing or does not fit; nothing has changed then.
+        """
+        self.batch.set_state(state)
+        self._trails = [[int(position)] for position in self.batch.state.agent]
+
+    def _extend_trails(self) -> None:
+        agents = self.batch.state.agent.tolist()
+        for trail, agent, ended in zip(self._trails, agents, self.batch.outcome.ended.tolist(), strict=True):
+            if ended:
+                trail.clear()
+            trail.append(agent)
+
+    def render(self) -> tuple[Any, ...] | None:
+        """One frame for each environment: uint8 [h, w, 3] arrays or strings, by ``render_mode``."""
+        if self.render_mode is None:
+            return None
+        if self.render_mode == "ansi":
+            return tuple(render_ansi(grid) for grid in self.batch.observations)
+        doors = [self.batch.known_doors(i) for i in range(self.num_envs)]
+        return tuple(
+            render_grid(grid, trail=trail, doors=known)
+            for grid, trail, known in zip(self.batch.observations, self._trails, doors, strict=True)
+        )

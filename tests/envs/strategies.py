@@ -1,0 +1,64 @@
+"""Random maze parameters, and plain-Python references that share no code with the kernels."""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from hrm_envs import Cell, MazeConfig
+
+MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
+
+
+@st.composite
+def maze_parameters(draw: Any, largest: int = 6) -> dict[str, Any]:
+    """Any combination of parameters that ``MazeConfig`` takes."""
+    layout = draw(st.sampled_from(["scatter", "braid", "four_rooms"]))
+    rows, cols = draw(st.integers(2, largest)), draw(st.integers(2, largest))
+    edges = rows * (cols - 1) + cols * (rows - 1)
+    walls = draw(st.integers(0, edges - 1)) if layout == "scatter" else 0
+    room = {"scatter": edges - walls, "braid": rows * cols - 1, "four_rooms": 4}[layout]
+    return {
+        "rows": rows,
+        "cols": cols,
+        "layout": layout,
+        "walls": walls,
+        "doors": draw(st.integers(0, min(room, 8))),
+        "loops": draw(st.sampled_from([0.0, 0.3, 1.0])) if layout == "braid" else 0.0,
+        "door_process": draw(st.sampled_from(["reroll", "independent", "periodic"])),
+        "p_change": draw(st.sampled_from([0.0, 0.05, 0.3, 1.0])),
+        "goal_process": draw(st.sampled_from(["static", "jump", "walk"])),
+        "p_goal": draw(st.sampled_from([0.0, 0.1, 1.0])),
+        "view": draw(st.sampled_from(["full", 1, 2, 5])),
+        "max_episode_steps": draw(st.integers(1, 60)),
+        "seed_band": draw(st.sampled_from(["train", "validation", "test"])),
+    }
+
+
+def edge_positions(config: MazeConfig) -> NDArray[np.bool_]:
+    """bool [H, W], True between two neighbouring cells."""
+    row, col = np.indices((config.height, config.width))
+    inside = (row > 0) & (row < config.height - 1) & (col > 0) & (col < config.width - 1)
+    return inside & (row % 2 != col % 2)
+
+
+def distances_to(grid: NDArray[np.uint8], target: tuple[int, int]) -> dict[tuple[int, int], int]:
+    """Breadth-first steps to ``target`` past walls and closed doors."""
+    found = {target: 0}
+    queue = deque([target])
+    while queue:
+        here = queue.popleft()
+        for dr, dc in MOVES:
+            there = here[0] + dr, here[1] + dc
+            if there not in found and grid[there] not in (Cell.WALL, Cell.DOOR):
+                found[there] = found[here] + 1
+                queue.append(there)
+    return found
+
+
+def optimal_mask(found: dict[tuple[int, int], int], here: tuple[int, int]) -> list[bool]:
+    """The actions that lead one step nearer to the target of ``found``."""
+    distance = found.get(here, -1)
+    return [distance > 0 and found.get((here[0] + dr, here[1] + dc), -1) == distance - 1 for dr, dc in MOVES]

@@ -1,0 +1,133 @@
+"""What ``gymnasium.make`` sees: the environment checker, parameters, and limits."""
+
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+import hrm_envs
+from hrm_envs import MazeConfig
+
+IDS = (
+    "DynamicMaze-v0",
+    "DynamicGoalMaze-v0",
+    "DynamicFourRooms-v0",
+    "PaperMaze-v0",
+    "PaperFourRooms-v0",
+    "CueMaze-v0",
+)
+
+
+@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("render_mode", ["rgb_array", "ansi"])
+@pytest.mark.filterwarnings("error")
+def test_environment_checker_has_nothing_to_say(name: str, render_mode: str) -> None:
+    env = gymnasium.make(name, render_mode=render_mode)
+    check_env(env.unwrapped)
+    env.reset(seed=0)
+    assert isinstance(env.render(), str if render_mode == "ansi" else np.ndarray)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_both_ways_to_make_agree(name: str) -> None:
+    single = gymnasium.make(name, oracle=True)
+    vector = gymnasium.make_vec(name, num_envs=2, vectorization_mode="vector_entry_point", oracle=True)
+    assert single.unwrapped.config == vector.config
+    assert vector.single_observation_space == single.observation_space
+    assert vector.metadata["autoreset_mode"] == gymnasium.vector.AutoresetMode.SAME_STEP
+    observations, infos = vector.reset(seed=3)
+    assert observations in vector.observation_space
+    assert (single.reset(seed=4)[0] == observations[1]).all()
+    assert {"distance", "optimal_actions", "changed", "material"} <= set(infos)
+
+
+def test_paper_mazes_have_the_paper_s_sizes() -> None:
+    maze = gymnasium.make("PaperMaze-v0").unwrapped
+    assert maze.observation_space.shape == (11, 13)
+    assert maze.config == MazeConfig(rows=5, cols=6, walls=10, doors=5, max_episode_steps=80)
+    rooms = gymnasium.make("PaperFourRooms-v0").unwrapped
+    assert rooms.observation_space.shape == (13, 13)
+    assert (rooms.config.doors, rooms.config.p_change) == (1, 0.05)
+
+
+@pytest.mark.parametrize("limit", [5, 150])
+def test_make_s_max_episode_steps_is_the_kernel_s_limit(limit: int) -> None:
+    env = gymnasium.make("DynamicMaze-v0", max_episode_steps=limit)
+    assert env.unwrapped.config.max_episode_steps == limit
+    assert gymnasium.make(env.spec).unwrapped.config.max_episode_steps == limit
+    for mode in ("sync", "vector_entry_point"):
+        vector = gymnasium.make_vec(
+            "DynamicMaze-v0", num_envs=2, vectorization_mode=mode, max_episode_steps=limit
+        )
+        config = vector.envs[0].unwrapped.config if mode == "sync" else vector.config
+        assert config.max_episode_steps == limit
+    # Seed 1 does not happen upon the goal by walking into the north wall.
+    env.reset(seed=1)
+    for step in range(1, limit + 1):
+        *_, terminated, truncated, info = env.step(0)
+        assert not terminated
+        assert truncated == (step == limit)
+    assert info["episode"]["l"] == limit
+
+
+def test_sync_vectorisation_keeps_registered_limits() -> None:
+    vector = gymnasium.make_vec("PaperMaze-v0", num_envs=1, vectorization_mode="sync")
+    assert vector.envs[0].unwrapped.config.max_episode_steps == 80
+
+
+def test_registering_twice_changes_nothing() -> None:
+    before = gymnasium.registry["DynamicMaze-v0"]
+    hrm_envs.register_envs()
+    assert gymnasium.registry["DynamicMaze-v0"] is before
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"walls": 25}, "walls=25 is not an integer from 0 to 23"),
+        ({"walls": 22, "doors": 3}, "walls=22 and doors=3 do not fit on the 24 edges"),
+        ({"layout": "braid", "walls": 3}, "walls=3 has no meaning for layout='braid'"),
+        ({"layout": "four_rooms", "doors": 5}, "doors=5 is more than the 4 places"),
+        ({"layout": "brad"}, "did you mean 'braid'"),
+        ({"door_process": "rerol"}, "did you mean 'reroll'"),
+        ({"goal_process": 3}, "goal_process=3 is not one of"),
+        ({"seed_band": "tests"}, "did you mean 'test'"),
+        ({"p_change": 1.5}, "p_change=1.5 is not a number from 0 to 1"),
+        ({"p_goal": "x"}, "p_goal='x' is not a number"),
+        ({"p_goal": float("nan")}, "p_goal=nan is not a number"),
+        ({"view": 0}, "view=0 is not an integer of 1 or more; give 'full' or a radius"),
+        ({"view": "ful"}, "view='ful' is not an integer"),
+        ({"rows": 0}, "rows=0 is not an integer from 1 to 64"),
+        ({"rows": 1, "cols": 1, "walls": 0, "doors": 0}, "give at least two cells"),
+        ({"rows": 2.5}, "rows=2.5 is not an integer"),
+        ({"max_episode_steps": 0}, "max_episode_steps=0 is not an integer from 1"),
+        ({"loops": 0.5}, "loops=0.5 needs layout='braid'"),
+        ({"oracle": 1}, "oracle=1 is not a bool"),
+        ({"wals": 2}, "did you mean 'walls'"),
+        ({"render_mode": "rgb"}, "did you mean 'rgb_array'"),
+        ({"num_envs": 0}, "num_envs=0 is not an integer of 1 or more"),
+    ],
+)
+def test_bad_parameters_are_one_line_that_helps(parameters: dict[str, Any], message: str) -> None:
+    parameters = {"num_envs": 1, **parameters}
+    with pytest.raises(ValueError) as caught:
+        hrm_envs.MazeVectorEnv(**parameters)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_importing_compiles_nothing_and_needs_no_torch() -> None:
+    code = (
+        "import time, numpy, numba, gymnasium; begin = time.perf_counter(); import hrm_envs, sys;"
+        "print(time.perf_counter() - begin); assert 'torch' not in sys.modules;"
+        "assert 'hrm_agent' not in sys.modules; assert not hrm_envs.kernel.run_batch.overloads"
+    )
+    best = min(
+        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+        for _ in range(3)
+    )
+    assert best < 0.5

@@ -1,0 +1,197 @@
+"""Invariants of the rules, held over a million steps of random mazes."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hrm_envs import Cell, MazeVectorEnv
+
+from .strategies import edge_positions, maze_parameters
+
+RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+NUM_ENVS, STEPS, EXAMPLES = 256, 50, 80  # 1,024,000 steps
+
+
+@settings(max_examples=EXAMPLES, **RELAXED)
+@given(parameters=maze_parameters(), seed=st.integers(0, 2**40))
+def test_a_million_steps_keep_every_rule(parameters: dict[str, Any], seed: int) -> None:
+    env = MazeVectorEnv(NUM_ENVS, **parameters)
+    env.reset(seed=seed)
+    state, config = env.batch.state, env.config
+    actions = np.random.default_rng(seed).integers(0, 4, (STEPS, NUM_ENVS))
+    offsets = env.batch.geometry.offsets
+    every = np.arange(NUM_ENVS)
+    check_level(env, every == every)
+    walls = state.grid == Cell.WALL
+    for action in actions:
+        grid, agent = state.grid.copy(), state.agent.copy()
+        _, reward, terminated, truncated, infos = env.step(action)
+        ended = terminated | truncated
+        assert not (terminated & truncated).any()
+        assert bool(ended.any()) == ("episode" in infos)
+        check_level(env, ended)
+        walls[ended] = state.grid[ended] == Cell.WALL
+        assert ((state.grid == Cell.WALL) == walls).all()
+        # The move itself: one position on, unless the map before the step says wall or closed door.
+        wanted = agent + offsets[action]
+        blocked = np.isin(grid[every, wanted], (Cell.WALL, Cell.DOOR))
+        expected = np.where(blocked, agent, wanted)
+        assert (state.agent == expected)[~ended].all()
+        assert np.allclose(reward, np.where(terminated, 1.0, -0.01))
+        assert (state.steps < config.max_episode_steps).all()
+        assert (state.steps[ended] == 0).all()
+        check_position(env)
+        if ended.any():
+            # Reaching the goal by one's own move always ends an episode with success.
+            assert (terminated[grid[every, expected] == Cell.GOAL]).all()
+            assert (infos["episode"]["success"] == terminated)[ended].all()
+
+
+def check_level(env: MazeVectorEnv, fresh: np.ndarray) -> None:
+    """Levels that have just begun: declared numbers, start and goal apart, and connected by walls alone."""
+    config, state = env.config, env.batch.state
+    grids = state.grid[fresh].reshape(-1, config.height, config.width)
+    if config.layout == "scatter":
+        assert ((grids == Cell.WALL)[:, edge_positions(config)].sum(1) == config.walls).all()
+    if config.door_process == "reroll":
+        assert ((grids == Cell.DOOR).sum((1, 2)) == config.doors).all()
+    assert (state.agent[fresh] != state.goal[fresh]).all()
+    assert env.batch.geometry.is_cell[state.agent[fresh]].all()
+    if len(grids):
+        reached = grids == Cell.AGENT
+        for _ in range(grids[0].size):
+            grown = reached.copy()
+            grown[:, 1:] |= reached[:, :-1]
+            grown[:, :-1] |= reached[:, 1:]
+            grown[:, :, 1:] |= reached[:, :, :-1]
+            grown[:, :, :-1] |= reached[:, :, 1:]
+            grown &= grids != Cell.WALL
+            if (grown == reached).all():
+                break
+            reached = grown
+        assert reached[grids == Cell.GOAL].all()
+        if config.layout != "scatter":
+            assert (reached == (grids != Cell.WALL)).all()
+
+
+def check_position(env: MazeVectorEnv) -> None:
+    """The map in force now: one agent, one goal, and exactly the scheduled doors but one under the agent."""
+    state, config = env.batch.state, env.config
+    every = np.arange(env.num_envs)
+    assert (state.grid[every, state.agent] == Cell.AGENT).all()
+    assert ((state.grid == Cell.AGENT).sum(1) == 1).all()
+    assert (state.grid[every, state.goal] == Cell.GOAL).all()
+    assert ((state.grid == Cell.GOAL).sum(1) == 1).all()
+    assert env.batch.geometry.is_cell[state.goal].all()
+    scheduled = np.zeros(state.grid.shape, bool)
+    for k in range(int(config.doors or 0)):
+        assert not scheduled[every, state.doors[:, k]][state.closed[:, k] == 1].any()
+        scheduled[every, state.doors[:, k]] |= state.closed[:, k] == 1
+    if config.door_process == "reroll":
+        assert (scheduled.sum(1) == config.doors).all()
+    scheduled[every, state.agent] = False
+    assert ((state.grid == Cell.DOOR) == scheduled).all()
+    if config.view != "full":
+        row, col = np.indices((config.height, config.width)).reshape(2, -1)
+        far = np.maximum(
+            np.abs(row - (state.agent // config.width)[:, None]),
+            np.abs(col - (state.agent % config.width)[:, None]),
+        )
+        shown = np.where(far > int(config.view), int(Cell.UNKNOWN), state.grid)
+        assert (state.shown == shown).all()
+
+
+@settings(max_examples=25, **RELAXED)
+@given(parameters=maze_parameters(), seed=st.integers(0, 2**40))
+def test_schedule_does_not_depend_on_actions(parameters: dict[str, Any], seed: int) -> None:
+    first, second = (MazeVectorEnv(64, **parameters) for _ in range(2))
+    first.reset(seed=seed)
+    second.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    compared = 0
+    for _ in range(40):
+        first.step(rng.integers(0, 4, 64))
+        second.step(rng.integers(0, 4, 64))
+        a, b = first.batch.state, second.batch.state
+        same = (a.episode == b.episode) & (a.steps == b.steps)
+        compared += int(same.sum())
+        assert (a.doors[same] == b.doors[same]).all()
+        assert (a.closed[same] == b.closed[same]).all()
+        assert (a.goal[same] == b.goal[same]).all()
+    assert compared > 0
+
+
+def test_doors_change_as_often_as_declared() -> None:
+    for process, per_door in (("reroll", False), ("independent", True)):
+        env = MazeVectorEnv(2000, door_process=process, p_change=0.1, doors=2, max_episode_steps=50)
+        env.reset(seed=0)
+        changes = total = 0
+        for _ in range(30):
+            doors, closed, episode = (
+                x.copy() for x in (env.batch.state.doors, env.batch.state.closed, env.batch.state.episode)
+            )
+            env.step(np.zeros(2000, np.int64))
+            same = env.batch.state.episode == episode
+            moved = (env.batch.state.doors != doors) | (env.batch.state.closed != closed)
+            changes += int(moved[same].sum() if per_door else moved[same].any(1).sum())
+            total += int(same.sum()) * (2 if per_door else 1)
+        # A redraw may pick the same set again: below 1 in 171 of the sets of 2 among 19 edges.
+        assert 0.095 < changes / total < 0.105
+
+
+def test_periodic_doors_repeat() -> None:
+    env = MazeVectorEnv(50, door_process="periodic", p_change=0.2, walls=0, doors=4, max_episode_steps=200)
+    env.reset(seed=3)
+    history, episode = [], env.batch.state.episode.copy()
+    for _ in range(80):
+        history.append(env.batch.state.closed.copy())
+        env.step(np.zeros(50, np.int64))
+    # Walking north ends in a corner at most: whoever is still in the first episode saw 80 steps of it.
+    stayed = env.batch.state.episode == episode
+    assert stayed.sum() > 20
+    spans, closed = env.batch.state.spans, np.array(history)
+    for i in np.flatnonzero(stayed):
+        for k in range(4):
+            shut, period = spans[i, k, 0], spans[i, k, :2].sum()
+            assert (closed[period:, i, k] == closed[:-period, i, k]).all()
+            assert closed[:period, i, k].sum() == shut
+            assert 3 <= shut <= 8
+
+
+def test_a_door_waits_for_the_agent_and_closes_behind_it() -> None:
+    env = MazeVectorEnv(500, walls=0, doors=12, p_change=0.5)
+    env.reset(seed=5)
+    rng, state = np.random.default_rng(0), env.batch.state
+    waited = 0
+    for _ in range(40):
+        under = ((state.doors == state.agent[:, None]) & (state.closed == 1)).any(1)
+        agent, episode = state.agent.copy(), state.episode.copy()
+        env.step(rng.integers(0, 4, 500))
+        still = ((state.doors == agent[:, None]) & (state.closed == 1)).any(1)
+        left = under & still & (state.agent != agent) & (state.episode == episode)
+        waited += int(left.sum())
+        assert (state.grid[left, agent[left]] == Cell.DOOR).all()
+    assert waited > 20
+
+
+def test_walls_as_many_as_fit_still_leave_a_path() -> None:
+    for walls in (20, 22, 23):
+        env = MazeVectorEnv(300, walls=walls, doors=0)
+        env.reset(seed=1)
+        check_level(env, np.ones(300, bool))
+        assert (env.clairvoyant() >= 2).all()
+
+
+def test_loops_open_dead_ends() -> None:
+    def openings(loops: float) -> np.ndarray:
+        env = MazeVectorEnv(50, layout="braid", loops=loops, doors=0, rows=6, cols=6)
+        env.reset(seed=0)
+        grids = env.batch.state.grid.reshape(-1, 13, 13)
+        return (grids != Cell.WALL)[:, edge_positions(env.config)].sum(1)
+
+    tree, half, full = openings(0.0), openings(0.5), openings(1.0)
+    assert (tree == 35).all()
+    assert (half > tree).all()
+    assert (full > half).all()

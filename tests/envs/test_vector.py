@@ -1,0 +1,192 @@
+"""The batch against single environments, seeds, statistics, and saved states."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hrm_envs import CueMazeEnv, CueMazeVectorEnv, MazeEnv, MazeVectorEnv
+
+from .strategies import maze_parameters
+
+RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+
+
+def assert_vector_equals_singles(vector: Any, singles: list[Any], seed: int, steps: int) -> None:
+    observations, infos = vector.reset(seed=seed)
+    for i, single in enumerate(singles):
+        obs, info = single.reset(seed=seed + i)
+        assert (obs == observations[i]).all()
+        assert all((info[name] == infos[name][i]).all() for name in info)
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        actions = rng.integers(0, 4, len(singles))
+        observations, reward, terminated, truncated, infos = vector.step(actions)
+        for i, single in enumerate(singles):
+            obs, r, term, trunc, info = single.step(actions[i])
+            assert np.float32(r) == reward[i]
+            assert (term, trunc) == (terminated[i], truncated[i])
+            names = [name for name in info if name != "episode"]
+            if term or trunc:
+                assert infos["_final_obs"][i]
+                assert infos["_episode"][i]
+                assert infos["_final_info"][i]
+                assert (infos["final_obs"][i] == obs).all()
+                assert info["episode"] == {key: value[i] for key, value in infos["episode"].items()}
+                assert all((info[name] == infos["final_info"][name][i]).all() for name in names)
+                obs, info = single.reset()
+                names = list(info)
+            else:
+                assert "episode" not in infos or not infos["_episode"][i]
+            assert (obs == observations[i]).all()
+            assert all((info[name] == infos[name][i]).all() for name in names)
+
+
+@settings(max_examples=15, **RELAXED)
+@given(parameters=maze_parameters(5), seed=st.integers(0, 2**40), oracle=st.booleans())
+def test_environment_i_of_a_vector_is_a_single_one_seeded_s_plus_i(
+    parameters: dict[str, Any], seed: int, oracle: bool
+) -> None:
+    parameters["oracle"] = oracle
+    singles = [MazeEnv(**parameters) for _ in range(4)]
+    assert_vector_equals_singles(MazeVectorEnv(4, **parameters), singles, seed, 60)
+
+
+def test_cue_vector_equals_singles() -> None:
+    singles = [CueMazeEnv(oracle=True, length=3) for _ in range(6)]
+    assert_vector_equals_singles(CueMazeVectorEnv(6, oracle=True, length=3), singles, 9, 80)
+
+
+@settings(max_examples=15, **RELAXED)
+@given(parameters=maze_parameters(5), seed=st.integers(0, 2**40))
+def test_a_saved_state_replays_identically(parameters: dict[str, Any], seed: int) -> None:
+    env, other = (MazeVectorEnv(16, **parameters) for _ in range(2))
+    env.reset(seed=seed)
+    actions = np.random.default_rng(seed).integers(0, 4, (60, 16))
+    for action in actions[:20]:
+        env.step(action)
+    saved = env.get_state()
+    env.set_state(env.get_state())
+    assert all((saved[name] == value).all() for name, value in env.get_state().items())
+    other.set_state(saved)
+    assert (other.observe() == env.observe()).all()
+    for action in actions[20:]:
+        expected, given_back = env.step(action), other.step(action)
+        for left, right in zip(expected[:4], given_back[:4], strict=True):
+            assert (left == right).all()
+    left, right = env.get_state(), other.get_state()
+    assert all((left[name] == right[name]).all() for name in left)
+    # A later reset goes on with the same levels as well: the seed counters travel along.
+    assert (env.reset()[0] == other.reset()[0]).all()
+    assert not any(np.shares_memory(saved[name], array) for name, array in env.batch.state._asdict().items())
+
+
+@pytest.mark.parametrize("kind", [MazeEnv, CueMazeEnv])
+def test_a_single_environment_saves_and_resumes(kind: Any) -> None:
+    env, other = kind(), kind()
+    env.reset(seed=4)
+    env.step(1)
+    other.set_state(env.get_state())
+    for action in (1, 1, 2):
+        assert (env.step(action)[0] == other.step(action)[0]).all()
+
+
+def test_a_state_that_does_not_fit_changes_nothing() -> None:
+    env, larger = MazeVectorEnv(3), MazeVectorEnv(4)
+    env.reset(seed=0)
+    larger.reset(seed=0)
+    before = env.get_state()
+    with pytest.raises(ValueError, match=r"state\['env_seed'\] is int64\[4\], expected int64\[3\]"):
+        env.set_state(larger.get_state())
+    with pytest.raises(ValueError, match="the state lacks 'grid'"):
+        env.set_state({name: value for name, value in before.items() if name != "grid"})
+    assert all((before[name] == value).all() for name, value in env.get_state().items())
+
+
+def test_episode_statistics_add_up() -> None:
+    env = MazeVectorEnv(64, max_episode_steps=25)
+    env.reset(seed=0)
+    returns, lengths, finished = np.zeros(64), np.zeros(64, int), 0
+    for action in np.random.default_rng(0).integers(0, 4, (200, 64)):
+        _, reward, terminated, truncated, infos = env.step(action)
+        returns += reward
+        lengths += 1
+        ended = terminated | truncated
+        if ended.any():
+            assert (infos["_episode"] == ended).all()
+            np.testing.assert_allclose(infos["episode"]["r"][ended], returns[ended], atol=1e-5)
+            assert (infos["episode"]["l"][ended] == lengths[ended]).all()
+            returns[ended], lengths[ended] = 0, 0
+            finished += int(ended.sum())
+    assert finished > 300
+
+
+def test_later_resets_go_on_to_other_levels_and_seeds_repeat() -> None:
+    env = MazeVectorEnv(8)
+    first, _ = env.reset(seed=7)
+    second, _ = env.reset()
+    assert (first != second).any((1, 2)).all()
+    assert (env.reset(seed=list(range(7, 15)))[0] == first).all()
+    assert (env.reset()[0] == second).all()
+    unseeded = MazeVectorEnv(8)
+    assert (unseeded.reset()[0] != MazeVectorEnv(8).reset()[0]).any()
+
+
+def test_seed_bands_are_disjoint() -> None:
+    tops = {}
+    for band in ("train", "validation", "test"):
+        env = MazeVectorEnv(500, seed_band=band, max_episode_steps=1)
+        env.reset(seed=0)
+        seeds = [env.level_seeds]
+        for _ in range(20):
+            env.step(np.zeros(500, np.int64))
+            seeds.append(env.level_seeds)
+        flat = np.concatenate(seeds)
+        assert len(np.unique(flat)) == len(flat)
+        tops[band] = set((flat >> 61).tolist())
+    assert tops == {"train": {0}, "validation": {1}, "test": {2}}
+
+
+def test_copies_are_the_callers_own() -> None:
+    env = MazeVectorEnv(4, max_episode_steps=2)
+    first, _ = env.reset(seed=0)
+    kept = first.copy()
+    first[:] = 9
+    assert (env.observe() == kept).all()
+    reused = MazeVectorEnv(4, copy=False)
+    reused.reset(seed=0)
+    one, *_ = reused.step(np.zeros(4, np.int64))
+    two, *_ = reused.step(np.ones(4, np.int64))
+    assert np.shares_memory(one, two)
+
+
+def test_bad_actions_and_seeds_are_refused_before_anything_moves() -> None:
+    env = MazeVectorEnv(3)
+    with pytest.raises(ValueError, match=r"call reset\(\) first"):
+        env.step([0, 0, 0])
+    env.reset(seed=0)
+    before = env.get_state()
+    for actions in ([0, 1, 4], [0, -1, 0], [0.0, 1.0, 2.0], [0, 1], [[0, 1, 2]]):
+        with pytest.raises(ValueError, match="give"):
+            env.step(np.array(actions))
+    assert all((before[name] == value).all() for name, value in env.get_state().items())
+    for seed in (-1, [1, 2], "x", 1.5):
+        with pytest.raises(ValueError, match="seed"):
+            env.reset(seed=seed)
+
+
+def test_a_single_environment_refuses_steps_outside_an_episode() -> None:
+    env = MazeEnv(max_episode_steps=1, walls=0, doors=0)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(0)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match="give 0, 1, 2 or 3"):
+        env.step(0.5)
+    with pytest.raises(ValueError, match="is not 0, 1, 2 or 3"):
+        env.step(4)
+    env.step(0)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(0)
