@@ -172,7 +172,7 @@ class _Batch:
         self.decisions: list[tuple[NDArray, NDArray, NDArray]] = []  # regret, material, stale: [N] each
 
     def play(self, actor: Actor, on_step: Callable[[Step], None] | None) -> Episodes:
-        obs, infos = self.env.reset(seed=self.seeds.tolist())
+        obs, infos = self.env.reset(seed=int(self.seeds[0]))  # environment i takes seed + i
         clairvoyant = getattr(self.env.unwrapped, "clairvoyant", None)
         arrival = None if clairvoyant is None else np.asarray(clairvoyant(), np.int64)
         actor.reset(self.seeds)

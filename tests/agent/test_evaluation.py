@@ -1,0 +1,290 @@
+"""Evaluation: the same levels for everyone, numbers that do not depend on how they were played, pictures."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hrm_agent import Agent
+from hrm_agent.encoders import Observation
+from hrm_agent.environments import make_vector_env
+from hrm_agent.evaluate import evaluate
+from hrm_agent.evaluation.episodes import (
+    Episodes,
+    PolicyActor,
+    RandomActor,
+    ReplanActor,
+    Step,
+    run_episodes,
+    run_in_shards,
+)
+from hrm_agent.evaluation.metrics import Changes
+from hrm_agent.evaluation.report import evaluate_policy, format_report, measure_cost, summarize
+from hrm_agent.evaluation.video import END_FRAMES, encode_gif, record_episodes
+from hrm_agent.parallel import Shards
+from hrm_agent.policy import Decision, Policy, PolicyConfig
+from hrm_agent.watch import watch
+from hrm_envs.planners import ReplanPolicy
+
+MAZE = "DynamicMaze-v0"
+BUSY = {"p_change": 0.3, "goal_process": "walk", "p_goal": 0.1, "max_episode_steps": 30}
+CORE = {"mixing": "conv", "layers": 1, "H_cycles": 1, "L_cycles": 1, "inner_size": 16}
+TIMINGS = ("ms_per_decision", "ms_per_decision_batched")
+
+
+def make_policy(env_id: str = MAZE, options: dict[str, Any] | None = None, **config: Any) -> Policy:
+    """An untrained policy with weights large enough to be opinionated."""
+    torch.manual_seed(3)
+    env = make_vector_env(env_id, 1, options)
+    given = {"core_options": CORE, "hidden_size": 8, **config}
+    policy = Policy(PolicyConfig(**given), env.single_observation_space, env.single_action_space)
+    torch.nn.init.normal_(policy.policy_head.weight)
+    return policy
+
+
+def save_agent(folder: Path, options: dict[str, Any] | None = None, env_id: str = MAZE, **config: Any) -> str:
+    env = make_vector_env(env_id, 1, options)
+    info = {"env": env_id, "env_options": options or {}, "frames": 64, "seed": 0}
+    policy = make_policy(env_id, options, **config)
+    Agent(policy, env.single_observation_space, env.single_action_space, info).save(folder)
+    return str(folder)
+
+
+class Replanning(torch.nn.Module):
+    """A policy whose most probable action is the BFS re-planner's; it carries nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def initial_state(self, batch_size: int) -> tuple[torch.Tensor, ...]:
+        return ()
+
+    def step(self, obs: Observation, state: Any, episode_start: torch.Tensor) -> Decision:
+        assert isinstance(obs, torch.Tensor)
+        moves = torch.from_numpy(ReplanPolicy().act(obs.numpy()))
+        logits = torch.nn.functional.one_hot(moves, 4) * self.weight
+        return Decision(logits, logits.sum(-1), ())
+
+
+def assert_same(one: Episodes, other: Episodes) -> None:
+    for name in ("seeds", "success", "steps", "returns", "clairvoyant"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    assert one.changes is not None
+    assert other.changes is not None
+    for name in Changes._fields:
+        np.testing.assert_array_equal(getattr(one.changes, name), getattr(other.changes, name), err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["random", "replan", "greedy", "sampled"])
+def test_numbers_do_not_depend_on_batch_or_shards(kind: str) -> None:
+    policy = make_policy()
+    make = {
+        "random": RandomActor,
+        "replan": ReplanActor,
+        "greedy": lambda: PolicyActor(policy),
+        "sampled": lambda: PolicyActor(policy, deterministic=False),
+    }[kind]
+    whole = run_episodes(make(), MAZE, BUSY, 40, seed=5)
+    assert whole.changes is not None
+    assert len(whole.changes.step) > 20
+    assert_same(whole, run_episodes(make(), MAZE, BUSY, 40, seed=5, batch=7))
+    assert_same(whole, run_in_shards(make, MAZE, BUSY, 40, seed=5, shards=Shards(3)))
+    tail = run_episodes(make(), MAZE, BUSY, 10, seed=35)
+    np.testing.assert_array_equal(tail.steps, whole.steps[30:])
+
+
+def test_what_is_counted_is_what_happened() -> None:
+    seen: list[Step] = []
+    played = run_episodes(RandomActor(), MAZE, BUSY, 30, batch=16, on_step=seen.append)
+    for row, seed in enumerate(played.seeds):
+        mine = [(s, int(np.flatnonzero(s.seeds == seed)[0])) for s in seen if seed in s.seeds]
+        assert len(mine) == played.steps[row]
+        assert [bool(s.ended[i]) for s, i in mine] == [False] * (len(mine) - 1) + [True]
+        rewards = [float(s.rewards[i]) for s, i in mine]
+        assert sum(rewards) == pytest.approx(played.returns[row])
+        assert played.success[row] == (rewards[-1] > 0)
+
+
+def test_bands_hold_different_levels() -> None:
+    first = {}
+    for band in ("validation", "test"):
+        seen: list[Step] = []
+        played = run_episodes(RandomActor(), MAZE, {"seed_band": "train"}, 8, band=band, on_step=seen.append)
+        assert played.level_band == band
+        first[band] = seen[0].obs
+    assert not (first["validation"] == first["test"]).all(axis=(1, 2)).any()
+
+
+@pytest.mark.parametrize("options", [{}, BUSY, {"view": 2}, {"layout": "braid", "door_process": "periodic"}])
+def test_nobody_beats_the_clairvoyant_bound(options: dict[str, Any]) -> None:
+    for actor in (ReplanActor(), RandomActor()):
+        played = run_episodes(actor, MAZE, options, 200)
+        assert played.clairvoyant is not None
+        assert (played.clairvoyant[played.success] >= 0).all()
+        assert (played.steps[played.success] >= played.clairvoyant[played.success]).all()
+
+
+def test_a_policy_that_plays_the_replanners_moves_gets_its_numbers() -> None:
+    replanned = summarize(run_episodes(ReplanActor(), MAZE, BUSY, 100, band="validation"))
+    copied = evaluate_policy(Replanning(), MAZE, BUSY, 100, oracle=True)  # type: ignore[arg-type]
+    assert copied == replanned
+    # It plans on the whole map as it stands: it never regrets an action on that map, and is never stale.
+    assert replanned["regret_after_material_change"] == 0
+    assert replanned["steps_to_replan"] == 0
+    assert replanned["stale_plan_rate"] == 0
+    assert replanned["success"] > 0.7
+
+
+def test_an_agent_that_never_replans_is_caught() -> None:
+    class Stubborn(ReplanActor):
+        """Plans once, and then repeats its first action."""
+
+        def reset(self, seeds: np.ndarray) -> None:
+            self.first: np.ndarray | None = None
+
+        def act(self, obs: Any) -> np.ndarray:
+            self.first = super().act(obs) if self.first is None else self.first
+            return self.first
+
+        def keep(self, rows: np.ndarray) -> None:
+            assert self.first is not None
+            self.first = self.first[rows]
+
+    stubborn = summarize(run_episodes(Stubborn(), MAZE, BUSY, 200))
+    random = summarize(run_episodes(RandomActor(), MAZE, BUSY, 200))
+    assert stubborn["regret_after_material_change"] > 1
+    assert stubborn["steps_to_replan"] > random["steps_to_replan"]
+
+
+def test_evaluating_touches_no_random_stream_and_no_weight() -> None:
+    policy = make_policy()
+    weights = {name: value.clone() for name, value in policy.state_dict().items()}
+    streams = torch.get_rng_state(), np.random.get_state()[1].copy()  # type: ignore[index,union-attr] # noqa: NPY002
+    result = evaluate_policy(policy, MAZE, {}, 10, deterministic=False)
+    assert torch.equal(streams[0], torch.get_rng_state())
+    np.testing.assert_array_equal(streams[1], np.random.get_state()[1])  # type: ignore[index] # noqa: NPY002
+    assert all(torch.equal(weights[name], value) for name, value in policy.state_dict().items())
+    assert all(p.grad is None for p in policy.parameters())
+    assert result["regret_after_material_change"] is None
+    assert result["spl"] is not None
+
+
+def test_foreign_environments_have_no_band_and_no_bound() -> None:
+    policy = make_policy("CartPole-v1", core="gru", core_options={}, readout="mean")
+    played = run_episodes(PolicyActor(policy), "CartPole-v1", {}, 3)
+    assert played.level_band is None
+    assert played.clairvoyant is None
+    assert summarize(played)["spl"] is None
+    assert played.returns.tolist() == played.steps.tolist()
+
+
+@pytest.mark.parametrize("mixing", ["conv", "attention"])
+def test_multiply_adds_equal_a_count_by_hand(mixing: str) -> None:
+    width, inner, cells = 8, 16, 81
+    space = make_vector_env(MAZE, 1).single_observation_space
+    counted = {}
+    for segments in (1, 3):
+        core = {**CORE, "mixing": mixing, "num_heads": 2}
+        policy = make_policy(core_options=core, segments=segments)
+        counted[segments] = measure_cost(policy, space, 4)
+    channels = cells * (width * 2 * inner + inner * width)
+    attention = cells * 4 * width * width + 2 * cells * cells * width
+    block = channels + (cells * 9 * width if mixing == "conv" else attention)
+    heads = width * (4 + 1)
+    for segments, cost in counted.items():
+        # One update of z_L and one of z_H in a segment.
+        assert cost["macs_per_decision"] == segments * 2 * block + heads
+        assert cost["segments_per_decision"] == segments
+        assert cost["ms_per_decision"] > 0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_agent(tmp_path_factory.mktemp("agent"), BUSY)
+
+
+def test_the_same_call_twice_gives_the_same_report(run: str, tmp_path: Path) -> None:
+    first = evaluate(run, 30, out=str(tmp_path / "a.json"))
+    second = evaluate(run, 30)
+    assert json.loads((tmp_path / "a.json").read_text()) == first
+    for report in (first, second):
+        for name in TIMINGS:
+            assert report.pop(name) > 0
+    assert first == second
+    assert first["env_options"] == BUSY
+    assert first["level_band"] == "test"
+    assert first["seeds"] == {"first": 0, "count": 30}
+    assert first["clairvoyant"]["success"] >= first["bfs_replanner"]["success"]
+    assert first["parameters"] == sum(p.numel() for p in Agent.load(run).policy.parameters())
+
+
+def test_lesions_are_played_and_reported(run: str) -> None:
+    whole = evaluate(run, 60)
+    reset, longer = evaluate(run, 60, carry="reset"), evaluate(run, 60, segments=4)
+    assert (whole["carry"], reset["carry"]) == ("full", "reset")
+    assert whole["episode_length"] != reset["episode_length"]
+    assert longer["segments"] == longer["segments_per_decision"] == 4
+    assert longer["macs_per_decision"] > 3.9 * whole["macs_per_decision"]
+    assert whole["random"] == reset["random"] == longer["random"]
+
+
+def test_the_table_says_what_the_report_says(run: str) -> None:
+    report = evaluate(run, 30)
+    table = format_report(report)
+    lines = {line.split("  ")[0]: line for line in table.splitlines()}
+    for name, key in (("random", "random"), ("BFS re-planner", "bfs_replanner")):
+        assert f"{report[key]['success']:.1%}" in lines[name]
+        assert f"{report[key]['spl']:.3f}" in lines[name]
+    assert f"{report['success']:.1%}" in lines["agent"]
+    assert max(map(len, table.splitlines())) <= 120
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"episodes": 0}, "episodes=0"),
+        ({"env": "PaperMaze-v0"}, "do not fit"),
+        ({"env": "DynamicMase-v0"}, "did you mean DynamicMaze-v0"),
+        ({"carry": "fully"}, "carry='fully'"),
+        ({"segments": 0}, "segments=0"),
+        ({"run": "nowhere"}, "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_is_written(
+    run: str, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    for function, out in ((evaluate, "eval.json"), (watch, "watch.gif")):
+        with pytest.raises(ValueError, match=message) as error:
+            function(**{"run": run, "episodes": 2, "out": str(tmp_path / out), **given})  # type: ignore[operator]
+        assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("env_id", "options"), [(MAZE, {"view": 2}), ("CueMaze-v0", {})])
+def test_a_film_shows_every_step(env_id: str, options: dict[str, Any]) -> None:
+    policy = make_policy(env_id, options)
+    played = run_episodes(PolicyActor(policy), env_id, options, 2, seed=4, band="validation")
+    frames = record_episodes(policy, env_id, options, 2, seed=4, band="validation")
+    assert len(frames) == played.steps.sum() + 2 * END_FRAMES
+    assert {frame.shape for frame in frames} == {frames[0].shape}
+    assert frames[0].shape[0] % 2 == frames[0].shape[1] % 2 == 0
+    gif = Image.open(io.BytesIO(encode_gif(frames, fps=10)))
+    shown = 0
+    for index in range(gif.n_frames):  # type: ignore[attr-defined]
+        gif.seek(index)
+        shown += gif.info["duration"]
+    assert shown == 100 * len(frames)
+
+
+def test_watch_writes_the_file_it_says(run: str, tmp_path: Path) -> None:
+    path = watch(run, episodes=1, out=str(tmp_path / "w.gif"))
+    with Image.open(path) as gif:
+        assert gif.format == "GIF"
+    with pytest.raises(ValueError, match=r"\.gif or \.mp4"):
+        watch(run, out=str(tmp_path / "w.avi"))

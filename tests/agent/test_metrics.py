@@ -1,0 +1,168 @@
+"""The metrics against published values, hand-made tables and their own bounds."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hrm_agent.evaluation import metrics
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, Statistics in Medicine 17, table I
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_gives_the_published_values(successes: int, n: int, low: float, high: float) -> None:
+    assert metrics.wilson_interval(successes, n) == pytest.approx((low, high), abs=1e-4)
+
+
+@given(st.integers(1, 5000), st.data())
+def test_wilson_interval_holds_the_share_and_mirrors(n: int, data: st.DataObject) -> None:
+    successes = data.draw(st.integers(0, n))
+    low, high = metrics.wilson_interval(successes, n)
+    assert 0 <= low <= successes / n <= high <= 1
+    mirrored = metrics.wilson_interval(n - successes, n)
+    assert (1 - high, 1 - low) == pytest.approx(mirrored, abs=1e-12)
+    wider = metrics.wilson_interval(successes, n, z=2.58)
+    assert wider[0] <= low
+    assert wider[1] >= high
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_wilson_interval_refuses_what_cannot_be(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match="successes"):
+        metrics.wilson_interval(successes, n)
+
+
+episode = st.tuples(st.booleans(), st.integers(1, 60), st.integers(1, 60))
+
+
+@given(st.lists(episode, min_size=1, max_size=50))
+def test_spl_lies_between_zero_and_success_and_is_one_only_for_the_shortest(rows: list) -> None:
+    success, steps, shortest = (np.array(column) for column in zip(*rows, strict=True))
+    score = metrics.spl(success, steps, shortest)
+    assert (score >= 0).all()
+    assert (score <= success).all()
+    np.testing.assert_array_equal(score == 1, success & (steps <= shortest))
+    np.testing.assert_allclose(
+        metrics.spl(success, steps * 2, shortest)[steps >= shortest], score[steps >= shortest] / 2
+    )
+
+
+def test_spl_of_hopeless_levels_is_zero_and_a_beaten_bound_is_an_error() -> None:
+    hopeless = metrics.spl(np.array([False]), np.array([60]), np.array([-1]))
+    assert hopeless.tolist() == [0.0]
+    with pytest.raises(ValueError, match="impossible"):
+        metrics.spl(np.array([True]), np.array([5]), np.array([-1]))
+
+
+def test_excess_steps_counts_successes_only() -> None:
+    excess = metrics.excess_steps(np.array([True, False, True]), np.array([9, 60, 4]), np.array([7, 3, 4]))
+    assert excess.tolist() == [2, 0]
+
+
+def _distances(free: np.ndarray, goal: tuple[int, int]) -> dict[tuple[int, int], int]:
+    """A plain breadth-first search."""
+    found, frontier = {goal: 0}, [goal]
+    while frontier:
+        row, col = frontier.pop(0)
+        for down, right in ((-1, 0), (0, 1), (1, 0), (0, -1)):
+            near = (row + down, col + right)
+            if free[near] and near not in found:
+                found[near] = found[row, col] + 1
+                frontier.append(near)
+    return found
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_action_regret_is_one_plus_the_change_in_distance(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    free = np.zeros((9, 9), bool)
+    free[1:-1, 1:-1] = rng.random((7, 7)) < 0.7
+    goal, agent = (tuple(int(x) for x in p) for p in rng.integers(1, 8, (2, 2)))
+    free[goal] = free[agent] = True
+    if goal == agent:
+        return
+    distance = _distances(free, goal)
+    here = distance.get(agent, -1)
+    beside = [(agent[0] + down, agent[1] + right) for down, right in ((-1, 0), (0, 1), (1, 0), (0, -1))]
+    blocked = np.array([not free[p] for p in beside])
+    optimal = np.array([here > 0 and distance.get(p) == here - 1 for p in beside])
+    for action in range(4):
+        regret = metrics.action_regret(np.array(here), optimal, np.array(action), blocked)
+        if here < 0:
+            assert np.isnan(regret)
+        else:
+            after = here if blocked[action] else distance[beside[action]]
+            assert regret == 1 + after - here
+
+
+NAN = float("nan")
+
+
+def _follow(regret: list, material: list, stale: list, length: int, horizon: int = 10) -> metrics.Changes:
+    column = (np.array(values)[:, None] for values in (regret, material, stale))
+    return metrics.follow_changes(*column, lengths=np.array([length]), horizon=horizon)
+
+
+def test_changes_of_a_hand_made_episode() -> None:
+    #         0    1    2    3    4    5    6    7  | after the end
+    regret = [0.0, 2.0, 1.0, 0.0, NAN, 1.0, 2.0, 0.0, 2.0, 2.0]
+    material = [False, True, False, False, True, False, True, False, True, False]
+    stale = [False, True, False, False, False, True, False, False, True, False]
+    changes = _follow(regret, material, stale, length=8)
+    assert changes.step.tolist() == [1, 4, 6]
+    assert changes.scored.tolist() == [3, 1, 2]
+    assert changes.regret.tolist() == [3.0, 1.0, 2.0]
+    # After the first change the third decision is the first optimal one; after the second there is none.
+    assert changes.steps_to_replan.tolist() == [2.0, 1.0, 1.0]
+    # The decision right after the second change has no score: cut off.
+    np.testing.assert_array_equal(changes.stale, [1.0, NAN, 0.0])
+    assert metrics.regret_after_material_change(changes) == 2.0
+    assert metrics.steps_to_replan(changes) == pytest.approx(4 / 3)
+    assert metrics.stale_plan_rate(changes) == 0.5
+
+
+def test_changes_stop_at_the_horizon() -> None:
+    changes = _follow([2.0] * 12, [True] + [False] * 11, [False] * 12, length=12, horizon=5)
+    assert changes.regret.tolist() == [10.0]
+    assert changes.steps_to_replan.tolist() == [5.0]
+
+
+def test_a_change_that_cuts_off_for_good_has_no_score() -> None:
+    changes = _follow([NAN, NAN], [True, False], [True, False], length=2)
+    assert changes.scored.tolist() == [0]
+    assert metrics.regret_after_material_change(changes) is None
+    assert metrics.steps_to_replan(changes) is None
+    assert metrics.stale_plan_rate(changes) is None
+
+
+def test_no_change_no_number() -> None:
+    changes = _follow([0.0, 0.0], [False, False], [False, False], length=2)
+    assert changes.step.size == 0
+    assert metrics.regret_after_material_change(changes) is None
+
+
+decision = st.tuples(st.sampled_from([0.0, 1.0, 2.0, NAN]), st.booleans(), st.booleans())
+
+
+@given(st.lists(decision, min_size=1, max_size=40), st.integers(1, 12), st.data())
+def test_every_decision_counts_to_at_most_one_change(rows: list, horizon: int, data: st.DataObject) -> None:
+    regret, material, stale = (list(column) for column in zip(*rows, strict=True))
+    length = data.draw(st.integers(1, len(rows)))
+    changes = _follow(regret, material, stale, length, horizon)
+    assert len(changes.step) == sum(material[:length])
+    assert changes.scored.sum() <= np.sum(~np.isnan(regret[:length]))
+    assert (changes.scored <= horizon).all()
+    has_score = changes.scored > 0
+    assert (changes.regret[has_score] <= 2 * changes.scored[has_score]).all()
+    assert (changes.steps_to_replan[has_score] <= changes.scored[has_score]).all()
+    # Without regret there was nothing to re-plan, and only an optimal first decision re-plans at once.
+    assert (changes.steps_to_replan[changes.regret == 0] == 0).all()
