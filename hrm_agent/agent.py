@@ -144,18 +144,19 @@ class Agent:
             description = json.loads((folder / AGENT_FILE).read_text())
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise CheckpointError(f"{folder / AGENT_FILE}: not valid JSON ({error})") from None
-        version = description.get("agent_version")
+        version = description.get("agent_version") if isinstance(description, dict) else None
         if version != AGENT_VERSION:
             raise CheckpointError(f"{folder}: agent version {version}, expected {AGENT_VERSION}")
-        config = PolicyConfig.from_dict(
-            {
-                **description["policy"],
-                **({"carry": carry} if carry else {}),
-                **({"segments": segments} if segments is not None else {}),
-            }
-        )
-        spaces = (space_from_dict(description[f"{name}_space"]) for name in ("observation", "action"))
-        observation_space, action_space = spaces
+        lesion = {"carry": carry, "segments": segments}
+        changed = {name: value for name, value in lesion.items() if value is not None}
+        try:
+            config = PolicyConfig.from_dict({**description["policy"], **changed})
+            spaces = (space_from_dict(description[f"{name}_space"]) for name in ("observation", "action"))
+            observation_space, action_space = spaces
+            info = dict(description["info"])
+        except (KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{folder / AGENT_FILE}: not an agent's description ({reason})") from None
         policy = Policy(config, observation_space, action_space)
         tensors, _ = load_tensors(folder / WEIGHTS_FILE)
         try:
@@ -163,7 +164,7 @@ class Agent:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder}: weights do not fit the description in {AGENT_FILE} ({reason})") from None
-        return cls(policy, observation_space, action_space, description["info"])
+        return cls(policy, observation_space, action_space, info)
 
 
 def find_agent_folder(folder: Path, best: bool = True) -> Path:

@@ -77,10 +77,7 @@ class LastToken(Carry):
     def seed(self, kept: PolicyState, episode_start: Tensor) -> Any:
         fresh = self._token_state(episode_start.shape[0])
         return type(fresh)(
-            *(
-                _choose(episode_start, f, k.unsqueeze(1).expand_as(f))
-                for f, k in zip(fresh, kept, strict=True)
-            )
+            *(_choose(episode_start, f, k.unsqueeze(1).expand_as(f)) for f, k in zip(fresh, kept, strict=True))
         )
 
     def keep(self, state: Any) -> PolicyState:

@@ -76,7 +76,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path}: not written by hrm_agent (no checksum in its header)")
     version = header.get("format_version")
     if version != str(FORMAT_VERSION):
-        raise CheckpointError(f"{path}: format version {version}, expected {FORMAT_VERSION}; use the version that wrote it")
+        raise CheckpointError(
+            f"{path}: format version {version}, expected {FORMAT_VERSION}; use the version that wrote it"
+        )
     if _digest(tensors, header["metadata"]) != header["sha256"]:
         raise CheckpointError(f"{path}: checksum does not match; the file was altered, use an earlier checkpoint")
     return tensors, json.loads(header["metadata"])

@@ -23,7 +23,18 @@ from omegaconf.errors import OmegaConfBaseException
 from hrm_agent.config import config_folder
 
 USAGE_ERROR = 2
-HYDRA_FLAGS = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "-i", "--info", "-sc", "--shell-completion")
+HYDRA_FLAGS = (
+    "-h",
+    "--help",
+    "--hydra-help",
+    "--version",
+    "-c",
+    "--cfg",
+    "-i",
+    "--info",
+    "-sc",
+    "--shell-completion",
+)
 
 
 class UsageError(ValueError):
@@ -48,6 +59,11 @@ def wants_help(arguments: list[str]) -> bool:
     return any(a.split("=")[0] in HYDRA_FLAGS for a in arguments)
 
 
+def open_options(arguments: list[str]) -> list[str]:
+    """`env.options.NAME=VALUE` adds the parameter or changes it: the configuration lists none of them."""
+    return [f"++{a}" if a.startswith("env.options.") else a for a in arguments]
+
+
 def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConfig], Any]) -> None:
     """Compose the configuration of every job that `arguments` ask for and `check` it.
 
@@ -68,8 +84,6 @@ def expand_sweeps(overrides: list[str]) -> Iterator[list[str]]:
         raise UsageError(f"{str(error).splitlines()[0]} in {' '.join(overrides)!r}") from None
     choices = []
     for override in parsed:
-        if override.is_hydra_override():
-            continue
         if not override.is_sweep_override():
             choices.append([override.input_line or ""])
         elif override.is_discrete_sweep():
@@ -91,7 +105,9 @@ def compose_config(overrides: list[str], config_name: str) -> DictConfig:
     except MissingConfigException as error:
         missing = str(error.missing_cfg_file or "")
         group, _, choice = missing.rpartition("/")
-        raise UsageError(f"{group}={choice}: no such {group or 'config'}{nearest(choice, error.options or [])}") from None
+        raise UsageError(
+            f"{group}={choice}: no such {group or 'config'}{nearest(choice, list(error.options or []))}"
+        ) from None
     except ConfigCompositionException as error:
         cause = " ".join(str(x) for x in (error, error.__cause__ or ""))
         key = re.search(r"(?:override|group|Key) '([^']+)'", cause)
@@ -106,8 +122,8 @@ def known_settings(config_name: str) -> list[str]:
     def walk(prefix: str, node: Any) -> Iterator[str]:
         yield prefix
         if isinstance(node, DictConfig):
-            for key in node:
-                yield from walk(f"{prefix}.{key}" if prefix else str(key), node._get_node(key))
+            for key in map(str, node):
+                yield from walk(f"{prefix}.{key}" if prefix else key, node._get_node(key))
 
     return [name for name in walk("", compose_config([], config_name)) if name]
 

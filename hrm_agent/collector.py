@@ -80,9 +80,7 @@ class Collector:
         if len(parts) == 1:
             return parts[0]
         logits, values, states = zip(*parts, strict=True)
-        return Decision(
-            torch.cat(logits), torch.cat(values), tuple(torch.cat(s) for s in zip(*states, strict=True))
-        )
+        return Decision(torch.cat(logits), torch.cat(values), tuple(torch.cat(s) for s in zip(*states, strict=True)))
 
     def _value_of_cut_off(self, terminated: np.ndarray, truncated: np.ndarray, infos: dict[str, Any]) -> Tensor:
         """V(final observation) `[N]` where an episode was truncated, from the state before the reset; else 0."""
@@ -96,10 +94,13 @@ class Collector:
         return values
 
     def _count_episodes(self, infos: dict[str, Any]) -> None:
-        if "_episode" not in infos:
+        if "_episode" not in infos:  # wrapped environments report in the info of the episode's last step
+            infos = infos.get("final_info", {})
+        final = infos.get("final_info", {})
+        if "_episode" not in final:
             return
-        stats = infos["episode"]
-        for i in np.flatnonzero(infos["_episode"]):
+        stats = final["episode"]
+        for i in np.flatnonzero(final["_episode"]):
             success = bool(stats["success"][i]) if "success" in stats else float(stats["r"][i]) > 0
             self.episodes.append((float(stats["r"][i]), int(stats["l"][i]), success))
 

@@ -65,6 +65,8 @@ class GridEncoder(Encoder):
     outside the grid, where the patches overhang, get an id of their own.
     """
 
+    _offsets: Tensor
+
     def __init__(self, space: gym.spaces.Box, hidden_size: int, config: EncoderConfig) -> None:
         super().__init__()
         height, width = space.shape[:2]
@@ -98,7 +100,12 @@ class GridEncoder(Encoder):
         return tokens.view(*lead, self.length, -1)
 
     def token_of(self, obs: Tensor, cell_id: int) -> Tensor:
-        """Index of the token that holds the first cell with `cell_id`: ids `[..., H, W]` -> int64 `[...]`."""
+        """Index of the token that holds the first cell with `cell_id`: ids `[..., H, W]` -> int64 `[...]`.
+
+        Of a grid with channels, `[..., H, W, C]`, the first channel is searched.
+        """
+        if len(self.shape) == 3:
+            obs = obs[..., 0]
         width = self.shape[1]
         flat = (obs.flatten(-2) == cell_id).to(torch.uint8).argmax(-1)
         row = (flat // width - self.crop) // self.patch_size
@@ -125,6 +132,7 @@ class DiscreteEncoder(Encoder):
     """Integers `[...]` (Discrete) or `[..., m]` (MultiDiscrete) -> one token each."""
 
     grid = None
+    _offsets: Tensor
 
     def __init__(self, sizes: list[int], starts: list[int], scalar: bool, hidden_size: int) -> None:
         super().__init__()

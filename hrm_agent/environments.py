@@ -6,8 +6,9 @@ import difflib
 from typing import Any
 
 import gymnasium as gym
-import hrm_envs
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+import hrm_envs
 
 
 def check_env_id(env_id: str) -> None:
@@ -22,7 +23,7 @@ def check_env_id(env_id: str) -> None:
 def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None = None) -> VectorEnv:
     """A vector of `num_envs` environments in SAME_STEP autoreset mode.
 
-    Environments that bring their own vector implementation use it; others are stepped one by one. Keyword
+    Environments that bring a vector implementation in that mode use it; others are stepped one by one. Keyword
     arguments of the environment come from `options`.
 
     Raises:
@@ -31,9 +32,10 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
     check_env_id(env_id)
     try:
         if ":" not in env_id and gym.spec(env_id).vector_entry_point is not None:
-            return gym.make_vec(
-                env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **(options or {})
-            )
+            env = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **(options or {}))
+            if env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
+                return env
+            env.close()
         make = [lambda: _with_statistics(gym.make(env_id, **(options or {})))] * num_envs
         return SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP)
     except TypeError as error:

@@ -7,6 +7,7 @@ threads, each running single-threaded operations, is faster and does not stall w
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +42,7 @@ class Shards:
         """At most `count` contiguous slices of nearly equal size that cover `range(batch_size)`."""
         count = min(self.count, batch_size)
         edges = [batch_size * i // count for i in range(count + 1)]
-        return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """Results in the order of `items`; the first exception raised is raised here."""

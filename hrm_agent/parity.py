@@ -183,9 +183,7 @@ def _compare_puzzle_model(reference: Reference) -> Errors:
     return errors
 
 
-def _compare_gradients(
-    model: PuzzleModel, batch: Mapping[str, Tensor], reference: Reference, errors: Errors
-) -> None:
+def _compare_gradients(model: PuzzleModel, batch: Mapping[str, Tensor], reference: Reference, errors: Errors) -> None:
     """Compare the first segment's loss, and its gradient by the parts that the published names begin with."""
     _, logits, q_halt, _ = model(model.initial_state(len(batch["inputs"])), batch)
     loss = puzzle_loss(logits, q_halt, batch["labels"])

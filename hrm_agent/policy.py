@@ -91,6 +91,7 @@ class Policy(nn.Module):
             **config.core_options,
         )
         self.carry = build_carry(config.carry, self.core)
+        self._check_gradient_path()
         self._grid = find_grid(self.encoder)
         if config.readout == "agent" and self._grid is None:
             raise ValueError(f"readout=agent needs a grid observation, got {observation_space}; use readout=mean")
@@ -100,6 +101,16 @@ class Policy(nn.Module):
         nn.init.normal_(self.policy_head.weight, std=0.01)
         nn.init.zeros_(self.policy_head.bias)
         nn.init.zeros_(self.value_head.bias)
+
+    def _check_gradient_path(self) -> None:
+        """Cycles without gradient cut the path from the state that comes in: nothing would flow through time."""
+        cycles = getattr(self.core, "H_cycles", 1)
+        cut = cycles > 1 and getattr(self.core, "cycle_gradient", "all") == "last"
+        if cut and self.config.time_gradient == "bptt" and self.config.carry != "reset":
+            raise ValueError(
+                f"time_gradient=bptt with core.cycle_gradient=last and core.H_cycles={cycles}: no gradient reaches "
+                "the carried state; use core.cycle_gradient=all, core.H_cycles=1 or time_gradient=detached"
+            )
 
     def initial_state(self, batch_size: int) -> PolicyState:
         """What is kept before any step. `episode_start` replaces it, so it only has to have the right shapes."""

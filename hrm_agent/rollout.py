@@ -35,7 +35,12 @@ class Windows(NamedTuple):
         obs = self.obs
         return Windows(
             obs[:, index] if isinstance(obs, Tensor) else {k: v[:, index] for k, v in obs.items()},
-            *(t[:, index] for t in self[1:7]),
+            self.actions[:, index],
+            self.log_probs[:, index],
+            self.values[:, index],
+            self.episode_start[:, index],
+            self.advantages[:, index],
+            self.returns[:, index],
             tuple(t[index] for t in self.state),
             tuple(t[index] for t in self.next_state),
         )
@@ -50,9 +55,7 @@ class Rollout:
         state: a kept state of batch `num_envs`, for shapes.
     """
 
-    def __init__(
-        self, steps: int, num_envs: int, window: int, space: gym.Space, state: PolicyState
-    ) -> None:
+    def __init__(self, steps: int, num_envs: int, window: int, space: gym.Space, state: PolicyState) -> None:
         if window < 1 or steps % window:
             raise ValueError(
                 f"algo.rollout_steps={steps} is not a multiple of algo.window={window}: expected windows that "
@@ -109,10 +112,14 @@ class Rollout:
             return x.flatten(1, 2)
 
         obs = fold(self.obs) if isinstance(self.obs, Tensor) else {k: fold(v) for k, v in self.obs.items()}
-        plain = (self.actions, self.log_probs, self.values, self.episode_start, advantages, returns)
         return Windows(
             obs,
-            *(fold(x) for x in plain),
+            fold(self.actions),
+            fold(self.log_probs),
+            fold(self.values),
+            fold(self.episode_start),
+            fold(advantages),
+            fold(returns),
             tuple(s[:-1].flatten(0, 1) for s in self.states),
             tuple(s[1:].flatten(0, 1) for s in self.states),
         )

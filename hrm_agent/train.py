@@ -16,11 +16,12 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from hrm_agent import __version__
 from hrm_agent.algos.ppo import NonFiniteLoss
 from hrm_agent.checkpoint import CheckpointError, write_atomically
-from hrm_agent.cli import UsageError, check_jobs, existing_folder, fail, nearest, usage_errors, wants_help
+from hrm_agent.cli import UsageError, check_jobs, existing_folder, fail, nearest, open_options, usage_errors, wants_help
 from hrm_agent.config import ALGORITHMS, config_folder, resolve, settings
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluate import evaluate
@@ -39,7 +40,7 @@ CHANGEABLE = (
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] = open_options(sys.argv[1:])
     given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
     if given.get("resume", "null") not in ("null", ""):
         _resume(given)
@@ -60,11 +61,21 @@ def check_run(cfg: DictConfig) -> None:
     """
     values = resolve(cfg)
     if values["algo"]["name"] not in ALGORITHMS:
-        raise UsageError(f"algo={values['algo']['name']}: no such algorithm{nearest(values['algo']['name'], list(ALGORITHMS))}")
+        raise UsageError(
+            f"algo={values['algo']['name']}: no such algorithm{nearest(values['algo']['name'], list(ALGORITHMS))}"
+        )
+    check_test_episodes(values)
     config, policy, _ = settings(values)
     env = make_vector_env(config.env, 1, config.env_options)
     Policy(policy, env.single_observation_space, env.single_action_space)
     env.close()
+
+
+def check_test_episodes(values: dict[str, Any]) -> None:
+    """Raises: UsageError if the number of test levels is none."""
+    count = values.get("test_episodes")
+    if type(count) is not int or count < 0:
+        raise UsageError(f"test_episodes={count}: expected an integer, 0 or more")
 
 
 def _check_run_folder(folder: str | None) -> None:
@@ -98,7 +109,11 @@ def _resume(given: dict[str, str]) -> None:
             if key not in CHANGEABLE:
                 raise UsageError(f"{key}={text}: cannot change in a run that is resumed; only {', '.join(CHANGEABLE)}")
             values[key] = OmegaConf.from_cli([f"{key}={text}"])[key]
-        settings(values)
+        check_test_episodes(values)
+        try:
+            settings(values)
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
     _run(folder, values, resume=True)
 
 
@@ -112,22 +127,27 @@ def load_run(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder}: not the folder of a run ({RUN_FILE} or {CONFIG_FILE} is missing)")
     try:
         found = json.loads((folder / RUN_FILE).read_text())["run_version"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         raise UsageError(f"{folder / RUN_FILE}: not a run's description") from None
     if found != RUN_VERSION:
         raise UsageError(f"{folder}: run of version {found}, expected {RUN_VERSION}; use the hrm_agent that wrote it")
-    values = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE), resolve=True)
-    assert isinstance(values, dict)
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE), resolve=True)
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise UsageError(f"{folder / CONFIG_FILE}: not valid YAML ({error})") from None
+    if not isinstance(values, dict):
+        raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration")
     return {str(key): value for key, value in values.items()}
 
 
 def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
     console = Console()
-    console.say(f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}")
     try:
         trainer = Trainer(*settings(values), folder)
-        if resume:
-            console.say(f"going on from {trainer.resume()}")
+        checkpoint = trainer.resume() if resume else None
+        console.say(f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}")
+        if checkpoint:
+            console.say(f"going on from {checkpoint}")
         trainer.run(console)
     except CheckpointError as error:
         fail(str(error), 2)
@@ -136,7 +156,10 @@ def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
     except NonFiniteLoss as error:
         fail(str(error), 1)
     except OSError as error:
-        fail(f"{error}; earlier checkpoints are intact, go on with: python -m hrm_agent.train resume={folder}", 1)
+        fail(
+            f"{error}; earlier checkpoints are intact, go on with: python -m hrm_agent.train resume={folder}",
+            1,
+        )
     console.say(f"trained {trainer.frames:,} frames in {trainer.seconds:.0f} s")
     if not values["test_episodes"]:
         return trainer.best

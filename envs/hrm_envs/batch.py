@@ -143,9 +143,7 @@ class Batch:
         expected = {**self.state._asdict(), "seeded": np.array([self.seeded])}
         for name, array in expected.items():
             if name not in state:
-                raise ValueError(
-                    f"the state lacks {name!r}; pass what get_state() of a like environment gave"
-                )
+                raise ValueError(f"the state lacks {name!r}; pass what get_state() of a like environment gave")
             given = np.asarray(state[name])
             if given.shape != array.shape or given.dtype != array.dtype:
                 raise ValueError(

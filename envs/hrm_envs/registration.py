@@ -26,6 +26,4 @@ def _register(name: str, entry_point: str, vector_entry_point: str, parameters: 
     if name in gymnasium.registry:
         return
     # No max_episode_steps here: truncation is the kernel's, which counts it into the episode statistics.
-    gymnasium.register(
-        name, entry_point=entry_point, vector_entry_point=vector_entry_point, kwargs=dict(parameters)
-    )
+    gymnasium.register(name, entry_point=entry_point, vector_entry_point=vector_entry_point, kwargs=dict(parameters))

@@ -64,9 +64,7 @@ class _Canvas:
         t, le, b, r = (round(edge * self.scale) for edge in (top, left, bottom, right))
         self.pixels[t:b, le:r] = colour
 
-    def blend(
-        self, box: tuple[float, float, float, float], distance: Any, colour: Colour, alpha: float = 1.0
-    ) -> None:
+    def blend(self, box: tuple[float, float, float, float], distance: Any, colour: Colour, alpha: float = 1.0) -> None:
         """Paint where ``distance(y, x)`` (signed, grid units) is negative; edges are one pixel soft."""
         height, width = self.pixels.shape[:2]
         top, left = (max(int(np.floor(v * self.scale)) - 1, 0) for v in box[:2])
@@ -237,9 +235,7 @@ def render_grid(
     """
     grid = np.asarray(grid)
     if grid.ndim != 2 or grid.size == 0 or grid.min() < 0 or grid.max() > UNKNOWN:
-        raise ValueError(
-            f"grid of shape {list(grid.shape)} is not an [H, W] array of Cell ids 0 to 5; give one"
-        )
+        raise ValueError(f"grid of shape {list(grid.shape)} is not an [H, W] array of Cell ids 0 to 5; give one")
     if scale < 4:
         raise ValueError(f"scale={scale} is below 4 pixels for a grid position; give a larger one")
     canvas = _Canvas(grid.shape[0], grid.shape[1], scale)
@@ -258,9 +254,7 @@ def render_grid(
             probabilities = np.asarray(action_probabilities, np.float64)
             if probabilities.shape != (len(ACTION_NAMES),):
                 shape = list(probabilities.shape)
-                raise ValueError(
-                    f"action_probabilities has shape {shape}, expected [4]; give one for each action"
-                )
+                raise ValueError(f"action_probabilities has shape {shape}, expected [4]; give one for each action")
             _draw_arrows(canvas, int(r), int(c), probabilities)
         _draw_agent(canvas, int(r), int(c))
     return canvas.image()

@@ -11,9 +11,7 @@ import numpy as np
 from hrm_envs.jit import inner
 
 # Streams keep the questions asked of one level apart.
-STREAM_LAYOUT, STREAM_DOOR_DUE, STREAM_DOOR_PICK, STREAM_DOOR_SPAN, STREAM_GOAL_DUE, STREAM_GOAL_PICK = range(
-    6
-)
+STREAM_LAYOUT, STREAM_DOOR_DUE, STREAM_DOOR_PICK, STREAM_DOOR_SPAN, STREAM_GOAL_DUE, STREAM_GOAL_PICK = range(6)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _STREAM = np.uint64(0xD1342543DE82EF95)
@@ -35,9 +33,7 @@ def mix(x):
 @inner
 def draw(seed, stream, step, index):
     """64 random bits for one question: uint64."""
-    return mix(
-        np.uint64(seed) + _GOLDEN * np.uint64(step) + _STREAM * np.uint64(stream) + _INDEX * np.uint64(index)
-    )
+    return mix(np.uint64(seed) + _GOLDEN * np.uint64(step) + _STREAM * np.uint64(stream) + _INDEX * np.uint64(index))
 
 
 @inner

@@ -85,9 +85,7 @@ def may_change(seed, step, door_process, change_threshold, goal_process, goal_th
 
 
 @inner
-def advance_doors(
-    seed, step, process, p_change, threshold, open_edges, count, grid, agent, doors, closed, spans
-):
+def advance_doors(seed, step, process, p_change, threshold, open_edges, count, grid, agent, doors, closed, spans):
     """Bring the doors from ``step - 1`` to ``step``; True if the schedule drew a change."""
     changed = False
     if process == REROLL:

@@ -64,9 +64,7 @@ def main() -> None:
     # One round of each to load what is compiled and to leave the synchronised start behind.
     time_batch(batch, batch_actions)
     time_single(single, single_actions)
-    rounds = [
-        (time_batch(batch, batch_actions), time_single(single, single_actions)) for _ in range(options.rounds)
-    ]
+    rounds = [(time_batch(batch, batch_actions), time_single(single, single_actions)) for _ in range(options.rounds)]
     ours, theirs = (median(column) for column in zip(*rounds, strict=True))
     result = {
         "command": "python experiments/speed/env_speed.py",

@@ -115,7 +115,7 @@ class PPO:
                 for name, value in measured.items():
                     sums[name] += value
             count += batches
-            sums[f"state_drift_epoch{epoch}"] = epoch_drift / batches * 1.0
+            sums[f"state_drift_epoch{epoch}"] = epoch_drift / batches
         drift = {name: sums.pop(name) for name in [n for n in sums if n.startswith("state_drift")]}
         variance = returns.var()
         return {
@@ -191,6 +191,6 @@ def state_drift(stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...]) -> f
     """Relative error of the stored states against the recomputed: ||stored - new|| / ||new||; 0 for no state."""
     if not stored:
         return 0.0
-    error = sum((s - r).square().sum() for s, r in zip(stored, recomputed, strict=True))
-    norm = sum(r.square().sum() for r in recomputed)
+    error = torch.stack([(s - r).square().sum() for s, r in zip(stored, recomputed, strict=True)]).sum()
+    norm = torch.stack([r.square().sum() for r in recomputed]).sum()
     return float((error / norm).sqrt()) if float(norm) > 0 else 0.0

@@ -89,9 +89,7 @@ def initial_latent(size: int) -> Tensor:
 def check_at_least(name: str, value: int, minimum: int) -> int:
     """Return the value, or raise ValueError where it is not an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ValueError(
-            f"{name}={value!r} is not an integer of at least {minimum}; give one of {minimum} or more"
-        )
+        raise ValueError(f"{name}={value!r} is not an integer of at least {minimum}; give one of {minimum} or more")
     return value
 
 
@@ -100,9 +98,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     if value in choices:
         return value
     near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)
-    raise ValueError(
-        f"unknown {name} {value!r}; did you mean {near[0]!r}? Choose one of: {', '.join(choices)}"
-    )
+    raise ValueError(f"unknown {name} {value!r}; did you mean {near[0]!r}? Choose one of: {', '.join(choices)}")
 
 
 def check_grid(grid: tuple[int, int] | None, length: int) -> tuple[int, int] | None:

@@ -125,9 +125,7 @@ class AttentionMixing(nn.Module):
         if angles is not None:
             qk = rotate(qk, angles)
         query, key = qk.chunk(2, dim=2)
-        mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-        )
+        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         return rms_norm(x + self.out(mixed.transpose(1, 2).reshape(batch, length, size)))
 
 
@@ -272,9 +270,7 @@ class RotaryPositions(nn.Module):
         if mixing in ("attention", "attention_conv") and positions != "none":
             check_heads(hidden_size, num_heads)
             head_size = hidden_size // num_heads
-            turns = (
-                _turns_1d(length, head_size) if positions == "rope" else _turns_2d(length, head_size, grid)
-            )
+            turns = _turns_1d(length, head_size) if positions == "rope" else _turns_2d(length, head_size, grid)
         # [L, 1, head_size]: one angle for all heads. The two halves of a head share their angles.
         both = None if turns is None else torch.cat([turns, turns], dim=-1)[:, None]
         self.register_buffer("cos", None if both is None else both.cos(), persistent=False)
@@ -295,9 +291,7 @@ def check_heads(hidden_size: int, num_heads: int) -> None:
     """Raise ValueError where attention heads do not divide the channels."""
     check_at_least("num_heads", num_heads, 1)
     if hidden_size % num_heads:
-        raise ValueError(
-            f"num_heads={num_heads} does not divide hidden_size={hidden_size}; choose a divisor of it"
-        )
+        raise ValueError(f"num_heads={num_heads} does not divide hidden_size={hidden_size}; choose a divisor of it")
 
 
 def _frequencies(pairs: int) -> Tensor:
@@ -315,9 +309,7 @@ def _turns_2d(length: int, head_size: int, grid: tuple[int, int] | None) -> Tens
     if checked is None:
         raise ValueError("positions=rope2d needs a grid but grid=None; give rows and columns, or use rope")
     if head_size % 4:
-        raise ValueError(
-            f"positions=rope2d needs a head size divisible by 4, not {head_size}; choose fewer heads"
-        )
+        raise ValueError(f"positions=rope2d needs a head size divisible by 4, not {head_size}; choose fewer heads")
     rows, cols = checked
     frequencies = _frequencies(head_size // 4)
     by_row = torch.outer(torch.arange(rows, dtype=torch.float32), frequencies)[:, None].expand(-1, cols, -1)

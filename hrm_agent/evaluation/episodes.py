@@ -353,9 +353,7 @@ def run_in_shards(
 
     def part(levels: slice) -> Episodes:
         count = levels.stop - levels.start
-        return run_episodes(
-            make_actor(), env_id, env_options, count, seed + levels.start, band, batch, oracle
-        )
+        return run_episodes(make_actor(), env_id, env_options, count, seed + levels.start, band, batch, oracle)
 
     if shards is None or episodes < 2:
         return part(slice(0, episodes))

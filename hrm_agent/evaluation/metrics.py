@@ -47,9 +47,7 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
         ValueError: no trials, or a number of successes that they cannot have.
     """
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(
-            f"{successes} successes in {n} trials: expected 0 <= successes <= trials, and a trial"
-        )
+        raise ValueError(f"{successes} successes in {n} trials: expected 0 <= successes <= trials, and a trial")
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -59,9 +57,7 @@ def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, flo
     return low, high
 
 
-def spl(
-    success: NDArray[np.bool_], steps: NDArray[np.int64], shortest: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def spl(success: NDArray[np.bool_], steps: NDArray[np.int64], shortest: NDArray[np.int64]) -> NDArray[np.float64]:
     """Success weighted by path length, per episode (Anderson et al. 2018, arXiv 1807.06757).
 
     Args:

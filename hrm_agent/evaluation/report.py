@@ -173,8 +173,7 @@ def format_report(report: dict[str, Any]) -> str:
         f"{report['env']}: greedy on {seeds['count']:,} {band + ' ' if band else ''}levels "
         f"(seeds {seeds['first']} to {last})",
         "",
-        f"{'':18}{'success':>9}{'95% interval':>18}{'SPL':>8}{'excess':>9}{'regret':>9}{'re-plan':>9}"
-        f"{'stale':>8}",
+        f"{'':18}{'success':>9}{'95% interval':>18}{'SPL':>8}{'excess':>9}{'regret':>9}{'re-plan':>9}{'stale':>8}",
     ]
     for name, key in (("agent", None), ("random", "random"), ("BFS re-planner", "bfs_replanner")):
         row = report if key is None else report[key]
@@ -182,15 +181,12 @@ def format_report(report: dict[str, Any]) -> str:
             lines.append(_table_row(name, row))
     if report["clairvoyant"] is not None:
         lines.append(
-            _table_row(
-                "clairvoyant bound", {"spl": report["clairvoyant"]["success"], **report["clairvoyant"]}
-            )
+            _table_row("clairvoyant bound", {"spl": report["clairvoyant"]["success"], **report["clairvoyant"]})
         )
     segments = report["segments_per_decision"]
     lines += [
         "",
-        "excess: steps beyond the clairvoyant arrival; after a material change, regret: steps lost, re-plan: "
-        "decisions",
+        "excess: steps beyond the clairvoyant arrival; after a material change, regret: steps lost, re-plan: decisions",
         "before the first optimal one, stale: first decisions that only the old map makes optimal",
         f"{report['core']}, carry={report['carry']}, {segments} segment{'s'[: segments != 1]} a decision, "
         f"{report['parameters']:,} parameters, {report['macs_per_decision']:,} multiply-adds,",

@@ -119,9 +119,7 @@ def _say_bound(arrival: int) -> str:
 
 
 def _batch_of_one(obs: Any) -> Any:
-    return (
-        {k: np.asarray(v)[None] for k, v in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[None]
-    )
+    return {k: np.asarray(v)[None] for k, v in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[None]
 
 
 def _is_maze(env: gym.Env) -> bool:
@@ -139,9 +137,7 @@ def _picture(env: gym.Env, obs: Any, trail: list[int], probabilities: NDArray | 
         return render_grid(obs, trail=trail, scale=SCALE, action_probabilities=probabilities)
     picture = env.render()
     if not isinstance(picture, np.ndarray) or picture.ndim != 3:
-        raise ValueError(
-            f"env={env.spec.id if env.spec else env}: draws no picture; it needs render_mode rgb_array"
-        )
+        raise ValueError(f"env={env.spec.id if env.spec else env}: draws no picture; it needs render_mode rgb_array")
     return picture[..., :3].astype(np.uint8)
 
 
@@ -169,9 +165,7 @@ def _compose(picture: Frame, moment: _Moment) -> Frame:
     return np.asarray(image)
 
 
-def _draw_bars(
-    draw: ImageDraw.ImageDraw, left: int, top: int, probabilities: NDArray, action: int | None
-) -> None:
+def _draw_bars(draw: ImageDraw.ImageDraw, left: int, top: int, probabilities: NDArray, action: int | None) -> None:
     names = "NESW" if len(probabilities) == 4 else [str(i) for i in range(len(probabilities))]
     font, width = ImageFont.load_default(13), PANEL_WIDTH - 78
     for i, probability in enumerate(probabilities[:MAX_BARS]):

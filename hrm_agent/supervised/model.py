@@ -190,9 +190,7 @@ def model_from_published(config: Mapping[str, Any]) -> PuzzleModel:
     """
     try:
         core = "trm" if config["kind"] == "trm" else "hrm"
-        options: dict[str, Any] = {
-            key: config[key] for key in ("num_heads", "H_cycles", "L_cycles", "expansion")
-        }
+        options: dict[str, Any] = {key: config[key] for key in ("num_heads", "H_cycles", "L_cycles", "expansion")}
         if core == "trm":
             options["layers"] = config["L_layers"]
             options["mixing"] = "mlp" if config["mlp_t"] else "attention"

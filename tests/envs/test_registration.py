@@ -60,9 +60,7 @@ def test_make_s_max_episode_steps_is_the_kernel_s_limit(limit: int) -> None:
     assert env.unwrapped.config.max_episode_steps == limit
     assert gymnasium.make(env.spec).unwrapped.config.max_episode_steps == limit
     for mode in ("sync", "vector_entry_point"):
-        vector = gymnasium.make_vec(
-            "DynamicMaze-v0", num_envs=2, vectorization_mode=mode, max_episode_steps=limit
-        )
+        vector = gymnasium.make_vec("DynamicMaze-v0", num_envs=2, vectorization_mode=mode, max_episode_steps=limit)
         config = vector.envs[0].unwrapped.config if mode == "sync" else vector.config
         assert config.max_episode_steps == limit
     # Seed 1 does not happen upon the goal by walking into the north wall.

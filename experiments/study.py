@@ -1,0 +1,189 @@
+"""Run what is missing of a study, and redraw its table and figure.
+
+    python experiments/study.py experiments/main_job [--jobs 1] [--draw-only]
+
+A study is a folder with `study.yaml`: arms (lists of overrides of `hrm_agent.train`) and seeds. Every finished run
+adds a flat record to `results.json` and its learning curve to `curves.json`; runs that have a record are skipped, and
+a run that was interrupted goes on from its checkpoint. The table between the marks in the study's `README.md` and
+`curves.png` are redrawn from those two files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+# Student's t, two-sided 95%, by degrees of freedom.
+T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+BASELINES = {"random policy": "random", "BFS re-planner": "bfs_replanner", "clairvoyant bound": "clairvoyant"}
+COPIED = (
+    "env", "core", "carry", "time_gradient", "segments", "parameters", "frames", "seconds", "success",
+    "success_ci95", "spl", "excess_steps", "regret_after_material_change", "steps_to_replan", "stale_plan_rate",
+    "macs_per_decision", "ms_per_decision", "random", "bfs_replanner", "clairvoyant",
+)  # fmt: skip
+MARKS = ("<!-- table -->", "<!-- /table -->")
+_write = Lock()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each with its share of the cores")
+    parser.add_argument("--draw-only", action="store_true")
+    options = parser.parse_args()
+    folder = options.study.resolve()
+    study = yaml.safe_load((folder / "study.yaml").read_text())
+    if not options.draw_only:
+        missing = [(a, s) for s in study["seeds"] for a in study["arms"] if not find(folder, a, s)]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            for _ in pool.map(lambda job: run(folder, study, *job, options.jobs), missing):
+                draw(folder, study)
+    draw(folder, study)
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def find(folder: Path, arm: str, seed: int) -> dict[str, Any] | None:
+    found = [r for r in load(folder / "results.json") if (r["agent"], r["seed"]) == (arm, seed)]
+    return found[0] if found else None
+
+
+def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> None:
+    """Train and evaluate one agent, then record it."""
+    place = ROOT / "runs" / "studies" / folder.name / f"{arm}_seed{seed}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    overrides = [
+        *study.get("base", []),
+        *study["arms"][arm],
+        f"seed={seed}",
+        f"shards={max(1, cores // jobs)}",
+    ]
+    shown = ["python", "-m", "hrm_agent.train", *overrides]
+    command = [sys.executable, *shown[1:], f"hydra.run.dir={place}"]
+    if (place / "run.json").exists():
+        command = [sys.executable, "-m", "hrm_agent.train", f"resume={place}"]
+    print(f"{arm} seed {seed}: {' '.join(shown)}", flush=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with open(place.parent / f"{place.name}.log", "a") as log:
+        subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=log)
+    report = json.loads((place / "eval.json").read_text())
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    record = {
+        "agent": arm,
+        "algo": "ppo",
+        "seed": seed,
+        **{name: report[name] for name in COPIED},
+        "command": " ".join(shown),
+        "side_by_side": jobs,
+        "commit": commit.stdout.strip(),
+    }
+    curve = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    points = [[c["frames"], c["train/success"]] for c in curve if "train/success" in c]
+    with _write:
+        store(folder / "results.json", [*load(folder / "results.json"), record])
+        store(
+            folder / "curves.json",
+            [*load(folder / "curves.json"), {"agent": arm, "seed": seed, "train_success": points}],
+        )
+    print(f"{arm} seed {seed}: success {record['success']:.3f} after {record['seconds']:.0f} s", flush=True)
+
+
+def store(path: Path, records: list[dict[str, Any]]) -> None:
+    records.sort(key=lambda r: (r["agent"], r["seed"]))
+    path.write_text("[\n" + ",\n".join(json.dumps(r) for r in records) + "\n]\n")
+
+
+def mean_interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean over seeds and Student's 95% interval, cut to [0, 1]."""
+    mean, n = float(np.mean(values)), len(values)
+    half = T95[n - 1] * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else float("nan")
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+def table(records: list[dict[str, Any]], arms: list[str]) -> str:
+    """One row an arm, from the records alone; then the baselines on the levels of each environment."""
+    lines = [
+        "| agent | seeds | success, mean over seeds [95%] | each seed | SPL | regret after a material change | frames "
+        "| training seconds, median | parameters |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    seen = set()
+    for arm in arms:
+        rows = [r for r in records if r["agent"] == arm]
+        if not rows:
+            continue
+        mean, low, high = mean_interval([r["success"] for r in rows])
+        each = " ".join(f"{r['success']:.3f}" for r in rows)
+        lines.append(
+            f"| {arm} | {len(rows)} | **{mean:.3f}** [{low:.3f}, {high:.3f}] | {each} | {average(rows, 'spl')} "
+            f"| {average(rows, 'regret_after_material_change')} | {rows[0]['frames']:,} "
+            f"| {np.median([r['seconds'] for r in rows]):.0f} | {rows[0]['parameters']:,} |"
+        )
+        for name, key in BASELINES.items():
+            known = rows[0][key]
+            label = f"{name}, {rows[0]['env']}"
+            if known and (label, known["success"]) not in seen:
+                seen.add((label, known["success"]))
+                spl = f"{known['spl']:.3f}" if known.get("spl") is not None else ""
+                regret = known.get("regret_after_material_change")
+                low, high = known["success_ci95"]
+                lines.append(
+                    f"| {label} | | {known['success']:.3f} [{low:.3f}, {high:.3f}] | | {spl} "
+                    f"| {'' if regret is None else f'{regret:.2f}'} | | | |"
+                )
+    return "\n".join(lines)
+
+
+def average(rows: list[dict[str, Any]], name: str) -> str:
+    values = [r[name] for r in rows if r[name] is not None]
+    return f"{np.mean(values):.3f}" if values else ""
+
+
+def draw(folder: Path, study: dict[str, Any]) -> None:
+    """Put the table into README.md between its marks, and draw the learning curves."""
+    records = load(folder / "results.json")
+    if not records:
+        return
+    readme = folder / "README.md"
+    if readme.exists():
+        pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
+        text = f"{MARKS[0]}\n{table(records, list(study['arms']))}\n{MARKS[1]}"
+        readme.write_text(pattern.sub(lambda _: text, readme.read_text()))
+    draw_curves(folder, list(study["arms"]))
+
+
+def draw_curves(folder: Path, arms: list[str]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for number, arm in enumerate(arms):
+        for curve in [c for c in load(folder / "curves.json") if c["agent"] == arm]:
+            frames, success = zip(*curve["train_success"], strict=True)
+            label = arm if curve["seed"] == 0 else None
+            axes.plot(frames, success, color=f"C{number}", alpha=0.75, lw=1.3, label=label)
+    axes.set(xlabel="environment frames", ylabel="success of sampled actions in training", ylim=(0, 1.02))
+    axes.grid(alpha=0.25)
+    axes.legend()
+    figure.savefig(folder / "curves.png", dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
