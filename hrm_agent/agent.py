@@ -69,23 +69,24 @@ class Agent:
             ValueError: the observation does not fit the agent's observation space.
         """
         observation, batched = self._as_batch(observation)
-        obs = to_tensors(observation)
+        device = self.policy.device
+        obs = to_tensors(observation, device)
         size = len(obs) if isinstance(obs, torch.Tensor) else len(next(iter(obs.values())))
         if state is None:
             kept = self.policy.initial_state(size)
-            start = torch.ones(size, dtype=torch.bool)
+            start = torch.ones(size, dtype=torch.bool, device=device)
         else:
-            kept = tuple(torch.as_tensor(s) for s in state)
+            kept = tuple(torch.as_tensor(s, device=device) for s in state)
             given = np.zeros(size, bool) if episode_start is None else np.atleast_1d(episode_start).astype(bool)
-            start = torch.from_numpy(np.broadcast_to(given, (size,)).copy())
+            start = torch.as_tensor(np.broadcast_to(given, (size,)).copy(), device=device)
         decision = self.policy.step(obs, kept, start)
         if deterministic:
             actions = decision.logits.argmax(-1)
         else:
-            actions = torch.multinomial(decision.logits.softmax(-1), 1, generator=self.generator).squeeze(-1)
+            actions = torch.multinomial(decision.logits.softmax(-1).cpu(), 1, generator=self.generator).squeeze(-1)
         first = int(getattr(self.action_space, "start", 0))
-        out = actions.numpy() + first
-        return (out if batched else out[0]), tuple(s.numpy() for s in decision.state)
+        out = actions.cpu().numpy() + first
+        return (out if batched else out[0]), tuple(s.cpu().numpy() for s in decision.state)
 
     def _as_batch(self, observation: Any) -> tuple[Any, bool]:
         space = self.observation_space

@@ -55,7 +55,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(metadata, sort_keys=True)
     header = {"format_version": str(FORMAT_VERSION), "metadata": text, "sha256": _digest(tensors, text)}
-    write_atomically(path, save(tensors, metadata=header))
+    write_atomically(path, _sort_header(save(tensors, metadata=header)))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -82,6 +82,17 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if _digest(tensors, header["metadata"]) != header["sha256"]:
         raise CheckpointError(f"{path}: checksum does not match; the file was altered, use an earlier checkpoint")
     return tensors, json.loads(header["metadata"])
+
+
+def _sort_header(data: bytes) -> bytes:
+    """The header of a safetensors file in the order of its names, so that equal contents give equal files.
+
+    The library writes the metadata in an order that differs from one call to the next.
+    """
+    begin, end = 8, 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[begin:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

@@ -37,11 +37,12 @@ class Collector:
                 f"vector environment autoresets in mode {env.metadata.get('autoreset_mode')}: expected SAME_STEP"
             )
         self.env, self.policy, self.shards, self.seed = env, policy, shards, seed
+        self.device = policy.device
         self.generator = torch.Generator().manual_seed(seed)
         obs, _ = env.reset(seed=seed)
-        self.obs = to_tensors(obs)
+        self.obs = to_tensors(obs, self.device)
         self.state = policy.initial_state(env.num_envs)
-        self.episode_start = torch.ones(env.num_envs, dtype=torch.bool)
+        self.episode_start = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
         self.frames = 0
         self.episodes: deque[tuple[float, int, bool]] = deque(maxlen=RECENT_EPISODES)  # return, length, success
 
@@ -58,13 +59,13 @@ class Collector:
             rollout.actions[t], rollout.log_probs[t] = actions, log_probs
             rollout.values[t] = decision.value
             self.state = decision.state
-            obs, rewards, terminated, truncated, infos = self.env.step(actions.numpy())
+            obs, rewards, terminated, truncated, infos = self.env.step(actions.cpu().numpy())
             rollout.rewards[t] = torch.as_tensor(rewards)
             rollout.terminated[t] = torch.as_tensor(terminated)
             rollout.truncated[t] = torch.as_tensor(truncated)
             rollout.final_values[t] = self._value_of_cut_off(terminated, truncated, infos)
-            self.obs = to_tensors(obs)
-            self.episode_start = torch.as_tensor(terminated | truncated)
+            self.obs = to_tensors(obs, self.device)
+            self.episode_start = torch.as_tensor(terminated | truncated, device=self.device)
             self._count_episodes(infos)
         rollout.write_state(rollout.steps // rollout.window, self.state)
         # Only the value is used: the carry stays as it was, and the next rollout thinks from it.
@@ -84,23 +85,22 @@ class Collector:
 
     def _value_of_cut_off(self, terminated: np.ndarray, truncated: np.ndarray, infos: dict[str, Any]) -> Tensor:
         """V(final observation) `[N]` where an episode was truncated, from the state before the reset; else 0."""
-        values = torch.zeros(truncated.shape[0])
+        values = torch.zeros(truncated.shape[0], device=self.device)
         cut = np.flatnonzero(truncated & ~terminated)
         if cut.size:
-            rows = torch.from_numpy(cut)
-            final = to_tensors(stack_final_obs(infos["final_obs"], cut, self.env.single_observation_space))
-            no_start = torch.zeros(cut.size, dtype=torch.bool)
+            rows = torch.from_numpy(cut).to(self.device)
+            final = to_tensors(stack_final_obs(infos["final_obs"], cut, self.env.single_observation_space), self.device)
+            no_start = torch.zeros(cut.size, dtype=torch.bool, device=self.device)
             values[rows] = self._decide(final, tuple(s[rows] for s in self.state), no_start).value
         return values
 
     def _count_episodes(self, infos: dict[str, Any]) -> None:
         if "_episode" not in infos:  # wrapped environments report in the info of the episode's last step
             infos = infos.get("final_info", {})
-        final = infos.get("final_info", {})
-        if "_episode" not in final:
+        if "_episode" not in infos:
             return
-        stats = final["episode"]
-        for i in np.flatnonzero(final["_episode"]):
+        stats = infos["episode"]
+        for i in np.flatnonzero(infos["_episode"]):
             success = bool(stats["success"][i]) if "success" in stats else float(stats["r"][i]) > 0
             self.episodes.append((float(stats["r"][i]), int(stats["l"][i]), success))
 
@@ -124,21 +124,28 @@ class Collector:
         """Inverse of `tensors` and `metadata`.
 
         An environment without `get_state` cannot be put back: it begins new episodes, from seeds it has not seen.
+
+        Raises:
+            KeyError, ValueError: they belong to another policy or number of environments.
         """
+        state = tuple(tensors[f"state/{i}"] for i in range(len(self.state)))
+        shapes, expected = ([tuple(t.shape) for t in s] for s in (state, self.state))
+        if shapes != expected:
+            raise ValueError(f"carried state of shapes {shapes}, expected {expected}")
         self.frames = metadata["frames"]
         self.episodes.clear()
         self.episodes.extend((r, length, success) for r, length, success in metadata["episodes"])
         self.generator.set_state(tensors["generator"])
-        self.state = tuple(tensors[f"state/{i}"] for i in range(len(self.state)))
+        self.state = state
         if hasattr(self.env, "set_state"):
             self.env.set_state({key[4:]: t.numpy() for key, t in tensors.items() if key.startswith("env/")})
-            obs = {key[4:]: t for key, t in tensors.items() if key.startswith("obs/")}
+            obs = {key[4:]: t.to(self.device) for key, t in tensors.items() if key.startswith("obs/")}
             self.obs = obs[""] if isinstance(self.obs, Tensor) else obs
-            self.episode_start = tensors["episode_start"]
+            self.episode_start = tensors["episode_start"].to(self.device)
         else:
             obs, _ = self.env.reset(seed=self.seed + self.frames)
-            self.obs = to_tensors(obs)
-            self.episode_start = torch.ones(self.env.num_envs, dtype=torch.bool)
+            self.obs = to_tensors(obs, self.device)
+            self.episode_start = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
 
     def statistics(self) -> dict[str, float]:
         """Means over the last `RECENT_EPISODES` episodes of training.
@@ -156,9 +163,12 @@ class Collector:
 
 
 def sample_actions(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Actions int64 `[B]` drawn from `softmax(logits)`, and their log-probabilities float `[B]`."""
+    """Actions int64 `[B]` drawn from `softmax(logits)`, and their log-probabilities float `[B]`.
+
+    Drawn on the CPU, whatever the device of the logits, so that one stream of numbers serves everywhere.
+    """
     log_probs = logits.log_softmax(-1)
-    actions = torch.multinomial(log_probs.exp(), 1, generator=generator)
+    actions = torch.multinomial(log_probs.exp().cpu(), 1, generator=generator).to(logits.device)
     return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
 
 

@@ -112,6 +112,10 @@ class Policy(nn.Module):
                 "the carried state; use core.cycle_gradient=all, core.H_cycles=1 or time_gradient=detached"
             )
 
+    @property
+    def device(self) -> torch.device:
+        return self.policy_head.weight.device
+
     def initial_state(self, batch_size: int) -> PolicyState:
         """What is kept before any step. `episode_start` replaces it, so it only has to have the right shapes."""
         return self.carry.initial(batch_size)

@@ -53,9 +53,18 @@ class Rollout:
         steps: T; must be a multiple of `window`.
         window: k, the number of consecutive steps that training unrolls.
         state: a kept state of batch `num_envs`, for shapes.
+        device: where the buffers live.
     """
 
-    def __init__(self, steps: int, num_envs: int, window: int, space: gym.Space, state: PolicyState) -> None:
+    def __init__(
+        self,
+        steps: int,
+        num_envs: int,
+        window: int,
+        space: gym.Space,
+        state: PolicyState,
+        device: torch.device | str = "cpu",
+    ) -> None:
         if window < 1 or steps % window:
             raise ValueError(
                 f"algo.rollout_steps={steps} is not a multiple of algo.window={window}: expected windows that "
@@ -63,18 +72,18 @@ class Rollout:
             )
         self.steps, self.num_envs, self.window = steps, num_envs, window
         shape = (steps, num_envs)
-        self.obs = _allocate(space, shape)
-        self.actions = torch.zeros(shape, dtype=torch.int64)
-        self.log_probs = torch.zeros(shape)
-        self.values = torch.zeros(shape)
-        self.rewards = torch.zeros(shape)
-        self.episode_start = torch.zeros(shape, dtype=torch.bool)
-        self.terminated = torch.zeros(shape, dtype=torch.bool)
-        self.truncated = torch.zeros(shape, dtype=torch.bool)
-        self.final_values = torch.zeros(shape)  # V(final_obs) where truncated, else 0
-        self.last_values = torch.zeros(num_envs)  # V of the observation after the rollout
+        self.obs = _allocate(space, shape, device)
+        self.actions = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.log_probs = torch.zeros(shape, device=device)
+        self.values = torch.zeros(shape, device=device)
+        self.rewards = torch.zeros(shape, device=device)
+        self.episode_start = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.terminated = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.truncated = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.final_values = torch.zeros(shape, device=device)  # V(final_obs) where truncated, else 0
+        self.last_values = torch.zeros(num_envs, device=device)  # V of the observation after the rollout
         # Row w: kept before step w * window; the last row: kept after the last step.
-        self.states = tuple(torch.zeros(steps // window + 1, *s.shape, dtype=s.dtype) for s in state)
+        self.states = tuple(torch.zeros(steps // window + 1, *s.shape, dtype=s.dtype, device=device) for s in state)
 
     def write_obs(self, t: int, obs: Observation) -> None:
         if isinstance(obs, Tensor):
@@ -94,7 +103,7 @@ class Rollout:
         for the rest of the episode. Nothing leaks from one episode into the one before it.
         """
         advantages = torch.empty_like(self.rewards)
-        running = torch.zeros(self.num_envs)
+        running = torch.zeros_like(self.last_values)
         for t in reversed(range(self.steps)):
             ended = self.terminated[t] | self.truncated[t]
             following = self.values[t + 1] if t + 1 < self.steps else self.last_values
@@ -128,12 +137,12 @@ class Rollout:
 def minibatches(windows: Windows, size: int, generator: torch.Generator) -> Iterator[Windows]:
     """All windows once, in random order, `size` at a time."""
     order = torch.randperm(windows.actions.shape[1], generator=generator)
-    for index in order.split(size):
+    for index in order.to(windows.actions.device).split(size):
         yield windows.columns(index)
 
 
-def _allocate(space: gym.Space, shape: tuple[int, ...]) -> Any:
+def _allocate(space: gym.Space, shape: tuple[int, ...], device: torch.device | str) -> Any:
     if isinstance(space, gym.spaces.Dict):
-        return {key: _allocate(sub, shape) for key, sub in space.spaces.items()}
+        return {key: _allocate(sub, shape, device) for key, sub in space.spaces.items()}
     dtype = torch.from_numpy(np.zeros(1, dtype=space.dtype)).dtype
-    return torch.zeros(*shape, *(space.shape or ()), dtype=dtype)
+    return torch.zeros(*shape, *(space.shape or ()), dtype=dtype, device=device)

@@ -77,8 +77,14 @@ class TrainerConfig:
         for name in ("seed", "checkpoint_every", "eval_every", "video_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
-        if self.device != "cpu":
-            raise ValueError(f"device={self.device}: this version trains on the cpu only")
+        try:
+            kind = torch.device(self.device).type
+        except RuntimeError:
+            kind = ""
+        if kind not in ("cpu", "cuda"):
+            raise ValueError(f"device={self.device}: expected cpu, cuda or cuda:N")
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={self.device}: torch {torch.__version__} sees no CUDA device; use device=cpu")
 
 
 class Interrupted(Exception):
@@ -102,11 +108,16 @@ class Trainer:
         self.env = make_vector_env(config.env, algo_config.num_envs, config.env_options)
         torch.manual_seed(config.seed)
         space = self.env.single_observation_space
-        self.policy = Policy(policy_config, space, self.env.single_action_space)
+        self.policy = Policy(policy_config, space, self.env.single_action_space).to(config.device)
         self.algo = PPO(self.policy, algo_config, self.shards, config.seed)
         self.collector = Collector(self.env, self.policy, config.seed, self.shards)
         self.rollout = Rollout(
-            algo_config.rollout_steps, algo_config.num_envs, algo_config.window, space, self.collector.state
+            algo_config.rollout_steps,
+            algo_config.num_envs,
+            algo_config.window,
+            space,
+            self.collector.state,
+            self.policy.device,
         )
         self.checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints)
         self.updates = 0
