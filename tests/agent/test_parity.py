@@ -181,9 +181,7 @@ def test_an_own_file_agrees_and_its_groups_are_printed(
 
 
 @pytest.mark.parametrize("variant", CONFIGS)
-def test_any_changed_number_is_found(
-    variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_any_changed_number_is_found(variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_reference(tmp_path / "own.safetensors", variant)
     with safe_open(path, framework="pt") as file:
         names = [n for n in file.keys() if file.get_tensor(n).is_floating_point()]  # noqa: SIM118
@@ -243,9 +241,7 @@ def test_an_incomplete_file_is_refused_in_one_line(
     assert_refused(broken, named, capsys)
 
 
-def test_files_that_are_not_parity_files_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_that_are_not_parity_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(tmp_path / "missing.safetensors", "missing.safetensors", capsys)
     assert_refused(tmp_path, "not a readable safetensors file", capsys)
     text = tmp_path / "text.safetensors"
