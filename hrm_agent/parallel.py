@@ -28,15 +28,18 @@ def available_cores() -> int:
 
 
 class Shards:
-    """Runs a function over `count` slices of a batch, one thread each; `count=1` runs in the calling thread."""
+    """Runs a function over `count` slices of a batch, one thread each; `count=1` runs in the calling thread.
+
+    From then on torch's operations are single-threaded in the whole process.
+    """
 
     def __init__(self, count: int) -> None:
         if count < 1:
             raise ValueError(f"shards={count}: expected 1 or more threads")
         self.count = count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="shard") if count > 1 else None
-        if count > 1:
-            torch.set_num_threads(1)
+        # One shard too: processes that run side by side must not each start a thread per core.
+        torch.set_num_threads(1)
 
     def slices(self, batch_size: int) -> list[slice]:
         """At most `count` contiguous slices of nearly equal size that cover `range(batch_size)`."""
