@@ -14,8 +14,10 @@ import argparse
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -78,8 +80,11 @@ def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> 
         command = [sys.executable, "-m", "hrm_agent.train", f"resume={place}"]
     print(f"{arm} seed {seed}: {' '.join(shown)}", flush=True)
     place.parent.mkdir(parents=True, exist_ok=True)
+    resumed = "resume=" in command[-1]
+    began = time.monotonic()
     with open(place.parent / f"{place.name}.log", "a") as log:
         subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=log)
+    wall = time.monotonic() - began
     report = json.loads((place / "eval.json").read_text())
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     record = {
@@ -88,6 +93,9 @@ def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> 
         "seed": seed,
         **{name: report[name] for name in COPIED},
         "command": " ".join(shown),
+        "wall_seconds": None if resumed else round(wall, 1),  # of the whole command, evaluation included
+        # of the largest process so far, so an upper bound for this one
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
         "side_by_side": jobs,
         "commit": commit.stdout.strip(),
     }
@@ -118,8 +126,8 @@ def table(records: list[dict[str, Any]], arms: list[str]) -> str:
     """One row an arm, from the records alone; then the baselines on the levels of each environment."""
     lines = [
         "| agent | seeds | success, mean over seeds [95%] | each seed | SPL | regret after a material change | frames "
-        "| training seconds, median | parameters |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| training seconds, median | whole command, longest | parameters |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     seen = set()
     for arm in arms:
@@ -131,7 +139,7 @@ def table(records: list[dict[str, Any]], arms: list[str]) -> str:
         lines.append(
             f"| {arm} | {len(rows)} | **{mean:.3f}** [{low:.3f}, {high:.3f}] | {each} | {average(rows, 'spl')} "
             f"| {average(rows, 'regret_after_material_change')} | {rows[0]['frames']:,} "
-            f"| {np.median([r['seconds'] for r in rows]):.0f} | {rows[0]['parameters']:,} |"
+            f"| {np.median([r['seconds'] for r in rows]):.0f} | {longest(rows)} | {rows[0]['parameters']:,} |"
         )
         for name, key in BASELINES.items():
             known = rows[0][key]
@@ -143,9 +151,14 @@ def table(records: list[dict[str, Any]], arms: list[str]) -> str:
                 low, high = known["success_ci95"]
                 lines.append(
                     f"| {label} | | {known['success']:.3f} [{low:.3f}, {high:.3f}] | | {spl} "
-                    f"| {'' if regret is None else f'{regret:.2f}'} | | | |"
+                    f"| {'' if regret is None else f'{regret:.2f}'} | | | | |"
                 )
     return "\n".join(lines)
+
+
+def longest(rows: list[dict[str, Any]]) -> str:
+    walls = [r["wall_seconds"] for r in rows if r.get("wall_seconds") is not None]
+    return f"{max(walls):.0f} s" if walls else ""
 
 
 def average(rows: list[dict[str, Any]], name: str) -> str:
