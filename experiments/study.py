@@ -35,7 +35,7 @@ COPIED = (
     "success_ci95", "spl", "excess_steps", "regret_after_material_change", "steps_to_replan", "stale_plan_rate",
     "macs_per_decision", "ms_per_decision", "random", "bfs_replanner", "clairvoyant",
 )  # fmt: skip
-MARKS = ("<!-- table -->", "<!-- /table -->")
+README_COLUMNS = ("agent", "success [95%]", "each seed", "frames", "training, median")
 _write = Lock()
 
 
@@ -122,38 +122,65 @@ def mean_interval(values: list[float]) -> tuple[float, float, float]:
     return mean, max(0.0, mean - half), min(1.0, mean + half)
 
 
-def table(records: list[dict[str, Any]], arms: list[str]) -> str:
-    """One row an arm, from the records alone; then the baselines on the levels of each environment."""
-    lines = [
-        "| agent | seeds | success, mean over seeds [95%] | each seed | SPL | regret after a material change | frames "
-        "| training seconds, median | whole command, longest | parameters |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def rows_of(records: list[dict[str, Any]], arms: list[str]) -> list[dict[str, str]]:
+    """One row an arm, then the baselines on the levels of its environment; from the records alone."""
+    rows: list[dict[str, str]] = []
     seen = set()
     for arm in arms:
-        rows = [r for r in records if r["agent"] == arm]
-        if not rows:
+        runs = [r for r in records if r["agent"] == arm]
+        if not runs:
             continue
-        mean, low, high = mean_interval([r["success"] for r in rows])
-        each = " ".join(f"{r['success']:.3f}" for r in rows)
-        lines.append(
-            f"| {arm} | {len(rows)} | **{mean:.3f}** [{low:.3f}, {high:.3f}] | {each} | {average(rows, 'spl')} "
-            f"| {average(rows, 'regret_after_material_change')} | {rows[0]['frames']:,} "
-            f"| {np.median([r['seconds'] for r in rows]):.0f} | {longest(rows)} | {rows[0]['parameters']:,} |"
+        mean, low, high = mean_interval([r["success"] for r in runs])
+        rows.append(
+            {
+                "agent": arm,
+                "success [95%]": f"**{mean:.3f}** [{low:.3f}, {high:.3f}]",
+                "each seed": " ".join(f"{r['success']:.3f}" for r in runs),
+                "SPL": average(runs, "spl"),
+                "regret after a material change": average(runs, "regret_after_material_change"),
+                "frames": f"{runs[0]['frames']:,}",
+                "training, median": f"{np.median([r['seconds'] for r in runs]):.0f} s",
+                "whole command, longest": longest(runs),
+                "parameters": f"{runs[0]['parameters']:,}",
+            }
         )
         for name, key in BASELINES.items():
-            known = rows[0][key]
-            label = f"{name}, {rows[0]['env']}"
+            known = runs[0][key]
+            label = f"{name}, {runs[0]['env']}"
             if known and (label, known["success"]) not in seen:
                 seen.add((label, known["success"]))
-                spl = f"{known['spl']:.3f}" if known.get("spl") is not None else ""
-                regret = known.get("regret_after_material_change")
                 low, high = known["success_ci95"]
-                lines.append(
-                    f"| {label} | | {known['success']:.3f} [{low:.3f}, {high:.3f}] | | {spl} "
-                    f"| {'' if regret is None else f'{regret:.2f}'} | | | | |"
+                rows.append(
+                    {
+                        "agent": label,
+                        "success [95%]": f"{known['success']:.3f} [{low:.3f}, {high:.3f}]",
+                        "SPL": average([known], "spl"),
+                        "regret after a material change": average([known], "regret_after_material_change"),
+                    }
                 )
+    return rows
+
+
+def table(rows: list[dict[str, str]], columns: tuple[str, ...] | None = None) -> str:
+    """Markdown; `columns` picks some of them."""
+    names = columns or tuple(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(row.get(name, "") for name in names) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def fill(text: str, name: str, content: str) -> str:
+    """`text` with what stands between `<!-- table NAME -->` and `<!-- /table -->` replaced by `content`."""
+    begin, end = f"<!-- table {name} -->", "<!-- /table -->"
+    pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", text)
+
+
+def filled(path: Path, folder: Path, study: dict[str, Any]) -> str:
+    """What a page should say, with the study's table in it; the project's README has fewer columns."""
+    rows = rows_of(load(folder / "results.json"), list(study["arms"]))
+    content = table(rows, README_COLUMNS if path == ROOT / "README.md" else None)
+    return fill(path.read_text(), folder.name, content)
 
 
 def longest(rows: list[dict[str, Any]]) -> str:
@@ -162,20 +189,16 @@ def longest(rows: list[dict[str, Any]]) -> str:
 
 
 def average(rows: list[dict[str, Any]], name: str) -> str:
-    values = [r[name] for r in rows if r[name] is not None]
+    values = [r[name] for r in rows if r.get(name) is not None]
     return f"{np.mean(values):.3f}" if values else ""
 
 
 def draw(folder: Path, study: dict[str, Any]) -> None:
-    """Put the table into README.md between its marks, and draw the learning curves."""
-    records = load(folder / "results.json")
-    if not records:
+    """Put the table into the pages that have its marks, and draw the learning curves."""
+    if not load(folder / "results.json"):
         return
-    readme = folder / "README.md"
-    if readme.exists():
-        pattern = re.compile(re.escape(MARKS[0]) + ".*?" + re.escape(MARKS[1]), re.DOTALL)
-        text = f"{MARKS[0]}\n{table(records, list(study['arms']))}\n{MARKS[1]}"
-        readme.write_text(pattern.sub(lambda _: text, readme.read_text()))
+    for page in (folder / "README.md", ROOT / "README.md"):
+        page.write_text(filled(page, folder, study))
     draw_curves(folder, list(study["arms"]))
 
 

@@ -153,9 +153,16 @@ def parse_options(arguments: list[str], config_name: str, usage: str) -> dict[st
             raise UsageError(f"{argument}: expected KEY=VALUE{nearest(key, known)}")
     merged = OmegaConf.merge(defaults, OmegaConf.from_cli([a.lstrip("+") for a in arguments]))
     assert isinstance(merged, DictConfig)
+    numbers = {int: (int,), float: (int, float)}
+    plain = OmegaConf.to_container(defaults)
+    assert isinstance(plain, dict)
     for key in known:
         if OmegaConf.is_missing(merged, key):
             raise UsageError(f"{key}=... is required; {usage}")
+        default = plain[key]
+        expected = numbers.get(type(default))
+        if expected and type(merged[key]) not in expected:
+            raise UsageError(f"{key}={merged[key]}: expected a number like {default}")
     return {str(k): v for k, v in OmegaConf.to_container(merged, resolve=True).items()}  # type: ignore[union-attr]
 
 

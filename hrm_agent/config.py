@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ from hrm_agent.policy import PolicyConfig
 from hrm_agent.trainer import TrainerConfig
 
 ALGORITHMS = {"ppo": PPOConfig}
+TRAINER_SETTINGS = tuple(f.name for f in dataclasses.fields(TrainerConfig) if f.name not in ("env", "env_options"))
+GROUPS = ("env", "core", "carry", "algo")
+POLICY_SETTINGS = ("segments", "time_gradient", "readout", "encoder")
+COMMAND_SETTINGS = ("test_episodes", "resume")
+KNOWN = {
+    "": (*TRAINER_SETTINGS, *GROUPS, *POLICY_SETTINGS, *COMMAND_SETTINGS),
+    "env": ("id", "options", "readout", "encoder", "total_steps"),
+    "carry": ("rule",),
+}
 
 
 def config_folder() -> Path:
@@ -43,6 +53,8 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, PPOCo
     Raises:
         ValueError: a value that is out of range or of the wrong type.
     """
+    for group, known in KNOWN.items():
+        _refuse_unknown(values[group] if group else values, known, group)
     core = dict(values["core"])
     algo = dict(values["algo"])
     algo.pop("name")
@@ -56,8 +68,7 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, PPOCo
         readout=values["readout"],
         encoder=_typed(EncoderConfig, values["encoder"], "encoder"),
     )
-    names = {f.name for f in dataclasses.fields(TrainerConfig)} - {"env", "env_options"}
-    trainer = {name: values[name] for name in names}
+    trainer = {name: values[name] for name in TRAINER_SETTINGS}
     env = {"env": values["env"]["id"], "env_options": dict(values["env"]["options"] or {})}
     return _typed(TrainerConfig, {**env, **trainer}, ""), policy, _typed(PPOConfig, algo, "algo")
 
@@ -66,13 +77,18 @@ def _typed(kind: Any, values: dict[str, Any], prefix: str) -> Any:
     """Build a dataclass of plain fields, each checked against its annotation."""
     types = {"int": int, "float": float, "bool": bool, "str": str}
     annotated = {f.name: types.get(str(f.type)) for f in dataclasses.fields(kind)}
-    checked = {}
+    _refuse_unknown(values, annotated, prefix)
+    return kind(**{name: _checked(_label(prefix, name), value, annotated[name]) for name, value in values.items()})
+
+
+def _refuse_unknown(values: dict[str, Any], known: Collection[str], prefix: str) -> None:
     for name, value in values.items():
-        label = f"{prefix}.{name}" if prefix else name
-        if name not in annotated:
-            raise ValueError(f"{label}={value}: no such setting; expected one of {', '.join(annotated)}")
-        checked[name] = _checked(label, value, annotated[name])
-    return kind(**checked)
+        if name not in known:
+            raise ValueError(f"{_label(prefix, name)}={value}: no such setting; expected one of {', '.join(known)}")
+
+
+def _label(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
 
 
 def _checked(label: str, value: Any, kind: type | None) -> Any:

@@ -50,8 +50,10 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if self.hidden_size < 1:
             raise ValueError(f"core.hidden_size={self.hidden_size}: expected 1 or more")
-        if self.segments < 1:
-            raise ValueError(f"segments={self.segments}: a policy thinks for at least 1 segment per step")
+        if type(self.segments) is not int or self.segments < 1:
+            raise ValueError(
+                f"segments={self.segments!r}: a policy thinks for at least 1 segment per step; give an integer"
+            )
         if self.time_gradient not in ("bptt", "detached"):
             raise ValueError(f"time_gradient={self.time_gradient!r}: expected 'bptt' or 'detached'")
         if self.readout not in READOUTS:

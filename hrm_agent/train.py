@@ -109,11 +109,11 @@ def _resume(given: dict[str, str]) -> None:
             if key not in CHANGEABLE:
                 raise UsageError(f"{key}={text}: cannot change in a run that is resumed; only {', '.join(CHANGEABLE)}")
             values[key] = OmegaConf.from_cli([f"{key}={text}"])[key]
-        check_test_episodes(values)
         try:
             settings(values)
         except (KeyError, TypeError) as error:
             raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
+        check_test_episodes(values)
     _run(folder, values, resume=True)
 
 

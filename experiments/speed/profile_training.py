@@ -48,9 +48,7 @@ def main() -> None:
     policy = Policy(policy_config, env.single_observation_space, env.single_action_space)
     shards = Shards(1)
     algo, collector = PPO(policy, ppo, shards, 0), Collector(env, policy, 0, shards)
-    rollout = Rollout(
-        ppo.rollout_steps, ppo.num_envs, ppo.window, env.single_observation_space, collector.state
-    )
+    rollout = Rollout(ppo.rollout_steps, ppo.num_envs, ppo.window, env.single_observation_space, collector.state)
     env.step = timed("environment", env.step)  # type: ignore[method-assign]
     policy.step = timed("network: decisions", policy.step)  # type: ignore[method-assign]
     algo.loss = timed("network: forward and loss", algo.loss)  # type: ignore[method-assign]

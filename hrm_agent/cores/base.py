@@ -41,7 +41,7 @@ class Core(nn.Module):
         self.grid = check_grid(grid, length)
 
     def initial_state(self, batch_size: int) -> State:
-        """The state before the first segment: fixed numbers, the same for every row, new memory."""
+        """The state before the first segment: fixed numbers, the same for every row; never write into it."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:

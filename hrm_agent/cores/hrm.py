@@ -86,8 +86,8 @@ class HRM(Core):
         self.register_buffer("z_L_init", initial_latent(hidden_size))
 
     def initial_state(self, batch_size: int) -> HRMState:
-        shape = (batch_size, self.length, 1)
-        return HRMState(self.z_H_init.repeat(shape), self.z_L_init.repeat(shape))
+        shape = (batch_size, self.length, -1)
+        return HRMState(self.z_H_init.expand(shape), self.z_L_init.expand(shape))
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, HRMState]:
         z_H, z_L = state

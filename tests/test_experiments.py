@@ -1,0 +1,53 @@
+"""A number in a page has a record behind it: tables are what the JSON says, records have what they must."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = sorted(p.parent for p in ROOT.glob("experiments/*/study.yaml"))
+REQUIRED = {
+    "agent", "env", "algo", "core", "carry", "segments", "seed", "frames", "seconds", "success", "success_ci95",
+    "spl", "commit",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("study", ROOT / "experiments" / "study.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    return yaml.safe_load((folder / "study.yaml").read_text())
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
+def test_tables_say_what_the_records_say(folder: Path, study_module: ModuleType) -> None:
+    for page in (folder / "README.md", ROOT / "README.md"):
+        assert page.read_text() == study_module.filled(page, folder, settings_of(folder))
+    assert f"<!-- table {folder.name} -->" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
+def test_records_are_whole_and_belong_to_the_study(folder: Path, study_module: ModuleType) -> None:
+    study, records = settings_of(folder), study_module.load(folder / "results.json")
+    assert records
+    for record in records:
+        assert set(record) >= REQUIRED
+        assert record["agent"] in study["arms"]
+        assert record["seed"] in study["seeds"]
+        low, high = record["success_ci95"]
+        assert low <= record["success"] <= high
+    keys = [(r["agent"], r["seed"]) for r in records]
+    assert len(keys) == len(set(keys))
