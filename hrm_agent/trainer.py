@@ -140,6 +140,8 @@ class Trainer:
         log = RunLog(self.folder, self.frames)
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
+            if self.checkpoints.latest() is None:
+                self.save_checkpoint()  # so that there is always one to go back to, and a full disk shows at once
             with console.training(self.config.total_steps, self.frames):
                 while self.frames < self.config.total_steps:
                     self._iterate(log, console)

@@ -1,0 +1,46 @@
+"""Run the commands inside the test's process, as `python -m` would."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from hrm_agent import evaluate, train, watch
+
+MODULES = {"train": train, "evaluate": evaluate, "watch": watch}
+# 8 updates of 32 frames, a checkpoint after every other one.
+TINY_RUN = (
+    "env=DynamicMaze-v0",
+    "env.options.rows=3",
+    "env.options.cols=3",
+    "env.options.walls=1",
+    "env.options.doors=1",
+    "env.options.max_episode_steps=9",
+    "core=trm",
+    "core.hidden_size=8",
+    "core.inner_size=8",
+    "segments=1",
+    "algo.num_envs=8",
+    "algo.rollout_steps=4",
+    "algo.window=4",
+    "algo.minibatch_windows=4",
+    "algo.epochs=2",
+    "total_steps=256",
+    "checkpoint_every=64",
+    "log_every=32",
+    "eval_every=0",
+    "eval_episodes=4",
+    "test_episodes=0",
+    "shards=1",
+)
+
+
+def run_command(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [f"hrm_agent.{command}", *arguments])
+    MODULES[command].main()
+
+
+def tiny_run(folder: Path) -> list[str]:
+    return [*TINY_RUN, f"hydra.run.dir={folder}"]

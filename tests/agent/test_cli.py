@@ -1,0 +1,293 @@
+"""Bad input: one line on stderr, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from commands import TINY_RUN, run_command, tiny_run
+
+from hrm_agent.cli import expand_sweeps, nearest, open_options
+from hrm_agent.trainer import Trainer
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def not_refused(*arguments: object) -> None:
+    pytest.fail("training began")
+
+
+def refusal(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    arguments: list[str],
+    folder: Path,
+) -> str:
+    """The line that a command refuses with, run in `folder`, which must stay as it was."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(Trainer, "run", not_refused)
+    before, handlers = files(folder), list(logging.root.handlers)
+    with pytest.raises(SystemExit) as exit_:
+        run_command(monkeypatch, command, *arguments)
+    assert exit_.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
+    assert printed.err.endswith("\n")
+    assert files(folder) == before
+    assert list(folder.rglob("*.tmp")) == []
+    assert logging.root.handlers == handlers
+    return printed.err
+
+
+TRAIN = [
+    ("env=DynamicMaz-v0", "did you mean DynamicMaze-v0?"),
+    ("core=trmm", "did you mean trm?"),
+    ("core=hrn", "did you mean hrm?"),
+    ("carry=ful", "did you mean full?"),
+    ("carry=foo", "Known: full, last_token, reset"),
+    ("algo=pop", "did you mean ppo?"),
+    ("env.id=DynamicMaze-v9", "did you mean DynamicMaze-v0?"),
+    ("total_step=5", "did you mean total_steps?"),
+    ("algo.learning_rat=1", "did you mean algo.learning_rate?"),
+    ("+bogus=1", "bogus=1: no such setting"),
+    ("+env.bogus=1", "env.bogus=1: no such setting"),
+    ("+carry.bogus=1", "carry.bogus=1: no such setting"),
+    ("+algo.bogus=1", "algo.bogus=1: no such setting"),
+    ("+env.encoder.bogus=1", "encoder.bogus=1: no such setting"),
+    ("encoder.crop=0", "did you mean env.encoder.crop?"),
+    ("hydra.run.dr=x", "hydra.run.dr: no such setting"),
+    ("core.mixing=convv", "did you mean 'conv'?"),
+    ("+core.depth=3", "'depth'"),
+    ("env.options.walls=1000", "walls=1000 is not an integer from 0 to 23"),
+    ("env.options.wals=3", "wals"),
+    ("env.options.p_change=2.0", "p_change"),
+    ("segments=0", "at least 1 segment"),
+    ("segments=1.5", "expected int"),
+    ("time_gradient=bppt", "'bptt' or 'detached'"),
+    ("readout=middle", "expected one of agent"),
+    ("core.H_cycles=2 core.cycle_gradient=last", "no gradient reaches the carried state"),
+    ("env.encoder.crop=-1", "0 or more"),
+    ("env.encoder.crop=9", "nothing is left"),
+    ("algo.minibatch_windows=7", "does not divide"),
+    ("algo.rollout_steps=15", "does not divide into windows"),
+    ("algo.gamma=1.1", "from 0 to 1"),
+    ("algo.epochs=two", "expected int"),
+    ("total_steps=-5", "expected 1 or more"),
+    ("total_steps=abc", "total_steps='abc': expected int"),
+    ("total_steps=null", "expected int"),
+    ("test_episodes=-1", "0 or more"),
+    ("test_episodes=abc", "expected an integer"),
+    ("eval_episodes=0", "expected 1 or more"),
+    ("seed=-1", "expected 0 or more"),
+    ("shards=0", "expected 1 or more"),
+    ("device=tpu", "device=tpu"),
+    ("seed", "seed"),
+    ("seed=[1", "seed=[1"),
+    ("resume=absent", "resume=absent: no such folder"),
+    ("--multirun seed=0,1 core=trm,trn", "did you mean trm?"),
+    ("--multirun segments=1,0", "at least 1 segment"),
+    ("--multirun env.options.walls=1,1000", "walls=1000"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), TRAIN, ids=[a for a, _ in TRAIN])
+def test_train_refuses_bad_input(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal(monkeypatch, capsys, "train", arguments.split(), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny finished run; tests that damage it work on a copy."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    handlers = list(logging.root.handlers)
+    with pytest.MonkeyPatch.context() as patch:
+        run_command(patch, "train", *tiny_run(folder), "total_steps=64", "checkpoint_every=32")
+    logging.root.handlers[:] = handlers
+    return folder
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    for path, data in files(run).items():
+        target = folder / path.relative_to(run)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+    return folder
+
+
+def damage(run: Path, how: str) -> None:
+    checkpoints = sorted((run / "checkpoints").iterdir())
+    assert len(checkpoints) == 2
+    match how:
+        case "not a run":
+            (run / "run.json").unlink()
+        case "no configuration":
+            (run / "config.yaml").unlink()
+        case "other version":
+            described = json.loads((run / "run.json").read_text())
+            (run / "run.json").write_text(json.dumps({**described, "run_version": 99}))
+        case "description cut":
+            (run / "run.json").write_text((run / "run.json").read_text()[:30])
+        case "configuration garbled":
+            (run / "config.yaml").write_text("a: [1,\n:::")
+        case "configuration cut":
+            (run / "config.yaml").write_text("\n".join((run / "config.yaml").read_text().splitlines()[:3]))
+        case "checkpoints cut":
+            for path in checkpoints:
+                path.write_bytes(path.read_bytes()[:-5])
+        case "checkpoints altered":
+            for path in checkpoints:
+                data = bytearray(path.read_bytes())
+                data[-40] ^= 1
+                path.write_bytes(data)
+        case "no checkpoints":
+            for path in checkpoints:
+                path.unlink()
+        case "agent cut":
+            for path in (run / "agents").rglob("agent.safetensors"):
+                path.write_bytes(path.read_bytes()[:-5])
+        case "agent altered":
+            for path in (run / "agents").rglob("agent.safetensors"):
+                data = bytearray(path.read_bytes())
+                data[-40] ^= 1
+                path.write_bytes(data)
+
+
+RESUME = {
+    "not a run": "not the folder of a run",
+    "no configuration": "not the folder of a run",
+    "other version": "run of version 99, expected 1",
+    "description cut": "not a run's description",
+    "configuration garbled": "not valid YAML",
+    "configuration cut": "not a run's configuration",
+    "checkpoints cut": "truncated or altered",
+    "checkpoints altered": "checksum does not match",
+    "no checkpoints": "no checkpoint in it",
+}
+
+
+@pytest.mark.parametrize("how", RESUME)
+def test_resume_refuses_a_damaged_run(
+    how: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(copy, how)
+    assert RESUME[how] in refusal(monkeypatch, capsys, "train", ["resume=run"], copy.parent)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("total_steps=-5", "expected 1 or more"),
+        ("total_steps=abc", "expected int"),
+        ("test_episodes=abc", "expected an integer"),
+        ("core.hidden_size=16", "cannot change in a run that is resumed"),
+        ("seed=1", "cannot change"),
+    ],
+)
+def test_resume_refuses_bad_settings(
+    argument: str, message: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refusal(monkeypatch, capsys, "train", ["resume=run", argument], copy.parent)
+
+
+def test_a_run_is_not_written_over(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refusal(monkeypatch, capsys, "train", [*TINY_RUN, "hydra.run.dir=run"], copy.parent)
+    assert "go on with it by resume=run" in line
+
+
+AFTER = [
+    ("evaluate", "run=absent", "absent: no such folder"),
+    ("watch", "run=absent", "absent: no such folder"),
+    ("evaluate", "", "run=... is required"),
+    ("watch", "", "run=... is required"),
+    ("evaluate", "run=run episode=5", "did you mean episodes?"),
+    ("evaluate", "run=run episodes=0", "episodes"),
+    ("evaluate", "run=run episodes=abc", "episodes=abc: expected a number"),
+    ("evaluate", "run=run episodes=1.5", "episodes=1.5: expected a number"),
+    ("watch", "run=run fps=fast", "fps=fast: expected a number"),
+    ("evaluate", "run=run carry=foo out=eval.json", "carry='foo'"),
+    ("evaluate", "run=run segments=0 out=eval.json", "at least 1 segment"),
+    ("evaluate", "run=run segments=abc", "segments"),
+    ("evaluate", "run=run env=DynamicFourRooms-v0 out=eval.json", "do not fit"),
+    ("watch", "run=run env=DynamicFourRooms-v0", "do not fit"),
+    ("evaluate", "run=run env=CartPole-v1 out=eval.json", "do not fit"),
+    ("evaluate", "run=run env=DynamicMaz-v0", "did you mean DynamicMaze-v0?"),
+    ("evaluate", "run=run which=worst", "expected best or last"),
+    ("evaluate", "run=run band=tests", "band"),
+    ("watch", "run=run out=film.avi", ".gif or .mp4"),
+    ("watch", "run=run episodes=0", "episodes"),
+]
+
+
+@pytest.mark.parametrize(("command", "arguments", "message"), AFTER, ids=[f"{c} {a}" for c, a, _ in AFTER])
+def test_evaluate_and_watch_refuse_bad_input(
+    command: str,
+    arguments: str,
+    message: str,
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert message in refusal(monkeypatch, capsys, command, arguments.split(), copy.parent)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "watch"])
+@pytest.mark.parametrize(
+    ("how", "message"), [("agent cut", "truncated or altered"), ("agent altered", "checksum does not match")]
+)
+def test_a_damaged_agent_is_refused(
+    command: str,
+    how: str,
+    message: str,
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(copy, how)
+    assert message in refusal(monkeypatch, capsys, command, ["run=run"], copy.parent)
+
+
+def test_a_finished_run_is_evaluated(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy.parent)
+    run_command(monkeypatch, "evaluate", "run=run", "episodes=6", "out=eval.json")
+    report = json.loads((copy.parent / "eval.json").read_text())
+    assert report["level_band"] == "test"
+    assert report["env_options"]["rows"] == 3
+    assert 0 <= report["success_ci95"][0] <= report["success"] <= report["success_ci95"][1] <= 1
+
+
+def test_a_multirun_trains_every_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = list(logging.root.handlers)
+    jobs = ["seed=0,1", "total_steps=32", f"hydra.sweep.dir={tmp_path}"]
+    run_command(monkeypatch, "train", "--multirun", *TINY_RUN, *jobs)
+    logging.root.handlers[:] = handlers
+    weights = [tmp_path / job / "agents" / "last" / "agent.safetensors" for job in ("0", "1")]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+
+
+def test_sweeps_are_expanded_to_jobs() -> None:
+    assert list(expand_sweeps(["a=1,2", "b=x", "c=range(0,2)"])) == [
+        [f"a={a}", "b=x", f"c={c}"] for a in (1, 2) for c in (0, 1)
+    ]
+
+
+def test_environment_parameters_need_no_plus() -> None:
+    given = ["env.options.doors=5", "+env.options.walls=1", "env=X", "total_steps=1"]
+    assert open_options(given) == ["++env.options.doors=5", *given[1:]]
+
+
+def test_the_nearest_name_is_offered() -> None:
+    assert nearest("trn", ["hrm", "trm"]).startswith("; did you mean trm?")
+    assert nearest("trn", []) == ""

@@ -1,0 +1,117 @@
+"""Arrows point down only, and nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+AGENT, ENVS = ROOT / "hrm_agent", ROOT / "envs" / "hrm_envs"
+
+# Modules (paths below the root) -> what they may not import.
+FORBIDDEN = {
+    "envs/hrm_envs": ("torch", "hrm_agent", "hydra", "omegaconf"),
+    "hrm_agent/algos": (
+        "hrm_agent.trainer",
+        "hrm_agent.collector",
+        "hrm_agent.config",
+        "hrm_agent.cli",
+        "hrm_agent.environments",
+        "hrm_agent.evaluation",
+        "hrm_envs",
+        "gymnasium",
+        "omegaconf",
+        "hydra",
+    ),
+    "hrm_agent/evaluation": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_agent.collector", "omegaconf", "hydra"),
+    "hrm_agent/policy.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
+    "hrm_agent/collector.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
+    "hrm_agent/trainer.py": ("hrm_agent.config", "hrm_agent.cli", "hrm_agent.train", "omegaconf", "hydra"),
+    "hrm_agent/agent.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
+}
+COMMANDS = {"train", "evaluate", "watch", "parity"}
+UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def sources(*below: str) -> list[Path]:
+    found = [
+        p for name in below for p in ([ROOT / name] if name.endswith(".py") else sorted((ROOT / name).rglob("*.py")))
+    ]
+    assert found
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything a module imports, wherever in the file: modules, and names taken from them."""
+    assert path.is_relative_to(ROOT)
+    package = path.relative_to(ENVS.parent if path.is_relative_to(ENVS) else ROOT).parent.parts
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) + 1 - node.level]) if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def below(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("where", FORBIDDEN)
+def test_nothing_imports_what_stands_above_it(where: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(where)
+        for name in imports(path)
+        if any(below(name, forbidden) for forbidden in FORBIDDEN[where])
+    ]
+    assert wrong == []
+
+
+def test_cores_know_nothing_of_agents() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources("hrm_agent/cores")
+        for name in imports(path)
+        if below(name, "gymnasium") or (below(name, "hrm_agent") and not below(name, "hrm_agent.cores"))
+        if name != "hrm_agent"
+    ]
+    assert wrong == []
+
+
+def test_nothing_but_a_command_imports_a_command() -> None:
+    """`train` ends with an evaluation, which is the one exception."""
+    for path in sources("hrm_agent"):
+        found = {name for name in imports(path) if name in {f"hrm_agent.{c}" for c in COMMANDS}}
+        assert found <= ({"hrm_agent.evaluate"} if path == AGENT / "train.py" else set()), path
+
+
+def test_the_checker_sees_every_way_to_import(tmp_path: Path) -> None:
+    module = AGENT / "cores" / "base.py"
+    assert "torch" in imports(module)
+    assert {"hrm_agent.cores.base", "hrm_agent.cores.base.Core"} <= imports(AGENT / "cores" / "trm.py")
+
+
+def test_nothing_is_unpickled() -> None:
+    for path in sources("hrm_agent", "envs/hrm_envs", "tests", "experiments"):
+        assert not {name for name in imports(path) if name.split(".")[0] in UNPICKLERS}, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) != ("torch", "load"), f"{path}:{node.lineno}"
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant), f"{path}:{node.value.lineno}"
+                assert node.value.value is False, f"{path}:{node.value.lineno}"
+
+
+def test_files_and_functions_stay_short() -> None:
+    for path in sources("hrm_agent", "envs/hrm_envs"):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 490, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
+                assert node.end_lineno - node.lineno < 80, f"{path}:{node.name}"

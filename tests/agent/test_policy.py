@@ -1,0 +1,240 @@
+"""The policy: stepping equals unrolling, the gradient goes where it is told, rows do not see each other."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from tiny import AGENT, CORES, GRID, SIDE, grids, tiny_policy
+from torch import Tensor, nn
+
+from hrm_agent.cores import map_state
+from hrm_agent.policy import Policy, PolicyConfig
+
+K, BATCH = 4, 3
+NO_TOKEN_LATENT = ("gru", "convlstm")
+PAIRS = [
+    (core, carry)
+    for core in CORES
+    for carry in ("reset", "full", "last_token")
+    if not (carry == "last_token" and core in NO_TOKEN_LATENT)
+]
+
+
+def starts() -> Tensor:
+    """Episodes begin everywhere at step 0 but in row 2, in row 1 again at step 2, in row 0 at the last step."""
+    start = torch.zeros(K, BATCH, dtype=torch.bool)
+    start[0, :2] = start[2, 1] = start[3, 0] = True
+    return start
+
+
+def used_state(policy: Policy, batch: int = BATCH, seed: int = 9) -> tuple[Tensor, ...]:
+    """A kept state with a past: no row is at the initial state, no two rows are equal."""
+    state = policy.initial_state(batch)
+    noise = torch.Generator().manual_seed(seed)
+    return tuple(s + torch.randn(s.shape, generator=noise) for s in state)
+
+
+@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize(("core", "carry"), PAIRS)
+@torch.no_grad()
+def test_a_window_unrolled_equals_its_steps(core: str, carry: str, segments: int) -> None:
+    policy = tiny_policy(core=core, carry=carry, segments=segments)
+    obs, start, state = grids(K, BATCH), starts(), used_state(policy)
+    window = policy.unroll(obs, state, start)
+    for t in range(K):
+        step = policy.step(obs[t], state, start[t])
+        state = step.state
+        torch.testing.assert_close(window.logits[t], step.logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(window.value[t], step.value, rtol=1e-5, atol=1e-5)
+    assert len(window.state) == len(state)
+    for mine, theirs in zip(window.state, state, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("carry", ["full", "last_token"])
+@torch.no_grad()
+def test_the_past_counts_within_an_episode_and_not_across_its_start(carry: str) -> None:
+    policy = tiny_policy(carry=carry)
+    obs, one, other = grids(BATCH), used_state(tiny_policy(carry=carry)), used_state(policy, seed=10)
+    start = torch.tensor([True, False, True])
+    a, b = policy.step(obs, one, start), policy.step(obs, other, start)
+    same = (a.logits == b.logits).all(-1)
+    assert same.tolist() == [True, False, True]
+    fresh = policy.step(obs, policy.initial_state(BATCH), torch.zeros(BATCH, dtype=torch.bool))
+    torch.testing.assert_close(a.logits[0], fresh.logits[0])
+
+
+@torch.no_grad()
+def test_reset_decides_the_same_whatever_came_before() -> None:
+    policy = tiny_policy(carry="reset")
+    obs = grids(K, BATCH)
+    nothing = torch.zeros(BATCH, dtype=torch.bool)
+    state = policy.initial_state(BATCH)
+    for t in range(K - 1):
+        state = policy.step(obs[t], state, nothing).state
+    late = policy.step(obs[-1], state, nothing)
+    first = policy.step(obs[-1], policy.initial_state(BATCH), ~nothing)
+    assert torch.equal(late.logits, first.logits)
+    assert late.state == ()
+
+
+@pytest.mark.parametrize("carry", ["full", "last_token"])
+@torch.no_grad()
+def test_carry_rules_equal_their_slow_reference(carry: str) -> None:
+    """Row by row and token by token, with the core called directly."""
+    segments = 2
+    policy = tiny_policy(carry=carry, segments=segments)
+    obs, kept = grids(BATCH), used_state(policy)
+    decision = policy.step(obs, kept, torch.zeros(BATCH, dtype=torch.bool))
+    for row in range(BATCH):
+        x = policy.encoder(obs[row : row + 1])
+        state = map_state(Tensor.clone, policy.core.initial_state(1))
+        for field, carried in zip(state, kept, strict=True):
+            for token in range(x.shape[1]):
+                field[0, token] = carried[row, token] if carry == "full" else carried[row]
+        for _ in range(segments):
+            y, state = policy.core(x, state)
+        r, c = (int(i) for i in (obs[row] == AGENT).nonzero()[0])
+        read = y[0, (r - 1) // 2 * 3 + (c - 1) // 2]
+        torch.testing.assert_close(decision.logits[row], policy.policy_head(read), rtol=1e-5, atol=1e-5)
+        for field, after in zip(state, decision.state, strict=True):
+            expected = field[0] if carry == "full" else field[0, -1]
+            torch.testing.assert_close(after[row], expected, rtol=1e-5, atol=1e-5)
+    if carry == "last_token":
+        assert all(s.shape == (BATCH, 8) for s in decision.state)
+
+
+@torch.no_grad()
+def test_more_segments_change_the_decision() -> None:
+    obs, start = grids(BATCH), torch.ones(BATCH, dtype=torch.bool)
+    one, two = (tiny_policy(segments=k) for k in (1, 2))
+    assert torch.equal(one.policy_head.weight, two.policy_head.weight)
+    state = one.initial_state(BATCH)
+    assert not torch.allclose(one.step(obs, state, start).logits, two.step(obs, state, start).logits)
+
+
+def gradient_at_first_tokens(policy: Policy, start: Tensor) -> Tensor:
+    """float[B]: size of the gradient of the last step's logits at the first step's tokens."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: object, tokens: Tensor) -> None:
+        tokens.retain_grad()
+        seen.append(tokens)
+
+    handle = policy.encoder.register_forward_hook(keep)
+    policy.unroll(grids(K, BATCH), policy.initial_state(BATCH), start).logits[-1].square().sum().backward()
+    handle.remove()
+    gradient = seen[0].grad
+    assert gradient is not None
+    assert gradient[-1].abs().sum() > 0
+    return gradient[0].abs().sum((-2, -1))
+
+
+@pytest.mark.parametrize("carry", ["full", "last_token"])
+def test_bptt_reaches_back_through_the_window_up_to_an_episodes_start(carry: str) -> None:
+    start = torch.zeros(K, BATCH, dtype=torch.bool)
+    start[0] = True
+    start[2, 1] = True
+    reached = gradient_at_first_tokens(tiny_policy(carry=carry), start) > 0
+    assert reached.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("carry", "time_gradient"), [("full", "detached"), ("last_token", "detached"), ("reset", "bptt")]
+)
+def test_no_gradient_crosses_a_step_where_it_is_cut(carry: str, time_gradient: str) -> None:
+    start = torch.zeros(K, BATCH, dtype=torch.bool)
+    reached = gradient_at_first_tokens(tiny_policy(carry=carry, time_gradient=time_gradient), start)
+    assert not reached.any()
+
+
+@pytest.mark.parametrize("core", ["trm", "hrm"])
+def test_bptt_through_a_core_that_cuts_the_gradient_is_refused(core: str) -> None:
+    options = {**CORES[core], "H_cycles": 2, "cycle_gradient": "last"}
+    with pytest.raises(ValueError, match=r"cycle_gradient=last .*H_cycles=2.*cycle_gradient=all"):
+        tiny_policy(core=core, core_options=options)
+    tiny_policy(core=core, core_options=options, time_gradient="detached")
+    tiny_policy(core=core, core_options=options, carry="reset")
+    single = tiny_policy(core=core, core_options={**options, "H_cycles": 1, "L_cycles": 1})
+    assert gradient_at_first_tokens(single, torch.zeros(K, BATCH, dtype=torch.bool)).all()
+
+
+@pytest.mark.parametrize(("core", "carry"), PAIRS)
+@torch.no_grad()
+def test_rows_of_a_batch_are_independent(core: str, carry: str) -> None:
+    policy = tiny_policy(core=core, carry=carry)
+    obs, state, start = grids(K, BATCH), used_state(policy), starts()
+    whole = policy.unroll(obs, state, start)
+    for row in range(BATCH):
+        rows = slice(row, row + 1)
+        alone = policy.unroll(obs[:, rows], tuple(s[rows] for s in state), start[:, rows])
+        torch.testing.assert_close(whole.logits[:, rows], alone.logits, rtol=1e-5, atol=1e-5)
+        for mine, theirs in zip(whole.state, alone.state, strict=True):
+            torch.testing.assert_close(mine[rows], theirs, rtol=1e-5, atol=1e-5)
+
+
+def read_tokens(policy: Policy, obs: Tensor | dict[str, Tensor], batch: int) -> list[int]:
+    """The index of the token that the value head reads in each row: the core's output is made to be indices."""
+
+    def number_tokens(module: nn.Module, inputs: object, output: tuple[Tensor, object]) -> tuple[Tensor, object]:
+        latent = torch.zeros_like(output[0])
+        latent[:, :, 0] = torch.arange(latent.shape[1])
+        return latent, output[1]
+
+    policy.core.register_forward_hook(number_tokens)
+    with torch.no_grad():
+        policy.value_head.weight.zero_()
+        policy.value_head.weight[0, 0] = 1
+        value = policy.step(obs, policy.initial_state(batch), torch.ones(batch, dtype=torch.bool)).value
+    return value.int().tolist()
+
+
+@pytest.mark.parametrize(("crop", "patch"), [(0, 1), (1, 1), (1, 2), (0, 2), (1, 3)])
+def test_the_heads_read_the_token_of_the_agents_cell(crop: int, patch: int) -> None:
+    places = [(r, c) for r in range(crop, SIDE - crop) for c in range(crop, SIDE - crop)]
+    obs = torch.zeros(len(places), SIDE, SIDE, dtype=torch.uint8)
+    for row, (r, c) in enumerate(places):
+        obs[row, r, c] = AGENT
+    across = -(-(SIDE - 2 * crop) // patch)
+    expected = [(r - crop) // patch * across + (c - crop) // patch for r, c in places]
+    assert read_tokens(tiny_policy(crop=crop, patch=patch), obs, len(places)) == expected
+
+
+def test_the_agent_is_found_behind_other_entries_and_in_the_first_channel() -> None:
+    plain = grids(2)
+    expected = read_tokens(tiny_policy(), plain, 2)
+    entries = {"map": GRID, "compass": gym.spaces.Discrete(4), "speed": gym.spaces.Box(-1, 1, (2,), np.float32)}
+    obs = {"map": plain, "compass": torch.tensor([0, 3]), "speed": torch.zeros(2, 2)}
+    assert read_tokens(tiny_policy(gym.spaces.Dict(entries)), obs, 2) == [i + 2 for i in expected]
+    layers = gym.spaces.Box(0, 5, (SIDE, SIDE, 2), np.uint8)
+    stacked = torch.stack([plain, torch.full_like(plain, AGENT)], dim=-1)
+    assert read_tokens(tiny_policy(layers), stacked, 2) == expected
+
+
+@pytest.mark.parametrize(("readout", "token"), [("first", 0), ("last", 8), ("mean", 4)])
+def test_other_readouts(readout: str, token: int) -> None:
+    assert read_tokens(tiny_policy(readout=readout), grids(2), 2) == [token, token]
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    vector = gym.spaces.Box(-1, 1, (3,), np.float32)
+    with pytest.raises(ValueError, match="readout=mean"):
+        tiny_policy(vector, core="gru")
+    with pytest.raises(ValueError, match="expected Discrete"):
+        Policy(PolicyConfig(readout="mean"), GRID, vector)
+    for changes, message in (
+        ({"segments": 0}, "at least 1 segment"),
+        ({"time_gradient": "all"}, "'bptt' or 'detached'"),
+        ({"readout": "middle"}, "expected one of agent, mean"),
+        ({"hidden_size": 0}, "1 or more"),
+        ({"carry": "ful"}, "full"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tiny_policy(**changes)
+
+
+def test_a_configuration_survives_its_dictionary() -> None:
+    config = tiny_policy(carry="last_token", segments=2, positions="learned").config
+    assert PolicyConfig.from_dict(config.to_dict()) == config

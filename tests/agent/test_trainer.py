@@ -1,0 +1,276 @@
+"""A run that was stopped, killed or starved of disk ends as one that was not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import run_command, tiny_run
+from safetensors.torch import load_file
+from tiny import MAZE, make_trainer
+
+from hrm_agent.agent import Agent
+from hrm_agent.algos.ppo import PPO, NonFiniteLoss
+from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, load_tensors
+from hrm_agent.rollout import Rollout
+from hrm_agent.tracking import Console
+from hrm_agent.trainer import Interrupted, Trainer
+
+
+def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """All that a checkpoint holds: weights, optimizer, environment, observation, carry and random streams."""
+    tensors, metadata = load_tensors(trainer.save_checkpoint())
+    metadata.pop("seconds")
+    tensors["metadata"] = torch.tensor(list(json.dumps(metadata, sort_keys=True).encode()), dtype=torch.uint8)
+    return tensors
+
+
+def assert_equal_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert different == []
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("carry", ["full", "last_token", "reset"])
+def test_four_updates_equal_two_then_resumed_for_two_more(
+    carry: str, shards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"policy": {"carry": carry}, "shards": shards}
+    whole = make_trainer(tmp_path / "whole", **changes)
+    whole.run(Console())
+    halted = make_trainer(tmp_path / "halves", **changes)
+    update = halted.algo.update
+
+    def stop_after_the_second(rollout: Rollout, progress: float) -> dict[str, float]:
+        if halted.updates == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(rollout, progress)
+
+    monkeypatch.setattr(halted.algo, "update", stop_after_the_second)
+    with pytest.raises(Interrupted, match="stopped at 64 frames"):
+        halted.run(Console())
+    resumed = make_trainer(tmp_path / "halves", **changes)
+    torch.manual_seed(99)  # the global stream must not matter
+    resumed.resume()
+    assert (resumed.frames, resumed.updates) == (64, 2)
+    resumed.run(Console())
+    assert whole.updates == resumed.updates == 4
+    assert_equal_bits(everything(whole), everything(resumed))
+    names = everything(whole).keys()
+    for part in ("policy/", "optimizer/", "generator/", "collector/env/", "collector/obs/", "collector/generator"):
+        assert any(name.startswith(part) for name in names)
+
+
+def test_another_seed_gives_another_run(tmp_path: Path) -> None:
+    runs = [make_trainer(tmp_path / str(i), seed=seed, total_steps=32) for i, seed in enumerate((3, 3, 4))]
+    for trainer in runs:
+        trainer.run(Console())
+    first, same, other = (everything(t) for t in runs)
+    assert_equal_bits(first, same)
+    assert not torch.equal(first["policy/policy_head.weight"], other["policy/policy_head.weight"])
+    assert not torch.equal(first["collector/obs/"], other["collector/obs/"])
+
+
+def test_a_run_folder_holds_what_it_should(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, eval_every=64, checkpoint_every=32, keep_checkpoints=2)
+    trainer.run(Console())
+    assert [int(p.stem) for p in CheckpointFolder(tmp_path / "checkpoints").paths()] == [96, 128]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["frames"] for line in lines if "loss/policy_loss" in line] == [32, 64, 96, 128]
+    assert [line["frames"] for line in lines if "validation/success" in line][:2] == [64, 128]
+    logged = {name for line in lines for name in line}
+    assert {"train/success", "train/length", "loss/state_drift_epoch0", "loss/entropy"} <= logged
+    assert list((tmp_path / "tensorboard").iterdir())
+    for name in ("best", "last"):
+        agent = Agent.load(tmp_path / "agents" / name)
+        assert agent.info["env"] == "DynamicMaze-v0"
+        assert agent.info["frames"] <= 128
+    weights = load_file(tmp_path / "agents" / "last" / "agent.safetensors")
+    assert all(torch.equal(weights[k], v) for k, v in trainer.policy.state_dict().items())
+
+
+def test_a_resumed_run_skips_a_damaged_checkpoint_and_refuses_when_all_are(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, checkpoint_every=32)
+    trainer.run(Console())
+    paths = trainer.checkpoints.paths()
+    paths[-1].write_bytes(paths[-1].read_bytes()[:-9])
+    resumed = make_trainer(tmp_path)
+    assert resumed.resume() == paths[-2]
+    assert resumed.frames == 96
+    for path in paths[:-1]:
+        path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="truncated or altered"):
+        make_trainer(tmp_path).resume()
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        make_trainer(tmp_path / "empty").resume()
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    make_trainer(tmp_path, total_steps=32).run(Console())
+    for changes in (
+        {"policy": {"carry": "last_token"}},
+        {"policy": {"hidden_size": 16}},
+        {"algo": {"num_envs": 4}},
+        {"env_options": {**MAZE, "rows": 4}},
+    ):
+        with pytest.raises(CheckpointError, match="does not fit this run's settings"):
+            make_trainer(tmp_path, **changes).resume()
+
+
+def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(tmp_path, checkpoint_every=32)
+    update = trainer.algo.update
+
+    def poisoned(rollout: Any, progress: float) -> dict[str, float]:
+        if trainer.updates == 2:
+            rollout.rewards[0, 0] = float("nan")
+        return update(rollout, progress)
+
+    monkeypatch.setattr(trainer.algo, "update", poisoned)
+    with pytest.raises(NonFiniteLoss, match=r"at 96 frames; the last good checkpoint is .*000000000064"):
+        trainer.run(Console())
+    assert int(trainer.checkpoints.paths()[-1].stem) == 64
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        torch.set_num_threads(1)
+        run_command(patch, "train", *tiny_run(folder))
+    return folder
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    weights = Path("agents/last/agent.safetensors")
+    assert (one / weights).read_bytes() == (other / weights).read_bytes()
+    last = Path("checkpoints/000000000256.safetensors")
+    assert_equal_bits(load_file(one / last), load_file(other / last))
+    frames = [
+        [json.loads(line)["frames"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (one, other)
+    ]
+    assert frames[0] == frames[1]
+
+
+KILLED = {
+    # In the second of the four minibatches of the fifth update.
+    "update": """
+from hrm_agent.algos.ppo import PPO
+minibatch, calls = PPO._train, []
+def dies(self, *arguments):
+    calls.append(1)
+    if len(calls) == 18:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return minibatch(self, *arguments)
+PPO._train = dies
+""",
+    # When half of the third checkpoint is written.
+    "checkpoint": """
+fsync, calls = os.fsync, []
+def dies(descriptor):
+    if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".tmp") and "checkpoints" in os.readlink(
+        f"/proc/self/fd/{descriptor}"
+    ):
+        calls.append(1)
+        if len(calls) == 3:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+    fsync(descriptor)
+os.fsync = dies
+""",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("where", KILLED)
+def test_a_run_killed_anywhere_ends_with_the_same_bytes(
+    where: str, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    script = f"import os, signal\n{KILLED[where]}\nfrom hrm_agent import train\ntrain.main()\n"
+    killed = subprocess.run(
+        [sys.executable, "-c", script, *tiny_run(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not (folder / "agents" / "last").exists()
+    checkpoints = folder / "checkpoints"
+    assert [int(p.stem) for p in CheckpointFolder(checkpoints).paths()] == [64, 128]
+    assert len(list(checkpoints.glob(".*.tmp"))) == (where == "checkpoint")
+    run_command(monkeypatch, "train", f"resume={folder}")
+    assert "going on from" in capsys.readouterr().err
+    assert_same_end(uninterrupted, folder)
+    assert list(checkpoints.glob(".*.tmp")) == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
+    sent: signal.Signals,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    train, calls = PPO._train, []
+
+    def interrupted(self: PPO, *arguments: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 10:  # in the third update, which ends before the run stops
+            os.kill(os.getpid(), sent)
+        return train(self, *arguments)
+
+    before = signal.getsignal(sent)
+    with monkeypatch.context() as patch:
+        patch.setattr(PPO, "_train", interrupted)
+        with pytest.raises(SystemExit) as exit_:
+            run_command(patch, "train", *tiny_run(folder))
+    assert exit_.value.code == 130
+    assert signal.getsignal(sent) == before
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "stopped at 96 frames" in last
+    assert last.endswith(f"go on with: python -m hrm_agent.train resume={folder}")
+    run_command(monkeypatch, "train", f"resume={folder}")
+    assert_same_end(uninterrupted, folder)
+
+
+def test_a_full_disk_stops_the_run_and_keeps_its_checkpoints(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    fsync, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(1)
+        if len(calls) == 9:  # two for each of config.yaml, run.json and two checkpoints
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(SystemExit) as exit_:
+            run_command(patch, "train", *tiny_run(folder))
+    assert exit_.value.code == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device; earlier checkpoints are intact, go on with" in last
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        "000000000064.safetensors",
+        "000000000128.safetensors",
+    ]
+    run_command(monkeypatch, "train", f"resume={folder}")
+    assert_same_end(uninterrupted, folder)
