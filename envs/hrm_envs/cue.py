@@ -227,7 +227,7 @@ class CueMazeEnv(MazeEnv):
     +1 for entering the goal's arm, otherwise -0.01.
 
     ## Episode End
-    Terminated in either arm (``info["episode"]["success"]`` says which); truncated after
+    Terminated in either arm (``info["is_success"]`` says which); truncated after
     ``max_episode_steps``.
 
     ## Arguments

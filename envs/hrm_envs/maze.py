@@ -44,7 +44,7 @@ class MazeEnv(gymnasium.Env):
 
     ## Episode End
     Terminated when agent and goal meet: the agent moves first, then the world changes. Truncated after
-    ``max_episode_steps``. ``info["episode"]`` then holds ``r`` (return), ``l`` (length) and ``success``.
+    ``max_episode_steps``. ``info["is_success"]`` then says which of the two it was (the name that Stable-Baselines3 logs).
 
     ## Arguments
     Those of ``MazeConfig``, and ``render_mode``: ``rgb_array`` (uint8 [h, w, 3]) or ``ansi`` (a string). With
@@ -126,11 +126,8 @@ class MazeEnv(gymnasium.Env):
         terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
         success = bool(outcome.success[0])
         if ended:
-            info["episode"] = {
-                "r": float(outcome.episode_return[0]),
-                "l": int(outcome.episode_length[0]),
-                "success": success,
-            }
+            # "episode" is left to gymnasium.wrappers.RecordEpisodeStatistics, which refuses an info that has it.
+            info["is_success"] = success
         self._trail.append(int(batch.state.agent[0]))
         return self.observe(), GOAL_REWARD if success else STEP_REWARD, terminated, truncated, info
 

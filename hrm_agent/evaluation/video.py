@@ -109,7 +109,7 @@ def _record_episode(policy: Policy, env: gym.Env, title: str, seed: int, episode
         obs, reward, terminated, truncated, info = env.step(action + start)
         step, total, ended = step + 1, total + float(reward), terminated or truncated
         trail += _positions(env, obs)
-        success = bool(info.get("episode", {}).get("success", total > 0))
+        success = bool(info.get("is_success", total > 0))
     draw(None, None, success)
     return frames + frames[-1:] * (END_FRAMES - 1)
 

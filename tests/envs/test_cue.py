@@ -36,7 +36,7 @@ def test_wrong_arm_ends_without_reward() -> None:
         assert info["optimal_actions"].tolist() == [north, False, not north, False]
         _, reward, terminated, truncated, info = env.step(2 if north else 0)
         assert (reward, terminated, truncated) == (-0.01, True, False)
-        assert info["episode"] == {"r": pytest.approx(-0.02), "l": 2, "success": False}
+        assert info["is_success"] is False
         assert env.clairvoyant() == -1
 
 

@@ -69,7 +69,15 @@ def test_make_s_max_episode_steps_is_the_kernel_s_limit(limit: int) -> None:
         *_, terminated, truncated, info = env.step(0)
         assert not terminated
         assert truncated == (step == limit)
-    assert info["episode"]["l"] == limit
+    assert info["is_success"] is False
+
+
+def test_gymnasium_s_statistics_wrapper_works() -> None:
+    env = gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.make("DynamicMaze-v0", max_episode_steps=3))
+    env.reset(seed=1)
+    for _ in range(3):
+        *_, info = env.step(0)
+    assert info["episode"]["l"] == 3
 
 
 def test_sync_vectorisation_keeps_registered_limits() -> None:
