@@ -44,7 +44,8 @@ class MazeEnv(gymnasium.Env):
 
     ## Episode End
     Terminated when agent and goal meet: the agent moves first, then the world changes. Truncated after
-    ``max_episode_steps``. ``info["is_success"]`` then says which of the two it was (the name that Stable-Baselines3 logs).
+    ``max_episode_steps``. ``info["is_success"]`` (the name that Stable-Baselines3 logs) then says which of the
+    two it was.
 
     ## Arguments
     Those of ``MazeConfig``, and ``render_mode``: ``rgb_array`` (uint8 [h, w, 3]) or ``ansi`` (a string). With

@@ -127,7 +127,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
 
 def damage(run: Path, how: str) -> None:
     checkpoints = sorted((run / "checkpoints").iterdir())
-    assert len(checkpoints) == 2
+    assert checkpoints
     match how:
         case "not a run":
             (run / "run.json").unlink()
