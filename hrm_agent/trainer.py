@@ -121,7 +121,7 @@ class Trainer:
         )
         self.checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints)
         self.updates = 0
-        self.seconds = 0.0  # of training, over all sessions
+        self.seconds = 0.0  # of training, resumed parts included
         self.best = -1.0  # success on validation levels
         self.validation: dict[str, Any] = {}
         self._stop = False
