@@ -35,7 +35,7 @@ COPIED = (
     "success_ci95", "spl", "excess_steps", "regret_after_material_change", "steps_to_replan", "stale_plan_rate",
     "macs_per_decision", "ms_per_decision", "random", "bfs_replanner", "clairvoyant",
 )  # fmt: skip
-README_COLUMNS = ("agent", "success [95%]", "each seed", "frames", "training, median")
+README_COLUMNS = ("agent", "success [95% over seeds]", "each seed", "frames", "training, median")
 _write = Lock()
 
 
@@ -78,6 +78,7 @@ def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> 
     command = [sys.executable, *shown[1:], f"hydra.run.dir={place}"]
     if (place / "run.json").exists():
         command = [sys.executable, "-m", "hrm_agent.train", f"resume={place}"]
+    commit = commit_of_code()
     print(f"{arm} seed {seed}: {' '.join(shown)}", flush=True)
     place.parent.mkdir(parents=True, exist_ok=True)
     resumed = "resume=" in command[-1]
@@ -86,18 +87,21 @@ def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> 
         subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=log)
     wall = time.monotonic() - began
     report = json.loads((place / "eval.json").read_text())
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    last = json.loads((place / "agents" / "last" / "agent.json").read_text())
     record = {
         "agent": arm,
         "algo": "ppo",
         "seed": seed,
         **{name: report[name] for name in COPIED},
+        # the cost of the whole run; the agent evaluated is the best on validation levels, perhaps an earlier one
+        **{name: last["info"][name] for name in ("frames", "seconds")},
+        "best_at_frames": report["frames"],
         "command": " ".join(shown),
         "wall_seconds": None if resumed else round(wall, 1),  # of the whole command, evaluation included
         # of the largest process so far, so an upper bound for this one
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
         "side_by_side": jobs,
-        "commit": commit.stdout.strip(),
+        "commit": commit,
     }
     curve = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     points = [[c["frames"], c["train/success"]] for c in curve if "train/success" in c]
@@ -108,6 +112,14 @@ def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> 
             [*load(folder / "curves.json"), {"agent": arm, "seed": seed, "train_success": points}],
         )
     print(f"{arm} seed {seed}: success {record['success']:.3f} after {record['seconds']:.0f} s", flush=True)
+
+
+def commit_of_code() -> str:
+    """Short hash of the checkout, marked where the code that is about to run differs from it."""
+    git = ["git", "-C", str(ROOT)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "hrm_agent", "envs", "configs"]).returncode
+    return f"{head}-dirty" if changed else head
 
 
 def store(path: Path, records: list[dict[str, Any]]) -> None:
@@ -134,7 +146,7 @@ def rows_of(records: list[dict[str, Any]], arms: list[str]) -> list[dict[str, st
         rows.append(
             {
                 "agent": arm,
-                "success [95%]": f"**{mean:.3f}** [{low:.3f}, {high:.3f}]",
+                "success [95% over seeds]": f"**{mean:.3f}** [{low:.3f}, {high:.3f}]",
                 "each seed": " ".join(f"{r['success']:.3f}" for r in runs),
                 "SPL": average(runs, "spl"),
                 "regret after a material change": average(runs, "regret_after_material_change"),
@@ -153,7 +165,7 @@ def rows_of(records: list[dict[str, Any]], arms: list[str]) -> list[dict[str, st
                 rows.append(
                     {
                         "agent": label,
-                        "success [95%]": f"{known['success']:.3f} [{low:.3f}, {high:.3f}]",
+                        "success [95% over seeds]": f"{known['success']:.3f} [{low:.3f}, {high:.3f}]",
                         "SPL": average([known], "spl"),
                         "regret after a material change": average([known], "regret_after_material_change"),
                     }

@@ -46,7 +46,7 @@ def usage_errors() -> Iterator[None]:
     """Turn errors of input inside the body into one line on stderr and exit code 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError, OmegaConfBaseException, HydraException) as error:
+    except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
         fail(str(error), USAGE_ERROR)
 
 
@@ -151,7 +151,12 @@ def parse_options(arguments: list[str], config_name: str, usage: str) -> dict[st
         key, equals, _ = argument.partition("=")
         if not equals or key.lstrip("+") not in known:
             raise UsageError(f"{argument}: expected KEY=VALUE{nearest(key, known)}")
-    merged = OmegaConf.merge(defaults, OmegaConf.from_cli([a.lstrip("+") for a in arguments]))
+    given = OmegaConf.from_cli([a.lstrip("+") for a in arguments])
+    for argument in arguments:
+        key, _, text = argument.lstrip("+").partition("=")
+        if key in ("run", "out") and text != "null":
+            given[key] = text  # a folder may be called 0
+    merged = OmegaConf.merge(defaults, given)
     assert isinstance(merged, DictConfig)
     numbers = {int: (int,), float: (int, float)}
     plain = OmegaConf.to_container(defaults)

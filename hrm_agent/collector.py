@@ -17,7 +17,7 @@ from torch import Tensor
 from hrm_agent.carry import PolicyState
 from hrm_agent.encoders import Observation
 from hrm_agent.parallel import Shards
-from hrm_agent.policy import Decision, Policy, to_tensors
+from hrm_agent.policy import Decision, NonFiniteNumbers, Policy, to_tensors
 from hrm_agent.rollout import Rollout
 
 RECENT_EPISODES = 512
@@ -27,7 +27,8 @@ class Collector:
     """Args:
     env: vector environment in SAME_STEP autoreset mode.
     policy: decides; never changed here.
-    seed: of the environments (environment i gets seed + i) and of the sampled actions.
+    seed: of the sampled actions and of the environments: environment i of N gets seed * N + i, so that no two
+        seeds share a stream of levels.
     shards: threads that a decision is split over.
     """
 
@@ -39,7 +40,8 @@ class Collector:
         self.env, self.policy, self.shards, self.seed = env, policy, shards, seed
         self.device = policy.device
         self.generator = torch.Generator().manual_seed(seed)
-        obs, _ = env.reset(seed=seed)
+        self.first_action = int(getattr(env.single_action_space, "start", 0))
+        obs, _ = env.reset(seed=seed * env.num_envs)
         self.obs = to_tensors(obs, self.device)
         self.state = policy.initial_state(env.num_envs)
         self.episode_start = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
@@ -59,7 +61,7 @@ class Collector:
             rollout.actions[t], rollout.log_probs[t] = actions, log_probs
             rollout.values[t] = decision.value
             self.state = decision.state
-            obs, rewards, terminated, truncated, infos = self.env.step(actions.cpu().numpy())
+            obs, rewards, terminated, truncated, infos = self.env.step(actions.cpu().numpy() + self.first_action)
             rollout.rewards[t] = torch.as_tensor(rewards)
             rollout.terminated[t] = torch.as_tensor(terminated)
             rollout.truncated[t] = torch.as_tensor(truncated)
@@ -128,7 +130,7 @@ class Collector:
         Raises:
             KeyError, ValueError: they belong to another policy or number of environments.
         """
-        state = tuple(tensors[f"state/{i}"] for i in range(len(self.state)))
+        state = tuple(tensors[f"state/{i}"].to(self.device) for i in range(len(self.state)))
         shapes, expected = ([tuple(t.shape) for t in s] for s in (state, self.state))
         if shapes != expected:
             raise ValueError(f"carried state of shapes {shapes}, expected {expected}")
@@ -168,6 +170,8 @@ def sample_actions(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, 
     Drawn on the CPU, whatever the device of the logits, so that one stream of numbers serves everywhere.
     """
     log_probs = logits.log_softmax(-1)
+    if not torch.isfinite(log_probs).all():
+        raise NonFiniteNumbers("the policy's logits are not finite")
     actions = torch.multinomial(log_probs.exp().cpu(), 1, generator=generator).to(logits.device)
     return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
 

@@ -56,6 +56,8 @@ def evaluate(
         ValueError: no agent there, a file of it damaged, an agent that does not fit the environment, or a
             setting out of range; nothing is written then.
     """
+    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
+        raise ValueError(f"out={out}: expected a file in a folder that exists")
     agent = Agent.load(run, carry=carry, segments=segments, best=best)
     trained_on = agent.info.get("env")
     env_id = env or trained_on

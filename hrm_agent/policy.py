@@ -67,6 +67,10 @@ class PolicyConfig:
         return cls(**{**values, "encoder": EncoderConfig(**values["encoder"])})
 
 
+class NonFiniteNumbers(RuntimeError):
+    """NaN or infinity where numbers were expected; training cannot go on."""
+
+
 class Decision(NamedTuple):
     """logits float `[B, A]` (or Q-values), value float `[B]`, state: what is kept for the next step."""
 

@@ -7,6 +7,7 @@ Hydra's command line: `--help`, `--cfg job` (print the configuration), `--multir
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from importlib.metadata import version
@@ -21,7 +22,17 @@ from yaml import YAMLError
 from hrm_agent import __version__
 from hrm_agent.algos.ppo import NonFiniteLoss
 from hrm_agent.checkpoint import CheckpointError, write_atomically
-from hrm_agent.cli import UsageError, check_jobs, existing_folder, fail, nearest, open_options, usage_errors, wants_help
+from hrm_agent.cli import (
+    USAGE_ERROR,
+    UsageError,
+    check_jobs,
+    existing_folder,
+    fail,
+    nearest,
+    open_options,
+    usage_errors,
+    wants_help,
+)
 from hrm_agent.config import ALGORITHMS, config_folder, resolve, settings
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluate import evaluate
@@ -86,6 +97,10 @@ def _check_run_folder(folder: str | None) -> None:
 def _start(cfg: DictConfig) -> float:
     """One training run in Hydra's run folder; returns success on test levels, for sweepers."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        os.close(os.open(folder / RUN_FILE, os.O_CREAT | os.O_EXCL))  # two runs that start at once cannot share it
+    except FileExistsError:
+        fail(f"{folder}: holds a run already; go on with it by resume={folder}", USAGE_ERROR)
     values = resolve(cfg)
     values.pop("resume")
     description = {
@@ -114,6 +129,8 @@ def _resume(given: dict[str, str]) -> None:
         except (KeyError, TypeError) as error:
             raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
         check_test_episodes(values)
+        if given:
+            write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(values)).encode())
     _run(folder, values, resume=True)
 
 
@@ -144,7 +161,8 @@ def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
     console = Console()
     try:
         trainer = Trainer(*settings(values), folder)
-        checkpoint = trainer.resume() if resume else None
+        # A run that was killed before its first checkpoint begins anew: a fresh trainer is where it was.
+        checkpoint = trainer.resume() if resume and trainer.checkpoints.paths() else None
         console.say(f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}")
         if checkpoint:
             console.say(f"going on from {checkpoint}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -32,7 +34,7 @@ from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy, PolicyConfig
+from hrm_agent.policy import NonFiniteNumbers, Policy, PolicyConfig
 from hrm_agent.rollout import Rollout
 from hrm_agent.tracking import Console, RunLog
 
@@ -48,9 +50,9 @@ class TrainerConfig:
         env, env_options: Gymnasium id and keyword arguments.
         seed: of weights, environments, actions and minibatches.
         total_steps: environment frames; rounded up to whole rollouts.
-        checkpoint_every: frames between checkpoints; 0: only at the end.
+        checkpoint_every: frames between checkpoints; 0: only at the beginning and at the end.
         keep_checkpoints: how many are kept.
-        eval_every, eval_episodes: greedy evaluation on validation levels, every so many frames (0: never).
+        eval_every, eval_episodes: greedy evaluation on validation levels, every so many frames (0: only at the end).
         video_every: frames between videos in TensorBoard; 0: only at the end.
         log_every: frames between lines of the log.
         shards: threads that share the batch.
@@ -156,9 +158,11 @@ class Trainer:
 
     def _iterate(self, log: RunLog, console: Console) -> None:
         before, began = self.frames, time.perf_counter()
-        self.collector.collect(self.rollout)
+        with self._naming_checkpoint():
+            self.collector.collect(self.rollout)
         collected = time.perf_counter()
-        losses = self._update(before)
+        with self._naming_checkpoint():
+            losses = self.algo.update(self.rollout, min(1.0, before / self.config.total_steps))
         updated = time.perf_counter()
         self.updates += 1
         self.seconds += updated - began
@@ -174,10 +178,12 @@ class Trainer:
             self.save_checkpoint()
         console.progress(self.frames, {**progress, "validation": self.validation.get("success")})
 
-    def _update(self, frames_before: int) -> dict[str, float]:
+    @contextmanager
+    def _naming_checkpoint(self) -> Iterator[None]:
+        """Say where to go back to, should the numbers stop being numbers."""
         try:
-            return self.algo.update(self.rollout, min(1.0, frames_before / self.config.total_steps))
-        except NonFiniteLoss as error:
+            yield
+        except NonFiniteNumbers as error:
             last = self.checkpoints.latest()
             where = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
             raise NonFiniteLoss(f"{error} at {self.frames:,} frames; {where}; try a lower learning rate") from None
@@ -287,11 +293,15 @@ class Trainer:
         Raises:
             CheckpointError: there is none.
         """
-        problems = []
+        problems, refused = [], []
         for path in reversed(self.checkpoints.paths()):
             try:
                 self.load_checkpoint(path)
-                return path
             except CheckpointError as error:
                 problems.append(str(error))
+                refused.append(path)
+                continue
+            for damaged in refused:  # out of the way, or it would be taken for the newest
+                damaged.rename(damaged.with_name(damaged.name + ".damaged"))
+            return path
         raise CheckpointError("; ".join(problems) or f"{self.checkpoints.folder}: no checkpoint in it")

@@ -74,7 +74,7 @@ class MazeEnv(gymnasium.Env):
         self.render_mode = render_mode
         self.batch = self._build_batch(parameters)
         shape = (self.config.height, self.config.width)
-        self.observation_space = spaces.Box(0, max(Cell), shape, np.uint8)
+        self.observation_space = spaces.Box(0, int(max(Cell)), shape, np.uint8)
         self.action_space = spaces.Discrete(4)
         self._spec: EnvSpec | None = None
         self._trail: list[int] = []

@@ -76,7 +76,7 @@ class MazeVectorEnv(VectorEnv):
         self.render_mode = render_mode
         self._copy = copy
         shape = (self.config.height, self.config.width)
-        self.single_observation_space = spaces.Box(0, max(Cell), shape, np.uint8)
+        self.single_observation_space = spaces.Box(0, int(max(Cell)), shape, np.uint8)
         self.single_action_space = spaces.Discrete(4)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)

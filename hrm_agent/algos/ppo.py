@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy
+from hrm_agent.policy import NonFiniteNumbers, Policy
 from hrm_agent.rollout import Rollout, Windows, minibatches
 
 
@@ -57,6 +57,11 @@ class PPOConfig:
                 f"algo.rollout_steps={self.rollout_steps} does not divide into windows of algo.window={self.window} "
                 "steps: make it a multiple"
             )
+        if self.minibatch_windows * self.window < 2:
+            raise ValueError(
+                "algo.minibatch_windows=1 with algo.window=1: a minibatch of one step has no spread of advantages; "
+                "make one of them larger"
+            )
         windows = self.num_envs * self.rollout_steps // self.window
         if windows % self.minibatch_windows:
             raise ValueError(
@@ -65,7 +70,7 @@ class PPOConfig:
             )
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(NonFiniteNumbers):
     """The loss or a gradient is NaN or infinite; the weights were not touched by it."""
 
 

@@ -150,9 +150,6 @@ def damage(run: Path, how: str) -> None:
                 data = bytearray(path.read_bytes())
                 data[-40] ^= 1
                 path.write_bytes(data)
-        case "no checkpoints":
-            for path in checkpoints:
-                path.unlink()
         case "agent cut":
             for path in (run / "agents").rglob("agent.safetensors"):
                 path.write_bytes(path.read_bytes()[:-5])
@@ -172,7 +169,6 @@ RESUME = {
     "configuration cut": "not a run's configuration",
     "checkpoints cut": "truncated or altered",
     "checkpoints altered": "checksum does not match",
-    "no checkpoints": "no checkpoint in it",
 }
 
 

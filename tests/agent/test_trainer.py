@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -176,7 +177,7 @@ def dies(self, *arguments):
     return minibatch(self, *arguments)
 PPO._train = dies
 """,
-    # When half of the third checkpoint is written.
+    # When half of the checkpoint after those at 0, 64 and 128 frames is written.
     "checkpoint": """
 fsync, calls = os.fsync, []
 def dies(descriptor):
@@ -184,7 +185,7 @@ def dies(descriptor):
         f"/proc/self/fd/{descriptor}"
     ):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 4:
             os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
     fsync(descriptor)
@@ -210,7 +211,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (folder / "agents" / "last").exists()
     checkpoints = folder / "checkpoints"
-    assert [int(p.stem) for p in CheckpointFolder(checkpoints).paths()] == [64, 128]
+    assert [int(p.stem) for p in CheckpointFolder(checkpoints).paths()] == [0, 64, 128]
     assert len(list(checkpoints.glob(".*.tmp"))) == (where == "checkpoint")
     run_command(monkeypatch, "train", f"resume={folder}")
     assert "going on from" in capsys.readouterr().err
@@ -257,7 +258,7 @@ def test_a_full_disk_stops_the_run_and_keeps_its_checkpoints(
 
     def full(descriptor: int) -> None:
         calls.append(1)
-        if len(calls) == 9:  # two for each of config.yaml, run.json and two checkpoints
+        if len(calls) == 11:  # two for each of config.yaml, run.json and three checkpoints
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
@@ -269,8 +270,30 @@ def test_a_full_disk_stops_the_run_and_keeps_its_checkpoints(
     last = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on device; earlier checkpoints are intact, go on with" in last
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
+        "000000000000.safetensors",
         "000000000064.safetensors",
         "000000000128.safetensors",
     ]
     run_command(monkeypatch, "train", f"resume={folder}")
     assert_same_end(uninterrupted, folder)
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.yaml", "run.json"):
+        (folder / name).write_bytes((uninterrupted / name).read_bytes())
+    run_command(monkeypatch, "train", f"resume={folder}")
+    assert_same_end(uninterrupted, folder)
+
+
+def test_what_is_changed_on_resume_stays_changed(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    run_command(monkeypatch, "train", f"resume={folder}", "total_steps=288")
+    run_command(monkeypatch, "train", f"resume={folder}")
+    assert json.loads((folder / "agents" / "last" / "agent.json").read_text())["info"]["frames"] == 288
