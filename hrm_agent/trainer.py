@@ -198,7 +198,7 @@ class Trainer:
             self.policy, c.env, c.env_options, c.eval_episodes, band="validation", shards=self.shards
         )
         log.scalars(self.frames, validation=self.validation)
-        if self.validation["success"] > self.best:
+        if self.validation["success"] >= self.best:  # of equals the later, which has seen more
             self.best = self.validation["success"]
             self.agent().save(self.folder / "agents" / "best")
 
