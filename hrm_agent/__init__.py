@@ -1,5 +1,6 @@
 """HRM-Agent: recurrent reasoning cores as policies whose latent carries over between environment steps."""
 
+import hrm_envs  # noqa: F401 - registers the environments
 from hrm_agent.agent import Agent
 
 __version__ = "0.1.0"

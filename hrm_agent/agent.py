@@ -45,6 +45,13 @@ class Agent:
         self.info = info or {}
         self.generator = torch.Generator().manual_seed(seed)
 
+    def __repr__(self) -> str:
+        c = self.policy.config
+        return (
+            f"Agent({c.core}, carry={c.carry}, segments={c.segments}, env={self.info.get('env')}, "
+            f"frames={self.info.get('frames')}, observations {self.observation_space})"
+        )
+
     @torch.no_grad()
     def predict(
         self,

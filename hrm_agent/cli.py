@@ -113,6 +113,9 @@ def compose_config(overrides: list[str], config_name: str) -> DictConfig:
         key = re.search(r"(?:override|group|Key) '([^']+)'", cause)
         if key is None:
             raise UsageError(str(error).splitlines()[0]) from None
+        chosen = [o for o in overrides if o.startswith(f"{key[1]}=")]
+        if (config_folder() / key[1]).is_dir() and chosen:
+            raise UsageError(f"{chosen[0]}: add this group with a plus sign, +{chosen[0]}") from None
         raise UsageError(f"{key[1]}: no such setting{nearest(key[1], known_settings(config_name))}") from None
 
 
@@ -130,7 +133,7 @@ def known_settings(config_name: str) -> list[str]:
 
 def nearest(given: str, known: list[str]) -> str:
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.0)
-    return f"; did you mean {near[0]}? Known: {', '.join(known[:12])}" if near else ""
+    return f"; did you mean {near[0]}? Known: {', '.join(known[:12])}{', ...' * (len(known) > 12)}" if near else ""
 
 
 def parse_options(arguments: list[str], config_name: str, usage: str) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def parse_options(arguments: list[str], config_name: str, usage: str) -> dict[st
     known = [str(key) for key in defaults]
     for argument in arguments:
         key, equals, _ = argument.partition("=")
-        if not equals or key.lstrip("+") not in known:
+        if not equals or key.lstrip("+").split(".")[0] not in known:
             raise UsageError(f"{argument}: expected KEY=VALUE{nearest(key, known)}")
     given = OmegaConf.from_cli([a.lstrip("+") for a in arguments])
     for argument in arguments:

@@ -123,6 +123,8 @@ def main() -> None:
             raise UsageError(f"which={which}: expected best or last")
         report = evaluate(**options, best=which == "best")
     print(format_report(report))
+    if options["out"] is not None:
+        print(f"wrote {options['out']}")
 
 
 if __name__ == "__main__":

@@ -100,9 +100,9 @@ class Console:
     def progress(self, frames: int, numbers: dict[str, float | None]) -> None:
         parts = [f"{frames:,} frames"]
         if numbers.get("success") is not None:
-            parts.append(f"success {numbers['success']:.3f}")
+            parts.append(f"success {numbers['success']:.3f} sampled")
         if numbers.get("validation") is not None:
-            parts.append(f"validation {numbers['validation']:.3f}")
+            parts.append(f"{numbers['validation']:.3f} greedy on validation levels")
         parts.append(f"{numbers['frames_per_second']:,.0f} steps/s")
         status = "  ".join(parts)
         if self._progress is not None and self._task is not None:

@@ -178,7 +178,7 @@ def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
             f"{error}; earlier checkpoints are intact, go on with: python -m hrm_agent.train resume={folder}",
             1,
         )
-    console.say(f"trained {trainer.frames:,} frames in {trainer.seconds:.0f} s")
+    console.say(f"at {trainer.frames:,} frames after {trainer.seconds:.0f} s of training")
     if not values["test_episodes"]:
         return trainer.best
     report = evaluate(run=str(folder), episodes=values["test_episodes"], out=str(folder / "eval.json"))

@@ -169,9 +169,10 @@ def format_report(report: dict[str, Any]) -> str:
     """The record that `hrm_agent.evaluate.evaluate` returns, as a small table for the terminal."""
     seeds, band = report["seeds"], report["level_band"]
     last = seeds["first"] + seeds["count"] - 1
+    trained = f", agent of {report['frames']:,} frames" if report.get("frames") else ""
     lines = [
         f"{report['env']}: greedy on {seeds['count']:,} {band + ' ' if band else ''}levels "
-        f"(seeds {seeds['first']} to {last})",
+        f"(seeds {seeds['first']} to {last}){trained}",
         "",
         f"{'':18}{'success':>9}{'95% interval':>18}{'SPL':>8}{'excess':>9}{'regret':>9}{'re-plan':>9}{'stale':>8}",
     ]
@@ -186,8 +187,9 @@ def format_report(report: dict[str, Any]) -> str:
     segments = report["segments_per_decision"]
     lines += [
         "",
-        "excess: steps beyond the clairvoyant arrival; after a material change, regret: steps lost, re-plan: decisions",
-        "before the first optimal one, stale: first decisions that only the old map makes optimal",
+        "SPL: success weighted by path length; excess: steps of successful episodes beyond the clairvoyant arrival;",
+        "after a material change, regret: steps lost, re-plan: decisions before the first optimal one,",
+        "stale: first decisions that only the old map makes optimal",
         f"{report['core']}, carry={report['carry']}, {segments} segment{'s'[: segments != 1]} a decision, "
         f"{report['parameters']:,} parameters, {report['macs_per_decision']:,} multiply-adds,",
         f"{report['ms_per_decision']:.2f} ms alone, {report['ms_per_decision_batched']:.3f} ms in a batch of "

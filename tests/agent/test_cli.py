@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import TINY_RUN, run_command, tiny_run
 
-from hrm_agent.cli import expand_sweeps, nearest, open_options
+from hrm_agent.cli import UsageError, compose_config, expand_sweeps, nearest, open_options, parse_options
 from hrm_agent.trainer import Trainer
 
 
@@ -287,3 +287,14 @@ def test_environment_parameters_need_no_plus() -> None:
 def test_the_nearest_name_is_offered() -> None:
     assert nearest("trn", ["hrm", "trm"]).startswith("; did you mean trm?")
     assert nearest("trn", []) == ""
+
+
+def test_options_take_dotted_names_and_folders_called_by_a_number() -> None:
+    options = parse_options(["run=0", "env_options.p_change=0.2"], "evaluate", "usage")
+    assert options["run"] == "0"
+    assert options["env_options"] == {"p_change": 0.2}
+
+
+def test_a_group_without_its_plus_sign_is_named_with_it() -> None:
+    with pytest.raises(UsageError, match=r"\+experiment=braid"):
+        compose_config(["experiment=braid"], "train")
