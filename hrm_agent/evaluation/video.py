@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -217,11 +218,11 @@ def encode_mp4(frames: list[Frame], fps: float = 8) -> bytes:
     """
     _check_film(frames, fps)
     check_mp4()
-    import imageio.v2 as imageio
+    imageio = import_module("imageio.v2")  # an extra: its types may not be there
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
-        imageio.mimwrite(path, frames, fps=fps, macro_block_size=2, quality=8)  # type: ignore[arg-type]
+        imageio.mimwrite(path, frames, fps=fps, macro_block_size=2, quality=8)
         return path.read_bytes()
 
 
