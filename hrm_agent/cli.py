@@ -174,6 +174,19 @@ def parse_options(arguments: list[str], config_name: str, usage: str) -> dict[st
     return {str(k): v for k, v in OmegaConf.to_container(merged, resolve=True).items()}  # type: ignore[union-attr]
 
 
+def parse_agent_options(arguments: list[str], config_name: str, usage: str) -> dict[str, Any]:
+    """`parse_options` of a command that loads an agent: `which=best|last` becomes `best=True|False`.
+
+    Raises:
+        UsageError: see `parse_options`; or another value of `which`.
+    """
+    options = parse_options(arguments, config_name, usage)
+    which = options.pop("which")
+    if which not in ("best", "last"):
+        raise UsageError(f"which={which}: expected best or last")
+    return {**options, "best": which == "best"}
+
+
 def existing_folder(path: str | Path, what: str) -> Path:
     """Raises: UsageError if there is no such folder."""
     folder = Path(path)

@@ -10,7 +10,7 @@ from typing import Any
 from hrm_agent import __version__
 from hrm_agent.agent import Agent
 from hrm_agent.checkpoint import write_atomically
-from hrm_agent.cli import UsageError, parse_options, usage_errors
+from hrm_agent.cli import parse_agent_options, usage_errors
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.episodes import PolicyActor, RandomActor, ReplanActor, run_in_shards
 from hrm_agent.evaluation.report import format_report, measure_cost, summarize, summarize_clairvoyant
@@ -117,11 +117,8 @@ def _describe(agent: Agent, run: str) -> dict[str, Any]:
 def main() -> None:
     usage = "python -m hrm_agent.evaluate run=RUN [KEY=VALUE] ..."
     with usage_errors():
-        options = parse_options(sys.argv[1:], "evaluate", usage)
-        which = options.pop("which")
-        if which not in ("best", "last"):
-            raise UsageError(f"which={which}: expected best or last")
-        report = evaluate(**options, best=which == "best")
+        options = parse_agent_options(sys.argv[1:], "evaluate", usage)
+        report = evaluate(**options)
     print(format_report(report))
     if options["out"] is not None:
         print(f"wrote {options['out']}")

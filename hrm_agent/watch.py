@@ -9,7 +9,7 @@ import gymnasium as gym
 
 from hrm_agent.agent import Agent
 from hrm_agent.checkpoint import write_atomically
-from hrm_agent.cli import UsageError, parse_options, usage_errors
+from hrm_agent.cli import parse_agent_options, usage_errors
 from hrm_agent.environments import check_env_id
 from hrm_agent.evaluation.video import check_mp4, encode_gif, encode_mp4, record_episodes
 
@@ -72,11 +72,8 @@ def watch(
 def main() -> None:
     usage = "python -m hrm_agent.watch run=RUN [KEY=VALUE] ..."
     with usage_errors():
-        options = parse_options(sys.argv[1:], "watch", usage)
-        which = options.pop("which")
-        if which not in ("best", "last"):
-            raise UsageError(f"which={which}: expected best or last")
-        print(watch(**options, best=which == "best"))
+        options = parse_agent_options(sys.argv[1:], "watch", usage)
+        print(watch(**options))
 
 
 if __name__ == "__main__":
