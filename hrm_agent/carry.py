@@ -2,7 +2,7 @@
 
 A rule turns a core's state into what is *kept* (a tuple of tensors, each with the batch first, possibly empty)
 and builds the next state from it. What is kept is all that crosses a step: it is what the collector holds, the
-rollout stores and a checkpoint saves.
+rollout stores and a checkpoint saves. A rule may have weights; they are the policy's, under `carry.`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,22 @@ from hrm_agent.cores import Core
 
 PolicyState = tuple[Tensor, ...]
 
+OPEN_GATE = 2.0
+"""Initial bias of the gates: sigmoid(2) = 0.88 is carried, as full carry nearly, and learning can close them."""
+
 
 class Carry(nn.Module):
-    """Base class of carry rules; `core` gives the initial state."""
+    """Base class of carry rules.
 
-    def __init__(self, core: Core) -> None:
+    Args:
+        core: gives the initial state.
+        outputs: numbers A in the policy's output.
+    """
+
+    from_output = False
+    """True where `keep` looks at the policy's output, which is then computed at every step of a window."""
+
+    def __init__(self, core: Core, outputs: int) -> None:
         super().__init__()
         self._core = [core]  # in a list: the core is the policy's child, not ours
 
@@ -32,13 +43,29 @@ class Carry(nn.Module):
         """What is kept before the first step of an episode."""
         raise NotImplementedError
 
-    def seed(self, kept: PolicyState, episode_start: Tensor) -> Any:
-        """The core's state to think from; fresh where `episode_start` (bool `[B]`) is true."""
+    def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
+        """The core's state to think from; fresh where `episode_start` (bool `[B]`) is true.
+
+        `tokens` float `[B, L, D]` are those of the new observation.
+        """
         raise NotImplementedError
 
-    def keep(self, state: Any) -> PolicyState:
-        """What of the state after thinking is kept for the next step."""
+    def keep(self, state: Any, output: Tensor | None) -> PolicyState:
+        """What is kept for the next step of the state after thinking, or of the policy's output `[B, A]`.
+
+        The output (the actions' probabilities, or their Q-values) is given to rules with `from_output` only.
+        """
         raise NotImplementedError
+
+    def _token_state(self, batch_size: int) -> Any:
+        """The initial state, which must have a latent vector per token."""
+        state = self.core.initial_state(batch_size)
+        if any(t.dim() != 3 for t in state):
+            raise ValueError(
+                f"this carry rule needs a latent per token, which {type(self.core).__name__} has not; "
+                "use carry=full or reset"
+            )
+        return state
 
 
 class Reset(Carry):
@@ -47,10 +74,10 @@ class Reset(Carry):
     def initial(self, batch_size: int) -> PolicyState:
         return ()
 
-    def seed(self, kept: PolicyState, episode_start: Tensor) -> Any:
+    def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         return self.core.initial_state(episode_start.shape[0])
 
-    def keep(self, state: Any) -> PolicyState:
+    def keep(self, state: Any, output: Tensor | None) -> PolicyState:
         return ()
 
 
@@ -60,11 +87,11 @@ class Full(Carry):
     def initial(self, batch_size: int) -> PolicyState:
         return tuple(t.contiguous() for t in self.core.initial_state(batch_size))
 
-    def seed(self, kept: PolicyState, episode_start: Tensor) -> Any:
+    def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         fresh = self.core.initial_state(episode_start.shape[0])
         return type(fresh)(*(_choose(episode_start, f, k) for f, k in zip(fresh, kept, strict=True)))
 
-    def keep(self, state: Any) -> PolicyState:
+    def keep(self, state: Any, output: Tensor | None) -> PolicyState:
         return tuple(state)
 
 
@@ -74,35 +101,87 @@ class LastToken(Carry):
     def initial(self, batch_size: int) -> PolicyState:
         return tuple(t[:, -1].contiguous() for t in self._token_state(batch_size))
 
-    def seed(self, kept: PolicyState, episode_start: Tensor) -> Any:
+    def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         fresh = self._token_state(episode_start.shape[0])
         return type(fresh)(
             *(_choose(episode_start, f, k.unsqueeze(1).expand_as(f)) for f, k in zip(fresh, kept, strict=True))
         )
 
-    def keep(self, state: Any) -> PolicyState:
+    def keep(self, state: Any, output: Tensor | None) -> PolicyState:
         return tuple(t[:, -1] for t in state)
 
-    def _token_state(self, batch_size: int) -> Any:
-        state = self.core.initial_state(batch_size)
-        if any(t.dim() != 3 for t in state):
-            raise ValueError(
-                f"carry=last_token: {type(self.core).__name__} has no latent per token; use carry=full or reset"
-            )
-        return state
+
+class Gate(Carry):
+    """The whole latent grid is carried, and every position mixes it with the initial state by a learned gate.
+
+    `g * kept + (1 - g) * initial`, one g in (0, 1) per position and latent, a sigmoid of the position's kept latents
+    and its new token: so a position can drop what it thought where the world has changed.
+    """
+
+    def __init__(self, core: Core, outputs: int) -> None:
+        super().__init__(core, outputs)
+        fields = len(self._token_state(1))
+        self.gate = nn.Linear((fields + 1) * core.hidden_size, fields)
+        nn.init.normal_(self.gate.weight, std=0.1 * self.gate.in_features**-0.5)
+        nn.init.constant_(self.gate.bias, OPEN_GATE)
+
+    def initial(self, batch_size: int) -> PolicyState:
+        return tuple(t.contiguous() for t in self._token_state(batch_size))
+
+    def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
+        fresh = self._token_state(episode_start.shape[0])
+        gates = self.gate(torch.cat([*kept, tokens], dim=-1)).sigmoid()  # [B, L, fields]
+        mixed = (f + g.unsqueeze(-1) * (k - f) for f, k, g in zip(fresh, kept, gates.unbind(-1), strict=True))
+        return type(fresh)(*(_choose(episode_start, f, m) for f, m in zip(fresh, mixed, strict=True)))
+
+    def keep(self, state: Any, output: Tensor | None) -> PolicyState:
+        return tuple(state)
+
+
+class Output(Carry):
+    """Only the policy's output is carried: the initial state plus a learned linear map of it, at every position."""
+
+    from_output = True
+
+    def __init__(self, core: Core, outputs: int) -> None:
+        super().__init__(core, outputs)
+        self.outputs = outputs
+        fields = len(self._token_state(1))
+        self.embed = nn.Linear(outputs, fields * core.hidden_size, bias=False)
+
+    def initial(self, batch_size: int) -> PolicyState:
+        return (self.embed.weight.new_zeros(batch_size, self.outputs),)
+
+    def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
+        fresh = self._token_state(episode_start.shape[0])
+        told = self.embed(kept[0]).chunk(len(fresh), dim=-1)  # one [B, D] a latent
+        return type(fresh)(*(_choose(episode_start, f, f + t.unsqueeze(1)) for f, t in zip(fresh, told, strict=True)))
+
+    def keep(self, state: Any, output: Tensor | None) -> PolicyState:
+        assert output is not None
+        return (output,)
 
 
 def _choose(where: Tensor, fresh: Tensor, kept: Tensor) -> Tensor:
     return torch.where(where.view(-1, *[1] * (fresh.dim() - 1)), fresh, kept)
 
 
-CARRY_RULES: dict[str, type[Carry]] = {"reset": Reset, "full": Full, "last_token": LastToken}
+CARRY_RULES: dict[str, type[Carry]] = {
+    "reset": Reset,
+    "full": Full,
+    "last_token": LastToken,
+    "gate": Gate,
+    "output": Output,
+}
 
 
-def build_carry(name: str, core: Core) -> Carry:
+def build_carry(name: str, core: Core, outputs: int) -> Carry:
     """Raises: ValueError if `name` is not a carry rule or does not suit the core."""
     if name not in CARRY_RULES:
         raise ValueError(f"carry={name!r}: expected one of {', '.join(CARRY_RULES)}")
-    carry = CARRY_RULES[name](core)
-    carry.initial(1)
+    try:
+        carry = CARRY_RULES[name](core, outputs)
+        carry.initial(1)
+    except ValueError as error:
+        raise ValueError(f"carry={name}: {error}") from None
     return carry

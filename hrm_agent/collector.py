@@ -82,8 +82,9 @@ class Collector:
         parts = self.shards.map(part, self.shards.slices(episode_start.shape[0]))
         if len(parts) == 1:
             return parts[0]
-        logits, values, states = zip(*parts, strict=True)
-        return Decision(torch.cat(logits), torch.cat(values), tuple(torch.cat(s) for s in zip(*states, strict=True)))
+        logits, values, states, segments = zip(*parts, strict=True)
+        kept = tuple(torch.cat(s) for s in zip(*states, strict=True))
+        return Decision(torch.cat(logits), torch.cat(values), kept, torch.cat(segments))
 
     def _value_of_cut_off(self, terminated: np.ndarray, truncated: np.ndarray, infos: dict[str, Any]) -> Tensor:
         """V(final observation) `[N]` where an episode was truncated, from the state before the reset; else 0."""

@@ -19,7 +19,7 @@ from hrm_agent.trainer import TrainerConfig
 ALGORITHMS = {"ppo": PPOConfig}
 TRAINER_SETTINGS = tuple(f.name for f in dataclasses.fields(TrainerConfig) if f.name not in ("env", "env_options"))
 GROUPS = ("env", "core", "carry", "algo")
-POLICY_SETTINGS = ("segments", "time_gradient", "readout", "encoder")
+POLICY_SETTINGS = ("segments", "stop", "stop_threshold", "time_gradient", "readout", "encoder")
 COMMAND_SETTINGS = ("test_episodes", "resume")
 KNOWN = {
     "": (*TRAINER_SETTINGS, *GROUPS, *POLICY_SETTINGS, *COMMAND_SETTINGS),
@@ -64,6 +64,8 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, PPOCo
         core_options=core,
         carry=values["carry"]["rule"],
         segments=_checked("segments", values["segments"], int),
+        stop=values["stop"],
+        stop_threshold=_checked("stop_threshold", values["stop_threshold"], float),
         time_gradient=values["time_gradient"],
         readout=values["readout"],
         encoder=_typed(EncoderConfig, values["encoder"], "encoder"),

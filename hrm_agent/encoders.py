@@ -33,11 +33,14 @@ class EncoderConfig:
             `patch_size=2` makes one token of a maze cell with its east and south edges.
         positions: `none`, or `learned` (added to the tokens, the sum scaled by 1/sqrt(2); ties the agent to one
             size of grid).
+        prefix: learned tokens before all others, zero at first: the slots of HRM's puzzle embedding
+            (arXiv 2506.21734).
     """
 
     crop: int = 0
     patch_size: int = 1
     positions: str = "none"
+    prefix: int = 0
 
     def __post_init__(self) -> None:
         if self.crop < 0:
@@ -46,6 +49,8 @@ class EncoderConfig:
             raise ValueError(f"encoder.patch_size={self.patch_size}: expected 1 or more")
         if self.positions not in ("none", "learned"):
             raise ValueError(f"encoder.positions={self.positions!r}: expected 'none' or 'learned'")
+        if self.prefix < 0:
+            raise ValueError(f"encoder.prefix={self.prefix}: expected 0 or more tokens")
 
 
 class Encoder(nn.Module):
@@ -168,6 +173,20 @@ class DictEncoder(Encoder):
         return torch.cat([part(obs[key]) for key, part in self.parts.items()], dim=-2)
 
 
+class PrefixedEncoder(Encoder):
+    """Learned tokens in front of another encoder's."""
+
+    def __init__(self, inner: Encoder, hidden_size: int, count: int) -> None:
+        super().__init__()
+        self.inner, self.count = inner, count
+        self.length, self.grid = count + inner.length, inner.grid
+        self.prefix = nn.Parameter(torch.zeros(count, hidden_size))
+
+    def forward(self, obs: Observation) -> Tensor:
+        tokens = self.inner(obs)
+        return torch.cat([self.prefix.expand(*tokens.shape[:-2], -1, -1), tokens], dim=-2)
+
+
 class PositionedEncoder(Encoder):
     """Learned absolute positions around another encoder: `(tokens + position) / sqrt(2)`."""
 
@@ -211,13 +230,16 @@ def build_encoder(space: gym.Space, hidden_size: int, config: EncoderConfig) -> 
         encoder: Encoder = DictEncoder(space, hidden_size, config)
     else:
         encoder = _build_part(space, hidden_size, config, "observation space")
+    if config.prefix:
+        encoder = PrefixedEncoder(encoder, hidden_size, config.prefix)
     return PositionedEncoder(encoder, hidden_size) if config.positions == "learned" else encoder
 
 
 def find_grid(encoder: Encoder) -> tuple[GridEncoder, str | None, int] | None:
     """The grid inside an encoder: (grid encoder, its key in the observation or None, tokens before the grid)."""
-    if isinstance(encoder, PositionedEncoder):
-        return find_grid(encoder.inner)
+    if isinstance(encoder, PositionedEncoder | PrefixedEncoder):
+        found = find_grid(encoder.inner)
+        return found and (found[0], found[1], encoder.length - found[0].length)
     if isinstance(encoder, GridEncoder):
         return encoder, None, 0
     if isinstance(encoder, DictEncoder):

@@ -6,6 +6,7 @@ consecutive steps, and gives the same numbers as that many calls of `step`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hrm_agent.carry import PolicyState, build_carry
-from hrm_agent.cores import build_core
+from hrm_agent.cores import State, build_core, map_state
 from hrm_agent.encoders import EncoderConfig, Observation, build_encoder, find_grid
 
 READOUTS = ("agent", "mean", "first", "last")
+HEADS = ("actor_critic", "q")
+STOPS = ("fixed", "settled", "agreed")
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,15 @@ class PolicyConfig:
         core_options: its options, without `hidden_size`, `length` and `grid`.
         hidden_size: width D of tokens and latents.
         carry: carry rule (`hrm_agent.carry.CARRY_RULES`).
-        segments: K, calls of the core per environment step.
+        segments: K, calls of the core per environment step; the most of them where thinking may stop earlier.
+        stop: when to stop thinking, decided for every row of a batch by itself: `fixed` after K segments;
+            `settled` when a segment changed the latent by less than `stop_threshold`, relative to its norm;
+            `agreed` when the policies after two successive segments differ by less than it (KL divergence in nats).
+        stop_threshold: see `stop`; with 0 all K segments are run.
         time_gradient: `bptt` lets the gradient flow through the state between the steps of a window, `detached`
             cuts it at every step.
         readout: the token the heads read: the `agent`'s, the `mean` of all, the `first` or the `last`.
+        heads: `actor_critic` (logits and a value) or `q` (Q-values, whose maximum is the value).
         agent_id: the id that marks the agent in a grid observation, for `readout=agent`.
         encoder: how observations become tokens.
     """
@@ -44,6 +52,9 @@ class PolicyConfig:
     segments: int = 1
     time_gradient: str = "bptt"
     readout: str = "agent"
+    heads: str = "actor_critic"
+    stop: str = "fixed"
+    stop_threshold: float = 0.0
     agent_id: int = 3
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
@@ -58,6 +69,12 @@ class PolicyConfig:
             raise ValueError(f"time_gradient={self.time_gradient!r}: expected 'bptt' or 'detached'")
         if self.readout not in READOUTS:
             raise ValueError(f"readout={self.readout!r}: expected one of {', '.join(READOUTS)}")
+        if self.heads not in HEADS:
+            raise ValueError(f"heads={self.heads!r}: expected one of {', '.join(HEADS)}")
+        if self.stop not in STOPS:
+            raise ValueError(f"stop={self.stop!r}: expected one of {', '.join(STOPS)}")
+        if not self.stop_threshold >= 0:
+            raise ValueError(f"stop_threshold={self.stop_threshold}: expected 0 or more")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,11 +89,33 @@ class NonFiniteNumbers(RuntimeError):
 
 
 class Decision(NamedTuple):
-    """logits float `[B, A]` (or Q-values), value float `[B]`, state: what is kept for the next step."""
+    """What a policy says, with a leading dimension of steps where it was unrolled.
+
+    Attributes:
+        logits: float `[..., B, A]`, unnormalised log-probabilities of the actions, or their Q-values.
+        value: float `[..., B]`.
+        state: what is kept for the next step.
+        segments: int64 `[..., B]`, segments that each row was thought over for.
+    """
 
     logits: Tensor
     value: Tensor
     state: PolicyState
+    segments: Tensor
+
+
+class Segment(NamedTuple):
+    """One segment of thought about one environment step.
+
+    Attributes:
+        state: the core's state after it.
+        output: float `[B, L, D]`, the core's output tokens.
+        decision: what the policy would say and keep if it stopped here.
+    """
+
+    state: State
+    output: Tensor
+    decision: Decision
 
 
 class Policy(nn.Module):
@@ -96,17 +135,19 @@ class Policy(nn.Module):
             grid=self.encoder.grid,
             **config.core_options,
         )
-        self.carry = build_carry(config.carry, self.core)
+        actions = int(action_space.n)
+        self.carry = build_carry(config.carry, self.core, actions)
         self._check_gradient_path()
         self._grid = find_grid(self.encoder)
         if config.readout == "agent" and self._grid is None:
             raise ValueError(f"readout=agent needs a grid observation, got {observation_space}; use readout=mean")
-        self.policy_head = nn.Linear(config.hidden_size, int(action_space.n))
-        self.value_head = nn.Linear(config.hidden_size, 1)
+        self.policy_head = nn.Linear(config.hidden_size, actions)
         # Small policy logits at the start: near-uniform actions (Andrychowicz et al. 2021, arXiv 2006.05990).
         nn.init.normal_(self.policy_head.weight, std=0.01)
         nn.init.zeros_(self.policy_head.bias)
-        nn.init.zeros_(self.value_head.bias)
+        self.value_head = None if config.heads == "q" else nn.Linear(config.hidden_size, 1)
+        if self.value_head is not None:
+            nn.init.zeros_(self.value_head.bias)
 
     def _check_gradient_path(self) -> None:
         """Cycles without gradient cut the path from the state that comes in: nothing would flow through time."""
@@ -128,34 +169,108 @@ class Policy(nn.Module):
 
     def step(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         """One environment step: obs `[B, ...]`, episode_start bool `[B]`."""
-        latent, state = self._think(self.encoder(obs), state, episode_start)
-        read = self._read(latent, self._readout_index(obs))
-        return Decision(self.policy_head(read), self.value_head(read).squeeze(-1), state)
+        read, state, segments = self._think(self.encoder(obs), state, episode_start, self._readout_index(obs))
+        return self._decide(read, state, segments)
 
     def unroll(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         """A window of k steps: obs `[k, B, ...]`, episode_start `[k, B]`, state before the first step.
 
-        Returns logits `[k, B, A]`, value `[k, B]` and the state after the last step.
+        Returns logits `[k, B, A]`, value and segments `[k, B]`, and the state after the last step.
         """
         tokens = self.encoder(obs)
         index = self._readout_index(obs)
         detached = self.config.time_gradient == "detached"
-        reads = []
+        reads, segments = [], []
         # unbind, not tokens[t]: its backward stacks the steps' gradients once, instead of adding k zero-padded ones.
         for t, step_tokens in enumerate(tokens.unbind(0)):
             if detached:
                 state = tuple(s.detach() for s in state)
-            latent, state = self._think(step_tokens, state, episode_start[t])
-            reads.append(self._read(latent, None if index is None else index[t]))
-        read = torch.stack(reads)
-        return Decision(self.policy_head(read), self.value_head(read).squeeze(-1), state)
+            at = None if index is None else index[t]
+            read, state, used = self._think(step_tokens, state, episode_start[t], at)
+            reads.append(read)
+            segments.append(used)
+        return self._decide(torch.stack(reads), state, torch.stack(segments))
 
-    def _think(self, tokens: Tensor, kept: PolicyState, episode_start: Tensor) -> tuple[Tensor, PolicyState]:
-        state = self.carry.seed(kept, episode_start)
-        latent = tokens
+    def segment_by_segment(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Iterator[Segment]:
+        """The K segments of one environment step, one at a time; `stop` is not looked at.
+
+        Every segment encodes the observation with the weights as they are then, and starts from the state that the
+        one before ended in, detached: weights may be changed between them, as HRM-Agent's training does.
+        """
+        index = self._readout_index(obs)
+        thought: State | None = None
+        for number in range(1, self.segments + 1):
+            tokens = self.encoder(obs)
+            if thought is None:
+                thought = self.carry.seed(state, episode_start, tokens)
+            output, thought = self.core(tokens, map_state(Tensor.detach, thought))
+            read = self._read(output, index)
+            kept = self._keep(thought, read)
+            segments = torch.full(episode_start.shape, number, device=episode_start.device)
+            yield Segment(thought, output, self._decide(read, kept, segments))
+
+    def _think(
+        self, tokens: Tensor, kept: PolicyState, episode_start: Tensor, index: Tensor | None
+    ) -> tuple[Tensor, PolicyState, Tensor]:
+        """One environment step: what the heads read `[B, D]`, what is kept, and the segments used `[B]`."""
+        thought = self.carry.seed(kept, episode_start, tokens)
+        if self.config.stop == "fixed":
+            output = tokens
+            for _ in range(self.segments):
+                output, thought = self.core(tokens, thought)
+            segments = torch.full(episode_start.shape, self.segments, device=episode_start.device)
+        else:
+            output, thought, segments = self._think_until_done(tokens, thought, index)
+        read = self._read(output, index)
+        return read, self._keep(thought, read), segments
+
+    def _think_until_done(self, tokens: Tensor, thought: State, index: Tensor | None) -> tuple[Tensor, State, Tensor]:
+        """At most K segments, of which each row takes as many as it needs: output, state and segments `[B]`."""
+        size = tokens.shape[0]
+        segments = torch.zeros(size, dtype=torch.int64, device=tokens.device)
+        active = torch.arange(size, device=tokens.device)
+        output, policies = tokens, None
         for _ in range(self.segments):
-            latent, state = self.core(tokens, state)
-        return latent, self.carry.keep(state)
+            everybody = active.numel() == size
+            own = None if everybody or index is None else index[active]
+            before = thought if everybody else map_state(lambda t: t[active], thought)  # noqa: B023
+            new_output, after = self.core(tokens if everybody else tokens[active], before)
+            if everybody:
+                output, thought = new_output, after
+            else:
+                output = output.index_copy(0, active, new_output)
+                thought = map_state(lambda t, new: t.index_copy(0, active, new), thought, after)  # noqa: B023
+            segments[active] += 1
+            with torch.no_grad():
+                done, policies = self._done(before, after, new_output, index if everybody else own, policies)
+            active = active[~done]
+            policies = None if policies is None else policies[~done]
+            if not active.numel():
+                break
+        return output, thought, segments
+
+    def _done(
+        self, before: State, after: State, output: Tensor, index: Tensor | None, policies: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Which rows may stop after a segment, bool `[M]`, and their log-policies `[M, A]` to compare the next with."""
+        threshold = self.config.stop_threshold
+        if self.config.stop == "settled":
+            return relative_change(before, after) < threshold, None
+        now = self.policy_head(self._read(output, index)).log_softmax(-1)
+        if policies is None:
+            return torch.zeros(now.shape[0], dtype=torch.bool, device=now.device), now
+        return (now.exp() * (now - policies)).sum(-1) < threshold, now
+
+    def _keep(self, thought: State, read: Tensor) -> PolicyState:
+        if not self.carry.from_output:
+            return self.carry.keep(thought, None)
+        output = self.policy_head(read)
+        return self.carry.keep(thought, output if self.config.heads == "q" else output.softmax(-1))
+
+    def _decide(self, read: Tensor, kept: PolicyState, segments: Tensor) -> Decision:
+        logits = self.policy_head(read)
+        value = logits.amax(-1) if self.value_head is None else self.value_head(read).squeeze(-1)
+        return Decision(logits, value, kept, segments)
 
     def _readout_index(self, obs: Observation) -> Tensor | None:
         if self.config.readout != "agent" or self._grid is None:
@@ -170,6 +285,15 @@ class Policy(nn.Module):
         if self.config.readout == "mean":
             return latent.mean(1)
         return latent[:, 0] if self.config.readout == "first" else latent[:, -1]
+
+
+def relative_change(before: State, after: State) -> Tensor:
+    """`||after - before|| / ||after||` of each row's whole latent, float `[B]`; 0 for a state without tensors."""
+    if not after:
+        raise ValueError("stop=settled: the core has no latent that could settle; use stop=fixed or agreed")
+    moved = torch.stack([(a - b).flatten(1).square().sum(1) for a, b in zip(after, before, strict=True)]).sum(0)
+    norm = torch.stack([a.flatten(1).square().sum(1) for a in after]).sum(0)
+    return (moved / norm.clamp_min(torch.finfo(norm.dtype).tiny)).sqrt()
 
 
 def to_tensors(obs: Any, device: torch.device | str = "cpu") -> Observation:

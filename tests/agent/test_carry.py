@@ -7,10 +7,10 @@ import torch
 from tiny import CORES
 from torch import Tensor
 
-from hrm_agent.carry import CARRY_RULES, build_carry
+from hrm_agent.carry import CARRY_RULES, Gate, build_carry
 from hrm_agent.cores import Core, build_core
 
-BATCH, LENGTH, SIZE = 3, 9, 8
+BATCH, LENGTH, SIZE, ACTIONS = 3, 9, 8, 4
 
 
 def core_of(name: str) -> Core:
@@ -18,14 +18,22 @@ def core_of(name: str) -> Core:
     return build_core(name, hidden_size=SIZE, length=LENGTH, grid=(3, 3), **CORES[name])
 
 
+def tokens_of(seed: int = 1) -> Tensor:
+    return torch.randn(BATCH, LENGTH, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def nowhere() -> Tensor:
+    return torch.zeros(BATCH, dtype=torch.bool)
+
+
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("rule", ["reset", "full"])
 def test_what_is_kept_has_the_shapes_of_the_initial_and_the_batch_first(core: str, rule: str) -> None:
     made = core_of(core)
-    carry = build_carry(rule, made)
+    carry = build_carry(rule, made, ACTIONS)
     initial = carry.initial(BATCH)
-    _, state = made(torch.randn(BATCH, LENGTH, SIZE), carry.seed(initial, torch.zeros(BATCH, dtype=torch.bool)))
-    kept = carry.keep(state)
+    _, state = made(tokens_of(), carry.seed(initial, nowhere(), tokens_of()))
+    kept = carry.keep(state, None)
     assert [t.shape for t in kept] == [t.shape for t in initial]
     assert all(t.shape[0] == BATCH for t in kept)
     if rule == "full":
@@ -34,11 +42,11 @@ def test_what_is_kept_has_the_shapes_of_the_initial_and_the_batch_first(core: st
 
 def test_last_token_keeps_one_vector_for_each_latent_and_gives_it_to_every_position() -> None:
     core = core_of("trm")
-    carry = build_carry("last_token", core)
+    carry = build_carry("last_token", core, ACTIONS)
     state = type(core.initial_state(1))(*(torch.randn(BATCH, LENGTH, SIZE) for _ in range(2)))
-    kept = carry.keep(state)
+    kept = carry.keep(state, None)
     assert [tuple(t.shape) for t in kept] == [(BATCH, SIZE)] * 2
-    seeded = carry.seed(kept, torch.tensor([False, True, False]))
+    seeded = carry.seed(kept, torch.tensor([False, True, False]), tokens_of())
     fresh = core.initial_state(BATCH)
     for field, before, new in zip(seeded, state, fresh, strict=True):
         for position in range(LENGTH):
@@ -49,9 +57,9 @@ def test_last_token_keeps_one_vector_for_each_latent_and_gives_it_to_every_posit
 @pytest.mark.parametrize("rule", CARRY_RULES)
 def test_a_start_gives_the_cores_initial_state_to_that_row_alone(rule: str) -> None:
     core = core_of("hrm")
-    carry = build_carry(rule, core)
+    carry = build_carry(rule, core, ACTIONS)
     kept = tuple(t + torch.randn_like(t) for t in carry.initial(BATCH))
-    seeded = carry.seed(kept, torch.tensor([True, False, True]))
+    seeded = carry.seed(kept, torch.tensor([True, False, True]), tokens_of())
     for field, new in zip(seeded, core.initial_state(BATCH), strict=True):
         fresh = [torch.equal(field[row], new[row]) for row in range(BATCH)]
         assert fresh == [True, rule == "reset", True]
@@ -59,16 +67,41 @@ def test_a_start_gives_the_cores_initial_state_to_that_row_alone(rule: str) -> N
 
 @pytest.mark.parametrize("rule", CARRY_RULES)
 def test_seeding_changes_nothing_that_was_kept(rule: str) -> None:
-    carry = build_carry(rule, core_of("trm"))
+    carry = build_carry(rule, core_of("trm"), ACTIONS)
     kept = carry.initial(BATCH)
     before = tuple(Tensor.clone(t) for t in kept)
-    state = carry.seed(kept, torch.tensor([True, False, False]))
+    state = carry.seed(kept, torch.tensor([True, False, False]), tokens_of())
     assert all(torch.equal(a, b) for a, b in zip(kept, before, strict=True))
     assert type(state) is type(carry.core.initial_state(1))
 
 
+def test_an_open_gate_carries_everything_and_a_closed_one_nothing() -> None:
+    core = core_of("trm")
+    carry = build_carry("gate", core, ACTIONS)
+    assert isinstance(carry, Gate)
+    torch.nn.init.zeros_(carry.gate.weight)
+    kept = tuple(t + torch.randn_like(t) for t in carry.initial(BATCH))
+    for bias, expected in ((50.0, kept), (-50.0, core.initial_state(BATCH))):
+        torch.nn.init.constant_(carry.gate.bias, bias)
+        for field, wanted in zip(carry.seed(kept, nowhere(), tokens_of()), expected, strict=True):
+            torch.testing.assert_close(field, wanted)
+
+
+def test_a_gate_sees_where_the_world_has_changed() -> None:
+    core = core_of("trm")
+    carry = build_carry("gate", core, ACTIONS)
+    kept = tuple(t + torch.randn_like(t) for t in carry.initial(BATCH))
+    tokens = tokens_of()
+    changed = tokens.clone()
+    changed[0, 4] += 1
+    before, after = carry.seed(kept, nowhere(), tokens), carry.seed(kept, nowhere(), changed)
+    moved = (after[0] != before[0]).any(-1)
+    assert moved.nonzero().tolist() == [[0, 4]]
+
+
 def test_rules_that_are_unknown_or_do_not_suit_the_core_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"carry='gates'.*reset, full, last_token"):
-        build_carry("gates", core_of("trm"))
-    with pytest.raises(ValueError, match=r"ConvLSTM has no latent per token; use carry=full"):
-        build_carry("last_token", core_of("convlstm"))
+    with pytest.raises(ValueError, match=r"carry='gates'.*reset, full, last_token, gate, output"):
+        build_carry("gates", core_of("trm"), ACTIONS)
+    for rule in ("last_token", "gate", "output"):
+        with pytest.raises(ValueError, match=rf"carry={rule}: .*per token, which ConvLSTM has not; use carry=full"):
+            build_carry(rule, core_of("convlstm"), ACTIONS)

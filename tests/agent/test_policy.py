@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -9,16 +11,17 @@ import torch
 from tiny import AGENT, CORES, GRID, SIDE, grids, tiny_policy
 from torch import Tensor, nn
 
+from hrm_agent.carry import CARRY_RULES
 from hrm_agent.cores import map_state
-from hrm_agent.policy import Policy, PolicyConfig
+from hrm_agent.policy import Policy, PolicyConfig, relative_change
 
 K, BATCH = 4, 3
 NO_TOKEN_LATENT = ("gru", "convlstm")
 PAIRS = [
     (core, carry)
     for core in CORES
-    for carry in ("reset", "full", "last_token")
-    if not (carry == "last_token" and core in NO_TOKEN_LATENT)
+    for carry in CARRY_RULES
+    if carry in ("reset", "full") or core not in (*NO_TOKEN_LATENT, "feedforward")
 ]
 
 
@@ -36,11 +39,14 @@ def used_state(policy: Policy, batch: int = BATCH, seed: int = 9) -> tuple[Tenso
     return tuple(s + torch.randn(s.shape, generator=noise) for s in state)
 
 
-@pytest.mark.parametrize("segments", [1, 2])
+@pytest.mark.parametrize("stop", [{}, {"stop": "settled", "stop_threshold": 0.3}])
+@pytest.mark.parametrize("segments", [1, 3])
 @pytest.mark.parametrize(("core", "carry"), PAIRS)
 @torch.no_grad()
-def test_a_window_unrolled_equals_its_steps(core: str, carry: str, segments: int) -> None:
-    policy = tiny_policy(core=core, carry=carry, segments=segments)
+def test_a_window_unrolled_equals_its_steps(core: str, carry: str, segments: int, stop: dict[str, Any]) -> None:
+    if stop and core == "feedforward":
+        pytest.skip("no latent that could settle")
+    policy = tiny_policy(core=core, carry=carry, segments=segments, **stop)
     obs, start, state = grids(K, BATCH), starts(), used_state(policy)
     window = policy.unroll(obs, state, start)
     for t in range(K):
@@ -48,12 +54,13 @@ def test_a_window_unrolled_equals_its_steps(core: str, carry: str, segments: int
         state = step.state
         torch.testing.assert_close(window.logits[t], step.logits, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(window.value[t], step.value, rtol=1e-5, atol=1e-5)
+        assert torch.equal(window.segments[t], step.segments)
     assert len(window.state) == len(state)
     for mine, theirs in zip(window.state, state, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("carry", ["full", "last_token"])
+@pytest.mark.parametrize("carry", ["full", "last_token", "gate", "output"])
 @torch.no_grad()
 def test_the_past_counts_within_an_episode_and_not_across_its_start(carry: str) -> None:
     policy = tiny_policy(carry=carry)
@@ -80,30 +87,122 @@ def test_reset_decides_the_same_whatever_came_before() -> None:
     assert late.state == ()
 
 
-@pytest.mark.parametrize("carry", ["full", "last_token"])
+def seeded_slowly(policy: Policy, kept: tuple[Tensor, ...], row: int, x: Tensor) -> Any:
+    """The core's state that a step of one row begins from, number by number."""
+    state = map_state(Tensor.clone, policy.core.initial_state(1))
+    rule, width = policy.config.carry, policy.config.hidden_size
+    for f, field in enumerate(state):
+        for token in range(x.shape[1]):
+            if rule == "full":
+                field[0, token] = kept[f][row, token]
+            elif rule == "last_token":
+                field[0, token] = kept[f][row]
+            elif rule == "gate":
+                gate = policy.carry.gate
+                seen = [k[row, token] for k in kept] + [x[0, token]]
+                open_ = 1 / (1 + torch.exp(-(gate.weight[f] @ torch.cat(seen) + gate.bias[f])))
+                field[0, token] = open_ * kept[f][row, token] + (1 - open_) * field[0, token]
+            elif rule == "output":
+                field[0, token] += policy.carry.embed.weight[f * width : (f + 1) * width] @ kept[0][row]
+    return state
+
+
+@pytest.mark.parametrize("heads", ["actor_critic", "q"])
+@pytest.mark.parametrize("segments", [1, 3])
+@pytest.mark.parametrize("carry", CARRY_RULES)
 @torch.no_grad()
-def test_carry_rules_equal_their_slow_reference(carry: str) -> None:
+def test_carry_rules_equal_their_slow_reference(carry: str, segments: int, heads: str) -> None:
     """Row by row and token by token, with the core called directly."""
-    segments = 2
-    policy = tiny_policy(carry=carry, segments=segments)
+    policy = tiny_policy(carry=carry, segments=segments, heads=heads)
     obs, kept = grids(BATCH), used_state(policy)
     decision = policy.step(obs, kept, torch.zeros(BATCH, dtype=torch.bool))
     for row in range(BATCH):
         x = policy.encoder(obs[row : row + 1])
-        state = map_state(Tensor.clone, policy.core.initial_state(1))
-        for field, carried in zip(state, kept, strict=True):
-            for token in range(x.shape[1]):
-                field[0, token] = carried[row, token] if carry == "full" else carried[row]
+        state = seeded_slowly(policy, kept, row, x)
         for _ in range(segments):
             y, state = policy.core(x, state)
         r, c = (int(i) for i in (obs[row] == AGENT).nonzero()[0])
-        read = y[0, (r - 1) // 2 * 3 + (c - 1) // 2]
-        torch.testing.assert_close(decision.logits[row], policy.policy_head(read), rtol=1e-5, atol=1e-5)
-        for field, after in zip(state, decision.state, strict=True):
-            expected = field[0] if carry == "full" else field[0, -1]
-            torch.testing.assert_close(after[row], expected, rtol=1e-5, atol=1e-5)
-    if carry == "last_token":
-        assert all(s.shape == (BATCH, 8) for s in decision.state)
+        logits = policy.policy_head(y[0, (r - 1) // 2 * 3 + (c - 1) // 2])
+        torch.testing.assert_close(decision.logits[row], logits, rtol=1e-5, atol=1e-5)
+        expected = {
+            "reset": [],
+            "full": [field[0] for field in state],
+            "gate": [field[0] for field in state],
+            "last_token": [field[0, -1] for field in state],
+            "output": [logits if heads == "q" else logits.exp() / logits.exp().sum()],
+        }[carry]
+        assert len(decision.state) == len(expected)
+        for after, wanted in zip(decision.state, expected, strict=True):
+            torch.testing.assert_close(after[row], wanted, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_q_heads_have_the_largest_q_value_for_their_value_and_no_value_head() -> None:
+    policy = tiny_policy(heads="q")
+    decision = policy.unroll(grids(K, BATCH), used_state(policy), starts())
+    assert torch.equal(decision.value, decision.logits.amax(-1))
+    assert not [name for name in policy.state_dict() if name.startswith("value_head")]
+
+
+@pytest.mark.parametrize("stop", ["settled", "agreed"])
+@pytest.mark.parametrize("carry", CARRY_RULES)
+def test_adaptive_thinking_with_threshold_zero_equals_a_fixed_number_of_segments(carry: str, stop: str) -> None:
+    """To the bit, in what is decided and in the gradient."""
+    results = []
+    for changes in ({}, {"stop": stop}):
+        policy = tiny_policy(carry=carry, segments=3, **changes)
+        decision = policy.unroll(grids(K, BATCH), used_state(policy), starts())
+        gradient = torch.autograd.grad(decision.logits.square().sum(), list(policy.core.parameters()))
+        results.append([decision.logits, *decision.state, *gradient])
+        assert (decision.segments == 3).all()
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("stop", ["settled", "agreed"])
+@torch.no_grad()
+def test_adaptive_thinking_stops_each_row_where_its_own_slow_reference_does(stop: str) -> None:
+    rows, most = 24, 6
+    fixed = tiny_policy(segments=most)
+    obs, kept, nowhere = grids(rows), used_state(fixed, rows), torch.zeros(rows, dtype=torch.bool)
+    after: list[list[Any]] = [[] for _ in range(rows)]  # the state and the logits of every segment, by row
+    measured: list[list[float]] = [[] for _ in range(rows)]
+    for row in range(rows):
+        part = slice(row, row + 1)
+        before, policy_before = fixed.carry.seed(tuple(k[part] for k in kept), nowhere[part], torch.empty(0)), None
+        for segment in fixed.segment_by_segment(obs[part], tuple(k[part] for k in kept), nowhere[part]):
+            moved = relative_change(before, segment.state).item()
+            now = segment.decision.logits.log_softmax(-1)
+            kl = torch.inf if policy_before is None else (now.exp() * (now - policy_before)).sum().item()
+            measured[row].append(moved if stop == "settled" else kl)
+            after[row].append(segment)
+            before, policy_before = segment.state, now
+    threshold = float(np.median([m[1] for m in measured]))
+    decision = tiny_policy(segments=most, stop=stop, stop_threshold=threshold).step(obs, kept, nowhere)
+    for row in range(rows):
+        used = next((n for n, m in enumerate(measured[row], 1) if m < threshold), most)
+        assert decision.segments[row] == used
+        torch.testing.assert_close(decision.logits[row], after[row][used - 1].decision.logits[0], rtol=1e-4, atol=1e-5)
+        for mine, theirs in zip(decision.state, after[row][used - 1].decision.state, strict=True):
+            torch.testing.assert_close(mine[row], theirs[0], rtol=1e-4, atol=1e-5)
+    assert len(set(decision.segments.tolist())) > 1
+
+
+def test_segment_by_segment_ends_where_a_step_does_and_cuts_the_gradient_between_segments() -> None:
+    policy = tiny_policy(segments=3)
+    obs, kept, start = grids(BATCH), used_state(policy), torch.tensor([True, False, False])
+    segments = list(policy.segment_by_segment(obs, kept, start))
+    step = policy.step(obs, kept, start)
+    torch.testing.assert_close(segments[-1].decision.logits, step.logits)
+    assert [s.decision.segments.tolist() for s in segments] == [[n] * BATCH for n in (1, 2, 3)]
+    weights = list(policy.core.parameters())
+    mine = torch.autograd.grad(segments[-1].decision.logits.square().sum(), weights)
+    state = map_state(Tensor.detach, segments[1].state)
+    output, _ = policy.core(policy.encoder(obs), state)
+    expected = torch.autograd.grad(
+        policy.policy_head(policy._read(output, policy._readout_index(obs))).square().sum(), weights
+    )
+    for a, b in zip(mine, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @torch.no_grad()
@@ -132,7 +231,7 @@ def gradient_at_first_tokens(policy: Policy, start: Tensor) -> Tensor:
     return gradient[0].abs().sum((-2, -1))
 
 
-@pytest.mark.parametrize("carry", ["full", "last_token"])
+@pytest.mark.parametrize("carry", ["full", "last_token", "gate", "output"])
 def test_bptt_reaches_back_through_the_window_up_to_an_episodes_start(carry: str) -> None:
     start = torch.zeros(K, BATCH, dtype=torch.bool)
     start[0] = True
@@ -142,7 +241,8 @@ def test_bptt_reaches_back_through_the_window_up_to_an_episodes_start(carry: str
 
 
 @pytest.mark.parametrize(
-    ("carry", "time_gradient"), [("full", "detached"), ("last_token", "detached"), ("reset", "bptt")]
+    ("carry", "time_gradient"),
+    [("full", "detached"), ("last_token", "detached"), ("gate", "detached"), ("output", "detached"), ("reset", "bptt")],
 )
 def test_no_gradient_crosses_a_step_where_it_is_cut(carry: str, time_gradient: str) -> None:
     start = torch.zeros(K, BATCH, dtype=torch.bool)
@@ -230,6 +330,9 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"readout": "middle"}, "expected one of agent, mean"),
         ({"hidden_size": 0}, "1 or more"),
         ({"carry": "ful"}, "full"),
+        ({"stop": "settle"}, "fixed, settled, agreed"),
+        ({"stop_threshold": -1.0}, "0 or more"),
+        ({"heads": "dueling"}, "actor_critic, q"),
     ):
         with pytest.raises(ValueError, match=message):
             tiny_policy(**changes)
