@@ -19,10 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hrm_agent.encoders import EncoderConfig
+from hrm_agent.policy import Policy, PolicyConfig
 from hrm_agent.supervised.losses import puzzle_loss
 from hrm_agent.supervised.model import (
     PuzzleModel,
@@ -108,40 +112,70 @@ def compare_file(path: Path, make_agent: MakeAgent | None = None) -> Errors:
 
     Args:
         path: a parity file.
-        make_agent: for files of kind `hrm_agent`, how to build the agent; by default `last_token_agent`.
+        make_agent: for files of kind `hrm_agent`, how to build the agent; by default `published_agent`.
 
     Raises:
         ValueError: the file cannot be used.
     """
     reference = Reference(path)
     if reference.config["kind"] == "hrm_agent":
-        return _compare_agent(reference, make_agent or last_token_agent)
+        return _compare_agent(reference, make_agent or published_agent)
     return _compare_puzzle_model(reference)
 
 
-def last_token_agent(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> AgentStep:
-    """The original HRM-Agent (arXiv 2510.22832) as a function.
+def published_policy(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Policy:
+    """The original HRM-Agent (arXiv 2510.22832) as this project's policy, with the authors' weights.
 
-    Each seed is broadcast over all positions, `halt_max_steps` segments follow, Q-values are the first four
-    logits of the last token, and that token's latents are the next seeds.
+    It is the policy of `+experiment=hrm_agent_maze`: HRM with a prefix token, `last_token` carry, `halt_max_steps`
+    segments, Q-values read from the last token. The observation is a sequence of ids, a grid of one row.
+
+    Raises:
+        ValueError: a weight is unknown, missing or of another shape.
     """
-    model = model_from_published(config)
+    model = model_from_published(config)  # checks the weights, and names them as the core does
     load_published(model, weights, "hrm")
-    model.eval()
-    segments = int(config["halt_max_steps"])
+    hidden, positions = int(config["hidden_size"]), config["pos_encodings"]
+    core = {name: config[name] for name in ("num_heads", "H_cycles", "L_cycles", "expansion", "H_layers", "L_layers")}
+    settings = PolicyConfig(
+        core="hrm",
+        core_options={**core, "positions": "none" if positions == "learned" else positions},
+        hidden_size=hidden,
+        carry="last_token",
+        segments=int(config["halt_max_steps"]),
+        time_gradient="detached",
+        readout="last",
+        heads="q",
+        encoder=EncoderConfig(positions="learned" if positions == "learned" else "none", prefix=model.prefix),
+    )
+    ids = gym.spaces.Box(0, int(config["vocab_size"]) - 1, (1, int(config["seq_len"])), np.int64)
+    policy = Policy(settings, ids, gym.spaces.Discrete(ACTIONS))
+    own = policy.state_dict()
+    own |= {f"core.{name}": tensor for name, tensor in model.core.state_dict().items()}
+    own["policy_head.weight"] = model.lm_head.weight[:ACTIONS]
+    own["policy_head.bias"] = torch.zeros(ACTIONS)  # the published head has none
+    # Published embeddings are small and scaled by sqrt(D) in the model; ours have the scale in them.
+    encoder = "encoder.inner." if positions == "learned" else "encoder."
+    grid = f"{encoder}inner.embedding" if model.prefix else f"{encoder}embedding"
+    own[grid] = torch.cat([model.tokens.weight * model.scale, torch.zeros(1, hidden)])  # and "outside the grid"
+    if model.puzzles is not None:
+        slots = torch.nn.functional.pad(model.puzzles.weight[0], (0, model.padding))
+        own[f"{encoder}prefix"] = slots.view(model.prefix, hidden) * model.scale
+    if model.learned_positions is not None:
+        own["encoder.positions"] = model.learned_positions.weight * model.scale
+    policy.load_state_dict(own)
+    return policy.eval()
 
+
+def published_agent(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> AgentStep:
+    """`published_policy` as a function of one environment step."""
+    policy = published_policy(config, weights)
+
+    @torch.no_grad()
     def step(inputs: Tensor, seeds: Seeds | None, episode_start: Tensor) -> tuple[Tensor, Seeds]:
-        state = model.initial_state(len(inputs))
-        if seeds is not None:
-            fresh = episode_start[:, None, None]
-            carried = [torch.where(fresh, z, seed[:, None]) for z, seed in zip(state, seeds, strict=True)]
-            state = tuple(carried)
-        batch = {"inputs": inputs, "puzzle_identifiers": torch.zeros(len(inputs), dtype=torch.long)}
-        with torch.no_grad():
-            for _ in range(segments):
-                state, logits, _, _ = model(state, batch)
-        z_H, z_L = state
-        return logits[:, -1, :ACTIONS], (z_H[:, -1], z_L[:, -1])
+        kept = policy.initial_state(len(inputs)) if seeds is None else seeds
+        decision = policy.step(inputs.unsqueeze(1), kept, episode_start)
+        z_H, z_L = decision.state
+        return decision.logits, (z_H, z_L)
 
     return step
 

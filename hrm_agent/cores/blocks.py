@@ -17,11 +17,13 @@ from torch.autograd.function import once_differentiable
 
 from hrm_agent.cores.base import check_at_least, check_choice, check_grid, linear, truncated_normal_
 
-MIXINGS = ("attention", "mlp", "conv", "attention_conv")
+MIXINGS = ("attention", "mlp", "conv", "attention_conv", "attention_local")
 POSITIONS = ("rope", "rope2d", "none")
 NORM_EPS = 1e-5
 ROPE_THETA = 10_000.0
 WIDTH_MULTIPLE = 256
+BIAS_RADIUS = 3
+"""Offsets between cells, in rows and columns, beyond which `attention_local` tells no more distances apart."""
 
 Angles = tuple[Tensor, Tensor]
 """Cosines and sines of the rotary positions, each float[L, 1, head_size]."""
@@ -109,11 +111,45 @@ class SwiGLU(nn.Module):
         return down
 
 
+class OffsetBias(nn.Module):
+    """Learned attention biases by the offset between two cells, in rows and columns, clipped to +-`BIAS_RADIUS`.
+
+    Biases of relative positions: Raffel et al. 2020 (T5), arXiv 1910.10683; ours are two-dimensional and begin as
+    minus the distance, so that heads look at the neighbourhood first, but for head 0, which begins without bias.
+    Prefix tokens share one more offset. No size of grid is built in.
+    """
+
+    offset: Tensor
+
+    def __init__(self, num_heads: int, length: int, grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        checked = check_grid(grid, length)
+        if checked is None:
+            raise ValueError("mixing=attention_local needs a grid but grid=None; give rows and columns")
+        rows, cols = checked
+        prefix, side = length - rows * cols, 2 * BIAS_RADIUS + 1
+        at = torch.cartesian_prod(torch.arange(rows), torch.arange(cols)).view(-1, 2)
+        apart = (at[None] - at[:, None]).clamp(-BIAS_RADIUS, BIAS_RADIUS) + BIAS_RADIUS  # [cells, cells, 2]
+        offset = torch.full((length, length), side * side)
+        offset[prefix:, prefix:] = apart[..., 0] * side + apart[..., 1]
+        self.register_buffer("offset", offset, persistent=False)
+        steps = torch.arange(-BIAS_RADIUS, BIAS_RADIUS + 1).abs()
+        near = -(steps[:, None] + steps[None]).float().flatten()
+        table = torch.cat([near, torch.zeros(1)]).repeat(num_heads, 1)
+        table[0] = 0.0
+        self.table = nn.Parameter(table)
+
+    def forward(self) -> Tensor:
+        """float[heads, L, L]."""
+        return self.table[:, self.offset]
+
+
 class AttentionMixing(nn.Module):
     """Non-causal multi-head attention over all tokens, with its residual and norm."""
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, bias: OffsetBias | None = None) -> None:
         super().__init__()
+        self.bias = bias
         self.num_heads = num_heads
         self.qkv = linear(hidden_size, 3 * hidden_size)
         self.out = linear(hidden_size, hidden_size)
@@ -125,7 +161,10 @@ class AttentionMixing(nn.Module):
         if angles is not None:
             qk = rotate(qk, angles)
         query, key = qk.chunk(2, dim=2)
-        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        bias = None if self.bias is None else self.bias()
+        mixed = F.scaled_dot_product_attention(
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias
+        )
         return rms_norm(x + self.out(mixed.transpose(1, 2).reshape(batch, length, size)))
 
 
@@ -163,8 +202,8 @@ class Block(nn.Module):
         length: tokens L, prefix included.
         grid: rows and columns of the tokens after the prefix; needed by the convolutions.
         num_heads: attention heads; they must divide D.
-        mixing: `attention`, `mlp` (SwiGLU over positions), `conv`, or `attention_conv` (attention, and a
-            convolution inside the SwiGLU over channels).
+        mixing: `attention`, `mlp` (SwiGLU over positions), `conv`, `attention_conv` (attention, and a
+            convolution inside the SwiGLU over channels) or `attention_local` (attention with `OffsetBias`).
         expansion: published width rule of the SwiGLUs, see `swiglu_width`.
         inner_size: width of the SwiGLUs, in place of the rule.
         branch_gain: factor on the initial weights that end a residual branch (convolution, attention's output,
@@ -197,7 +236,8 @@ class Block(nn.Module):
             self.mixer = PositionMLPMixing(length, swiglu_width(length, expansion, inner_size))
         else:
             check_heads(hidden_size, num_heads)
-            self.mixer = AttentionMixing(hidden_size, num_heads)
+            bias = OffsetBias(num_heads, length, grid) if mixing == "attention_local" else None
+            self.mixer = AttentionMixing(hidden_size, num_heads, bias)
         conv = GridConv(inner, length, grid) if mixing == "attention_conv" else None
         self.mlp = SwiGLU(hidden_size, inner, conv)
         if branch_gain <= 0:
@@ -267,7 +307,7 @@ class RotaryPositions(nn.Module):
         check_choice("positions", positions, POSITIONS)
         check_choice("mixing", mixing, MIXINGS)
         turns = None
-        if mixing in ("attention", "attention_conv") and positions != "none":
+        if mixing.startswith("attention") and positions != "none":
             check_heads(hidden_size, num_heads)
             head_size = hidden_size // num_heads
             turns = _turns_1d(length, head_size) if positions == "rope" else _turns_2d(length, head_size, grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from hrm_agent.cores import CORES, HRM, TRM, Core, FeedForward, build_core, map_state
 from hrm_agent.cores.base import truncated_normal_
-from hrm_agent.cores.blocks import MIXINGS, AttentionMixing, RotaryPositions, rms_norm, swiglu_width
+from hrm_agent.cores.blocks import MIXINGS, AttentionMixing, OffsetBias, RotaryPositions, rms_norm, swiglu_width
 
 GRID = (5, 6)
 PREFIX = 2
@@ -222,6 +223,7 @@ TRANSFERABLE = [
     ("trm-attention", {}),
     ("trm-rope2d", {}),
     ("trm-attention_conv", {"positions": "none"}),
+    ("trm-attention_local", {"positions": "none"}),
     ("convlstm", {}),
     ("gru", {}),
 ]
@@ -270,7 +272,7 @@ def test_prefix_reaches_the_grid_by_attention_and_in_convlstm() -> None:
     x = tokens()
     changed = x.clone()
     changed[:, 0] += 1.0
-    for variant in ("trm-attention", "trm-attention_conv", "trm-mlp", "convlstm", "gru"):
+    for variant in ("trm-attention", "trm-attention_conv", "trm-attention_local", "trm-mlp", "convlstm", "gru"):
         core = make(variant)
         state = core.initial_state(BATCH)
         difference = core(x, state)[0] - core(changed, state)[0]
@@ -291,6 +293,32 @@ def test_rms_norm_and_its_gradient_equal_the_definition(size: int, scale: float,
     (expected,) = torch.autograd.grad((definition * weight).sum(), exact)
     bound = 1e-5 * float(expected.abs().max()) + 1e-5 / scale
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=bound)
+
+
+@torch.no_grad()
+def test_local_attention_adds_its_bias_by_the_clipped_offset_of_two_cells() -> None:
+    rows, cols, prefix, heads = 5, 6, 2, 2
+    length = prefix + rows * cols
+    bias = OffsetBias(heads, length, (rows, cols))
+    assert bias.table[1].max() == 0
+    bias.table.normal_()
+    slow = torch.empty(heads, length, length)
+    for head, a, b in itertools.product(range(heads), range(length), range(length)):
+        if min(a, b) < prefix:
+            slow[head, a, b] = bias.table[head, -1]
+            continue
+        (ra, ca), (rb, cb) = divmod(a - prefix, cols), divmod(b - prefix, cols)
+        down, right = (max(-3, min(3, x)) + 3 for x in (rb - ra, cb - ca))
+        slow[head, a, b] = bias.table[head, down * 7 + right]
+    assert torch.equal(bias(), slow)
+    plain = AttentionMixing(SIZE, heads)
+    local = AttentionMixing(SIZE, heads, bias)
+    local.load_state_dict(plain.state_dict(), strict=False)
+    x = torch.randn(BATCH, length, SIZE)
+    query, key, value = (t.view(BATCH, length, heads, -1).transpose(1, 2) for t in plain.qkv(x).chunk(3, dim=-1))
+    weights = (query @ key.transpose(2, 3) / query.shape[-1] ** 0.5 + slow).softmax(-1)
+    expected = rms_norm(x + plain.out((weights @ value).transpose(1, 2).reshape(BATCH, length, SIZE)))
+    torch.testing.assert_close(local(x, None), expected)
 
 
 @pytest.mark.parametrize("positions", ["rope", "rope2d"])
