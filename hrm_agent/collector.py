@@ -1,4 +1,4 @@
-"""Steps a vector environment under a policy and fills rollouts.
+"""Steps a vector environment under a policy and fills rollouts or a replay.
 
 The collector owns the carry between rollouts. Environments run in Gymnasium's SAME_STEP autoreset mode: the
 observation after an episode's end is the first of the next episode, the last one is in `infos["final_obs"]`.
@@ -7,7 +7,7 @@ observation after an episode's end is the first of the next episode, the last on
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -18,9 +18,27 @@ from hrm_agent.carry import PolicyState
 from hrm_agent.encoders import Observation
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Decision, NonFiniteNumbers, Policy, to_tensors
+from hrm_agent.replay import Replay
 from hrm_agent.rollout import Rollout
 
 RECENT_EPISODES = 512
+
+
+class Outcome(NamedTuple):
+    """What one step of N environments led to.
+
+    Attributes:
+        rewards: float32 `[N]`.
+        terminated, truncated: bool `[N]`.
+        ended_rows: int64 `[M]`, the environments whose episode ended.
+        final_obs: `[M, ...]`, what these saw last; None where there are none.
+    """
+
+    rewards: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    ended_rows: Tensor
+    final_obs: Observation | None
 
 
 class Collector:
@@ -46,11 +64,12 @@ class Collector:
         self.state = policy.initial_state(env.num_envs)
         self.episode_start = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
         self.frames = 0
+        self.segments = 0.0  # per decision, of the last step
         self.episodes: deque[tuple[float, int, bool]] = deque(maxlen=RECENT_EPISODES)  # return, length, success
 
     @torch.no_grad()
     def collect(self, rollout: Rollout) -> None:
-        """Fill `rollout` with its T steps of every environment."""
+        """Fill `rollout` with its T steps of every environment, actions drawn from the policy."""
         for t in range(rollout.steps):
             if t % rollout.window == 0:
                 rollout.write_state(t // rollout.window, self.state)
@@ -60,19 +79,55 @@ class Collector:
             actions, log_probs = sample_actions(decision.logits, self.generator)
             rollout.actions[t], rollout.log_probs[t] = actions, log_probs
             rollout.values[t] = decision.value
-            self.state = decision.state
-            obs, rewards, terminated, truncated, infos = self.env.step(actions.cpu().numpy() + self.first_action)
-            rollout.rewards[t] = torch.as_tensor(rewards)
-            rollout.terminated[t] = torch.as_tensor(terminated)
-            rollout.truncated[t] = torch.as_tensor(truncated)
-            rollout.final_values[t] = self._value_of_cut_off(terminated, truncated, infos)
-            self.obs = to_tensors(obs, self.device)
-            self.episode_start = torch.as_tensor(terminated | truncated, device=self.device)
-            self._count_episodes(infos)
+            outcome = self._advance(actions, decision)
+            rollout.rewards[t], rollout.terminated[t] = outcome.rewards, outcome.terminated
+            rollout.truncated[t] = outcome.truncated
+            rollout.final_values[t] = self._value_of_cut_off(outcome)
         rollout.write_state(rollout.steps // rollout.window, self.state)
         # Only the value is used: the carry stays as it was, and the next rollout thinks from it.
         rollout.last_values[:] = self._decide(self.obs, self.state, self.episode_start).value
-        self.frames += rollout.steps * rollout.num_envs
+
+    @torch.no_grad()
+    def explore(self, replay: Replay, steps: int, epsilon: float) -> None:
+        """Add `steps` steps of every environment to `replay`, each action random with probability `epsilon`."""
+        for _ in range(steps):
+            obs, state, episode_start = self.obs, self.state, self.episode_start
+            decision = self._decide(obs, state, episode_start)
+            actions = epsilon_greedy(decision.logits, epsilon, self.generator)
+            outcome = self._advance(actions, decision)
+            replay.add(
+                obs,
+                state,
+                episode_start,
+                actions,
+                outcome.rewards,
+                outcome.terminated,
+                outcome.truncated,
+                outcome.ended_rows,
+                outcome.final_obs,
+            )
+
+    def _advance(self, actions: Tensor, decision: Decision) -> Outcome:
+        """Step the environments; the collector then stands at the new observations."""
+        self.state = decision.state
+        self.segments = decision.segments.double().mean().item()
+        obs, rewards, terminated, truncated, infos = self.env.step(actions.cpu().numpy() + self.first_action)
+        ended = np.flatnonzero(terminated | truncated)
+        final_obs = None
+        if ended.size:
+            stacked = stack_final_obs(infos["final_obs"], ended, self.env.single_observation_space)
+            final_obs = to_tensors(stacked, self.device)
+        self.obs = to_tensors(obs, self.device)
+        self.episode_start = torch.as_tensor(terminated | truncated, device=self.device)
+        self.frames += self.env.num_envs
+        self._count_episodes(infos)
+        return Outcome(
+            torch.as_tensor(rewards, dtype=torch.float32, device=self.device),
+            torch.as_tensor(terminated, device=self.device),
+            torch.as_tensor(truncated, device=self.device),
+            torch.from_numpy(ended).to(self.device),
+            final_obs,
+        )
 
     def _decide(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         def part(rows: slice) -> Decision:
@@ -86,14 +141,15 @@ class Collector:
         kept = tuple(torch.cat(s) for s in zip(*states, strict=True))
         return Decision(torch.cat(logits), torch.cat(values), kept, torch.cat(segments))
 
-    def _value_of_cut_off(self, terminated: np.ndarray, truncated: np.ndarray, infos: dict[str, Any]) -> Tensor:
+    def _value_of_cut_off(self, outcome: Outcome) -> Tensor:
         """V(final observation) `[N]` where an episode was truncated, from the state before the reset; else 0."""
-        values = torch.zeros(truncated.shape[0], device=self.device)
-        cut = np.flatnonzero(truncated & ~terminated)
-        if cut.size:
-            rows = torch.from_numpy(cut).to(self.device)
-            final = to_tensors(stack_final_obs(infos["final_obs"], cut, self.env.single_observation_space), self.device)
-            no_start = torch.zeros(cut.size, dtype=torch.bool, device=self.device)
+        values = torch.zeros_like(outcome.rewards)
+        rows = outcome.ended_rows
+        cut = (outcome.truncated & ~outcome.terminated)[rows]
+        if cut.any():
+            assert outcome.final_obs is not None
+            final, rows = _rows(outcome.final_obs, cut), rows[cut]
+            no_start = torch.zeros_like(rows, dtype=torch.bool)
             values[rows] = self._decide(final, tuple(s[rows] for s in self.state), no_start).value
         return values
 
@@ -162,6 +218,7 @@ class Collector:
             "return": float(np.mean(returns)),
             "length": float(np.mean(lengths)),
             "success": float(np.mean(successes)),
+            "segments": self.segments,
         }
 
 
@@ -191,5 +248,18 @@ def stack_final_obs(final_obs: Any, rows: np.ndarray, space: gym.Space) -> Any:
     return np.stack([np.asarray(final_obs[i], dtype=space.dtype) for i in rows])
 
 
-def _rows(obs: Observation, rows: slice) -> Observation:
+def epsilon_greedy(q_values: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    """Actions int64 `[B]`: of the largest Q-value, or with probability `epsilon` any, uniformly.
+
+    Drawn on the CPU, whatever the device, so that one stream of numbers serves everywhere.
+    """
+    if not torch.isfinite(q_values).all():
+        raise NonFiniteNumbers("the Q-values are not finite")
+    size, count = q_values.shape
+    explores = torch.rand(size, generator=generator) < epsilon
+    anything = torch.randint(count, (size,), generator=generator)
+    return torch.where(explores.to(q_values.device), anything.to(q_values.device), q_values.argmax(-1))
+
+
+def _rows(obs: Observation, rows: slice | Tensor) -> Observation:
     return obs[rows] if isinstance(obs, Tensor) else {key: value[rows] for key, value in obs.items()}

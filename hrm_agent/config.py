@@ -10,13 +10,16 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.encoders import EncoderConfig
+from hrm_agent.learners import AlgoConfig
 from hrm_agent.parallel import available_cores
 from hrm_agent.policy import PolicyConfig
 from hrm_agent.trainer import TrainerConfig
 
-ALGORITHMS = {"ppo": PPOConfig}
+ALGORITHMS: dict[str, type[AlgoConfig]] = {"ppo": PPOConfig, "dqn": DQNConfig}
+HEADS = {"ppo": "actor_critic", "dqn": "q"}
 TRAINER_SETTINGS = tuple(f.name for f in dataclasses.fields(TrainerConfig) if f.name not in ("env", "env_options"))
 GROUPS = ("env", "core", "carry", "algo")
 POLICY_SETTINGS = ("segments", "stop", "stop_threshold", "time_gradient", "readout", "encoder")
@@ -47,7 +50,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     return plain
 
 
-def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, PPOConfig]:
+def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, AlgoConfig]:
     """The typed settings of a run; `values` comes from `resolve`.
 
     Raises:
@@ -57,7 +60,7 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, PPOCo
         _refuse_unknown(values[group] if group else values, known, group)
     core = dict(values["core"])
     algo = dict(values["algo"])
-    algo.pop("name")
+    name = algo.pop("name")
     policy = PolicyConfig(
         core=core.pop("name"),
         hidden_size=_checked("core.hidden_size", core.pop("hidden_size"), int),
@@ -68,11 +71,12 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, PPOCo
         stop_threshold=_checked("stop_threshold", values["stop_threshold"], float),
         time_gradient=values["time_gradient"],
         readout=values["readout"],
+        heads=HEADS[name],
         encoder=_typed(EncoderConfig, values["encoder"], "encoder"),
     )
     trainer = {name: values[name] for name in TRAINER_SETTINGS}
     env = {"env": values["env"]["id"], "env_options": dict(values["env"]["options"] or {})}
-    return _typed(TrainerConfig, {**env, **trainer}, ""), policy, _typed(PPOConfig, algo, "algo")
+    return _typed(TrainerConfig, {**env, **trainer}, ""), policy, _typed(ALGORITHMS[name], algo, "algo")
 
 
 def _typed(kind: Any, values: dict[str, Any], prefix: str) -> Any:

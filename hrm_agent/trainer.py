@@ -19,23 +19,21 @@ import torch
 
 from hrm_agent import __version__
 from hrm_agent.agent import Agent
-from hrm_agent.algos.ppo import PPO, NonFiniteLoss, PPOConfig
+from hrm_agent.algos.ppo import NonFiniteLoss
 from hrm_agent.checkpoint import (
     CheckpointError,
     CheckpointFolder,
     flatten,
-    load_optimizer_tensors,
     load_tensors,
-    optimizer_tensors,
     unflatten,
 )
 from hrm_agent.collector import Collector
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
+from hrm_agent.learners import AlgoConfig, build_learner
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import NonFiniteNumbers, Policy, PolicyConfig
-from hrm_agent.rollout import Rollout
 from hrm_agent.tracking import Console, RunLog
 
 VIDEO_EPISODES = 2
@@ -103,7 +101,7 @@ class Trainer:
     """
 
     def __init__(
-        self, config: TrainerConfig, policy_config: PolicyConfig, algo_config: PPOConfig, folder: Path
+        self, config: TrainerConfig, policy_config: PolicyConfig, algo_config: AlgoConfig, folder: Path
     ) -> None:
         self.config, self.folder = config, folder
         self.shards = Shards(config.shards)
@@ -111,16 +109,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         space = self.env.single_observation_space
         self.policy = Policy(policy_config, space, self.env.single_action_space).to(config.device)
-        self.algo = PPO(self.policy, algo_config, self.shards, config.seed)
         self.collector = Collector(self.env, self.policy, config.seed, self.shards)
-        self.rollout = Rollout(
-            algo_config.rollout_steps,
-            algo_config.num_envs,
-            algo_config.window,
-            space,
-            self.collector.state,
-            self.policy.device,
-        )
+        self.learner = build_learner(self.policy, algo_config, space, self.collector, self.shards, config.seed)
+        self.algo = self.learner.algo
         self.checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints)
         self.updates = 0
         self.seconds = 0.0  # of training, resumed parts included
@@ -158,11 +149,12 @@ class Trainer:
 
     def _iterate(self, log: RunLog, console: Console) -> None:
         before, began = self.frames, time.perf_counter()
+        done = min(1.0, before / self.config.total_steps)
         with self._naming_checkpoint():
-            self.collector.collect(self.rollout)
+            self.learner.collect(self.collector, done)
         collected = time.perf_counter()
         with self._naming_checkpoint():
-            losses = self.algo.update(self.rollout, min(1.0, before / self.config.total_steps))
+            losses = self.learner.update(done)
         updated = time.perf_counter()
         self.updates += 1
         self.seconds += updated - began
@@ -233,7 +225,7 @@ class Trainer:
         info = {
             "env": c.env,
             "env_options": c.env_options,
-            "algo": "ppo",
+            "algo": self.learner.name,
             "core": p.core,
             "carry": p.carry,
             "segments": p.segments,
@@ -254,8 +246,7 @@ class Trainer:
         """Write everything needed to go on as if nothing had happened."""
         tensors = {
             **flatten("policy", self.policy.state_dict()),
-            **flatten("optimizer", optimizer_tensors(self.algo.optimizer)),
-            "generator/minibatches": self.algo.generator.get_state(),
+            **self.learner.tensors(),
             **flatten("collector", self.collector.tensors()),
         }
         metadata = {
@@ -266,6 +257,7 @@ class Trainer:
             "best": self.best,
             "validation": self.validation,
             "collector": self.collector.metadata(),
+            "learner": self.learner.metadata(),
         }
         return self.checkpoints.save(self.frames, tensors, metadata)
 
@@ -278,8 +270,7 @@ class Trainer:
         tensors, metadata = load_tensors(path)
         try:
             self.policy.load_state_dict(unflatten("policy", tensors))
-            load_optimizer_tensors(self.algo.optimizer, unflatten("optimizer", tensors))
-            self.algo.generator.set_state(tensors["generator/minibatches"])
+            self.learner.restore(tensors, metadata.get("learner", {}))
             self.collector.restore(unflatten("collector", tensors), metadata["collector"])
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]

@@ -16,7 +16,7 @@ import pytest
 import torch
 from commands import run_command, tiny_run
 from safetensors.torch import load_file
-from tiny import MAZE, make_trainer
+from tiny import MAZE, make_dqn_trainer, make_trainer
 
 from hrm_agent.agent import Agent
 from hrm_agent.algos.ppo import PPO, NonFiniteLoss
@@ -69,6 +69,48 @@ def test_four_updates_equal_two_then_resumed_for_two_more(
     names = everything(whole).keys()
     for part in ("policy/", "optimizer/", "generator/", "collector/env/", "collector/obs/", "collector/generator"):
         assert any(name.startswith(part) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("carry", "algo"),
+    [
+        ("full", {}),
+        ("reset", {"double_q": False, "loss": "mse", "optimizer": "adam_atan2"}),
+        ("last_token", {"prioritised": True}),
+        ("gate", {"each_segment": True, "train_steps": 1, "burn_in": 0, "stride": 1, "n_step": 1}),
+    ],
+)
+def test_dqn_resumed_ends_as_if_it_had_not_been_stopped(carry: str, algo: dict[str, Any], tmp_path: Path) -> None:
+    """The replay, its targets, priorities and every random stream are in the checkpoint."""
+    changes: dict[str, Any] = {"policy": {"carry": carry, "segments": 2}, "algo": algo, "checkpoint_every": 64}
+    whole = make_dqn_trainer(tmp_path / "whole", total_steps=192, **changes)
+    whole.run(Console())
+    paths = whole.checkpoints.paths()
+    assert [int(p.stem) for p in paths] == [64, 128, 192]
+    (tmp_path / "halves" / "checkpoints").mkdir(parents=True)
+    shutil.copy(paths[1], tmp_path / "halves" / "checkpoints")
+    resumed = make_dqn_trainer(tmp_path / "halves", total_steps=192, **changes)
+    torch.manual_seed(99)  # the global stream must not matter
+    resumed.resume()
+    assert (resumed.frames, resumed.updates) == (128, 4)
+    steps = resumed.algo.steps
+    resumed.run(Console())
+    assert resumed.algo.steps > steps > 0
+    one, other = everything(whole), everything(resumed)
+    assert_equal_bits(one, other)
+    for part in ("policy/", "algo/target/", "algo/optimizer/", "algo/generator", "replay/"):
+        assert any(name.startswith(part) for name in one)
+    assert not torch.equal(one["algo/target/policy_head.weight"], one["policy/policy_head.weight"])
+
+
+def test_dqn_explores_before_it_learns_and_its_agent_says_what_it_is(tmp_path: Path) -> None:
+    trainer = make_dqn_trainer(tmp_path)
+    trainer.run(Console())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["frames"] for line in lines if "loss/loss" in line] == [64, 96, 128]
+    agent = Agent.load(tmp_path / "agents" / "last")
+    assert agent.info["algo"] == "dqn"
+    assert agent.policy.config.heads == "q"
 
 
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:

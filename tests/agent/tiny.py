@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPO, PPOConfig
 from hrm_agent.collector import Collector
 from hrm_agent.encoders import EncoderConfig
@@ -95,3 +96,24 @@ def make_trainer(folder: Path, **changes: Any) -> Trainer:
     algo = {"num_envs": 8, "rollout_steps": 4, "window": 4, "minibatch_windows": 4, **changes.pop("algo", {})}
     policy = {"core_options": QUICK, "hidden_size": 8, "encoder": EncoderConfig(1, 2), **changes.pop("policy", {})}
     return Trainer(TrainerConfig(**{**settings, **changes}), PolicyConfig(**policy), PPOConfig(**algo), folder)
+
+
+DQN_SETTINGS: dict[str, Any] = {
+    "num_envs": 8,
+    "collect_steps": 4,
+    "capacity": 96,  # less than a run of 128 frames: the ring goes round
+    "learning_starts": 64,
+    "updates": 2,
+    "batch_sequences": 4,
+    "burn_in": 2,
+    "train_steps": 3,
+    "n_step": 2,
+    "stride": 2,
+}
+
+
+def make_dqn_trainer(folder: Path, **changes: Any) -> Trainer:
+    """`make_trainer` with DQN; `algo` changes `DQN_SETTINGS`."""
+    algo = DQNConfig(**{**DQN_SETTINGS, **changes.pop("algo", {})})
+    base = make_trainer(folder, **{**changes, "policy": {**changes.pop("policy", {}), "heads": "q"}})
+    return Trainer(base.config, base.policy.config, algo, folder)

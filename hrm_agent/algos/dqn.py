@@ -1,0 +1,409 @@
+"""Recurrent DQN on replayed sequences that begin from a stored state.
+
+Q-learning with a target network: Mnih et al. 2015. Stored state and burn-in: Kapturowski et al. 2019 (R2D2). Double
+Q-learning: van Hasselt et al. 2016, arXiv 1509.06461. Prioritised replay: Schaul et al. 2016, arXiv 1511.05952.
+
+The HRM-Agent paper (Dang and Rawlinson 2025, arXiv 2510.22832) says only r + gamma * max Q of the target network and
+MSE; the rest is read off its code, github.com/LongDangHoang/HRM_RL_Agent at commit f12e204 (`rl/dqn_train_loop.py`,
+`rl/agent.py`, `rl/dataset.py`). What it does, and the setting that does it here:
+
+- One target for each transition, computed once with the target network before the first segment and kept for all of
+  them; the network runs all its segments. Plain maximum, one step: `double_q=false`, `n_step=1`.
+- Both seeds come from the replay: the observation's is what the collector's policy had kept before it, the next
+  observation's what it had kept after it: `burn_in=0`, `stride=1`, `stored_bootstrap=true`. They are never recomputed.
+- Every segment is an optimizer step with its own loss, from the detached state of the segment before, and a step of
+  the target average, of the warm-up and of epsilon: `each_segment=true`. Eight batches are drawn between collections
+  but seven are dropped, because the network is still busy with the first: `updates=1`.
+- No gradient clipping (`max_grad_norm=0`), no decay of the learning rate (`anneal=false`), no weight decay.
+- Only `terminated` stops the bootstrap; a time limit does not.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hrm_agent.algos.ppo import NonFiniteLoss
+from hrm_agent.carry import PolicyState
+from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
+from hrm_agent.encoders import Observation
+from hrm_agent.optim import AdamATan2
+from hrm_agent.parallel import Shards
+from hrm_agent.policy import Policy
+from hrm_agent.replay import Replay, Sequences, each
+
+OPTIMIZERS = ("adamw", "adam_atan2")
+LOSSES: dict[str, Callable[..., Tensor]] = {"huber": nn.functional.huber_loss, "mse": nn.functional.mse_loss}
+
+
+@dataclass(frozen=True)
+class DQNConfig:
+    """DQN's settings; every one can be changed on the command line as `algo.NAME=VALUE`."""
+
+    num_envs: int = 128  # environments stepped side by side
+    collect_steps: int = 8  # steps of each environment between updates
+    capacity: int = 100_000  # frames in the replay
+    learning_starts: int = 10_000  # frames collected before the first update
+    updates: int = 4  # batches drawn after every collection
+    batch_sequences: int = 32  # sequences in a batch
+    burn_in: int = 8  # steps that rebuild the state, without gradient; a multiple of the stride
+    train_steps: int = 16  # steps of a sequence that are learned from
+    n_step: int = 3  # rewards summed before the bootstrap
+    stride: int = 8  # the state is stored, and sequences begin, at every so many steps
+    learning_rate: float = 1e-3
+    optimizer: str = "adamw"  # or adam_atan2 (hrm_agent.optim)
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-5  # of adamw
+    weight_decay: float = 0.0
+    warmup: int = 0  # optimizer steps over which the learning rate rises from 0
+    anneal: bool = True  # learning rate goes linearly to 0 over the run
+    gamma: float = 0.97
+    double_q: bool = True  # the online network chooses the next action, the target network values it
+    target_ema: float = 0.99  # of the target network's weights, at every optimizer step
+    loss: str = "huber"  # or mse
+    max_grad_norm: float = 10.0  # 0: no clipping
+    epsilon_start: float = 1.0  # share of random actions at the beginning
+    epsilon_end: float = 0.05
+    epsilon_fraction: float = 0.3  # of the run, over which epsilon goes linearly from start to end
+    epsilon_updates: int = 0  # the same in optimizer steps, in place of the fraction; 0: the fraction counts
+    prioritised: bool = False  # draw sequences by their TD error
+    priority_alpha: float = 0.9  # exponent of the priorities (R2D2)
+    priority_beta: float = 0.6  # exponent of the importance weights (R2D2)
+    each_segment: bool = False  # train every batch at each segment in turn, one optimizer step each (HRM-Agent)
+    stored_bootstrap: bool = False  # judge the next observation from the state stored after the step (HRM-Agent)
+
+    def __post_init__(self) -> None:
+        self._check_ranges()
+        if self.burn_in % self.stride:
+            raise ValueError(
+                f"algo.burn_in={self.burn_in} is no multiple of algo.stride={self.stride}: a sequence begins where a "
+                "state is stored; change one of them"
+            )
+        if self.each_segment and self.train_steps != 1:
+            raise ValueError(f"algo.each_segment=true with algo.train_steps={self.train_steps}: expected 1 step")
+        if self.stored_bootstrap and not self.train_steps == self.n_step == self.stride == 1:
+            raise ValueError(
+                "algo.stored_bootstrap=true needs the state stored after every step: set algo.train_steps=1, "
+                "algo.n_step=1 and algo.stride=1"
+            )
+        length = self.burn_in + self.train_steps + self.n_step + self.stride - 1
+        held = self.capacity // self.num_envs // self.stride * self.stride
+        if held < length:
+            raise ValueError(
+                f"algo.capacity={self.capacity} frames hold {held} steps of algo.num_envs="
+                f"{self.num_envs} environments: expected {length} or more, for a sequence of burn_in + train_steps + "
+                "n_step; raise it"
+            )
+        if self.learning_starts > held * self.num_envs:
+            raise ValueError(
+                f"algo.learning_starts={self.learning_starts}: expected at most the {held * self.num_envs} frames that "
+                f"algo.capacity={self.capacity} holds"
+            )
+
+    def _check_ranges(self) -> None:
+        def check(names: str, fits: Callable[[Any], bool], expected: str) -> None:
+            for name in names.split():
+                if not fits(getattr(self, name)):
+                    raise ValueError(f"algo.{name}={getattr(self, name)}: expected {expected}")
+
+        counts = "num_envs collect_steps capacity updates batch_sequences train_steps n_step stride"
+        check(counts, lambda x: x >= 1, "1 or more")
+        at_least_0 = "burn_in learning_starts warmup epsilon_updates weight_decay max_grad_norm"
+        check(at_least_0, lambda x: x >= 0, "0 or more")
+        shares = "gamma target_ema epsilon_start epsilon_end epsilon_fraction priority_alpha priority_beta"
+        check(shares, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+        check("beta1 beta2", lambda x: 0 <= x < 1, "a number from 0 to below 1")
+        check("learning_rate eps", lambda x: x > 0, "a number above 0")
+        check("optimizer", lambda x: x in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
+        check("loss", lambda x: x in LOSSES, f"one of {', '.join(LOSSES)}")
+
+
+class DQN:
+    """Loss and update of one policy with Q-values, and its target network.
+
+    Args:
+        policy: trained in place; `PolicyConfig.heads` must be `q`.
+        config: see `DQNConfig`.
+        shards: threads that a batch is split over.
+        seed: of the sampled sequences.
+
+    Raises:
+        ValueError: the policy has no Q-values.
+    """
+
+    def __init__(self, policy: Policy, config: DQNConfig, shards: Shards, seed: int) -> None:
+        if policy.config.heads != "q":
+            raise ValueError(f"heads={policy.config.heads}: DQN trains Q-values; set heads=q")
+        self.policy, self.config, self.shards = policy, config, shards
+        self.target = copy.deepcopy(policy).requires_grad_(False)
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.optimizer = self._make_optimizer()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.steps = 0  # optimizer steps taken
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        c = self.config
+        betas = (c.beta1, c.beta2)
+        if c.optimizer == "adam_atan2":
+            return AdamATan2(self.parameters, c.learning_rate, betas, c.weight_decay)
+        return torch.optim.AdamW(self.parameters, c.learning_rate, betas, c.eps, c.weight_decay, fused=True)
+
+    def epsilon(self, progress: float) -> float:
+        """Share of random actions when the fraction `progress` of the run is done."""
+        c = self.config
+        span, done = (c.epsilon_updates, self.steps) if c.epsilon_updates else (c.epsilon_fraction, progress)
+        share = min(1.0, done / span) if span else 1.0
+        return c.epsilon_start + share * (c.epsilon_end - c.epsilon_start)
+
+    def ready(self, replay: Replay) -> bool:
+        """Are there frames enough to begin with, and at least one sequence?"""
+        c = self.config
+        return replay.frames >= c.learning_starts and bool(replay.starts(c.burn_in, c.train_steps, c.n_step))
+
+    def update(self, replay: Replay, progress: float) -> dict[str, float]:
+        """Train on `config.updates` batches. `progress`: fraction of the run that is done, for annealing.
+
+        Returns the means over optimizer steps of what was measured; nothing while the replay is not `ready`.
+
+        Raises:
+            NonFiniteLoss: before any weight is changed by the offending loss.
+        """
+        c = self.config
+        if not self.ready(replay):
+            return {}
+        sums: dict[str, float] = defaultdict(float)
+        alpha, beta = (c.priority_alpha, c.priority_beta) if c.prioritised else (0.0, 0.0)
+        before = self.steps
+        for _ in range(c.updates):
+            batch = replay.sample(
+                c.batch_sequences, c.burn_in, c.train_steps, c.n_step, self.generator, alpha, beta
+            ).to(self.policy.device)
+            measured, errors = (self._train_segments if c.each_segment else self._train)(batch, progress)
+            if c.prioritised:
+                replay.update_priorities(batch.drawn, errors, batch.mask)
+            for name, value in measured.items():
+                sums[name] += value
+        return {name: total / (self.steps - before) for name, total in sums.items()}
+
+    def _train(self, batch: Sequences, progress: float) -> tuple[dict[str, float], Tensor]:
+        """One optimizer step on a batch. Returns what was measured and the TD errors `[train, B]`."""
+        rows = max(1, int(batch.mask.sum()))
+
+        def gradient(part: slice) -> Part:
+            return self._gradient(*self.loss(batch.columns(part), rows))
+
+        parts = self.shards.map(gradient, self.shards.slices(batch.mask.shape[1]))
+        return self._step(parts, progress), torch.cat([p[2] for p in parts], 1)
+
+    def _train_segments(self, batch: Sequences, progress: float) -> tuple[dict[str, float], Tensor]:
+        """One optimizer step at each segment of thought. Returns sums over them and the last one's TD errors."""
+        rows = max(1, int(batch.mask.sum()))
+        slices = self.shards.slices(batch.mask.shape[1])
+        losses = self.shards.map(lambda part: self._segment_losses(batch.columns(part), rows), slices)
+        sums: dict[str, float] = defaultdict(float)
+        parts: list[Part] = []
+        for _ in range(self.policy.segments):
+            parts = self.shards.map(lambda each_loss: self._gradient(*next(each_loss)), losses)
+            for name, value in self._step(parts, progress).items():
+                sums[name] += value
+        return sums, torch.cat([p[2] for p in parts], 1)
+
+    def _gradient(self, loss: Tensor, measured: dict[str, float], errors: Tensor) -> Part:
+        return torch.autograd.grad(loss, self.parameters, allow_unused=True), measured, errors
+
+    def _step(self, parts: list[Part], progress: float) -> dict[str, float]:
+        """One step of the optimizer and of the target network, the gradient summed over shards in a fixed order."""
+        for parameter, *grads in zip(self.parameters, *(p[0] for p in parts), strict=True):
+            present = [g for g in grads if g is not None]
+            parameter.grad = sum(present[1:], present[0]) if present else None
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
+        if not torch.isfinite(norm):
+            raise NonFiniteLoss(f"gradient norm is {norm.item()}")
+        learning_rate = self._learning_rate(progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.steps += 1
+        self._average()
+        total = {name: sum(p[1][name] for p in parts) for name in parts[0][1]}
+        if "drift_norm" in total:  # relative error of the stored states against the recomputed
+            error, scale = total.pop("drift_error"), total.pop("drift_norm")
+            total["state_drift"] = math.sqrt(error / scale) if scale > 0 else 0.0
+        return {**total, "gradient_norm": norm.item(), "learning_rate": learning_rate}
+
+    def _learning_rate(self, progress: float) -> float:
+        c = self.config
+        warm = min(1.0, (self.steps + 1) / c.warmup) if c.warmup else 1.0
+        return c.learning_rate * warm * (1.0 - progress if c.anneal else 1.0)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Move the target network towards the policy."""
+        target: list[Tensor] = list(self.target.parameters())
+        online: list[Tensor] = list(self.policy.parameters())
+        torch._foreach_lerp_(target, online, 1 - self.config.target_ema)
+
+    def loss(self, batch: Sequences, rows: int) -> tuple[Tensor, dict[str, float], Tensor]:
+        """Sum over the batch's masked steps, divided by `rows`, so that the losses of a batch's shards add up.
+
+        Returns the loss (scalar with a graph), its parts, each divided by `rows` likewise, and the TD errors
+        `[train, B]`.
+        """
+        c = self.config
+        state = self._burn_in(self.policy, batch)
+        span = slice(c.burn_in, c.burn_in + c.train_steps)
+        decision = self.policy.unroll(_span(batch.obs, span), state, batch.episode_start[span])
+        online = None
+        if c.double_q:
+            online = self._continue(decision.logits, decision.state, batch)
+        return self._error(decision.logits, decision.state, self.targets(batch, online), batch, rows)
+
+    def _segment_losses(self, batch: Sequences, rows: int) -> Iterator[tuple[Tensor, dict[str, float], Tensor]]:
+        """The losses of a batch of single steps, one for each segment; all have the target of before the first."""
+        at = self.config.burn_in
+        state = self._burn_in(self.policy, batch)
+        online = self._bootstrap_q(self.policy, state, batch) if self.config.double_q else None
+        targets = self.targets(batch, online)
+        obs = each(lambda t: t[at], batch.obs)
+        for segment in self.policy.segment_by_segment(obs, state, batch.episode_start[at]):
+            q = segment.decision.logits.unsqueeze(0)
+            yield self._error(q, segment.decision.state, targets, batch, rows)
+
+    def _error(
+        self, q: Tensor, state: PolicyState, targets: Tensor, batch: Sequences, rows: int
+    ) -> tuple[Tensor, dict[str, float], Tensor]:
+        """Loss, measurements and TD errors of Q-values `[train, B, A]` and the state `[B, ...]` after them."""
+        span = slice(self.config.burn_in, self.config.burn_in + self.config.train_steps)
+        chosen = q.gather(-1, batch.actions[span].unsqueeze(-1)).squeeze(-1)
+        loss = LOSSES[self.config.loss](chosen, targets, reduction="none")
+        loss = (loss * batch.mask * batch.weights).sum() / rows
+        with torch.no_grad():
+            errors = chosen - targets
+            measured = {
+                "loss": loss.item(),
+                "q_mean": (chosen * batch.mask).sum().item() / rows,
+                "target_q": (targets * batch.mask).sum().item() / rows,
+                "td_error": (errors.abs() * batch.mask).sum().item() / rows,
+            }
+            if batch.next_state is not None:
+                whole = batch.mask.all(0)  # elsewhere the stored state is another episode's
+                both = [(s[whole], r[whole]) for s, r in zip(batch.next_state, state, strict=True)]
+                measured["drift_error"] = sum((s - r).square().sum().item() for s, r in both)
+                measured["drift_norm"] = sum(r.square().sum().item() for _, r in both)
+        return loss, measured, errors
+
+    @torch.no_grad()
+    def targets(self, batch: Sequences, online: Tensor | None) -> Tensor:
+        """n-step targets float `[train, B]`.
+
+        Args:
+            online: the policy's Q-values `[train + n_step, B, A]` from slot burn_in on, which choose the next
+                action; None: the target network's own do.
+        """
+        c = self.config
+        q = self._bootstrap_q(self.target, self._burn_in(self.target, batch), batch)
+        best = (q if online is None else online).argmax(-1, keepdim=True)
+        steps = slice(c.burn_in, c.burn_in + c.train_steps + c.n_step - 1)
+        return n_step_targets(
+            batch.rewards[steps],
+            batch.terminated[steps],
+            batch.ended[steps],
+            q.gather(-1, best).squeeze(-1),
+            c.gamma,
+            c.n_step,
+        )
+
+    @torch.no_grad()
+    def _burn_in(self, network: Policy, batch: Sequences) -> PolicyState:
+        """The network's own state before the first trained step, rebuilt from the stored one."""
+        burn_in = self.config.burn_in
+        if burn_in == 0:
+            return batch.state
+        return network.unroll(_span(batch.obs, slice(burn_in)), batch.state, batch.episode_start[:burn_in]).state
+
+    @torch.no_grad()
+    def _bootstrap_q(self, network: Policy, state: PolicyState, batch: Sequences) -> Tensor:
+        """Q-values `[train + n_step, B, A]` from slot burn_in on; `state` is the network's own before that slot."""
+        first = self.config.burn_in
+        if not self.config.stored_bootstrap:
+            return network.unroll(_span(batch.obs, slice(first, None)), state, batch.episode_start[first:]).logits
+        # The first slot's Q-values are not bootstrapped from: n_step is 1.
+        assert batch.next_state is not None
+        following = slice(first + 1, None)
+        q = network.unroll(_span(batch.obs, following), batch.next_state, batch.episode_start[following]).logits
+        return torch.cat([torch.zeros_like(q), q])
+
+    @torch.no_grad()
+    def _continue(self, q: Tensor, state: PolicyState, batch: Sequences) -> Tensor:
+        """The policy's Q-values `[train, B, A]` of the trained steps, and of the n_step slots behind them."""
+        if self.config.stored_bootstrap:
+            return self._bootstrap_q(self.policy, (), batch)
+        last = slice(self.config.burn_in + self.config.train_steps, None)
+        tail = self.policy.unroll(_span(batch.obs, last), tuple(s.detach() for s in state), batch.episode_start[last])
+        return torch.cat([q.detach(), tail.logits])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs, but for the policy's weights and `metadata`."""
+        return {
+            **flatten("target", self.target.state_dict()),
+            **flatten("optimizer", optimizer_tensors(self.optimizer)),
+            "generator": self.generator.get_state(),
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Inverse of `tensors` and `metadata`.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: they belong to another policy or optimizer.
+        """
+        self.target.load_state_dict(unflatten("target", tensors))
+        load_optimizer_tensors(self.optimizer, unflatten("optimizer", tensors))
+        self.generator.set_state(tensors["generator"])
+        self.steps = metadata["steps"]
+
+
+Part = tuple[tuple[Tensor, ...], dict[str, float], Tensor]
+"""Of one shard: gradients, measurements, TD errors."""
+
+
+def n_step_targets(rewards: Tensor, terminated: Tensor, ended: Tensor, values: Tensor, gamma: float, n: int) -> Tensor:
+    """Targets of n-step Q-learning (Sutton 1988; Watkins 1989), `[T - n + 1, B]`.
+
+    `r_t + ... + gamma^(m-1) r_(t+m-1) + gamma^m V_(t+m)` with m = n, or the steps that are left of the episode where
+    these are fewer. V is left out where the episode terminated, and is that of the final observation where it was
+    cut off.
+
+    Args:
+        rewards: float `[T, B]`.
+        terminated: bool `[T, B]`, the world ended with this step.
+        ended: bool `[T, B]`, the last step of the episode; true where terminated.
+        values: float `[T + 1, B]`, V of the observation before each step; behind an end, of the final observation.
+        gamma: discount.
+        n: 1 or more.
+    """
+    count = rewards.shape[0] - n + 1
+    targets = torch.zeros_like(rewards[:count])
+    going_on = torch.ones_like(ended[:count])
+    for k in range(n):
+        span = slice(k, k + count)
+        targets = targets + gamma**k * torch.where(going_on, rewards[span], 0.0)
+        last = going_on & ended[span]
+        following = values[k + 1 : k + 1 + count]
+        targets = targets + gamma ** (k + 1) * torch.where(last & ~terminated[span], following, 0.0)
+        going_on = going_on & ~ended[span]
+    return targets + gamma**n * torch.where(going_on, values[n : n + count], 0.0)
+
+
+def _span(obs: Observation, span: slice) -> Observation:
+    return each(lambda t: t[span], obs)

@@ -1,0 +1,126 @@
+"""An algorithm with the buffer it learns from: what the training loop asks to collect and to update.
+
+The loop, checkpoints and logs are the same for PPO, which learns from the rollout just collected, and for DQN, which
+learns from a replay of the last many steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import gymnasium as gym
+from torch import Tensor
+
+from hrm_agent.algos.dqn import DQN, DQNConfig
+from hrm_agent.algos.ppo import PPO, PPOConfig
+from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
+from hrm_agent.collector import Collector
+from hrm_agent.parallel import Shards
+from hrm_agent.policy import Policy
+from hrm_agent.replay import Replay
+from hrm_agent.rollout import Rollout
+
+AlgoConfig = PPOConfig | DQNConfig
+
+
+class Learner(ABC):
+    """One iteration is `collect`, then `update`; `progress` is the fraction of the run that is done."""
+
+    name: str
+    algo: Any
+
+    @abstractmethod
+    def collect(self, collector: Collector, progress: float) -> None:
+        """Step the environments and fill the buffer."""
+
+    @abstractmethod
+    def update(self, progress: float) -> dict[str, float]:
+        """Train on the buffer; returns what was measured, nothing before there is enough to learn from."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs beside the policy's weights."""
+
+    @abstractmethod
+    def metadata(self) -> dict[str, Any]:
+        """The part of it that is JSON."""
+
+    @abstractmethod
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Inverse of `tensors` and `metadata`.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: they belong to other settings.
+        """
+
+
+class PPOLearner(Learner):
+    """PPO on the last rollout."""
+
+    name = "ppo"
+
+    def __init__(
+        self, policy: Policy, config: PPOConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
+    ) -> None:
+        self.algo = PPO(policy, config, shards, seed)
+        self.rollout = Rollout(
+            config.rollout_steps, config.num_envs, config.window, space, collector.state, policy.device
+        )
+
+    def collect(self, collector: Collector, progress: float) -> None:
+        collector.collect(self.rollout)
+
+    def update(self, progress: float) -> dict[str, float]:
+        return self.algo.update(self.rollout, progress)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            **flatten("optimizer", optimizer_tensors(self.algo.optimizer)),
+            "generator/minibatches": self.algo.generator.get_state(),
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        load_optimizer_tensors(self.algo.optimizer, unflatten("optimizer", tensors))
+        self.algo.generator.set_state(tensors["generator/minibatches"])
+
+
+class DQNLearner(Learner):
+    """DQN on a replay of the last steps."""
+
+    name = "dqn"
+
+    def __init__(
+        self, policy: Policy, config: DQNConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
+    ) -> None:
+        self.algo = DQN(policy, config, shards, seed)
+        self.replay = Replay(config.capacity, config.num_envs, space, collector.state, config.stride, policy.device)
+
+    def collect(self, collector: Collector, progress: float) -> None:
+        collector.explore(self.replay, self.algo.config.collect_steps, self.algo.epsilon(progress))
+
+    def update(self, progress: float) -> dict[str, float]:
+        if self.replay.frames < self.algo.config.learning_starts:
+            return {}
+        return self.algo.update(self.replay, progress)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**flatten("algo", self.algo.tensors()), **flatten("replay", self.replay.tensors())}
+
+    def metadata(self) -> dict[str, Any]:
+        return {"algo": self.algo.metadata(), "replay": self.replay.metadata()}
+
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        self.algo.restore(unflatten("algo", tensors), metadata["algo"])
+        self.replay.restore(unflatten("replay", tensors), metadata["replay"])
+
+
+def build_learner(
+    policy: Policy, config: AlgoConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
+) -> Learner:
+    """The learner of an algorithm's settings."""
+    kind = DQNLearner if isinstance(config, DQNConfig) else PPOLearner
+    return kind(policy, config, space, collector, shards, seed)  # type: ignore[arg-type]

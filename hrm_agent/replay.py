@@ -1,0 +1,449 @@
+"""A fixed-shape ring of the last T steps of N environments, and the sequences that training draws from it.
+
+What the policy kept between steps is stored at every `stride`-th step only: a full latent grid at every frame would
+not fit into memory. A sequence begins at such a step, and its first steps (the burn-in) rebuild the state with the
+current weights (R2D2, Kapturowski et al. 2019). Environments run in Gymnasium's SAME_STEP autoreset mode, so the
+observation after an episode's end belongs to the next episode; the final ones are kept aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from hrm_agent.carry import PolicyState
+from hrm_agent.encoders import Observation
+from hrm_agent.rollout import _allocate as allocate
+
+PRIORITY_ETA = 0.9  # share of the maximum in a sequence's priority, the rest is the mean (R2D2)
+PRIORITY_FLOOR = 1e-6  # a sequence without error can still be drawn (Schaul et al. 2016, arXiv 1511.05952)
+
+
+class Sequences(NamedTuple):
+    """B sequences of S = burn_in + train + n_step slots, each within one episode; tensors are `[S, B, ...]`.
+
+    Before the first step of an episode the slots repeat its first observation, with `episode_start` true; behind its
+    last step they repeat its final observation. Actions and rewards of such slots are 0.
+    """
+
+    obs: Observation
+    actions: Tensor  # int64
+    rewards: Tensor
+    episode_start: Tensor  # bool; once true, the slot is the episode's first step or stands before it
+    terminated: Tensor  # bool; the world ended with this step: nothing is to be bootstrapped
+    ended: Tensor  # bool; the last step of the episode, whatever ended it: the next slot is its final observation
+    mask: Tensor  # bool [train, B]; the steps to learn from, which begin at slot burn_in
+    state: PolicyState  # tensors [B, ...]; kept before the first slot
+    next_state: PolicyState | None  # kept before slot burn_in + train; None where train is no multiple of the stride
+    drawn: Tensor  # int64 [B] on the CPU, which sequences these are, for `Replay.update_priorities`
+    weights: Tensor  # float [B]; importance weights, at most 1
+
+    def columns(self, part: slice) -> Sequences:
+        """Some of the B sequences."""
+        return self._map(lambda t: t[:, part], lambda t: t[part])
+
+    def to(self, device: torch.device | str) -> Sequences:
+        def move(t: Tensor) -> Tensor:
+            return t.to(device)
+
+        return self._map(move, move)._replace(drawn=self.drawn)
+
+    def _map(self, slots: Callable[[Tensor], Tensor], rows: Callable[[Tensor], Tensor]) -> Sequences:
+        return Sequences(
+            each(slots, self.obs),
+            slots(self.actions),
+            slots(self.rewards),
+            slots(self.episode_start),
+            slots(self.terminated),
+            slots(self.ended),
+            slots(self.mask),
+            tuple(rows(t) for t in self.state),
+            None if self.next_state is None else tuple(rows(t) for t in self.next_state),
+            rows(self.drawn),
+            rows(self.weights),
+        )
+
+
+class Replay:
+    """The last steps of all environments.
+
+    Args:
+        capacity_frames: frames to keep; rounded down to whole steps of all environments, a multiple of `stride`.
+        num_envs: N.
+        space: of one environment's observations.
+        state: a kept state of batch N, for shapes; may be empty.
+        stride: the state is stored at every so many steps, and sequences are drawn at these.
+        device: where the ring lives.
+
+    Raises:
+        ValueError: no room for two steps, or for one stride.
+    """
+
+    def __init__(
+        self,
+        capacity_frames: int,
+        num_envs: int,
+        space: gym.Space,
+        state: PolicyState,
+        stride: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if stride < 1 or num_envs < 1:
+            raise ValueError(f"replay of num_envs={num_envs}, stride={stride}: expected 1 or more of each")
+        capacity = capacity_frames // num_envs // stride * stride
+        if capacity < 2:
+            raise ValueError(
+                f"capacity={capacity_frames} frames hold {capacity} steps of {num_envs} environments in strides of "
+                f"{stride}: expected 2 or more; raise the capacity"
+            )
+        self.capacity, self.num_envs, self.stride = capacity, num_envs, stride
+        self.device = torch.device(device)
+        shape = (capacity, num_envs)
+        self.obs = allocate(space, shape, device)
+        self.actions = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.rewards = torch.zeros(shape, device=device)
+        self.flags = {
+            name: torch.zeros(shape, dtype=torch.bool, device=device)
+            for name in ("episode_start", "terminated", "truncated", "cut")
+        }
+        self.states = tuple(torch.zeros(capacity // stride, *s.shape, dtype=s.dtype, device=device) for s in state)
+        self.priorities = torch.zeros(capacity // stride, num_envs)
+        self.max_priority = 1.0
+        self.final = FinalObservations(space, shape, device)
+        self.added = 0  # steps ever added; step t lies in slot t % capacity
+        self.whole = True  # the first step began every episode
+
+    @property
+    def oldest(self) -> int:
+        """The first step that is still stored."""
+        return max(0, self.added - self.capacity)
+
+    @property
+    def frames(self) -> int:
+        """Frames stored."""
+        return (self.added - self.oldest) * self.num_envs
+
+    def add(
+        self,
+        obs: Observation,
+        state: PolicyState,
+        episode_start: Tensor,
+        actions: Tensor,
+        rewards: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        final_obs_rows: Tensor,
+        final_obs: Observation | None,
+    ) -> None:
+        """One step of all environments.
+
+        Args:
+            obs: `[N, ...]`, what was seen.
+            state: kept before the step; ignored but at every `stride`-th step.
+            episode_start: bool `[N]`, `obs` begins an episode.
+            actions, rewards: int64 and float `[N]`, what was done and what it earned.
+            terminated, truncated: bool `[N]`, the step ended the episode.
+            final_obs_rows: bool `[N]` or int64 `[M]`, the environments whose episode ended.
+            final_obs: `[M, ...]`, what they saw last; None where there are none.
+
+        Raises:
+            ValueError: `final_obs_rows` are not the episodes that ended.
+        """
+        slot = self.added % self.capacity
+        ended = (terminated | truncated).to(self.device)
+        rows = final_obs_rows.nonzero().squeeze(-1) if final_obs_rows.dtype == torch.bool else final_obs_rows
+        rows = rows.to(self.device)
+        given = 0 if final_obs is None else _length(final_obs)
+        if given != rows.numel() or not torch.equal(rows.sort().values, ended.nonzero().squeeze(-1)):
+            raise ValueError(
+                f"final observations: {given} given for final_obs_rows={rows.tolist()}, expected one for each episode "
+                f"that ended, {ended.nonzero().squeeze(-1).tolist()}; give them all"
+            )
+        self._mark_cut(episode_start.to(self.device))
+        self.final.forget(slot)
+        self.final.add(slot, rows, final_obs)
+        each(lambda store, value: store[slot].copy_(value), self.obs, obs)
+        self.actions[slot], self.rewards[slot] = actions, rewards
+        for name, flag in (("episode_start", episode_start), ("terminated", terminated), ("truncated", truncated)):
+            self.flags[name][slot] = flag
+        self.flags["cut"][slot] = False
+        if slot % self.stride == 0:
+            for store, tensor in zip(self.states, state, strict=True):
+                store[slot // self.stride] = tensor
+            self.priorities[slot // self.stride] = self.max_priority
+        self.added += 1
+
+    def _mark_cut(self, episode_start: Tensor) -> None:
+        """An episode may break off without an end, where a run went on with an environment that cannot be put back.
+
+        What followed its last step is unknown, so nothing is learned from that step.
+        """
+        if self.added == 0:
+            self.whole = bool(episode_start.all())
+            return
+        last = (self.added - 1) % self.capacity
+        self.flags["cut"][last] = episode_start & ~self.flags["terminated"][last] & ~self.flags["truncated"][last]
+
+    def starts(self, burn_in: int, train: int, n_step: int) -> range:
+        """The steps that may be a sequence's first trained one: every slot and the state before the first are stored.
+
+        Raises:
+            ValueError: the sequence does not fit into the ring, or its burn-in into the stride.
+        """
+        length = burn_in + train + n_step
+        if burn_in % self.stride:
+            raise ValueError(
+                f"burn_in={burn_in} is no multiple of stride={self.stride}: there is no stored state to begin from; "
+                "change one of them"
+            )
+        if self.capacity < length + self.stride - 1:
+            raise ValueError(
+                f"capacity of {self.capacity} steps: expected {length + self.stride - 1} or more for sequences of "
+                f"burn_in={burn_in} + train={train} + n_step={n_step} steps; raise the capacity"
+            )
+        # While the ring holds the run's first step, every episode in it has its first step there too.
+        first = 0 if self.oldest == 0 and self.whole else self.oldest + burn_in
+        first += -first % self.stride
+        return range(first, max(first, self.added - train - n_step + 1), self.stride)
+
+    def sample(
+        self,
+        batch: int,
+        burn_in: int,
+        train: int,
+        n_step: int,
+        generator: torch.Generator,
+        alpha: float = 0.0,
+        beta: float = 0.0,
+    ) -> Sequences:
+        """Draw `batch` sequences with replacement: uniformly, or with probability proportional to priority^alpha.
+
+        Args:
+            burn_in, train, n_step: slots to rebuild the state on, to learn from, and to bootstrap from.
+            generator: of the CPU.
+            alpha: 0 draws uniformly.
+            beta: exponent of the importance weights (N * P)^-beta, which are divided by the batch's largest.
+
+        Raises:
+            ValueError: lengths that do not fit the ring, or nothing to draw from yet.
+        """
+        starts = self.starts(burn_in, train, n_step)
+        if not starts:
+            raise ValueError(
+                f"replay of {self.added} steps: expected {train + n_step} or more for a sequence; collect more first"
+            )
+        weights = torch.ones(batch)
+        if alpha == 0:
+            drawn = torch.randint(len(starts) * self.num_envs, (batch,), generator=generator)
+        else:
+            drawn, weights = self._draw_by_priority(starts, batch, generator, alpha, beta)
+        steps = starts.start + self.stride * (drawn // self.num_envs)
+        return self._cut_out(steps, drawn % self.num_envs, burn_in, train, n_step, weights)
+
+    def _draw_by_priority(
+        self, starts: range, batch: int, generator: torch.Generator, alpha: float, beta: float
+    ) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(starts.start, starts.stop, starts.step) % self.capacity // self.stride
+        # Cumulative sums: torch.multinomial ends at 2^24 categories.
+        sums = self.priorities[rows].flatten().double().pow(alpha).cumsum(0)
+        points = torch.rand(batch, dtype=torch.float64, generator=generator) * sums[-1]
+        drawn = torch.searchsorted(sums, points, right=True).clamp_(max=sums.numel() - 1)
+        probability = torch.diff(sums, prepend=sums.new_zeros(1))[drawn] / sums[-1]
+        weights = (probability * sums.numel()).pow(-beta)
+        return drawn, (weights / weights.max()).float()
+
+    def _cut_out(
+        self, steps: Tensor, envs: Tensor, burn_in: int, train: int, n_step: int, weights: Tensor
+    ) -> Sequences:
+        """Sequences whose first trained steps are `steps` (int64 `[B]`) of `envs` (int64 `[B]`)."""
+        drawn = steps * self.num_envs + envs
+        steps, envs = steps.to(self.device), envs.to(self.device)
+        begin = steps - burn_in
+        slots = torch.arange(burn_in + train + n_step, device=self.device).unsqueeze(1)  # [S, 1]
+        where = self._slot_of(begin + slots)
+        found, first = self._first_step(where, envs, burn_in)
+        final, known = self._final_obs(where, envs, burn_in)
+        where = self._slot_of(begin + torch.maximum(torch.minimum(slots, final), first))
+        obs = each(lambda store: store[where, envs], self.obs)
+        self._write_final(obs, self._slot_of(begin + final - 1), envs, (slots >= final) & known)
+        real = (slots >= first) & (slots < final)
+        return Sequences(
+            obs,
+            self.actions[where, envs] * real,
+            torch.where(real, self.rewards[where, envs], 0.0),
+            found & (slots <= first),
+            self.flags["terminated"][where, envs] & real,
+            slots == final - 1,
+            (slots < final)[burn_in : burn_in + train],
+            self._state_before(begin, envs),
+            None if train % self.stride else self._state_before(steps + train, envs),
+            drawn,
+            weights.to(self.device),
+        )
+
+    def _slot_of(self, steps: Tensor) -> Tensor:
+        return steps.clamp(min=self.oldest) % self.capacity
+
+    def _state_before(self, steps: Tensor, envs: Tensor) -> PolicyState:
+        row = self._slot_of(steps) // self.stride
+        return tuple(store[row, envs] for store in self.states)
+
+    def _first_step(self, where: Tensor, envs: Tensor, burn_in: int) -> tuple[Tensor, Tensor]:
+        """Does the episode of slot `burn_in` begin in the burn-in or there (bool `[B]`), and in which slot, else 0."""
+        starts = self.flags["episode_start"][where[: burn_in + 1], envs]
+        slots = torch.arange(burn_in + 1, device=self.device).unsqueeze(1)
+        last = torch.where(starts, slots, -1).amax(0)
+        return last >= 0, last.clamp(min=0)
+
+    def _final_obs(self, where: Tensor, envs: Tensor, burn_in: int) -> tuple[Tensor, Tensor]:
+        """Slot of the episode's final observation (above S: none), int64 `[B]`, and is it one that was kept aside.
+
+        An episode that breaks off ends one step early: the observation of its last step serves as the final one.
+        """
+        length = where.shape[0]
+        ended = self.flags["terminated"][where, envs] | self.flags["truncated"][where, envs]
+        stops = ended | self.flags["cut"][where, envs]
+        stops[:burn_in] = False
+        slots = torch.arange(length, device=self.device).unsqueeze(1)
+        last = torch.where(stops, slots, length + 1).amin(0)
+        known = (last < length) & ended.gather(0, last.clamp(max=length - 1).unsqueeze(0)).squeeze(0)
+        return last + known, known
+
+    def _write_final(self, obs: Observation, last: Tensor, envs: Tensor, where: Tensor) -> None:
+        """Write into `obs` `[S, B, ...]` the final observations of the episodes that end in ring slots `last`."""
+        slots, rows = where.nonzero(as_tuple=True)
+        kept = self.final.get(last[rows], envs[rows])
+        each(lambda to, values: to.index_put_((slots, rows), values), obs, kept)
+
+    def update_priorities(self, drawn: Tensor, errors: Tensor, mask: Tensor) -> None:
+        """Set the priorities of sampled sequences: 0.9 * the largest |TD error| of each + 0.1 * its mean (R2D2).
+
+        Args:
+            drawn: int64 `[B]`, from the sequences; those overwritten since are left out.
+            errors: float `[train, B]`, TD errors.
+            mask: bool `[train, B]`, the steps that count; a sequence without any gets the least priority.
+        """
+        errors, mask = errors.abs().cpu(), mask.cpu()
+        mean = (errors * mask).sum(0) / mask.sum(0).clamp(min=1)
+        priority = PRIORITY_ETA * (errors * mask).amax(0) + (1 - PRIORITY_ETA) * mean + PRIORITY_FLOOR
+        steps, envs = drawn // self.num_envs, drawn % self.num_envs
+        stored = steps >= self.oldest
+        self.priorities[(steps % self.capacity // self.stride)[stored], envs[stored]] = priority[stored]
+        self.max_priority = max(self.max_priority, float(priority.max()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs, but for `metadata`; views of the filled part of the ring."""
+        return {**{name: store[:length] for name, (store, length) in self._stores().items()}, **self.final.tensors()}
+
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "added": self.added,
+            "whole": self.whole,
+            "max_priority": self.max_priority,
+            "final_ids": [self.final.oldest, self.final.following],
+        }
+
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Inverse of `tensors` and `metadata`: what is sampled and added from then on is the same.
+
+        Raises:
+            KeyError, ValueError: they belong to a replay of another shape.
+        """
+        self.added, self.whole = metadata["added"], metadata["whole"]
+        self.max_priority = metadata["max_priority"]
+        for name, (store, length) in self._stores().items():
+            if tensors[name].shape != store[:length].shape:
+                raise ValueError(
+                    f"replay {name} of shape {tuple(tensors[name].shape)}, expected {tuple(store[:length].shape)}; "
+                    "restore with the settings that it was saved with"
+                )
+            store[:length] = tensors[name]
+        ended = self.flags["terminated"] | self.flags["truncated"]
+        self.final.restore(tensors, metadata["final_ids"], ended.sum(1).tolist())
+
+    def _stores(self) -> dict[str, tuple[Tensor, int]]:
+        """Every buffer, and how much of it is filled."""
+        steps = min(self.added, self.capacity)
+        rows = -(-steps // self.stride)
+        by_step = {
+            **named("obs", self.obs), "actions": self.actions, "rewards": self.rewards, **self.flags,
+            "final_ids": self.final.ids,
+        }  # fmt: skip
+        by_row = {**{f"state/{i}": s for i, s in enumerate(self.states)}, "priorities": self.priorities}
+        return {**{n: (s, steps) for n, s in by_step.items()}, **{n: (s, rows) for n, s in by_row.items()}}
+
+
+class FinalObservations:
+    """The last observations of the episodes that end in the ring, in a ring of their own that grows with need.
+
+    They are few: storing one for every step would double the memory. The oldest is the first to be forgotten.
+    """
+
+    def __init__(self, space: gym.Space, shape: tuple[int, int], device: torch.device | str, room: int = 64) -> None:
+        self.space, self.device, self.room = space, device, room
+        self.ids = torch.zeros(shape, dtype=torch.int64, device=device)  # which one, where an episode ended
+        self.counts = [0] * shape[0]  # ends in each slot of the replay
+        self.oldest, self.following = 0, 0  # ids alive: oldest <= id < following; id i lies at i % room
+        self.store = allocate(space, (room,), device)
+
+    def forget(self, slot: int) -> None:
+        """The steps in `slot` are about to be overwritten; slots are forgotten in the order they were added."""
+        self.oldest += self.counts[slot]
+        self.counts[slot] = 0
+
+    def add(self, slot: int, envs: Tensor, obs: Observation | None) -> None:
+        """The environments `envs` (int64 `[M]`) ended in `slot` with `obs` `[M, ...]`."""
+        if obs is None or envs.numel() == 0:
+            return
+        ids = torch.arange(self.following, self.following + envs.numel(), device=self.device)
+        if self.following + envs.numel() - self.oldest > self.room:
+            self._grow(self.following + envs.numel() - self.oldest)
+        each(lambda store, value: store.index_put_((ids % self.room,), value.to(store)), self.store, obs)
+        self.ids[slot, envs] = ids
+        self.counts[slot] = envs.numel()
+        self.following += envs.numel()
+
+    def get(self, slots: Tensor, envs: Tensor) -> Observation:
+        """Final observations `[M, ...]` of the episodes of `envs` that ended in `slots`, both int64 `[M]`."""
+        at = self.ids[slots, envs] % self.room
+        return each(lambda store: store[at], self.store)
+
+    def _alive(self) -> Tensor:
+        return torch.arange(self.oldest, self.following, device=self.device)
+
+    def _grow(self, needed: int) -> None:
+        alive, room, kept = self._alive(), max(needed, 2 * self.room), self.store
+        self.store = allocate(self.space, (room,), self.device)
+        each(lambda new, old: new.index_put_((alive % room,), old[alive % self.room]), self.store, kept)
+        self.room = room
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: store[self._alive() % self.room] for name, store in named("final_obs", self.store).items()}
+
+    def restore(self, tensors: dict[str, Tensor], ids: list[int], counts: list[int]) -> None:
+        self.oldest, self.following, self.counts = ids[0], ids[1], counts
+        if self.following - self.oldest > self.room:
+            self.room = self.following - self.oldest
+            self.store = allocate(self.space, (self.room,), self.device)
+        for name, store in named("final_obs", self.store).items():
+            store[self._alive() % self.room] = tensors[name].to(store)
+
+
+def each(function: Callable[..., Any], *observations: Any) -> Any:
+    """Apply a function to a tensor, or to a dictionary's tensors entry by entry."""
+    if isinstance(observations[0], Tensor):
+        return function(*observations)
+    return {key: function(*(o[key] for o in observations)) for key in observations[0]}
+
+
+def _length(obs: Observation) -> int:
+    return len(obs if isinstance(obs, Tensor) else next(iter(obs.values())))
+
+
+def named(name: str, obs: Observation) -> dict[str, Tensor]:
+    """The tensors of an observation, by names that begin with `name`."""
+    return {name: obs} if isinstance(obs, Tensor) else {f"{name}/{key}": value for key, value in obs.items()}
