@@ -1,16 +1,28 @@
-"""Run what is missing of a study, and redraw its table and figure.
+"""Run what is missing of a study, and redraw its tables and figures.
 
     python experiments/study.py experiments/main_job [--jobs 1] [--draw-only]
 
-A study is a folder with `study.yaml`: arms (lists of overrides of `hrm_agent.train`) and seeds. Every finished run
-adds a flat record to `results.json` and its learning curve to `curves.json`; runs that have a record are skipped, and
-a run that was interrupted goes on from its checkpoint. The table between the marks in the study's `README.md` and
-`curves.png` are redrawn from those two files.
+A study is a folder with `study.yaml`:
+
+    seeds: [0, 1, 2]              # of every arm, unless it has its own
+    base: [+experiment=braid]     # overrides of `hrm_agent.train` for all arms
+    arms:
+      ARM: [carry=full]           # overrides, or {overrides: [...], seeds: [...]}
+    which: best                   # best | last: the agent of a run that is evaluated
+    levels: false                 # also keep the outcome on every level, in levels.json
+    lesions:                      # trained agents evaluated under other settings
+      NAME: {arms: [ARM, ...], options: {carry: reset}}   # options of `hrm_agent.evaluate`
+
+Every finished run adds a flat record to `results.json` and its learning curve to `curves.json`, every lesion one to
+`lesions.json`; what has a record is skipped, and a run that was interrupted goes on from its checkpoint. Tables between
+the marks `<!-- table NAME -->` of the study's `README.md` and `curves.png` are redrawn from these files. A study may
+have a `draw.py` of its own: `tables(folder)` gives further tables by name, `figures(folder)` draws.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -30,11 +42,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # Student's t, two-sided 95%, by degrees of freedom.
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 BASELINES = {"random policy": "random", "BFS re-planner": "bfs_replanner", "clairvoyant bound": "clairvoyant"}
-COPIED = (
-    "env", "core", "carry", "time_gradient", "segments", "parameters", "frames", "seconds", "success",
-    "success_ci95", "spl", "excess_steps", "regret_after_material_change", "steps_to_replan", "stale_plan_rate",
-    "macs_per_decision", "ms_per_decision", "random", "bfs_replanner", "clairvoyant",
+MEASURED = (
+    "success", "success_ci95", "spl", "excess_steps", "regret_after_material_change", "steps_to_replan",
+    "stale_plan_rate", "regret_by_change", "decisions_by_change", "segments_per_decision", "segments_by_change",
+    "macs_per_decision", "ms_per_decision",
 )  # fmt: skip
+COPIED = ("env", "core", "carry", "time_gradient", "segments", "parameters", *MEASURED)
 README_COLUMNS = ("agent", "success [95% over seeds]", "each seed", "frames", "training, median")
 _write = Lock()
 
@@ -43,75 +56,132 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each with its share of the cores")
+    parser.add_argument("--no-training", action="store_true", help="evaluate and draw what has been trained")
     parser.add_argument("--draw-only", action="store_true")
     options = parser.parse_args()
     folder = options.study.resolve()
     study = yaml.safe_load((folder / "study.yaml").read_text())
     if not options.draw_only:
-        missing = [(a, s) for s in study["seeds"] for a in study["arms"] if not find(folder, a, s)]
+        missing = [job for job in jobs_of(study) if not find(folder / "results.json", *job)]
+        if options.no_training:
+            missing = [job for job in missing if is_trained(place_of(folder, *job))]
         with ThreadPoolExecutor(options.jobs) as pool:
             for _ in pool.map(lambda job: run(folder, study, *job, options.jobs), missing):
-                draw(folder, study)
+                pass
+        measure_lesions(folder, study)
     draw(folder, study)
+
+
+def arm_of(study: dict[str, Any], arm: str) -> dict[str, Any]:
+    """An arm as a dictionary, with its seeds."""
+    given = study["arms"][arm]
+    return {"seeds": study["seeds"], **(given if isinstance(given, dict) else {"overrides": given})}
+
+
+def jobs_of(study: dict[str, Any]) -> list[tuple[str, int]]:
+    """All (arm, seed), one seed of every arm before the next: a study that is cut short has all arms."""
+    jobs = [(arm, seed) for arm in study["arms"] for seed in arm_of(study, arm)["seeds"]]
+    return sorted(jobs, key=lambda job: job[1])
 
 
 def load(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def find(folder: Path, arm: str, seed: int) -> dict[str, Any] | None:
-    found = [r for r in load(folder / "results.json") if (r["agent"], r["seed"]) == (arm, seed)]
-    return found[0] if found else None
+def find(path: Path, arm: str, seed: int, lesion: str | None = None) -> dict[str, Any] | None:
+    wanted = (arm, seed, lesion)
+    return next((r for r in load(path) if (r["agent"], r["seed"], r.get("lesion")) == wanted), None)
+
+
+def place_of(folder: Path, arm: str, seed: int) -> Path:
+    """Folder of the training run; not in the repository."""
+    return ROOT / "runs" / "studies" / folder.name / f"{arm}_seed{seed}"
+
+
+def is_trained(place: Path) -> bool:
+    return (place / "agents" / "last" / "agent.safetensors").exists()
 
 
 def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> None:
     """Train and evaluate one agent, then record it."""
-    place = ROOT / "runs" / "studies" / folder.name / f"{arm}_seed{seed}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    overrides = [
-        *study.get("base", []),
-        *study["arms"][arm],
-        f"seed={seed}",
-        f"shards={max(1, cores // jobs)}",
-    ]
-    shown = ["python", "-m", "hrm_agent.train", *overrides]
-    command = [sys.executable, *shown[1:], f"hydra.run.dir={place}"]
-    if (place / "run.json").exists():
+    place = place_of(folder, arm, seed)
+    overrides = [*study.get("base", []), *arm_of(study, arm)["overrides"], f"seed={seed}", "test_episodes=0"]
+    if not is_trained(place):
+        train(place, [*overrides, f"shards={max(1, cores() // jobs)}"], jobs)
+    report = evaluate(place, study)
+    last = json.loads((place / "agents" / "last" / "agent.json").read_text())["info"]
+    trained = json.loads((place / "study.json").read_text())
+    record = {
+        "agent": arm,
+        "algo": last["algo"],
+        "seed": seed,
+        **{name: report[name] for name in (*COPIED, *BASELINES.values())},
+        # the cost of the whole run; the agent evaluated may be an earlier one
+        **{name: last[name] for name in ("frames", "seconds")},
+        "evaluated_at_frames": report["frames"],
+        "command": "python -m hrm_agent.train " + " ".join(overrides),
+        **trained,
+    }
+    with _write:
+        store(folder / "results.json", record)
+        store(folder / "curves.json", {"agent": arm, "seed": seed, "train_success": curve_of(place)})
+        if study.get("levels"):
+            outcome = {"success": report["levels"]["success"], "regret": report["levels"]["regret"]}
+            store(folder / "levels.json", {"agent": arm, "seed": seed, **outcome})
+    print(f"{arm} seed {seed}: success {record['success']:.3f} after {record['seconds']:.0f} s", flush=True)
+
+
+def train(place: Path, overrides: list[str], jobs: int) -> None:
+    """One training run in a process of its own, begun or gone on with; what it took goes into `study.json`."""
+    command = [sys.executable, "-m", "hrm_agent.train", *overrides, f"hydra.run.dir={place}"]
+    resumed = (place / "run.json").exists()
+    if resumed:
         command = [sys.executable, "-m", "hrm_agent.train", f"resume={place}"]
     commit = commit_of_code()
-    print(f"{arm} seed {seed}: {' '.join(shown)}", flush=True)
+    print(" ".join(["python", *command[1:]]), flush=True)
     place.parent.mkdir(parents=True, exist_ok=True)
-    resumed = "resume=" in command[-1]
     began = time.monotonic()
     with open(place.parent / f"{place.name}.log", "a") as log:
         subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=log)
     wall = time.monotonic() - began
-    report = json.loads((place / "eval.json").read_text())
-    last = json.loads((place / "agents" / "last" / "agent.json").read_text())
-    record = {
-        "agent": arm,
-        "algo": "ppo",
-        "seed": seed,
-        **{name: report[name] for name in COPIED},
-        # the cost of the whole run; the agent evaluated is the best on validation levels, perhaps an earlier one
-        **{name: last["info"][name] for name in ("frames", "seconds")},
-        "best_at_frames": report["frames"],
-        "command": " ".join(shown),
-        "wall_seconds": None if resumed else round(wall, 1),  # of the whole command, evaluation included
+    took = {
+        "wall_seconds": None if resumed else round(wall, 1),  # of the whole command
         # of the largest process so far, so an upper bound for this one
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
         "side_by_side": jobs,
         "commit": commit,
     }
-    curve = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-    points = [[c["frames"], c["train/success"]] for c in curve if "train/success" in c]
-    with _write:
-        store(folder / "results.json", [*load(folder / "results.json"), record])
-        store(
-            folder / "curves.json",
-            [*load(folder / "curves.json"), {"agent": arm, "seed": seed, "train_success": points}],
-        )
-    print(f"{arm} seed {seed}: success {record['success']:.3f} after {record['seconds']:.0f} s", flush=True)
+    (place / "study.json").write_text(json.dumps(took) + "\n")
+
+
+def evaluate(place: Path, study: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """The report of `hrm_agent.evaluate`, on the 1,000 levels that it takes by default."""
+    from hrm_agent.evaluate import evaluate
+
+    return evaluate(run=str(place), best=study.get("which", "best") == "best", **options)
+
+
+def curve_of(place: Path) -> list[list[float]]:
+    lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    return [[c["frames"], round(c["train/success"], 4)] for c in lines if "train/success" in c]
+
+
+def measure_lesions(folder: Path, study: dict[str, Any]) -> None:
+    """Evaluate trained agents under the settings of each lesion."""
+    for name, lesion in study.get("lesions", {}).items():
+        for arm in lesion["arms"]:
+            for seed in arm_of(study, arm)["seeds"]:
+                place = place_of(folder, arm, seed)
+                if find(folder / "lesions.json", arm, seed, name) or not is_trained(place):
+                    continue
+                report = evaluate(place, study, baselines=False, **lesion["options"])
+                record = {"agent": arm, "seed": seed, "lesion": name, "options": lesion["options"]}
+                store(folder / "lesions.json", {**record, **{key: report[key] for key in MEASURED}})
+                print(f"{arm} seed {seed}, {name}: success {report['success']:.3f}", flush=True)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def commit_of_code() -> str:
@@ -122,8 +192,10 @@ def commit_of_code() -> str:
     return f"{head}-dirty" if changed else head
 
 
-def store(path: Path, records: list[dict[str, Any]]) -> None:
-    records.sort(key=lambda r: (r["agent"], r["seed"]))
+def store(path: Path, record: dict[str, Any]) -> None:
+    """Add a record, one a line, sorted by arm and seed."""
+    records = [*load(path), record]
+    records.sort(key=lambda r: (r["agent"], r["seed"], r.get("lesion", "")))
     path.write_text("[\n" + ",\n".join(json.dumps(r) for r in records) + "\n]\n")
 
 
@@ -189,10 +261,26 @@ def fill(text: str, name: str, content: str) -> str:
 
 
 def filled(path: Path, folder: Path, study: dict[str, Any]) -> str:
-    """What a page should say, with the study's table in it; the project's README has fewer columns."""
+    """What a page should say, with the study's tables in it; the project's README has fewer columns."""
     rows = rows_of(load(folder / "results.json"), list(study["arms"]))
-    content = table(rows, README_COLUMNS if path == ROOT / "README.md" else None)
-    return fill(path.read_text(), folder.name, content)
+    text = fill(path.read_text(), folder.name, table(rows, README_COLUMNS if path == ROOT / "README.md" else None))
+    own = drawer_of(folder)
+    for name, content in (own.tables(folder) if own else {}).items():
+        text = fill(text, name, content)
+    return text
+
+
+def drawer_of(folder: Path) -> Any:
+    """The study's own `draw.py`, or None."""
+    path = folder / "draw.py"
+    if not path.exists():
+        return None
+    spec = importlib.util.spec_from_file_location(f"draw_{folder.name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def longest(rows: list[dict[str, Any]]) -> str:
@@ -200,18 +288,22 @@ def longest(rows: list[dict[str, Any]]) -> str:
     return f"{max(walls):.0f} s" if walls else ""
 
 
-def average(rows: list[dict[str, Any]], name: str) -> str:
+def average(rows: list[dict[str, Any]], name: str, digits: int = 3) -> str:
     values = [r[name] for r in rows if r.get(name) is not None]
-    return f"{np.mean(values):.3f}" if values else ""
+    return f"{np.mean(values):.{digits}f}" if values else ""
 
 
 def draw(folder: Path, study: dict[str, Any]) -> None:
-    """Put the table into the pages that have its marks, and draw the learning curves."""
+    """Put the tables into the pages that have their marks, and draw the figures."""
     if not load(folder / "results.json"):
         return
     for page in (folder / "README.md", ROOT / "README.md"):
         page.write_text(filled(page, folder, study))
-    draw_curves(folder, list(study["arms"]))
+    own = drawer_of(folder)
+    if own:
+        own.figures(folder)
+    else:
+        draw_curves(folder, list(study["arms"]))
 
 
 def draw_curves(folder: Path, arms: list[str]) -> None:

@@ -20,6 +20,7 @@ from hrm_agent.spaces import space_from_dict, space_to_dict
 AGENT_FILE = "agent.json"
 WEIGHTS_FILE = "agent.safetensors"
 AGENT_VERSION = 1
+CARRY_WEIGHTS = "carry."
 
 
 class Agent:
@@ -119,6 +120,57 @@ class Agent:
             if space_to_dict(mine) != space_to_dict(theirs):
                 raise ValueError(f"the agent's {what} space is {mine}, the environment's is {theirs}: they do not fit")
 
+    def fit(self, observation_space: gym.Space) -> Agent:
+        """This agent for grids of another size: itself where the space is its own, else a copy.
+
+        Only the size of a grid may differ, not its ids, channels or type. The weights are the same; what is
+        computed from the size (tables of rotary positions, the number of tokens) is made anew.
+
+        Raises:
+            ValueError: another kind of space, or an agent with weights that belong to one size of grid.
+        """
+        mine, theirs = space_to_dict(self.observation_space), space_to_dict(observation_space)
+        if mine == theirs:
+            return self
+        if _without_size(mine) != _without_size(theirs):
+            raise ValueError(
+                f"the agent's observation space is {self.observation_space}, the environment's is "
+                f"{observation_space}: they do not fit, and differ in more than the size of a grid"
+            )
+        try:
+            policy = Policy(self.policy.config, observation_space, self.action_space)
+        except ValueError as error:
+            raise ValueError(f"the agent does not fit observations {observation_space}: {error}") from None
+        weights = self.policy.state_dict()
+        tied = [
+            name for name, t in policy.state_dict().items() if name not in weights or weights[name].shape != t.shape
+        ]
+        if tied:
+            raise ValueError(
+                f"the agent's weights {', '.join(tied[:3])}{', ...' * (len(tied) > 3)} belong to observations "
+                f"{self.observation_space} and do not fit {observation_space}; only an agent without them, such as one "
+                "with positions=none and mixing=conv, plays other sizes"
+            )
+        policy.load_state_dict(weights)
+        fitted = Agent(policy.to(self.policy.device), observation_space, self.action_space, self.info)
+        fitted.generator.set_state(self.generator.get_state())
+        return fitted
+
+    def environment(
+        self, env: str | None = None, env_options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Id and options of the environment it was trained on, or of `env`, with `env_options` changed.
+
+        Raises:
+            ValueError: no `env` given, and the agent does not say what it was trained on.
+        """
+        trained_on = self.info.get("env")
+        env_id = env or trained_on
+        if env_id is None:
+            raise ValueError("the agent does not say its environment; give one with env=")
+        own = (self.info.get("env_options") or {}) if env_id == trained_on else {}
+        return env_id, {**own, **(env_options or {})}
+
     def save(self, folder: str | Path) -> None:
         """Write `agent.json` and `agent.safetensors` into `folder`, the weights last and each atomically."""
         folder = Path(folder)
@@ -134,45 +186,84 @@ class Agent:
 
     @classmethod
     def load(
-        cls, folder: str | Path, carry: str | None = None, segments: int | None = None, best: bool = True
+        cls,
+        folder: str | Path,
+        carry: str | None = None,
+        segments: int | None = None,
+        best: bool = True,
+        stop: str | None = None,
+        stop_threshold: float | None = None,
+        observation_space: gym.Space | None = None,
     ) -> Agent:
         """Read an agent from its own folder, or from a training run's folder (its best agent, else its last).
 
         Args:
             folder: of the agent or of the run.
-            carry, segments: another carry rule or number of segments than it was trained with.
+            carry, segments, stop, stop_threshold: another carry rule, number of segments or rule for when to stop
+                thinking than it was trained with. A carry rule that is replaced takes its own weights with it.
             best: from a run's folder, the best agent on validation levels rather than the last.
+            observation_space: with grids of another size than it was trained on, see `fit`.
 
         Raises:
             CheckpointError: nothing there, of another version, truncated or altered.
-            ValueError: the carry rule or the number of segments is not possible.
+            ValueError: one of the changed settings is not possible.
         """
+        if stop_threshold is not None and not isinstance(stop_threshold, int | float):
+            raise ValueError(f"stop_threshold={stop_threshold!r}: expected a number, 0 or more")
         folder = find_agent_folder(Path(folder), best)
-        try:
-            description = json.loads((folder / AGENT_FILE).read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{folder / AGENT_FILE}: not valid JSON ({error})") from None
-        version = description.get("agent_version") if isinstance(description, dict) else None
-        if version != AGENT_VERSION:
-            raise CheckpointError(f"{folder}: agent version {version}, expected {AGENT_VERSION}")
-        lesion = {"carry": carry, "segments": segments}
+        description = _read_description(folder)
+        lesion = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
         changed = {name: value for name, value in lesion.items() if value is not None}
         try:
+            trained_carry = description["policy"]["carry"]
             config = PolicyConfig.from_dict({**description["policy"], **changed})
-            spaces = (space_from_dict(description[f"{name}_space"]) for name in ("observation", "action"))
-            observation_space, action_space = spaces
+            spaces = [space_from_dict(description[f"{name}_space"]) for name in ("observation", "action")]
             info = dict(description["info"])
         except (KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"{folder / AGENT_FILE}: not an agent's description ({reason})") from None
-        policy = Policy(config, observation_space, action_space)
+        policy = Policy(config, spaces[0], spaces[1])
         tensors, _ = load_tensors(folder / WEIGHTS_FILE)
+        if config.carry != trained_carry:
+            tensors = _without_carry(tensors, policy, trained_carry)
         try:
             policy.load_state_dict(tensors)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder}: weights do not fit the description in {AGENT_FILE} ({reason})") from None
-        return cls(policy, observation_space, action_space, info)
+        agent = cls(policy, spaces[0], spaces[1], info)
+        return agent if observation_space is None else agent.fit(observation_space)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    try:
+        description = json.loads((folder / AGENT_FILE).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / AGENT_FILE}: not valid JSON ({error})") from None
+    version = description.get("agent_version") if isinstance(description, dict) else None
+    if version != AGENT_VERSION:
+        raise CheckpointError(f"{folder}: agent version {version}, expected {AGENT_VERSION}")
+    return description
+
+
+def _without_carry(tensors: dict[str, torch.Tensor], policy: Policy, trained_carry: str) -> dict[str, torch.Tensor]:
+    """The weights without those of the carry rule, which another one replaces; it must not need any itself."""
+    rule = policy.config.carry
+    missing = [name for name in policy.state_dict() if name.startswith(CARRY_WEIGHTS)]
+    if missing:
+        raise ValueError(
+            f"carry={rule}: it has weights of its own ({', '.join(missing)}), which an agent trained with "
+            f"carry={trained_carry} lacks; choose a rule without weights, such as reset or full"
+        )
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(CARRY_WEIGHTS)}
+
+
+def _without_size(space: dict[str, Any]) -> dict[str, Any]:
+    """A space's description (`space_to_dict`) with the rows and columns of grids left out."""
+    if space["type"] == "Dict":
+        return {**space, "spaces": {key: _without_size(sub) for key, sub in space["spaces"].items()}}
+    is_grid = space["type"] == "Box" and len(space["shape"]) >= 2 and not isinstance(space["high"], list)
+    return {**space, "shape": ["rows", "cols", *space["shape"][2:]]} if is_grid else space
 
 
 def find_agent_folder(folder: Path, best: bool = True) -> Path:

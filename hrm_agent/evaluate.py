@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,20 @@ from hrm_agent.checkpoint import write_atomically
 from hrm_agent.cli import parse_agent_options, usage_errors
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.episodes import PolicyActor, RandomActor, ReplanActor, run_in_shards
-from hrm_agent.evaluation.report import format_report, measure_cost, summarize, summarize_clairvoyant
+from hrm_agent.evaluation.level_sets import find_level_set
+from hrm_agent.evaluation.report import (
+    format_report,
+    list_levels,
+    measure_cost,
+    summarize,
+    summarize_clairvoyant,
+    to_json,
+)
 from hrm_agent.parallel import Shards, available_cores
 from hrm_envs import MazeVectorEnv
 
 BATCH = 256
+DEFAULT_LEVELS = {"episodes": 1000, "seed": 0, "band": "test", "env": None, "env_options": None}
 
 
 def evaluate(
@@ -31,6 +39,10 @@ def evaluate(
     env: str | None = None,
     best: bool = True,
     env_options: dict[str, Any] | None = None,
+    stop: str | None = None,
+    stop_threshold: float | None = None,
+    level_set: str | None = None,
+    baselines: bool = True,
 ) -> dict[str, Any]:
     """Greedy episodes of a trained agent, a random policy and a BFS re-planner on the same levels.
 
@@ -40,62 +52,87 @@ def evaluate(
         run: folder of a training run or of an agent.
         episodes: levels `seed ... seed + episodes - 1`, the first episode of each.
         out: file for the JSON, written whole or not at all.
-        carry, segments: a lesion: another carry rule or number of segments than the agent was trained with.
+        carry, segments, stop, stop_threshold: a lesion: another carry rule, number of segments or rule for when
+            to stop thinking than the agent was trained with.
         seed: number of the first level.
         band: band of levels, where the environment has bands.
-        env: another environment than the agent was trained on; its spaces must be the same.
+        env: another environment than the agent was trained on; only the size of its grid may differ
+            (`Agent.fit`).
         best: of a run's agents, the best on validation levels rather than the last.
         env_options: changed keyword arguments of the environment.
+        level_set: play exactly this frozen set (`evaluation.level_sets`); it fixes all that chooses levels.
+        baselines: play the random policy and the re-planner too; without, they are None.
 
     Returns:
-        What is written: the agent's metrics (`report.summarize`) and cost (`report.measure_cost`) beside
-        `random`, `bfs_replanner` (None where observations are not mazes), `clairvoyant`, and what was
-        evaluated on what. A metric without ground (no oracle, no success) is None.
+        What is written: the agent's metrics (`report.summarize`), outcome on each level (`report.list_levels`)
+        and cost (`report.measure_cost`) beside `random`, `bfs_replanner` (None where observations are not
+        mazes), `clairvoyant`, and what was evaluated on what. A metric without ground (no oracle, no success)
+        is None.
 
     Raises:
-        ValueError: no agent there, a file of it damaged, an agent that does not fit the environment, or a
-            setting out of range; nothing is written then.
+        ValueError: no agent there, a file of it damaged, an agent that does not fit the environment, a level set
+            that is not what it was, or a setting out of range; nothing is written then.
     """
     if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
         raise ValueError(f"out={out}: expected a file in a folder that exists")
-    agent = Agent.load(run, carry=carry, segments=segments, best=best)
-    trained_on = agent.info.get("env")
-    env_id = env or trained_on
-    if env_id is None:
-        raise ValueError(f"run={run}: the agent does not say its environment; give one with env=")
-    options = {**(agent.info.get("env_options") or {} if env_id == trained_on else {}), **(env_options or {})}
-    probe = make_vector_env(env_id, 1, options)
+    agent = Agent.load(run, carry=carry, segments=segments, best=best, stop=stop, stop_threshold=stop_threshold)
+    level = _choose_levels(agent, episodes, seed, band, env, env_options or None, level_set)
+    probe = make_vector_env(level["env_id"], 1, level["env_options"])
+    agent = agent.fit(probe.single_observation_space)
     agent.check_fits(probe.single_observation_space, probe.single_action_space)
     is_maze = isinstance(probe.unwrapped, MazeVectorEnv)
     probe.close()
+    report = {**_play(agent, level, is_maze, baselines), "level_set": level_set, **_describe(agent, run)}
+    if out is not None:
+        write_atomically(Path(out), to_json(report))
+    return report
 
-    level: dict[str, Any] = {
-        "env_id": env_id,
-        "env_options": options,
-        "episodes": episodes,
-        "seed": seed,
-        "band": band,
+
+def _choose_levels(
+    agent: Agent,
+    episodes: int,
+    seed: int,
+    band: str,
+    env: str | None,
+    env_options: dict[str, Any] | None,
+    level_set: str | None,
+) -> dict[str, Any]:
+    """The arguments of `run_in_shards` that say what is played."""
+    if level_set is None:
+        env_id, options = agent.environment(env, env_options)
+        return {"env_id": env_id, "env_options": options, "episodes": episodes, "seed": seed, "band": band}
+    given = {"episodes": episodes, "seed": seed, "band": band, "env": env, "env_options": env_options}
+    changed = [name for name, value in given.items() if value != DEFAULT_LEVELS[name]]
+    if changed:
+        raise ValueError(f"level_set={level_set} says which levels are played; leave out {', '.join(changed)}")
+    levels = find_level_set(level_set)
+    return {
+        "env_id": levels.env,
+        "env_options": levels.env_options,
+        "episodes": levels.count,
+        "seed": levels.first,
+        "band": levels.band,
     }
-    shards = Shards(available_cores())
+
+
+def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool) -> dict[str, Any]:
     policy, actions = agent.policy, int(agent.action_space.n)  # type: ignore[attr-defined]
-    played = run_in_shards(lambda: PolicyActor(policy), **level, batch=BATCH, shards=shards)
-    at_random = run_in_shards(lambda: RandomActor(actions), **level, batch=BATCH)
-    replanned = run_in_shards(ReplanActor, **level, batch=BATCH) if is_maze else None
-    report = {
-        **summarize(played),
-        **measure_cost(policy, agent.observation_space, BATCH),
-        "random": summarize(at_random),
+    played = run_in_shards(lambda: PolicyActor(policy), **level, batch=BATCH, shards=Shards(available_cores()))
+    at_random = run_in_shards(lambda: RandomActor(actions), **level, batch=BATCH) if baselines else None
+    replanned = run_in_shards(ReplanActor, **level, batch=BATCH) if baselines and is_maze else None
+    summary = summarize(played)
+    return {
+        **summary,
+        **measure_cost(policy, agent.observation_space, BATCH, summary["segments_per_decision"]),
+        "random": None if at_random is None else summarize(at_random),
         "bfs_replanner": None if replanned is None else summarize(replanned),
         "clairvoyant": summarize_clairvoyant(played),
-        "seeds": {"first": seed, "count": episodes},
+        "levels": list_levels(played),
+        "seeds": {"first": level["seed"], "count": level["episodes"]},
         "level_band": played.level_band,
-        "env": env_id,
-        "env_options": options,
-        **_describe(agent, run),
+        "env": level["env_id"],
+        "env_options": level["env_options"],
     }
-    if out is not None:
-        write_atomically(Path(out), (json.dumps(report, indent=2) + "\n").encode())
-    return report
 
 
 def _describe(agent: Agent, run: str) -> dict[str, Any]:
@@ -105,6 +142,8 @@ def _describe(agent: Agent, run: str) -> dict[str, Any]:
         "core": config.core,
         "carry": config.carry,
         "segments": config.segments,
+        "stop": config.stop,
+        "stop_threshold": config.stop_threshold,
         "time_gradient": config.time_gradient,
         "parameters": sum(p.numel() for p in agent.policy.parameters()),
         "frames": agent.info.get("frames"),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-
-import gymnasium as gym
+from typing import Any
 
 from hrm_agent.agent import Agent
 from hrm_agent.checkpoint import write_atomically
 from hrm_agent.cli import parse_agent_options, usage_errors
-from hrm_agent.environments import check_env_id
+from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.video import check_mp4, encode_gif, encode_mp4, record_episodes
 
 
@@ -25,6 +24,9 @@ def watch(
     fps: float = 8,
     env: str | None = None,
     best: bool = True,
+    env_options: dict[str, Any] | None = None,
+    stop: str | None = None,
+    stop_threshold: float | None = None,
 ) -> Path:
     """Film greedy episodes, with the probability of each action drawn in.
 
@@ -34,10 +36,13 @@ def watch(
         out: a `.gif` or `.mp4` file, written whole or not at all.
         seed: number of the first level.
         band: band of levels, where the environment has bands.
-        carry, segments: another carry rule or number of segments than the agent was trained with.
+        carry, segments, stop, stop_threshold: another carry rule, number of segments or rule for when to stop
+            thinking than the agent was trained with.
         fps: pictures, that is environment steps, a second.
-        env: another environment than the agent was trained on; its spaces must be the same.
+        env: another environment than the agent was trained on; only the size of its grid may differ
+            (`Agent.fit`).
         best: of a run's agents, the best on validation levels rather than the last.
+        env_options: changed keyword arguments of the environment.
 
     Returns:
         The file written.
@@ -53,15 +58,11 @@ def watch(
         raise ValueError(f"fps={fps}: expected more than 0 frames a second")
     if path.suffix == ".mp4":
         check_mp4()  # before the work is done
-    agent = Agent.load(run, carry=carry, segments=segments, best=best)
-    trained_on = agent.info.get("env")
-    env_id = env or trained_on
-    if env_id is None:
-        raise ValueError(f"run={run}: the agent does not say its environment; give one with env=")
-    options = agent.info.get("env_options") or {} if env_id == trained_on else {}
-    check_env_id(env_id)
-    probe = gym.make(env_id, **options)
-    agent.check_fits(probe.observation_space, probe.action_space)
+    agent = Agent.load(run, carry=carry, segments=segments, best=best, stop=stop, stop_threshold=stop_threshold)
+    env_id, options = agent.environment(env, env_options)
+    probe = make_vector_env(env_id, 1, options)
+    agent = agent.fit(probe.single_observation_space)
+    agent.check_fits(probe.single_observation_space, probe.single_action_space)
     probe.close()
     frames = record_episodes(agent.policy, env_id, options, episodes, seed, band)
     encode = encode_gif if path.suffix == ".gif" else encode_mp4

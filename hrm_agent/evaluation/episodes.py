@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hrm_agent.carry import PolicyState
 from hrm_agent.environments import make_vector_env
-from hrm_agent.evaluation.metrics import Changes, action_regret, follow_changes
+from hrm_agent.evaluation.metrics import Changes, Decisions, Totals, action_regret, follow_changes, total_decisions
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy, to_tensors
 from hrm_envs import Cell
@@ -29,7 +29,10 @@ UNBANDED_OFFSETS = {"validation": 2**28, "test": 2**29}
 
 
 class Actor(Protocol):
-    """Chooses actions for a batch of episodes, all begun together; holds whatever state it needs."""
+    """Chooses actions for a batch of episodes, all begun together; holds whatever state it needs.
+
+    An actor that thinks in segments has an attribute `segments`, int64 `[N]`: those of its last decisions.
+    """
 
     def reset(self, seeds: NDArray[np.int64]) -> None:
         """New episodes of the levels with these numbers, int64 `[N]`."""
@@ -62,7 +65,9 @@ class Episodes:
         steps: int64 `[E]`, environment steps taken.
         returns: float64 `[E]`, undiscounted.
         clairvoyant: int64 `[E]`, earliest possible arrival in steps, -1 where impossible; None: not known.
+        segments: int64 `[E]`, segments thought in the whole episode; None: the actor does not count them.
         changes: what followed each material change; None without an oracle.
+        totals: regret and segments by what had just changed; None without an oracle.
         level_band: band of levels they come from; None where the environment has none.
     """
 
@@ -71,7 +76,9 @@ class Episodes:
     steps: NDArray[np.int64]
     returns: NDArray[np.float64]
     clairvoyant: NDArray[np.int64] | None
+    segments: NDArray[np.int64] | None
     changes: Changes | None
+    totals: Totals | None
     level_band: str | None
 
     def __len__(self) -> int:
@@ -80,27 +87,29 @@ class Episodes:
     @classmethod
     def join(cls, parts: Sequence[Episodes]) -> Episodes:
         """Episodes of several batches as one."""
-        first = parts[0]
-        changes = None
-        if first.changes is not None:
-            before = np.cumsum([0, *(len(part) for part in parts[:-1])])
-            shifted = [
-                part.changes._replace(episode=part.changes.episode + offset)
-                for part, offset in zip(parts, before, strict=True)
-                if part.changes is not None
-            ]
-            changes = Changes(*(np.concatenate(column) for column in zip(*shifted, strict=True)))
+        before = np.cumsum([0, *(len(part) for part in parts[:-1])])
+        shifted = [
+            part.changes._replace(episode=part.changes.episode + offset)
+            for part, offset in zip(parts, before, strict=True)
+            if part.changes is not None
+        ]
+        totals = [part.totals for part in parts if part.totals is not None]
         return cls(
             seeds=np.concatenate([part.seeds for part in parts]),
             success=np.concatenate([part.success for part in parts]),
             steps=np.concatenate([part.steps for part in parts]),
             returns=np.concatenate([part.returns for part in parts]),
-            clairvoyant=None
-            if first.clairvoyant is None
-            else np.concatenate([part.clairvoyant for part in parts if part.clairvoyant is not None]),
-            changes=changes,
-            level_band=first.level_band,
+            clairvoyant=_concatenate([part.clairvoyant for part in parts]),
+            segments=_concatenate([part.segments for part in parts]),
+            changes=Changes(*map(np.concatenate, zip(*shifted, strict=True))) if shifted else None,
+            totals=Totals._make(map(_concatenate, zip(*totals, strict=True))) if totals else None,
+            level_band=parts[0].level_band,
         )
+
+
+def _concatenate(columns: Sequence[NDArray | None]) -> NDArray | None:
+    """None where a part has no such column: either all have it or none."""
+    return None if columns[0] is None else np.concatenate([c for c in columns if c is not None])
 
 
 def known_options(env_id: str, env_options: dict[str, Any]) -> set[str]:
@@ -172,7 +181,8 @@ class _Batch:
         self.success = np.zeros(count, bool)
         self.steps = np.zeros(count, np.int64)
         self.returns = np.zeros(count)
-        self.decisions: list[tuple[NDArray, NDArray, NDArray]] = []  # regret, material, stale: [N] each
+        self.segments: NDArray[np.int64] | None = None
+        self.decisions: list[Decisions] = []  # [N] each
 
     def play(self, actor: Actor, on_step: Callable[[Step], None] | None) -> Episodes:
         obs, infos = self.env.reset(seed=int(self.seeds[0]))  # environment i takes seed + i
@@ -187,8 +197,9 @@ class _Batch:
                 given = self.rows
             actions = np.full(len(self.seeds), start, np.int64)
             actions[given] = actor.act(_take(obs, given)) + start
+            segments = self._count_segments(actor, given)
             if self.oracle:
-                self._judge(obs, actions - start, infos)
+                self._judge(obs, actions - start, infos, segments)
             rows = self.rows
             seen = None if on_step is None else _take(obs, rows)
             obs, rewards, terminated, truncated, infos = self.env.step(actions)
@@ -197,19 +208,40 @@ class _Batch:
             if on_step is not None:
                 on_step(Step(number, self.seeds[rows], seen, actions[rows], rewards[rows], ended[rows]))
             number += 1
-        changes = None
-        if self.oracle:
-            regret, material, stale = (np.stack(column) for column in zip(*self.decisions, strict=True))
-            changes = follow_changes(regret, material, stale, self.steps)
-        return Episodes(self.seeds, self.success, self.steps, self.returns, arrival, changes, None)
+        changes, totals = self._sum_up()
+        return Episodes(
+            self.seeds, self.success, self.steps, self.returns, arrival, self.segments, changes, totals, None
+        )
 
-    def _judge(self, obs: Any, actions: NDArray[np.int64], infos: dict[str, Any]) -> None:
+    def _count_segments(self, actor: Actor, given: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Segments of this decision, int64 `[N]`, 0 where the episode has ended; None: the actor counts none."""
+        thought = getattr(actor, "segments", None)
+        if thought is None:
+            return None
+        segments = np.zeros(len(self.seeds), np.int64)
+        segments[given] = thought
+        segments[np.setdiff1d(given, self.rows, assume_unique=True)] = 0
+        self.segments = segments if self.segments is None else self.segments + segments
+        return segments
+
+    def _sum_up(self) -> tuple[Changes | None, Totals | None]:
+        if not self.oracle:
+            return None, None
+        columns = zip(*self.decisions, strict=True)
+        decisions = Decisions._make(None if column[0] is None else np.stack(column) for column in columns)
+        changes = follow_changes(decisions.regret, decisions.material, decisions.stale, self.steps)
+        return changes, total_decisions(decisions, self.steps)
+
+    def _judge(
+        self, obs: Any, actions: NDArray[np.int64], infos: dict[str, Any], segments: NDArray[np.int64] | None
+    ) -> None:
         """Record how good the decisions are on the map they are taken on."""
         distance, optimal = infos["distance"], infos["optimal_actions"]
         regret = action_regret(distance, optimal, actions, blocked_moves(obs))
         rows = np.arange(len(actions))
         stale = infos["stale_optimal_actions"][rows, actions] & ~optimal[rows, actions]
-        self.decisions.append((regret, np.asarray(infos["material"]).copy(), stale))
+        changed, material = (np.asarray(infos[name]).copy() for name in ("changed", "material"))
+        self.decisions.append(Decisions(regret, changed, material, stale, segments))
 
     def _count(self, rewards: NDArray, ended: NDArray[np.bool_], infos: dict[str, Any]) -> None:
         self.steps[self.rows] += 1
@@ -278,6 +310,7 @@ class PolicyActor:
 
     Attributes:
         probabilities: float32 `[N, A]` of the last decision.
+        segments: int64 `[N]`, segments of the last decision.
     """
 
     def __init__(self, policy: Policy, deterministic: bool = True, seed: int = 0) -> None:
@@ -296,6 +329,7 @@ class PolicyActor:
         self.state = decision.state
         self.episode_start = torch.zeros_like(self.episode_start)
         self.probabilities = decision.logits.float().softmax(-1).cpu().numpy()
+        self.segments = decision.segments.cpu().numpy()
         if self.dice is None:
             return decision.logits.argmax(-1).cpu().numpy()
         edges = self.probabilities.cumsum(1)[:, :-1]

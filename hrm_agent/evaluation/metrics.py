@@ -16,6 +16,35 @@ HORIZON = 10
 """Decisions after a material change that are counted to it."""
 
 
+CHANGE_KINDS = ("unchanged", "immaterial", "material")
+"""What the step before a decision did to the world: nothing; something that alters neither the optimal actions nor
+the distance at the agent; or something that does."""
+
+
+class Decisions(NamedTuple):
+    """What was recorded of every decision: T decisions of E episodes, those behind an episode's end ignored."""
+
+    regret: NDArray[np.float64]  # [T, E] `action_regret`; NaN without a score
+    changed: NDArray[np.bool_]  # [T, E] whether anything changed between decisions t - 1 and t
+    material: NDArray[np.bool_]  # [T, E] whether that change was material
+    stale: NDArray[np.bool_]  # [T, E] whether decision t was optimal just before the change and is not any more
+    segments: NDArray[np.int64] | None  # [T, E] segments that were thought; None: the actor counts none
+
+
+class Totals(NamedTuple):
+    """Sums over the decisions of each episode; E rows. The columns of `[E, 3]` are `CHANGE_KINDS`.
+
+    An episode's first decision follows no step, so it is of none of the kinds.
+    """
+
+    regret: NDArray[np.float64]  # [E] over the scored decisions
+    scored: NDArray[np.int64]  # [E]
+    regret_by_change: NDArray[np.float64]  # [E, 3]
+    scored_by_change: NDArray[np.int64]  # [E, 3]
+    decisions_by_change: NDArray[np.int64]  # [E, 3] scored or not
+    segments_by_change: NDArray[np.int64] | None  # [E, 3] over all decisions of the kind
+
+
 class Changes(NamedTuple):
     """One row per material change that was followed by a decision; C rows.
 
@@ -148,6 +177,64 @@ def follow_changes(
     columns = np.array(rows, np.float64).reshape(-1, len(Changes._fields)).T
     whole, real = columns[:3].astype(np.int64), columns[3:]
     return Changes(*whole, *real)
+
+
+def total_decisions(decisions: Decisions, lengths: NDArray[np.int64]) -> Totals:
+    """Sum up the decisions of each episode, split by what the step before each of them changed.
+
+    Args:
+        decisions: of E episodes.
+        lengths: int `[E]` decisions of each episode.
+    """
+    number = np.arange(len(decisions.regret))[:, None]
+    happened = number < np.asarray(lengths)
+    scored = happened & ~np.isnan(decisions.regret)
+    regret = np.where(scored, decisions.regret, 0.0)
+    unchanged, immaterial = ~decisions.changed & ~decisions.material, decisions.changed & ~decisions.material
+    follows = happened & (number > 0)
+    kinds = np.stack([follows & kind for kind in (unchanged, immaterial, decisions.material)], -1)  # [T, E, 3]
+
+    def by_change(values: NDArray) -> NDArray:
+        return (values[..., None] * kinds).sum(0)
+
+    return Totals(
+        regret=regret.sum(0),
+        scored=scored.sum(0),
+        regret_by_change=by_change(regret),
+        scored_by_change=by_change(scored),
+        decisions_by_change=kinds.sum(0),
+        segments_by_change=None if decisions.segments is None else by_change(decisions.segments),
+    )
+
+
+def regret_per_decision(totals: Totals) -> NDArray[np.float64]:
+    """Each episode's mean regret over its scored decisions, float64 `[E]`; NaN where it has none."""
+    return _ratio(totals.regret, totals.scored)
+
+
+def regret_by_change(totals: Totals) -> dict[str, float | None]:
+    """Mean regret of the decisions right after each kind of step, in environment steps; None without a scored one."""
+    return _by_kind(_ratio(totals.regret_by_change.sum(0), totals.scored_by_change.sum(0)))
+
+
+def decisions_by_change(totals: Totals) -> dict[str, int]:
+    """The number of scored decisions that `regret_by_change` stands on."""
+    return dict(zip(CHANGE_KINDS, totals.scored_by_change.sum(0).tolist(), strict=True))
+
+
+def segments_by_change(totals: Totals) -> dict[str, float | None] | None:
+    """Mean segments of the decisions right after each kind of step, scored or not; None if nobody counted them."""
+    if totals.segments_by_change is None:
+        return None
+    return _by_kind(_ratio(totals.segments_by_change.sum(0), totals.decisions_by_change.sum(0)))
+
+
+def _ratio(sums: NDArray, counts: NDArray) -> NDArray[np.float64]:
+    return np.divide(sums, counts, out=np.full(np.shape(sums), np.nan), where=np.asarray(counts) > 0)
+
+
+def _by_kind(values: NDArray[np.float64]) -> dict[str, float | None]:
+    return {kind: mean_or_none(value) for kind, value in zip(CHANGE_KINDS, values, strict=True)}
 
 
 def regret_after_material_change(changes: Changes) -> float | None:

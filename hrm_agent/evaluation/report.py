@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,10 +30,11 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
     """The metrics of some episodes; those that the environment gives no ground for are None.
 
     `success_ci95` is Wilson's interval; `spl` and `excess_steps` are against the clairvoyant arrival; means
-    are over episodes, change-locked ones over material changes (`metrics.Changes`).
+    are over episodes, change-locked ones over material changes (`metrics.Changes`) or, where they are given for
+    each of `metrics.CHANGE_KINDS`, over the decisions right after such a step.
     """
     n, successes = len(episodes), int(episodes.success.sum())
-    shortest, changes = episodes.clairvoyant, episodes.changes
+    shortest, changes, totals = episodes.clairvoyant, episodes.changes, episodes.totals
     measured: dict[str, Any] = {
         "success": successes / n,
         "success_ci95": list(metrics.wilson_interval(successes, n)),
@@ -42,6 +47,10 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
         "steps_to_replan": None,
         "stale_plan_rate": None,
         "material_changes": None,
+        "regret_by_change": None,
+        "decisions_by_change": None,
+        "segments_by_change": None,
+        "segments_per_decision": None,
     }
     if shortest is not None:
         excess = metrics.excess_steps(episodes.success, episodes.steps, shortest)
@@ -52,7 +61,37 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
         measured["steps_to_replan"] = metrics.steps_to_replan(changes)
         measured["stale_plan_rate"] = metrics.stale_plan_rate(changes)
         measured["material_changes"] = len(changes.episode)
+    if totals is not None:
+        measured["regret_by_change"] = metrics.regret_by_change(totals)
+        measured["decisions_by_change"] = metrics.decisions_by_change(totals)
+        measured["segments_by_change"] = metrics.segments_by_change(totals)
+    if episodes.segments is not None:
+        measured["segments_per_decision"] = float(episodes.segments.sum() / episodes.steps.sum())
     return measured
+
+
+def list_levels(episodes: Episodes) -> dict[str, Any]:
+    """The outcome on every level, in the order of the levels, for statistics over levels and training seeds.
+
+    Returns:
+        `success`, a string of one `0` or `1` a level; `steps`; `regret`, the mean regret of the level's scored
+        decisions to four digits, None where it has none (all None without an oracle).
+    """
+    n = len(episodes)
+    regret = np.full(n, np.nan) if episodes.totals is None else metrics.regret_per_decision(episodes.totals)
+    return {
+        "success": "".join("1" if success else "0" for success in episodes.success),
+        "steps": episodes.steps.tolist(),
+        "regret": [None if np.isnan(value) else round(value, 4) for value in regret.tolist()],
+    }
+
+
+def to_json(record: dict[str, Any]) -> bytes:
+    """Indented JSON with lists of numbers on one line each: a thousand levels are not a thousand lines."""
+    text = json.dumps(record, indent=2)
+    # A string holds no raw line break, so nothing inside one is touched.
+    flat = re.sub(r"\[\n([^\[\]{}\"]*)\n\s*\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
+    return (flat + "\n").encode()
 
 
 def summarize_clairvoyant(episodes: Episodes) -> dict[str, Any] | None:
@@ -109,31 +148,53 @@ def evaluate_policy(
     return summarize(played)
 
 
-def measure_cost(policy: Policy, observation_space: gym.Space, batch: int = 256) -> dict[str, Any]:
+def measure_cost(
+    policy: Policy, observation_space: gym.Space, batch: int = 256, segments_used: float | None = None
+) -> dict[str, Any]:
     """What one decision costs.
 
     Args:
-        policy: with its number of segments.
+        policy: with its number of segments, or the rule by which it stops.
         observation_space: of a single environment; a sample of it is decided on.
         batch: for `ms_per_decision_batched`.
+        segments_used: mean segments per decision of a policy that stops by itself; None: all it may think.
 
     Returns:
-        `segments_per_decision`; `macs_per_decision`, multiply-adds of matrix products and convolutions (half
-        of torch's count of operations; look-ups and elementwise work are not counted); `ms_per_decision`, the
-        median over `TIMED_CALLS` calls with one observation; `ms_per_decision_batched`, the median with
-        `batch` observations, divided by them.
+        `macs_per_decision`, multiply-adds of matrix products and convolutions (half of torch's count of
+        operations; look-ups, elementwise work and the question whether to stop are not counted), for
+        `segments_used` segments;
+        `ms_per_decision`, the median over `TIMED_CALLS` calls with one observation; `ms_per_decision_batched`,
+        the median with `batch` observations, divided by them. Times are those of the sample, for which a policy
+        that stops by itself may need more or fewer segments than on the levels.
     """
     one, many = _decision(policy, observation_space, 1), _decision(policy, observation_space, batch)
-    # Only attention's plain form is made of products that the counter knows on every device.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        one()
     return {
-        "segments_per_decision": policy.segments,
-        "macs_per_decision": counter.get_total_flops() // 2,
+        "macs_per_decision": _count_macs(policy, observation_space, segments_used),
         "ms_per_decision": _median_ms(one),
         "ms_per_decision_batched": _median_ms(many) / batch,
         "batch": batch,
     }
+
+
+def _count_macs(policy: Policy, space: gym.Space, segments_used: float | None) -> int:
+    """Multiply-adds of one decision; those of a fractional number of segments lie on the line through 1 and 2."""
+    config = policy.config
+    if config.stop == "fixed":
+        return _macs(policy, space)
+    used = config.segments if segments_used is None else segments_used
+    actions = gym.spaces.Discrete(policy.policy_head.out_features)
+    with torch.random.fork_rng(devices=[]):  # building a policy draws its weights, which do not matter here
+        fixed = [Policy(replace(config, segments=k, stop="fixed"), space, actions) for k in (1, 2)]
+    first, both = (_macs(copy, space) for copy in fixed)
+    return round(first + (used - 1) * (both - first))
+
+
+def _macs(policy: Policy, space: gym.Space) -> int:
+    decide = _decision(policy, space, 1)
+    # Only attention's plain form is made of products that the counter knows on every device.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        decide()
+    return counter.get_total_flops() // 2
 
 
 def _decision(policy: Policy, space: gym.Space, batch: int) -> Callable[[], None]:
@@ -184,13 +245,13 @@ def format_report(report: dict[str, Any]) -> str:
         lines.append(
             _table_row("clairvoyant bound", {"spl": report["clairvoyant"]["success"], **report["clairvoyant"]})
         )
-    segments = report["segments_per_decision"]
+    segments = round(report["segments_per_decision"], 2)
     lines += [
         "",
         "SPL: success weighted by path length; excess: steps of successful episodes beyond the clairvoyant arrival;",
         "after a material change, regret: steps lost, re-plan: decisions before the first optimal one,",
         "stale: first decisions that only the old map makes optimal",
-        f"{report['core']}, carry={report['carry']}, {segments} segment{'s'[: segments != 1]} a decision, "
+        f"{report['core']}, carry={report['carry']}, {segments:g} segment{'s'[: segments != 1]} a decision, "
         f"{report['parameters']:,} parameters, {report['macs_per_decision']:,} multiply-adds,",
         f"{report['ms_per_decision']:.2f} ms alone, {report['ms_per_decision_batched']:.3f} ms in a batch of "
         f"{report['batch']}",

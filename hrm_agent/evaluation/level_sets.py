@@ -1,0 +1,150 @@
+"""Frozen sets of levels: a name for exactly these levels, with a hash that notices when they are not the same.
+
+A level is drawn from its number, so a change of the generator, of a schedule or of a default option gives other
+levels under the same numbers. `level_sets.json` holds, for each name, what the levels are drawn from and a SHA-256
+over what an agent and its metrics can meet on them.
+
+`python -m hrm_agent.evaluation.level_sets NAME ENV [KEY=VALUE] ...` prints the entry of a new set. `band=`, `first=`
+and `count=` choose the levels (test, 0, 1000); everything else is an option of the environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hrm_agent.environments import make_vector_env
+from hrm_envs import MazeVectorEnv
+
+FILE = Path(__file__).with_name("level_sets.json")
+PROBE_STEPS = 32
+USAGE = "python -m hrm_agent.evaluation.level_sets NAME ENV [band=test] [first=0] [count=1000] [OPTION=VALUE] ..."
+
+
+@dataclass(frozen=True)
+class LevelSet:
+    """Levels `first ... first + count - 1` of a band of an environment.
+
+    Args:
+        env: id of a maze environment of `hrm_envs`.
+        env_options: its keyword arguments, without `seed_band` and `oracle`.
+        band: `train`, `validation` or `test`.
+        first, count: numbers of the levels.
+        sha256: `hash_levels` when the set was frozen.
+    """
+
+    env: str
+    env_options: dict[str, Any] = field(default_factory=dict)
+    band: str = "test"
+    first: int = 0
+    count: int = 1000
+    sha256: str = ""
+
+
+def find_level_set(name: str, file: Path = FILE) -> LevelSet:
+    """The set of this name, whose levels are still those that were frozen.
+
+    Raises:
+        ValueError: no such set, or its levels have changed.
+    """
+    entries = json.loads(file.read_text())
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, n=1, cutoff=0.0)
+        raise ValueError(f"level_set={name}: no such set; did you mean {near[0]}? Known: {', '.join(entries)}")
+    levels = LevelSet(**entries[name])
+    found = hash_levels(levels)
+    if found != levels.sha256:
+        raise ValueError(
+            f"level_set={name}: its levels have changed, their hash is {found[:12]}, expected {levels.sha256[:12]}; "
+            "use the version of hrm-agent that froze them, or freeze a set under a new name"
+        )
+    return levels
+
+
+def hash_levels(levels: LevelSet) -> str:
+    """SHA-256 over what can be met on the levels, as hexadecimal digits.
+
+    Hashed are the time limit, the earliest possible arrivals (which depend on the whole schedule of doors and
+    goals), the first observations, and what `PROBE_STEPS` steps of N, E, S, W in turn give: observations, rewards,
+    ends, and the oracle's distances, optimal actions and flags of change. After its end an episode counts as zeros.
+
+    Raises:
+        ValueError: an environment that is not a maze of ours or cannot be made, or no level.
+    """
+    if levels.count < 1:
+        raise ValueError(f"count={levels.count}: expected 1 or more levels")
+    if not isinstance(make_vector_env(levels.env, 1, levels.env_options), MazeVectorEnv):
+        raise ValueError(f"env={levels.env}: level sets are made of the mazes of hrm_envs")
+    env = make_vector_env(levels.env, levels.count, {**levels.env_options, "seed_band": levels.band, "oracle": True})
+    assert isinstance(env, MazeVectorEnv)
+    digest = hashlib.sha256(f"{env.config.max_episode_steps}".encode())
+    obs, infos = env.reset(seed=levels.first)
+    _add(digest, env.clairvoyant(), obs, *_oracle(infos))
+    going_on = np.ones(levels.count, bool)
+    for step in range(PROBE_STEPS):
+        obs, rewards, terminated, truncated, infos = env.step(np.full(levels.count, step % 4))
+        _add(digest, *(_rows(values, going_on) for values in (rewards, terminated, truncated)))
+        going_on &= ~(terminated | truncated)
+        _add(digest, *(_rows(values, going_on) for values in (obs, *_oracle(infos))))
+    env.close()
+    return digest.hexdigest()
+
+
+def _oracle(infos: dict[str, Any]) -> list[np.ndarray]:
+    return [infos[name] for name in ("distance", "optimal_actions", "stale_optimal_actions", "changed", "material")]
+
+
+def _rows(values: np.ndarray, going_on: np.ndarray) -> np.ndarray:
+    """`values` with zeros in the rows of episodes that have ended: what comes after them is no part of a level."""
+    return np.where(going_on.reshape(-1, *[1] * (values.ndim - 1)), values, np.zeros((), values.dtype))
+
+
+def _add(digest: Any, *arrays: np.ndarray) -> None:
+    for array in arrays:
+        little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        digest.update(f"|{array.dtype.name}{array.shape}|".encode())
+        digest.update(np.ascontiguousarray(little_endian).data)
+
+
+def freeze(arguments: list[str]) -> dict[str, dict[str, Any]]:
+    """`NAME ENV [KEY=VALUE] ...` -> the entry for `level_sets.json`.
+
+    Raises:
+        ValueError: a name or an environment is missing, an argument that is not KEY=VALUE, or see `hash_levels`.
+    """
+    names = [a for a in arguments if "=" not in a]
+    if len(names) != 2 or arguments[:2] != names:
+        raise ValueError(f"{' '.join(arguments) or 'no arguments'}: expected {USAGE}")
+    values = {key: _value(text) for key, _, text in (a.partition("=") for a in arguments[2:])}
+    of_set = {key: values.pop(key) for key in ("band", "first", "count") if key in values}
+    for key in ("first", "count"):
+        if type(of_set.get(key, 0)) is not int:
+            raise ValueError(f"{key}={of_set[key]}: expected an integer")
+    levels = LevelSet(names[1], values, **of_set)
+    return {names[0]: {**asdict(levels), "sha256": hash_levels(levels)}}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def main() -> None:
+    try:
+        print(json.dumps(freeze(sys.argv[1:]), indent=2))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""One-axis shifts: what an agent does when one option of its maze is changed at a time, and what could be done.
+
+Each point is played by the agent and by the BFS re-planner on the same levels, with the clairvoyant bound beside
+them: a harder maze lowers all three, and only the distance between them says that the agent does not transfer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hrm_agent.agent import Agent
+from hrm_agent.environments import make_vector_env
+from hrm_agent.evaluation.episodes import PolicyActor, ReplanActor, run_in_shards
+from hrm_agent.evaluation.report import list_levels, summarize, summarize_clairvoyant
+from hrm_agent.parallel import Shards
+from hrm_envs import MazeConfig
+
+BATCH = 256
+SIZE_STEP = 2
+CHANGE_RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+DOOR_PROCESSES = ("reroll", "independent", "periodic")
+GOALS = (("static", 0.0), ("jump", 0.05), ("jump", 0.2), ("walk", 0.05), ("walk", 0.2))
+VIEWS = ("full", 5, 4, 3, 2, 1)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One maze to play.
+
+    Args:
+        axis: one of `AXES`, or `trained` for the maze that all shifts start from.
+        value: where on the axis, as a reader would say it.
+        changes: the options that differ from the maze all start from.
+    """
+
+    axis: str
+    value: str
+    changes: dict[str, Any]
+
+
+def sizes(base: MazeConfig, max_size: int) -> Iterator[Point]:
+    """Larger square mazes. The time limit grows with the number of cells (rounded up), so that there is as much time
+    for each cell; `scatter` keeps its share of edges that are walls; the number of doors stays.
+    """
+    first = max(base.rows, base.cols) + SIZE_STEP
+    for side in range(first, max_size + 1, SIZE_STEP):
+        cells = side * side / (base.rows * base.cols)
+        changes: dict[str, Any] = {
+            "rows": side,
+            "cols": side,
+            "max_episode_steps": math.ceil(base.max_episode_steps * cells),
+        }
+        if base.layout == "scatter":
+            assert base.walls is not None
+            changes["walls"] = round(base.walls * 2 * side * (side - 1) / base.edges)
+        yield Point("size", f"{side}x{side} cells", changes)
+
+
+def doors(base: MazeConfig, max_size: int) -> Iterator[Point]:
+    """No door, and two and four times as many (1, 2 and 4 where there was none)."""
+    assert base.doors is not None
+    own = base.doors
+    for count in (0, 1, 2, 4) if own == 0 else (0, 2 * own, 4 * own):
+        yield Point("doors", f"{count} doors", {"doors": count})
+
+
+def change_rates(base: MazeConfig, max_size: int) -> Iterator[Point]:
+    """Other probabilities of a change at each step."""
+    for rate in CHANGE_RATES:
+        yield Point("p_change", f"p_change {rate:g}", {"p_change": rate})
+
+
+def door_processes(base: MazeConfig, max_size: int) -> Iterator[Point]:
+    """Other rules for when which door opens and closes, at the same rate."""
+    for process in DOOR_PROCESSES:
+        yield Point("door_process", f"{process} doors", {"door_process": process})
+
+
+def goals(base: MazeConfig, max_size: int) -> Iterator[Point]:
+    """Goals that stay, jump or walk."""
+    for process, rate in GOALS:
+        name = f"{process} goal" + (f", p {rate:g}" if rate else "")
+        yield Point("goal", name, {"goal_process": process, "p_goal": rate})
+
+
+def views(base: MazeConfig, max_size: int) -> Iterator[Point]:
+    """The whole maze seen, or a radius of it."""
+    for view in VIEWS:
+        yield Point("view", "full view" if view == "full" else f"view radius {view}", {"view": view})
+
+
+AXES: dict[str, Callable[[MazeConfig, int], Iterator[Point]]] = {
+    "size": sizes,
+    "doors": doors,
+    "p_change": change_rates,
+    "door_process": door_processes,
+    "goal": goals,
+    "view": views,
+}
+
+
+def list_points(base: MazeConfig, axes: list[str], max_size: int) -> list[Point]:
+    """The maze that all start from, and then every point of the axes that differs from it.
+
+    Raises:
+        ValueError: no axis, an unknown one, or one given twice.
+    """
+    known = isinstance(axes, list) and all(axis in list(AXES) for axis in axes)
+    if not known or not axes or len(set(axes)) < len(axes):
+        raise ValueError(f"axes={axes}: expected a list of one or more of {', '.join(AXES)}, each once")
+    own = asdict(base)
+    points = [Point("trained", "as trained", {})]
+    for axis in axes:
+        points += [p for p in AXES[axis](base, max_size) if any(own[k] != v for k, v in p.changes.items())]
+    return points
+
+
+def base_config(env_id: str, env_options: dict[str, Any]) -> MazeConfig:
+    """The parameters of a maze environment.
+
+    Raises:
+        ValueError: the environment cannot be made, or is not a maze whose doors and goal can be shifted.
+    """
+    env = make_vector_env(env_id, 1, env_options)
+    config = getattr(env.unwrapped, "config", None)
+    env.close()
+    if not isinstance(config, MazeConfig):
+        raise ValueError(f"env={env_id}: shifts change the options of a maze such as DynamicMaze-v0")
+    return config
+
+
+def run_shifts(
+    agent: Agent,
+    env_id: str,
+    env_options: dict[str, Any],
+    points: list[Point],
+    episodes: int,
+    seed: int = 0,
+    band: str = "test",
+    shards: Shards | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Play the points one after the other; a record for each as soon as it is there.
+
+    Args:
+        agent: greedy; made to fit the size of each maze (`Agent.fit`).
+        env_id, env_options: the maze that the points' changes are applied to.
+        points: see `list_points`.
+        episodes: levels `seed ... seed + episodes - 1` at each point.
+        band: of the levels.
+        shards: threads to deal the agent's levels over.
+
+    Yields:
+        `axis`, `value`, `env`, `env_options`, `skipped` (why the point cannot be played, or None) and, where it was
+        played, the agent's `report.summarize` and `report.list_levels` beside `bfs_replanner` and `clairvoyant`.
+
+    Raises:
+        ValueError: an agent that does not fit the first maze, no episode asked for, or an unknown band.
+    """
+    base = base_config(env_id, env_options)
+    _fit(agent, env_id, env_options)
+    for point in points:
+        options = {**env_options, **point.changes}
+        described = {"axis": point.axis, "value": point.value, "env": env_id, "env_options": options}
+        reason = why_not(base, point)
+        fitted = agent
+        if reason is None:
+            try:
+                fitted = _fit(agent, env_id, options)
+            except ValueError as error:
+                reason = str(error)
+        if reason is not None:
+            yield {**described, "skipped": reason}
+            continue
+        yield {**described, "skipped": None, **_play(fitted, env_id, options, episodes, seed, band, shards)}
+
+
+def why_not(base: MazeConfig, point: Point) -> str | None:
+    """Why a shift would change nothing, on one line; None where it may well change something."""
+    if point.axis in ("p_change", "door_process") and base.doors == 0:
+        return "the maze has no doors"
+    if point.axis == "door_process" and base.p_change == 0 and base.door_process == "reroll":
+        return "p_change is 0: doors stay as they were drawn"
+    return None
+
+
+def _fit(agent: Agent, env_id: str, options: dict[str, Any]) -> Agent:
+    env = make_vector_env(env_id, 1, options)
+    fitted = agent.fit(env.single_observation_space)
+    fitted.check_fits(env.single_observation_space, env.single_action_space)
+    env.close()
+    return fitted
+
+
+def _play(
+    agent: Agent, env_id: str, options: dict[str, Any], episodes: int, seed: int, band: str, shards: Shards | None
+) -> dict[str, Any]:
+    level: dict[str, Any] = {
+        "env_id": env_id,
+        "env_options": options,
+        "episodes": episodes,
+        "seed": seed,
+        "band": band,
+        "batch": BATCH,
+    }
+    played = run_in_shards(lambda: PolicyActor(agent.policy), **level, shards=shards)
+    return {
+        **summarize(played),
+        "levels": list_levels(played),
+        "bfs_replanner": summarize(run_in_shards(ReplanActor, **level)),
+        "clairvoyant": summarize_clairvoyant(played),
+    }
+
+
+def format_header() -> str:
+    """The head of the table whose rows `format_point` gives."""
+    columns = ("success", "95% interval", "SPL", "regret", "BFS re-planner", "clairvoyant")
+    widths = (9, 18, 8, 9, 16, 13)
+    return f"{'':22}" + "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True))
+
+
+def format_point(record: dict[str, Any]) -> str:
+    """A record as one row; regret is that after a material change, in steps."""
+    name = f"{record['value']:22}"
+    if record["skipped"] is not None:
+        reason = record["skipped"]
+        return f"{name}  skipped: {reason if len(reason) <= 86 else reason[:83] + '...'}"
+    low, high = record["success_ci95"]
+    regret = record["regret_after_material_change"]
+    return (
+        f"{name}{record['success']:>9.1%}{f'{low:.1%} to {high:.1%}':>18}{record['spl']:>8.3f}"
+        f"{'-' if regret is None else format(regret, '.2f'):>9}"
+        f"{record['bfs_replanner']['success']:>16.1%}{record['clairvoyant']['success']:>13.1%}"
+    )

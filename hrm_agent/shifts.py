@@ -1,0 +1,105 @@
+"""`python -m hrm_agent.shifts run=RUN`: an agent on mazes that differ from its own in one option at a time."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hrm_agent import __version__
+from hrm_agent.agent import Agent
+from hrm_agent.checkpoint import write_atomically
+from hrm_agent.cli import parse_agent_options, usage_errors
+from hrm_agent.evaluation.report import to_json
+from hrm_agent.evaluation.shifts import AXES, base_config, format_header, format_point, list_points, run_shifts
+from hrm_agent.parallel import Shards, available_cores
+from hrm_envs.config import MAX_SIDE
+
+
+def shifts(
+    run: str,
+    episodes: int = 500,
+    out: str | None = None,
+    axes: list[str] | None = None,
+    max_size: int = 10,
+    carry: str | None = None,
+    segments: int | None = None,
+    stop: str | None = None,
+    stop_threshold: float | None = None,
+    seed: int = 0,
+    band: str = "test",
+    env: str | None = None,
+    env_options: dict[str, Any] | None = None,
+    best: bool = True,
+    on_record: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Greedy episodes on the maze the agent was trained on and on its one-axis shifts (`evaluation.shifts`).
+
+    Args:
+        run: folder of a training run or of an agent.
+        episodes: levels `seed ... seed + episodes - 1` at each point.
+        out: file for the JSON, written whole or not at all.
+        axes: which options to shift; None: all of `evaluation.shifts.AXES`.
+        max_size: largest maze of the axis `size`, in cells along each side.
+        carry, segments, stop, stop_threshold: a lesion, see `hrm_agent.evaluate`.
+        seed: number of the first level.
+        band: band of levels.
+        env, env_options: another maze to start from than the one trained on.
+        best: of a run's agents, the best on validation levels rather than the last.
+        on_record: called with every record as soon as it is there.
+
+    Returns:
+        What is written: who was played, and `records`, one for each point (`evaluation.shifts.run_shifts`).
+
+    Raises:
+        ValueError: no agent there, a file of it damaged, an agent that does not fit the maze to start from, or a
+            setting out of range; nothing is written then.
+    """
+    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
+        raise ValueError(f"out={out}: expected a file in a folder that exists")
+    if not 1 <= max_size <= MAX_SIDE:
+        raise ValueError(f"max_size={max_size}: expected 1 to {MAX_SIDE} cells along each side")
+    agent = Agent.load(run, carry=carry, segments=segments, best=best, stop=stop, stop_threshold=stop_threshold)
+    env_id, options = agent.environment(env, env_options)
+    points = list_points(base_config(env_id, options), list(AXES) if axes is None else axes, max_size)
+    records = []
+    for record in run_shifts(agent, env_id, options, points, episodes, seed, band, Shards(available_cores())):
+        records.append(record)
+        if on_record is not None:
+            on_record(record)
+    report = {**_describe(agent, run), "seeds": {"first": seed, "count": episodes}, "band": band, "records": records}
+    if out is not None:
+        write_atomically(Path(out), to_json(report))
+    return report
+
+
+def _describe(agent: Agent, run: str) -> dict[str, Any]:
+    config = agent.policy.config
+    names = ("core", "carry", "segments", "stop", "stop_threshold", "time_gradient")
+    return {
+        "run": str(run),
+        **{name: getattr(config, name) for name in names},
+        "frames": agent.info.get("frames"),
+        "training_seed": agent.info.get("seed"),
+        "hrm_agent_version": __version__,
+    }
+
+
+def main() -> None:
+    usage = "python -m hrm_agent.shifts run=RUN [KEY=VALUE] ..."
+    with usage_errors():
+        options = parse_agent_options(sys.argv[1:], "shifts", usage)
+        shifts(**options, on_record=_say)
+    if options["out"] is not None:
+        print(f"wrote {options['out']}")
+
+
+def _say(record: dict[str, Any]) -> None:
+    if record["axis"] == "trained":
+        print(format_header())
+    print(format_point(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()
