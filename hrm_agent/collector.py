@@ -134,7 +134,7 @@ class Collector:
             with torch.no_grad():  # grad mode is per thread
                 return self.policy.step(_rows(obs, rows), tuple(s[rows] for s in state), episode_start[rows])
 
-        parts = self.shards.map(part, self.shards.slices(episode_start.shape[0]))
+        parts = self.shards.map(part, self.shards.slices(episode_start.shape[0], self.policy.rows_at_once))
         if len(parts) == 1:
             return parts[0]
         logits, values, states, segments = zip(*parts, strict=True)

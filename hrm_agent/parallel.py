@@ -41,9 +41,14 @@ class Shards:
         # One shard too: processes that run side by side must not each start a thread per core.
         torch.set_num_threads(1)
 
-    def slices(self, batch_size: int) -> list[slice]:
-        """At most `count` contiguous slices of nearly equal size that cover `range(batch_size)`."""
-        count = min(self.count, batch_size)
+    def slices(self, batch_size: int, largest: int | None = None) -> list[slice]:
+        """Contiguous slices of nearly equal size that cover `range(batch_size)`, one for each thread.
+
+        Args:
+            largest: rows of a slice, at most; then each thread has several, as many as the others.
+        """
+        each = -(-batch_size // (largest * self.count)) if largest else 1
+        count = min(self.count * each, batch_size)
         edges = [batch_size * i // count for i in range(count + 1)]
         return [slice(a, b) for a, b in itertools.pairwise(edges)]
 

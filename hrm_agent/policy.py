@@ -21,6 +21,9 @@ from hrm_agent.encoders import EncoderConfig, Observation, build_encoder, find_g
 READOUTS = ("agent", "mean", "first", "last")
 HEADS = ("actor_critic", "q")
 STOPS = ("fixed", "settled", "agreed")
+CACHE_BYTES = 2**21
+"""Of the widest activation of a batch. Larger batches are thought about in parts on a CPU: their temporaries would
+leave the cache, and page by page be given back to the system and asked for again."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,14 @@ class Policy(nn.Module):
                 f"time_gradient=bptt with core.cycle_gradient=last and core.H_cycles={cycles}: no gradient reaches "
                 "the carried state; use core.cycle_gradient=all, core.H_cycles=1 or time_gradient=detached"
             )
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """Rows of a batch that are best thought about together on this device; None: as many as there are."""
+        if self.device.type != "cpu":
+            return None
+        widest = max(m.out_features for m in self.modules() if isinstance(m, nn.Linear))
+        return max(1, CACHE_BYTES // (4 * self.encoder.length * widest))
 
     @property
     def device(self) -> torch.device:

@@ -140,7 +140,7 @@ class PPO:
             loss, measured = self.loss(batch.columns(part), entropy_coef, rows)
             return torch.autograd.grad(loss, self.parameters, allow_unused=True), measured
 
-        parts = self.shards.map(gradient, self.shards.slices(batch.actions.shape[1]))
+        parts = self.shards.map(gradient, self.shards.slices(batch.actions.shape[1], self.policy.rows_at_once))
         for parameter, *grads in zip(self.parameters, *(g for g, _ in parts), strict=True):
             present = [g for g in grads if g is not None]
             parameter.grad = sum(present[1:], present[0]) if present else None

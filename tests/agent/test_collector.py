@@ -187,7 +187,7 @@ def test_environments_stepped_one_by_one_give_final_observations_and_statistics(
     with torch.no_grad():
         expected = policy.step(final, state, torch.zeros(2, dtype=torch.bool)).value
     torch.testing.assert_close(rollout.final_values[3], expected)
-    assert collector.statistics() == {"return": 2.0, "length": 4.0, "success": 1.0}
+    assert collector.statistics() == {"return": 2.0, "length": 4.0, "success": 1.0, "segments": 1.0}
 
 
 def test_statistics_are_of_the_episodes_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,24 @@ def test_the_gradient_does_not_depend_on_the_shards(shards: int) -> None:
         torch.testing.assert_close(one, split, rtol=1e-5, atol=1e-6)
 
 
+def test_a_batch_too_large_for_the_cache_is_thought_about_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the actions and of the update; nothing depends on it but rounding."""
+    results: list[list[Tensor]] = []
+    for cache in (2**30, 1):
+        monkeypatch.setattr("hrm_agent.policy.CACHE_BYTES", cache)
+        algo, collector, rollout = make_ppo(max_grad_norm=1e9)
+        assert algo.policy.rows_at_once == (1 if cache == 1 else algo.policy.rows_at_once)
+        sizes: list[int] = []
+        algo.policy.encoder.register_forward_hook(lambda module, args, out, sizes=sizes: sizes.append(out.shape[-3]))
+        collect_twice(collector, rollout)
+        algo.update(rollout, 0.0)
+        assert (max(sizes) == 1) == (cache == 1)
+        gradients = [p.grad for p in algo.parameters if p.grad is not None]
+        results.append([rollout.values, rollout.log_probs, *gradients])
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+
+
 def test_refreshed_states_equal_a_replay_with_the_new_weights() -> None:
     algo, collector, rollout = make_ppo({"segments": 2}, refresh_states=True)
     collect_twice(collector, rollout)
