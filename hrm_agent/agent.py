@@ -68,7 +68,8 @@ class Agent:
             state: what the last call returned; None begins an episode in every row.
             episode_start: bool or bool `[B]`, true where the observation begins an episode; None: nowhere,
                 except where `state` is None.
-            deterministic: the most probable action, or one drawn from the policy.
+            deterministic: the most probable action, or one drawn from the policy. An agent with Q-values always takes
+                the best.
 
         Returns:
             actions int64 `[B]` (a 0-d array for a single observation), and the state, a tuple of arrays.
@@ -88,7 +89,7 @@ class Agent:
             given = np.zeros(size, bool) if episode_start is None else np.atleast_1d(episode_start).astype(bool)
             start = torch.as_tensor(np.broadcast_to(given, (size,)).copy(), device=device)
         decision = self.policy.step(obs, kept, start)
-        if deterministic:
+        if deterministic or self.policy.config.heads == "q":  # Q-values are no distribution to draw from
             actions = decision.logits.argmax(-1)
         else:
             actions = torch.multinomial(decision.logits.softmax(-1).cpu(), 1, generator=self.generator).squeeze(-1)

@@ -103,8 +103,6 @@ class DQNLearner(Learner):
         collector.explore(self.replay, self.algo.config.collect_steps, self.algo.epsilon(progress))
 
     def update(self, progress: float) -> dict[str, float]:
-        if self.replay.frames < self.algo.config.learning_starts:
-            return {}
         return self.algo.update(self.replay, progress)
 
     def tensors(self) -> dict[str, Tensor]:

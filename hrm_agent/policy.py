@@ -213,8 +213,10 @@ class Policy(nn.Module):
         for number in range(1, self.segments + 1):
             tokens = self.encoder(obs)
             if thought is None:
-                thought = self.carry.seed(state, episode_start, tokens)
-            output, thought = self.core(tokens, map_state(Tensor.detach, thought))
+                before = self.carry.seed(state, episode_start, tokens)  # a carry rule may have weights to learn
+            else:
+                before = map_state(Tensor.detach, thought)
+            output, thought = self.core(tokens, before)
             read = self._read(output, index)
             kept = self._keep(thought, read)
             segments = torch.full(episode_start.shape, number, device=episode_start.device)
@@ -270,7 +272,8 @@ class Policy(nn.Module):
         now = self.policy_head(self._read(output, index)).log_softmax(-1)
         if policies is None:
             return torch.zeros(now.shape[0], dtype=torch.bool, device=now.device), now
-        return (now.exp() * (now - policies)).sum(-1) < threshold, now
+        # Rounding can take a divergence of 0 below it, and a threshold of 0 must never stop anyone.
+        return (now.exp() * (now - policies)).sum(-1).clamp_min(0.0) < threshold, now
 
     def _keep(self, thought: State, read: Tensor) -> PolicyState:
         if not self.carry.from_output:

@@ -72,7 +72,7 @@ class Rollout:
             )
         self.steps, self.num_envs, self.window = steps, num_envs, window
         shape = (steps, num_envs)
-        self.obs = _allocate(space, shape, device)
+        self.obs = allocate(space, shape, device)
         self.actions = torch.zeros(shape, dtype=torch.int64, device=device)
         self.log_probs = torch.zeros(shape, device=device)
         self.values = torch.zeros(shape, device=device)
@@ -141,8 +141,9 @@ def minibatches(windows: Windows, size: int, generator: torch.Generator) -> Iter
         yield windows.columns(index)
 
 
-def _allocate(space: gym.Space, shape: tuple[int, ...], device: torch.device | str) -> Any:
+def allocate(space: gym.Space, shape: tuple[int, ...], device: torch.device | str) -> Any:
+    """Zeros for observations of `space` with the dimensions `shape` in front; dictionaries entry by entry."""
     if isinstance(space, gym.spaces.Dict):
-        return {key: _allocate(sub, shape, device) for key, sub in space.spaces.items()}
+        return {key: allocate(sub, shape, device) for key, sub in space.spaces.items()}
     dtype = torch.from_numpy(np.zeros(1, dtype=space.dtype)).dtype
     return torch.zeros(*shape, *(space.shape or ()), dtype=dtype, device=device)

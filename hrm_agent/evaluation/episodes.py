@@ -314,7 +314,8 @@ class PolicyActor:
     """
 
     def __init__(self, policy: Policy, deterministic: bool = True, seed: int = 0) -> None:
-        self.policy, self.deterministic, self.seed = policy, deterministic, seed
+        self.policy, self.seed = policy, seed
+        self.deterministic = deterministic or policy.config.heads == "q"  # Q-values are no distribution
         self.state: PolicyState = ()
 
     def reset(self, seeds: NDArray[np.int64]) -> None:

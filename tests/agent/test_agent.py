@@ -12,11 +12,11 @@ import pytest
 import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tiny import ACTIONS, GRID, MAZE, QUICK, grids, tiny_policy
+from tiny import ACTIONS, CORES, GRID, MAZE, QUICK, grids, tiny_policy
 
 import hrm_envs  # noqa: F401 - registers the environments
 from hrm_agent import Agent
-from hrm_agent.checkpoint import CheckpointError
+from hrm_agent.checkpoint import CheckpointError, save_tensors
 from hrm_agent.encoders import EncoderConfig
 from hrm_agent.policy import Policy
 
@@ -144,6 +144,153 @@ def test_loading_with_another_carry_or_budget_keeps_the_weights(tmp_path: Path) 
         Agent.load(tmp_path, segments=0)
     with pytest.raises(ValueError, match="expected one of reset"):
         Agent.load(tmp_path, carry="all")
+
+
+def test_a_carry_rule_takes_its_weights_with_it_and_lends_none(tmp_path: Path) -> None:
+    gated = make_agent(carry="gate")
+    gated.save(tmp_path / "gate")
+    whole = gated.policy.state_dict()
+    for carry in ("reset", "full", "last_token"):
+        weights = Agent.load(tmp_path / "gate", carry=carry).policy.state_dict()
+        assert weights.keys() == {name for name in whole if not name.startswith("carry.")}
+        assert all(torch.equal(whole[name], t) for name, t in weights.items())
+    same = Agent.load(tmp_path / "gate", carry="gate").policy.state_dict()
+    assert all(torch.equal(whole[name], t) for name, t in same.items())
+    make_agent().save(tmp_path / "full")
+    for trained, carry in (("full", "gate"), ("full", "output"), ("gate", "output")):
+        with pytest.raises(ValueError, match=f"carry={carry}: it has weights of its own .* carry={trained} lacks"):
+            Agent.load(tmp_path / trained, carry=carry)
+
+
+def test_weights_of_no_carry_rule_are_never_dropped(tmp_path: Path) -> None:
+    agent = make_agent(carry="gate")
+    agent.save(tmp_path)
+    tensors = agent.policy.state_dict()
+    for name in ("extra.weight", "carry.extra"):
+        save_tensors(tmp_path / "agent.safetensors", {**tensors, name: torch.ones(2)}, {"kind": "agent"})
+        with pytest.raises(CheckpointError, match="weights do not fit"):
+            Agent.load(tmp_path)
+    save_tensors(tmp_path / "agent.safetensors", {**tensors, "extra.weight": torch.ones(2)}, {"kind": "agent"})
+    with pytest.raises(CheckpointError, match="weights do not fit"):
+        Agent.load(tmp_path, carry="reset")
+
+
+def test_loading_with_another_rule_to_stop(tmp_path: Path) -> None:
+    make_agent(segments=4).save(tmp_path)
+    obs = torch.from_numpy(grids(20).numpy())
+    start = torch.ones(20, dtype=torch.bool)
+
+    def segments(**changes: Any) -> list[int]:
+        policy = Agent.load(tmp_path, **changes).policy
+        with torch.no_grad():
+            return policy.step(obs, policy.initial_state(20), start).segments.tolist()
+
+    assert segments() == [4] * 20
+    assert segments(stop="settled", stop_threshold=1e9) == [1] * 20
+    assert segments(stop="settled", stop_threshold=1e9, segments=1) == [1] * 20
+    assert segments(stop="settled", stop_threshold=0.0) == [4] * 20
+    for changes, message in (({"stop": "soon"}, "stop='soon'"), ({"stop_threshold": -1}, "stop_threshold=-1")):
+        with pytest.raises(ValueError, match=message):
+            Agent.load(tmp_path, **changes)
+
+
+LARGER = gym.spaces.Box(0, 5, (15, 21), np.uint8)
+SIZELESS = {
+    "conv": {},
+    "attention": {"core_options": {**CORES["trm"], "mixing": "attention", "positions": "rope2d"}},
+    "convlstm": {"core": "convlstm"},
+    "gru": {"core": "gru"},
+}
+
+
+@pytest.mark.parametrize("kind", SIZELESS)
+def test_an_agent_without_a_size_fits_others_with_the_same_weights(kind: str, tmp_path: Path) -> None:
+    agent = make_agent(**SIZELESS[kind])
+    larger = agent.fit(LARGER)
+    assert larger.observation_space == LARGER
+    assert larger.info == agent.info
+    weights = larger.policy.state_dict()
+    assert all(torch.equal(weights[name], t) for name, t in agent.policy.state_dict().items())
+    assert larger.predict(np.pad(grids(4).numpy(), ((0, 0), (0, 8), (0, 14))))[0].shape == (4,)
+    obs = grids(K, BATCH).numpy()
+    back, state, other = larger.fit(GRID), None, None
+    for step in obs:
+        mine, state = agent.predict(step, state)
+        theirs, other = back.predict(step, other)
+        assert np.array_equal(mine, theirs)
+        assert all(np.array_equal(a, b) for a, b in zip(state, other, strict=True))
+    assert agent.fit(GRID) is agent
+    agent.save(tmp_path)
+    assert Agent.load(tmp_path, observation_space=LARGER).observation_space == LARGER
+
+
+def test_an_agent_sees_the_same_neighbourhood_alike_in_grids_of_any_size() -> None:
+    """Far from the rim, two updates of a convolution cannot tell how large the grid is."""
+    agent = make_agent(core_options=QUICK).fit(gym.spaces.Box(0, 5, (21, 21), np.uint8))
+    large = grids(20, side=21)
+    large[large == 3] = 0
+    large[:, 11, 11] = 3
+    inside = large[:, 4:19, 4:19].contiguous()  # an even offset: the same cells share a token
+    fitted = agent.fit(gym.spaces.Box(0, 5, (15, 15), np.uint8))
+    start = torch.ones(20, dtype=torch.bool)
+    with torch.no_grad():
+        whole = agent.policy.step(large, agent.policy.initial_state(20), start).logits
+        part = fitted.policy.step(inside, fitted.policy.initial_state(20), start).logits
+    torch.testing.assert_close(whole, part)
+    assert whole.std(0).min() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"positions": "learned"}, r"weights encoder\.positions belong to observations .*\(7, 7\)"),
+        ({"core": "trm", "core_options": {**CORES["trm"], "mixing": "mlp"}}, r"weights core\.\S+ .* belong to"),
+    ],
+)
+def test_an_agent_tied_to_its_size_says_by_what(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        make_agent(**changes).fit(LARGER)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Box(0, 6, (9, 9), np.uint8),
+        gym.spaces.Box(0, 5, (9, 9), np.int64),
+        gym.spaces.Box(0, 5, (9, 9, 1), np.uint8),
+        gym.spaces.Box(0, 5, (9,), np.uint8),
+        gym.spaces.Discrete(6),
+        gym.spaces.Dict(map=GRID),
+    ],
+    ids=str,
+)
+def test_only_the_size_of_a_grid_may_differ(space: gym.Space) -> None:
+    with pytest.raises(ValueError, match="do not fit, and differ in more than the size of a grid"):
+        make_agent().fit(space)
+    with pytest.raises(ValueError, match=r"encoder\.crop=1: nothing is left of a 2x2 grid"):
+        make_agent().fit(gym.spaces.Box(0, 5, (2, 2), np.uint8))
+
+
+def test_a_grid_in_a_dictionary_may_have_another_size_too() -> None:
+    def space(side: int, numbers: int = 2) -> gym.spaces.Dict:
+        return gym.spaces.Dict(
+            map=gym.spaces.Box(0, 5, (side, side), np.uint8), speed=gym.spaces.Box(-1, 1, (numbers,), np.float32)
+        )
+
+    agent = make_agent(space(7))
+    assert agent.fit(space(11)).observation_space == space(11)
+    with pytest.raises(ValueError, match="do not fit"):
+        agent.fit(space(11, numbers=3))
+
+
+def test_the_environment_is_the_one_trained_on_unless_another_is_given() -> None:
+    agent = make_agent()
+    assert agent.environment() == ("DynamicMaze-v0", MAZE)
+    assert agent.environment("DynamicMaze-v0", {"rows": 6}) == ("DynamicMaze-v0", {**MAZE, "rows": 6})
+    assert agent.environment("PaperMaze-v0", {"doors": 2}) == ("PaperMaze-v0", {"doors": 2})
+    with pytest.raises(ValueError, match="give one with env="):
+        Agent(agent.policy, GRID, ACTIONS).environment()
 
 
 def test_a_run_folder_gives_its_best_agent_or_its_last(tmp_path: Path) -> None:

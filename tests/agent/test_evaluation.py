@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hrm_agent import Agent
-from hrm_agent.encoders import Observation
+from hrm_agent.encoders import EncoderConfig, Observation
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.episodes import (
@@ -23,8 +23,8 @@ from hrm_agent.evaluation.episodes import (
     run_episodes,
     run_in_shards,
 )
-from hrm_agent.evaluation.metrics import Changes
-from hrm_agent.evaluation.report import evaluate_policy, format_report, measure_cost, summarize
+from hrm_agent.evaluation.level_sets import LevelSet
+from hrm_agent.evaluation.report import evaluate_policy, format_report, list_levels, measure_cost, summarize, to_json
 from hrm_agent.evaluation.video import END_FRAMES, encode_gif, record_episodes
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Decision, Policy, PolicyConfig
@@ -33,8 +33,14 @@ from hrm_envs.planners import ReplanPolicy
 
 MAZE = "DynamicMaze-v0"
 BUSY = {"p_change": 0.3, "goal_process": "walk", "p_goal": 0.1, "max_episode_steps": 30}
+DEFAULTS = {"p_change": 0.05, "goal_process": "static", "p_goal": 0.0, "max_episode_steps": 60}
 CORE = {"mixing": "conv", "layers": 1, "H_cycles": 1, "L_cycles": 1, "inner_size": 16}
 TIMINGS = ("ms_per_decision", "ms_per_decision_batched")
+
+
+@pytest.fixture(autouse=True)
+def few_timed_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hrm_agent.evaluation.report.TIMED_CALLS", 2)
 
 
 def make_policy(env_id: str = MAZE, options: dict[str, Any] | None = None, **config: Any) -> Policy:
@@ -69,21 +75,23 @@ class Replanning(torch.nn.Module):
         assert isinstance(obs, torch.Tensor)
         moves = torch.from_numpy(ReplanPolicy().act(obs.numpy()))
         logits = torch.nn.functional.one_hot(moves, 4) * self.weight
-        return Decision(logits, logits.sum(-1), ())
+        return Decision(logits, logits.sum(-1), (), torch.full_like(moves, 2))
 
 
 def assert_same(one: Episodes, other: Episodes) -> None:
-    for name in ("seeds", "success", "steps", "returns", "clairvoyant"):
+    for name in ("seeds", "success", "steps", "returns", "clairvoyant", "segments"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     assert one.changes is not None
-    assert other.changes is not None
-    for name in Changes._fields:
-        np.testing.assert_array_equal(getattr(one.changes, name), getattr(other.changes, name), err_msg=name)
+    assert one.totals is not None
+    for part in ("changes", "totals"):
+        for name in getattr(one, part)._fields:
+            mine, theirs = (getattr(getattr(episodes, part), name) for episodes in (one, other))
+            np.testing.assert_array_equal(mine, theirs, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["random", "replan", "greedy", "sampled"])
 def test_numbers_do_not_depend_on_batch_or_shards(kind: str) -> None:
-    policy = make_policy()
+    policy = make_policy(segments=4, stop="agreed", stop_threshold=0.003)
     make = {
         "random": RandomActor,
         "replan": ReplanActor,
@@ -93,6 +101,9 @@ def test_numbers_do_not_depend_on_batch_or_shards(kind: str) -> None:
     whole = run_episodes(make(), MAZE, BUSY, 40, seed=5)
     assert whole.changes is not None
     assert len(whole.changes.step) > 20
+    assert (whole.segments is None) == (kind in ("random", "replan"))
+    if whole.segments is not None:
+        assert whole.steps.sum() < whole.segments.sum() < 4 * whole.steps.sum()
     assert_same(whole, run_episodes(make(), MAZE, BUSY, 40, seed=5, batch=7))
     assert_same(whole, run_in_shards(make, MAZE, BUSY, 40, seed=5, shards=Shards(3)))
     tail = run_episodes(make(), MAZE, BUSY, 10, seed=35)
@@ -133,11 +144,19 @@ def test_nobody_beats_the_clairvoyant_bound(options: dict[str, Any]) -> None:
 def test_a_policy_that_plays_the_replanners_moves_gets_its_numbers() -> None:
     replanned = summarize(run_episodes(ReplanActor(), MAZE, BUSY, 100, band="validation"))
     copied = evaluate_policy(Replanning(), MAZE, BUSY, 100, oracle=True)  # type: ignore[arg-type]
-    assert copied == replanned
+    counted = ("segments_per_decision", "segments_by_change")
+    assert {name: v for name, v in copied.items() if name not in counted} == {
+        name: v for name, v in replanned.items() if name not in counted
+    }
+    assert [replanned[name] for name in counted] == [None, None]
+    assert copied["segments_per_decision"] == 2
+    assert set(copied["segments_by_change"].values()) == {2}
     # It plans on the whole map as it stands: it never regrets an action on that map, and is never stale.
     assert replanned["regret_after_material_change"] == 0
     assert replanned["steps_to_replan"] == 0
     assert replanned["stale_plan_rate"] == 0
+    assert set(replanned["regret_by_change"].values()) == {0}
+    assert min(replanned["decisions_by_change"].values()) > 50
     assert replanned["success"] > 0.7
 
 
@@ -200,8 +219,60 @@ def test_multiply_adds_equal_a_count_by_hand(mixing: str) -> None:
     for segments, cost in counted.items():
         # One update of z_L and one of z_H in a segment.
         assert cost["macs_per_decision"] == segments * 2 * block + heads
-        assert cost["segments_per_decision"] == segments
         assert cost["ms_per_decision"] > 0
+
+
+def test_multiply_adds_of_a_policy_that_stops_by_itself_are_those_of_what_it_used() -> None:
+    space = make_vector_env(MAZE, 1).single_observation_space
+    fixed = {k: measure_cost(make_policy(segments=k), space, 1)["macs_per_decision"] for k in (1, 3, 8)}
+    adaptive = make_policy(segments=8, stop="settled", stop_threshold=1e9)  # stops after the first
+    before = torch.get_rng_state()
+    counted = {used: measure_cost(adaptive, space, 1, used)["macs_per_decision"] for used in (1, 2, 3, None)}
+    assert torch.equal(before, torch.get_rng_state())
+    assert (counted[1], counted[3], counted[None]) == (fixed[1], fixed[3], fixed[8])
+    assert counted[2] == (fixed[1] + fixed[3]) / 2
+
+
+def test_change_locked_numbers_are_those_of_the_oracle() -> None:
+    """The decisions of a random agent, gone through one by one in an environment that is stepped alone."""
+    count, rows = 25, []
+    actor = RandomActor()
+    for seed in range(count):
+        env = make_vector_env(MAZE, 1, {**BUSY, "seed_band": "test", "oracle": True})
+        obs, infos = env.reset(seed=seed)
+        actor.reset(np.array([seed]))
+        for step in range(1000):
+            action = int(actor.act(obs)[0])
+            before, optimal = int(infos["distance"][0]), bool(infos["optimal_actions"][0, action])
+            kind = "material" if infos["material"][0] else "immaterial" if infos["changed"][0] else "unchanged"
+            here = np.argwhere(obs[0] == 3)[0]
+            beside = int(obs[0][tuple(here + [(-1, 0), (0, 1), (1, 0), (0, -1)][action])])
+            regret = 0 if optimal else 1 if beside in (1, 2) else 2
+            if before >= 0:
+                rows.append((seed, step, kind, regret))
+            obs, _, terminated, truncated, infos = env.step(np.array([action]))
+            if terminated[0] or truncated[0]:
+                break
+    played = run_episodes(RandomActor(), MAZE, BUSY, count, batch=10)
+    summary = summarize(played)
+    for kind in ("unchanged", "immaterial", "material"):
+        mine = [regret for _, step, k, regret in rows if k == kind and step > 0]
+        assert summary["decisions_by_change"][kind] == len(mine) > 10
+        assert summary["regret_by_change"][kind] == pytest.approx(np.mean(mine))
+    levels = list_levels(played)
+    assert levels["success"] == "".join(str(int(s)) for s in played.success)
+    assert levels["steps"] == played.steps.tolist()
+    for seed in range(count):
+        mine = [regret for s, _, _, regret in rows if s == seed]
+        expected = pytest.approx(np.mean(mine), abs=1e-4) if mine else None
+        assert levels["regret"][seed] == expected
+
+
+def test_a_json_is_what_was_said_on_few_lines() -> None:
+    said = {"a": [1, 2.5, None], "b": {"c": ["x, [1\n]", "y"], "d": []}, "e": [[1, 2], [3]], "f": "[\n 1,\n 2\n]"}
+    text = to_json({**said, "long": list(range(1000))}).decode()
+    assert json.loads(text) == {**said, "long": list(range(1000))}
+    assert text.count("\n") < 25
 
 
 @pytest.fixture(scope="module")
@@ -221,17 +292,53 @@ def test_the_same_call_twice_gives_the_same_report(run: str, tmp_path: Path) -> 
     assert first["level_band"] == "test"
     assert first["seeds"] == {"first": 0, "count": 30}
     assert first["clairvoyant"]["success"] >= first["bfs_replanner"]["success"]
+    assert len(first["levels"]["success"]) == len(first["levels"]["steps"]) == len(first["levels"]["regret"]) == 30
+    assert first["levels"]["success"].count("1") / 30 == first["success"]
     assert first["parameters"] == sum(p.numel() for p in Agent.load(run).policy.parameters())
 
 
 def test_lesions_are_played_and_reported(run: str) -> None:
-    whole = evaluate(run, 60)
-    reset, longer = evaluate(run, 60, carry="reset"), evaluate(run, 60, segments=4)
+    whole = evaluate(run, 30)
+    reset, longer = evaluate(run, 30, carry="reset"), evaluate(run, 30, segments=4)
     assert (whole["carry"], reset["carry"]) == ("full", "reset")
     assert whole["episode_length"] != reset["episode_length"]
     assert longer["segments"] == longer["segments_per_decision"] == 4
     assert longer["macs_per_decision"] > 3.9 * whole["macs_per_decision"]
     assert whole["random"] == reset["random"] == longer["random"]
+    hasty = evaluate(run, 30, segments=4, stop="settled", stop_threshold=1e9)
+    assert (hasty["stop"], hasty["stop_threshold"], hasty["segments"]) == ("settled", 1e9, 4)
+    assert hasty["segments_per_decision"] == 1
+    assert set(hasty["segments_by_change"].values()) == {1}
+    for name in ("success", "episode_length", "macs_per_decision", "levels"):
+        assert hasty[name] == whole[name]
+    patient = evaluate(run, 30, segments=4, stop="settled", stop_threshold=0.0)
+    for name in ("success", "episode_length", "macs_per_decision", "levels"):
+        assert patient[name] == longer[name]
+
+
+def test_an_agent_plays_mazes_of_other_sizes(run: str, tmp_path: Path) -> None:
+    larger = evaluate(run, 20, env_options={"rows": 6, "cols": 5})
+    assert larger["env_options"] == {**BUSY, "rows": 6, "cols": 5}
+    assert larger["macs_per_decision"] > 1.5 * evaluate(run, 2)["macs_per_decision"]
+    assert evaluate(run, 2, env="PaperMaze-v0")["env_options"] == {}
+    path = watch(run, 1, str(tmp_path / "large.gif"), env_options={"rows": 6, "max_episode_steps": 3})
+    assert path.stat().st_size > 0
+    tied = save_agent(tmp_path / "tied", encoder=EncoderConfig(positions="learned"))
+    with pytest.raises(ValueError, match=r"encoder\.positions belong to observations .*\(9, 9\)"):
+        evaluate(tied, 2, env_options={"rows": 6})
+
+
+def test_a_level_set_is_played_exactly(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = LevelSet(MAZE, {"doors": 2}, "validation", first=3, count=25)
+    monkeypatch.setattr("hrm_agent.evaluate.find_level_set", {"few": few}.__getitem__)
+    report = evaluate(run, level_set="few")
+    plain = evaluate(run, 25, env_options={**DEFAULTS, "doors": 2}, seed=3, band="validation")
+    assert (report["level_set"], plain["level_set"]) == ("few", None)
+    assert (report["seeds"], report["level_band"]) == ({"first": 3, "count": 25}, "validation")
+    assert report["env_options"] == {"doors": 2}  # and nothing of what the agent was trained on
+    assert report["levels"] == plain["levels"]
+    with pytest.raises(ValueError, match=r"level_set=default says which levels are played; leave out episodes, env$"):
+        evaluate(run, 30, env=MAZE, level_set="default")
 
 
 def test_the_table_says_what_the_report_says(run: str) -> None:
@@ -249,7 +356,10 @@ def test_the_table_says_what_the_report_says(run: str) -> None:
     ("given", "message"),
     [
         ({"episodes": 0}, "episodes=0"),
-        ({"env": "PaperMaze-v0"}, "do not fit"),
+        ({"env": "CartPole-v1"}, "do not fit"),
+        ({"env_options": {"rows": 0}}, "rows=0"),
+        ({"stop": "never"}, "stop='never'"),
+        ({"stop_threshold": "low"}, "stop_threshold='low': expected a number"),
         ({"env": "DynamicMase-v0"}, "did you mean DynamicMaze-v0"),
         ({"carry": "fully"}, "carry='fully'"),
         ({"segments": 0}, "segments=0"),

@@ -27,11 +27,13 @@ FORBIDDEN = {
     ),
     "hrm_agent/evaluation": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_agent.collector", "omegaconf", "hydra"),
     "hrm_agent/policy.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
+    "hrm_agent/replay.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
+    "hrm_agent/learners.py": ("hrm_agent.trainer", "hrm_agent.config", "hrm_envs", "omegaconf", "hydra"),
     "hrm_agent/collector.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
     "hrm_agent/trainer.py": ("hrm_agent.config", "hrm_agent.cli", "hrm_agent.train", "omegaconf", "hydra"),
     "hrm_agent/agent.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
 }
-COMMANDS = {"train", "evaluate", "watch", "parity"}
+COMMANDS = {"train", "evaluate", "watch", "shifts", "parity"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

@@ -166,3 +166,46 @@ def test_every_decision_counts_to_at_most_one_change(rows: list, horizon: int, d
     assert (changes.steps_to_replan[has_score] <= changes.scored[has_score]).all()
     # Without regret there was nothing to re-plan, and only an optimal first decision re-plans at once.
     assert (changes.steps_to_replan[changes.regret == 0] == 0).all()
+
+
+def _total(regret: list, changed: list, material: list, length: int, segments: list | None = None) -> metrics.Totals:
+    real, changed_, material_ = (np.array(values)[:, None] for values in (regret, changed, material))
+    thought = None if segments is None else np.array(segments)[:, None]
+    decisions = metrics.Decisions(real, changed_, material_, np.zeros_like(changed_), thought)
+    return metrics.total_decisions(decisions, np.array([length]))
+
+
+def test_totals_of_a_hand_made_episode() -> None:
+    #         0     1     2     3     4     5     6     | after the end
+    regret = [2.0, 0.0, 1.0, 2.0, NAN, 1.0, 2.0, 2.0]
+    changed = [False, False, True, True, True, False, True, True]
+    material = [False, False, True, False, True, False, True, False]
+    totals = _total(regret, changed, material, 7, segments=[8, 1, 4, 2, 6, 1, 5, 9])
+    # The first decision follows no step: it counts to the episode, and to no kind of step.
+    assert (totals.regret.tolist(), totals.scored.tolist()) == ([8.0], [6])
+    assert metrics.regret_by_change(totals) == {"unchanged": 0.5, "immaterial": 2.0, "material": 1.5}
+    assert metrics.decisions_by_change(totals) == {"unchanged": 2, "immaterial": 1, "material": 2}
+    # The decision that is cut off from the goal has no score, but it was thought about.
+    assert metrics.segments_by_change(totals) == {"unchanged": 1.0, "immaterial": 2.0, "material": 5.0}
+    assert metrics.regret_per_decision(totals).tolist() == [8 / 6]
+
+
+def test_nothing_changed_nothing_said() -> None:
+    totals = _total([NAN], [False], [False], 1)
+    assert metrics.regret_by_change(totals) == dict.fromkeys(metrics.CHANGE_KINDS)
+    assert set(metrics.decisions_by_change(totals).values()) == {0}
+    assert metrics.segments_by_change(totals) is None
+    assert np.isnan(metrics.regret_per_decision(totals)).all()
+
+
+@given(st.lists(decision, min_size=1, max_size=40), st.data())
+def test_every_decision_but_the_first_is_of_one_kind(rows: list, data: st.DataObject) -> None:
+    regret, changed, material = (list(column) for column in zip(*rows, strict=True))
+    length = data.draw(st.integers(1, len(rows)))
+    totals = _total(regret, changed, material, length, segments=list(range(len(rows))))
+    assert totals.decisions_by_change.sum() == length - 1
+    first = 0.0 if np.isnan(regret[0]) else regret[0]
+    assert totals.regret_by_change.sum() == totals.regret.sum() - first
+    assert totals.scored_by_change.sum() == totals.scored.sum() - (not np.isnan(regret[0]))
+    assert totals.segments_by_change is not None
+    assert totals.segments_by_change.sum() == sum(range(length))

@@ -158,6 +158,17 @@ def test_adaptive_thinking_with_threshold_zero_equals_a_fixed_number_of_segments
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@torch.no_grad()
+def test_rounding_stops_nobody_whose_threshold_is_zero() -> None:
+    """After many segments successive policies are equal to the last bit, and their divergence may round below 0."""
+    policy = tiny_policy(segments=8, stop="agreed")
+    obs, state, start = grids(200), policy.initial_state(200), torch.ones(200, dtype=torch.bool)
+    for _ in range(8):
+        decision = policy.step(obs, state, start)
+        assert (decision.segments == 8).all()
+        state, start = decision.state, torch.zeros_like(start)
+
+
 @pytest.mark.parametrize("stop", ["settled", "agreed"])
 @torch.no_grad()
 def test_adaptive_thinking_stops_each_row_where_its_own_slow_reference_does(stop: str) -> None:

@@ -1,0 +1,171 @@
+"""The interquartile mean and its bootstrap against slow loops, known limits and simulated coverage."""
+
+from __future__ import annotations
+
+from itertools import combinations_with_replacement
+from math import factorial, prod
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hrm_agent.evaluation import statistics
+from hrm_agent.evaluation.statistics import bootstrap_difference, bootstrap_interval, iqm, seed_means
+
+NAN = float("nan")
+
+
+def simulate(random: np.random.Generator, seeds: int, levels: int, mean: float = 0.5) -> np.ndarray:
+    """Scores of seeds and levels that differ from each other: `mean` in expectation, and as interquartile mean."""
+    of_seed = random.normal(0, 0.1, (seeds, 1))
+    return mean + of_seed + random.normal(0, 0.3, (1, levels)) + random.normal(0, 0.2, (seeds, levels))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([3.0], 3.0),
+        ([1.0, 5.0], 3.0),
+        ([0.0, 0.0, 9.0], 3.0),
+        ([-100.0, 1.0, 2.0, 100.0], 1.5),
+        ([5.0, 1.0, 100.0, 3.0, -100.0], 3.0),
+        ([*range(8)], 3.5),
+        ([0.0, 1.0, 2.0, NAN], NAN),
+    ],
+)
+def test_iqm_of_hand_made_seeds(values: list[float], expected: float) -> None:
+    np.testing.assert_equal(float(iqm(values)), expected)
+    np.testing.assert_equal(iqm([values, values]), [expected, expected])
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20), st.randoms())
+def test_iqm_forgets_the_order_and_stays_inside(values: list[float], random: object) -> None:
+    middle = float(iqm(values))
+    assert min(values) - 1e-9 <= middle <= max(values) + 1e-9
+    assert float(iqm(values[::-1])) == pytest.approx(middle)
+    assert float(iqm(np.array(values) + 7)) == pytest.approx(middle + 7, abs=1e-6)
+
+
+def test_replicates_are_those_of_a_slow_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same draws, resampled one by one; levels without a score are left out of a seed's mean."""
+    random = np.random.default_rng(0)
+    scores = random.random((4, 6))
+    scores[1, 2] = scores[3, 5] = scores[3, 0] = NAN
+    drawn = np.random.default_rng(9)
+    levels, replicates = drawn.integers(6, size=(50, 6)), []
+    seeds = drawn.integers(4, size=(50, 4))
+    for of_level, of_seed in zip(levels, seeds, strict=True):
+        means = [np.nanmean([scores[s, e] for e in of_level]) for s in of_seed]
+        replicates.append(np.mean(sorted(means)[1:3]))
+    found = bootstrap_interval(scores, replicates=50, seed=9, level=0.8)
+    assert found.value == pytest.approx(np.mean(sorted(np.nanmean(scores, 1))[1:3]))
+    assert found[1:] == pytest.approx(np.quantile(replicates, [0.1, 0.9]))
+
+
+def test_replicates_have_the_exact_distribution_of_every_possible_draw() -> None:
+    """One seed, four levels: every multiset of levels with its probability, against the bootstrap's quantiles."""
+    scores = np.array([0.0, 0.1, 0.4, 1.0])
+    weighted = [
+        (scores[list(draw)].mean(), factorial(4) / prod(factorial(draw.count(e)) for e in range(4)) / 4**4)
+        for draw in combinations_with_replacement(range(4), 4)
+    ]
+    values, weights = (np.array(column) for column in zip(*sorted(weighted), strict=True))
+    assert weights.sum() == pytest.approx(1)
+    found = bootstrap_interval(scores[None], replicates=40_000)
+    for end, share in ((found.low, 0.025), (found.high, 0.975)):
+        assert weights[values < end - 1e-9].sum() <= share + 0.004
+        assert weights[values <= end + 1e-9].sum() >= share - 0.004
+
+
+@pytest.mark.parametrize("statistic", ["iqm", "mean", "median"])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(statistic: str) -> None:
+    random = np.random.default_rng(1)
+    runs = 150
+    intervals = [bootstrap_interval(simulate(random, 12, 60), statistic, 300, seed=i) for i in range(runs)]
+    covered = np.mean([i.low <= 0.5 <= i.high for i in intervals])
+    assert 0.87 <= covered <= 0.99
+    halves = [bootstrap_interval(simulate(random, 12, 60), statistic, 300, seed=i, level=0.5) for i in range(runs)]
+    assert 0.38 <= np.mean([i.low <= 0.5 <= i.high for i in halves]) <= 0.62
+
+
+def test_both_seeds_and_levels_make_an_interval_wider() -> None:
+    random = np.random.default_rng(2)
+    seeds_only = np.repeat(random.random((5, 1)), 40, 1)
+    levels_only = np.repeat(random.random((1, 40)), 5, 0)
+    constant = np.full((5, 40), 0.7)
+    assert bootstrap_interval(constant)[:] == pytest.approx((0.7, 0.7, 0.7))
+    of_seeds, of_levels = bootstrap_interval(seeds_only), bootstrap_interval(levels_only)
+    both = bootstrap_interval(seeds_only + levels_only)
+    for one in (of_seeds, of_levels):
+        assert 0.05 < one.high - one.low < both.high - both.low
+
+
+def test_what_makes_levels_hard_for_both_arms_cancels() -> None:
+    random = np.random.default_rng(3)
+    hard = random.random((1, 200))
+    b = np.repeat(hard, 5, 0) + random.normal(0, 0.01, (5, 1))
+    a = np.repeat(hard, 6, 0) + 0.05 + random.normal(0, 0.01, (6, 1))
+    found = bootstrap_difference(a, b)
+    assert 0.02 < found.low < found.value < found.high < 0.08
+    assert found.probability == 1
+    # Each arm by itself is far less certain.
+    alone = bootstrap_interval(a)
+    assert alone.high - alone.low > 2 * (found.high - found.low)
+    swapped = bootstrap_difference(b, a)
+    assert swapped.value == pytest.approx(-found.value)
+    assert swapped.probability == 0
+
+
+def test_an_arm_against_itself_is_no_different() -> None:
+    one = simulate(np.random.default_rng(4), 5, 50)
+    found = bootstrap_difference(one, one)
+    assert found.value == 0
+    assert found.low < 0 < found.high
+    assert found.probability == pytest.approx(0.5, abs=0.05)
+    same = bootstrap_difference(np.ones((3, 4)), np.ones((2, 4)))
+    assert same == (0.0, 0.0, 0.0, 0.5)
+
+
+@given(st.integers(1, 4), st.integers(1, 8), st.integers(0, 2**31))
+def test_intervals_repeat_and_hold_only_what_can_be(seeds: int, levels: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    scores = random.random((seeds, levels))
+    scores[:, 1:][random.random((seeds, levels - 1)) < 0.3] = NAN
+    found = bootstrap_interval(scores, replicates=60, seed=seed)
+    assert found == bootstrap_interval(scores, replicates=60, seed=seed)
+    assert np.nanmin(scores) - 1e-9 <= found.low <= found.high <= np.nanmax(scores) + 1e-9
+    assert found.value == pytest.approx(float(iqm(seed_means(scores))))
+
+
+def test_memory_is_bounded_without_changing_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = simulate(np.random.default_rng(5), 5, 30)
+    whole = bootstrap_interval(scores, replicates=4000)
+    monkeypatch.setattr(statistics, "COUNTS_AT_ONCE", 100)
+    assert bootstrap_interval(scores, replicates=4000) == pytest.approx(whole, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("scores", "settings", "message"),
+    [
+        ([1.0, 2.0], {}, r"shape \(2,\): expected \[seeds, levels\]"),
+        (np.zeros((0, 3)), {}, r"shape \(0, 3\)"),
+        ([[1.0], [NAN]], {}, r"\[1\] has no score on any level"),
+        ([[1.0, np.inf]], {}, "infinite"),
+        ([[1.0]], {"statistic": "mode"}, "'mode': expected one of iqm, mean, median"),
+        ([[1.0]], {"replicates": 0}, "replicates=0"),
+        ([[1.0]], {"level": 95}, "level=95"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(scores: object, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(scores, **settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        bootstrap_difference(scores, scores, **settings)  # type: ignore[arg-type]
+
+
+def test_arms_on_other_levels_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="a has 3 levels and b has 4: expected the same levels"):
+        bootstrap_difference(np.ones((2, 3)), np.ones((2, 4)))
+    with pytest.raises(ValueError, match="one or more seeds"):
+        iqm([])
