@@ -105,9 +105,8 @@ def compose_config(overrides: list[str], config_name: str) -> DictConfig:
     except MissingConfigException as error:
         missing = str(error.missing_cfg_file or "")
         group, _, choice = missing.rpartition("/")
-        raise UsageError(
-            f"{group}={choice}: no such {group or 'config'}{nearest(choice, list(error.options or []))}"
-        ) from None
+        known = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))  # of a nested group too
+        raise UsageError(f"{group}={choice}: no such {group or 'config'}{nearest(choice, known)}") from None
     except ConfigCompositionException as error:
         cause = " ".join(str(x) for x in (error, error.__cause__ or ""))
         key = re.search(r"(?:override|group|Key) '([^']+)'", cause)

@@ -45,9 +45,21 @@ def test_records_are_whole_and_belong_to_the_study(folder: Path, study_module: M
     assert records
     for record in records:
         assert set(record) >= REQUIRED
-        assert record["agent"] in study["arms"]
-        assert record["seed"] in study["seeds"]
+        assert record["seed"] in study_module.arm_of(study, record["agent"])["seeds"]
         low, high = record["success_ci95"]
         assert low <= record["success"] <= high
     keys = [(r["agent"], r["seed"]) for r in records]
     assert len(keys) == len(set(keys))
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
+def test_outcomes_on_levels_and_lesions_belong_to_records(folder: Path, study_module: ModuleType) -> None:
+    records = {(r["agent"], r["seed"]): r for r in study_module.load(folder / "results.json")}
+    for outcome in study_module.load(folder / "levels.json"):
+        won = outcome["success"]
+        assert won.count("1") / len(won) == pytest.approx(records[outcome["agent"], outcome["seed"]]["success"])
+    lesions = settings_of(folder).get("lesions", {})
+    for lesion in study_module.load(folder / "lesions.json"):
+        assert (lesion["agent"], lesion["seed"]) in records
+        assert lesion["options"] == lesions[lesion["lesion"]]["options"]
+        assert lesion["agent"] in lesions[lesion["lesion"]]["arms"]

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 from commands import TINY_RUN, run_command, tiny_run
 
+from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.cli import UsageError, compose_config, expand_sweeps, nearest, open_options, parse_options
+from hrm_agent.config import resolve, settings
+from hrm_agent.environments import make_vector_env
+from hrm_agent.policy import Policy
+from hrm_agent.train import check_run
 from hrm_agent.trainer import Trainer
 
 
@@ -301,3 +306,28 @@ def test_options_take_dotted_names_and_folders_called_by_a_number() -> None:
 def test_a_group_without_its_plus_sign_is_named_with_it() -> None:
     with pytest.raises(UsageError, match=r"\+experiment=braid"):
         compose_config(["experiment=braid"], "train")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "tokens"), [("hrm_agent_maze", 1 + 11 * 13), ("hrm_agent_four_rooms", 1 + 13 * 13)]
+)
+def test_the_papers_experiments_are_the_papers(experiment: str, tokens: int) -> None:
+    """arXiv 2510.22832 and its code; every figure is one of theirs, but for the vocabulary and the head's bias."""
+    cfg = compose_config([f"+experiment={experiment}"], "train")
+    check_run(cfg)
+    run, policy, algo = settings(resolve(cfg))
+    assert isinstance(algo, DQNConfig)
+    assert (policy.core, policy.carry, policy.readout, policy.segments) == ("hrm", "last_token", "last", 8)
+    assert (policy.stop, policy.heads, policy.time_gradient) == ("fixed", "q", "detached")
+    env = make_vector_env(run.env, 1, run.env_options)
+    made = Policy(policy, env.single_observation_space, env.single_action_space)
+    assert made.encoder.length == tokens
+    blocks = 8 * (4 * 64 * 64 + 3 * 64 * 256)  # 4 + 4 layers: attention and SwiGLU
+    assert sum(p.numel() for p in made.core.parameters()) == blocks == 524_288
+    assert (algo.num_envs, algo.batch_sequences, algo.capacity) == (256, 256, 2**20)
+    # 8 updates for every 256 new frames, so 200,000 for the whole run
+    assert run.total_steps // (algo.num_envs * algo.collect_steps) * algo.updates * policy.segments == 200_000
+    assert (algo.learning_rate, algo.warmup, algo.anneal, algo.target_ema) == (1e-4, 10_000, False, 0.999)
+    assert (algo.epsilon_start, algo.epsilon_end, algo.epsilon_updates) == (1.0, 0.33, 300_000)
+    assert (algo.optimizer, algo.beta1, algo.beta2, algo.loss, algo.gamma) == ("adam_atan2", 0.9, 0.999, "mse", 0.95)
+    assert (algo.n_step, algo.double_q, algo.each_segment, algo.stored_bootstrap) == (1, False, True, True)

@@ -8,13 +8,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hrm_agent.parity import TOLERANCE, Errors, compare_file, main
+from hrm_agent.algos.dqn import DQN, DQNConfig
+from hrm_agent.parallel import Shards
+from hrm_agent.parity import TOLERANCE, Errors, compare_file, main, published_policy
+from hrm_agent.policy import Policy
+from hrm_agent.replay import Replay
 from hrm_agent.supervised import (
     PuzzleModel,
     load_published,
@@ -286,6 +292,37 @@ def test_an_agent_of_ones_own_can_be_compared(tmp_path: Path) -> None:
 
     assert compare_file(path, make_agent).largest > TOLERANCE
     assert starts == [[True, True], [False, False], [True, False]]
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+def test_the_policy_that_is_compared_is_the_one_that_dqn_trains(positions: str) -> None:
+    """Same class, same heads; one step of the paper's DQN on it changes what the comparison sees."""
+    config = {**COMMON, **CONFIGS["hrm_agent"], "pos_encodings": positions}
+    model = random_model(config)
+    weights = {published_name(name): t.clone() for name, t in model.state_dict().items()}
+    policy = published_policy(config, weights)
+    assert type(policy) is Policy
+    inputs = torch.randint(0, 6, (BATCH, 5))
+    numbers = agent_numbers(model, inputs)
+    start = torch.ones(BATCH, dtype=torch.bool)
+    first = policy.step(inputs.unsqueeze(1), policy.initial_state(BATCH), start)
+    torch.testing.assert_close(first.logits, numbers["step0/q_values"], rtol=1e-5, atol=1e-6)
+    settings: dict[str, Any] = {
+        "num_envs": BATCH, "capacity": 32, "learning_starts": 8, "updates": 1, "batch_sequences": 4, "burn_in": 0,
+        "train_steps": 1, "n_step": 1, "stride": 1, "each_segment": True, "stored_bootstrap": True, "double_q": False,
+        "loss": "mse", "optimizer": "adam_atan2", "learning_rate": 1e-2,
+    }  # fmt: skip
+    dqn = DQN(policy, DQNConfig(**settings), Shards(1), 0)
+    space = gym.spaces.Box(0, 5, (1, 5), np.int64)
+    replay = Replay(32, BATCH, space, first.state, 1)
+    ended = torch.zeros(BATCH, dtype=torch.bool)
+    actions, rewards = torch.tensor([0, 3]), torch.ones(BATCH)
+    for _ in range(6):
+        replay.add(inputs.unsqueeze(1), first.state, ended, actions, rewards, ended, ended, ended, None)
+    dqn.update(replay, 0.0)
+    assert dqn.steps == policy.segments == 2
+    again = policy.step(inputs.unsqueeze(1), policy.initial_state(BATCH), start)
+    assert (again.logits - first.logits).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("wrapper", ["inner.", "model.inner.", "_orig_mod.model.inner."])
