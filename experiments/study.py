@@ -11,7 +11,8 @@ A study is a folder with `study.yaml`:
     which: best                   # best | last: the agent of a run that is evaluated
     levels: false                 # also keep the outcome on every level, in levels.json
     lesions:                      # trained agents evaluated under other settings
-      NAME: {arms: [ARM, ...], options: {carry: reset}}   # options of `hrm_agent.evaluate`
+      NAME: {arms: [ARM, ...], options: {carry: reset}}   # options of `hrm_agent.evaluate`; seeds: some only
+    own_table: false              # the folder's page has a table of its own in place of this script's
 
 Every finished run adds a flat record to `results.json` and its learning curve to `curves.json`, every lesion one to
 `lesions.json`; what has a record is skipped, and a run that was interrupted goes on from its checkpoint. Tables between
@@ -50,6 +51,7 @@ MEASURED = (
 COPIED = ("env", "core", "carry", "time_gradient", "segments", "parameters", *MEASURED)
 README_COLUMNS = ("agent", "success [95% over seeds]", "each seed", "frames", "training, median")
 _write = Lock()
+_baselines: dict[str, dict[str, Any]] = {}
 
 
 def main() -> None:
@@ -108,8 +110,8 @@ def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> 
     overrides = [*study.get("base", []), *arm_of(study, arm)["overrides"], f"seed={seed}", "test_episodes=0"]
     if not is_trained(place):
         train(place, [*overrides, f"shards={max(1, cores() // jobs)}"], jobs)
-    report = evaluate(place, study)
     last = json.loads((place / "agents" / "last" / "agent.json").read_text())["info"]
+    report = evaluate_beside_baselines(place, study, json.dumps([last["env"], last["env_options"]]))
     trained = json.loads((place / "study.json").read_text())
     record = {
         "agent": arm,
@@ -161,6 +163,15 @@ def evaluate(place: Path, study: dict[str, Any], **options: Any) -> dict[str, An
     return evaluate(run=str(place), best=study.get("which", "best") == "best", **options)
 
 
+def evaluate_beside_baselines(place: Path, study: dict[str, Any], world: str) -> dict[str, Any]:
+    """`evaluate`; the baselines of one world are played once."""
+    known = _baselines.get(world)
+    report = evaluate(place, study, baselines=known is None)
+    with _write:
+        _baselines.setdefault(world, {name: report[name] for name in BASELINES.values()})
+    return {**report, **_baselines[world]}
+
+
 def curve_of(place: Path) -> list[list[float]]:
     lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     return [[c["frames"], round(c["train/success"], 4)] for c in lines if "train/success" in c]
@@ -170,13 +181,18 @@ def measure_lesions(folder: Path, study: dict[str, Any]) -> None:
     """Evaluate trained agents under the settings of each lesion."""
     for name, lesion in study.get("lesions", {}).items():
         for arm in lesion["arms"]:
-            for seed in arm_of(study, arm)["seeds"]:
+            for seed in lesion.get("seeds", arm_of(study, arm)["seeds"]):
                 place = place_of(folder, arm, seed)
                 if find(folder / "lesions.json", arm, seed, name) or not is_trained(place):
                     continue
-                report = evaluate(place, study, baselines=False, **lesion["options"])
+                # Another world has another bound: the references are played there too.
+                elsewhere = "env_options" in lesion["options"]
+                report = evaluate(place, study, baselines=elsewhere, **lesion["options"])
                 record = {"agent": arm, "seed": seed, "lesion": name, "options": lesion["options"]}
-                store(folder / "lesions.json", {**record, **{key: report[key] for key in MEASURED}})
+                record |= {key: report[key] for key in MEASURED}
+                if elsewhere:
+                    record |= {key: report[key]["success"] for key in ("bfs_replanner", "clairvoyant")}
+                store(folder / "lesions.json", record)
                 print(f"{arm} seed {seed}, {name}: success {report['success']:.3f}", flush=True)
 
 
@@ -262,8 +278,10 @@ def fill(text: str, name: str, content: str) -> str:
 
 def filled(path: Path, folder: Path, study: dict[str, Any]) -> str:
     """What a page should say, with the study's tables in it; the project's README has fewer columns."""
-    rows = rows_of(load(folder / "results.json"), list(study["arms"]))
-    text = fill(path.read_text(), folder.name, table(rows, README_COLUMNS if path == ROOT / "README.md" else None))
+    text = path.read_text()
+    if not study.get("own_table"):
+        rows = rows_of(load(folder / "results.json"), list(study["arms"]))
+        text = fill(text, folder.name, table(rows, README_COLUMNS if path == ROOT / "README.md" else None))
     own = drawer_of(folder)
     for name, content in (own.tables(folder) if own else {}).items():
         text = fill(text, name, content)

@@ -1,0 +1,341 @@
+"""Tables and figures of the carry x budget study, from its JSON files alone; `experiments/study.py` calls it.
+
+Success of an arm: interquartile mean over training seeds (of three seeds the mean), with a 95% bootstrap interval over
+seeds and levels (`hrm_agent.evaluation.statistics`).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrm_agent.evaluation.statistics import Estimate, bootstrap_difference, bootstrap_interval
+
+RULES = ("reset", "full-detached", "full-bptt", "last_token-bptt", "gate-bptt", "output-bptt")
+BUDGETS = (1, 2, 4)
+CORES = ("trm-attention", "trm-mlp", "hrm-conv", "convlstm")
+VARIANTS = ("trm-attention-learned-bptt", "trm-attention_local-bptt", "trm-attention_conv-bptt", "feedforward")
+THINKERS = (
+    "reset-K1", "reset-K4", "full-detached-K4", "full-bptt-K1", "full-bptt-K4", "gate-bptt-K1", "gate-bptt-K4",
+    "feedforward",
+)  # fmt: skip
+PAIRS = (
+    ("full-bptt-K1", "reset-K1"),
+    ("full-bptt-K1", "full-detached-K1"),
+    ("full-bptt-K4", "reset-K4"),
+    ("full-bptt-K4", "full-detached-K4"),
+    ("full-detached-K1", "reset-K1"),
+    ("full-detached-K4", "reset-K4"),
+    ("gate-bptt-K1", "full-bptt-K1"),
+    ("gate-bptt-K4", "full-bptt-K4"),
+    ("gate-bptt-K1", "reset-K4"),
+    ("gate-bptt-K1", "gate-bptt-K4"),
+    ("output-bptt-K1", "reset-K1"),
+    ("last_token-bptt-K1", "reset-K1"),
+)
+PASSES = 1 + 3 * 2  # of the network for a frame of training: acting, and twice forward and backward (twice its cost)
+
+
+class Study:
+    """The JSON files of the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        def load(name: str) -> list[dict[str, Any]]:
+            path = folder / name
+            return json.loads(path.read_text()) if path.exists() else []
+
+        self.results, self.curves, self.lesions = (load(f"{n}.json") for n in ("results", "curves", "lesions"))
+        self.levels = load("levels.json")
+
+    def runs(self, arm: str) -> list[dict[str, Any]]:
+        return [r for r in self.results if r["agent"] == arm]
+
+    def scores(self, arm: str) -> NDArray[np.float64]:
+        """Success `[seeds, levels]`."""
+        rows = [[int(c) for c in r["success"]] for r in self.levels if r["agent"] == arm]
+        return np.array(rows, float)
+
+    @cache  # noqa: B019
+    def success(self, arm: str) -> Estimate | None:
+        scores = self.scores(arm)
+        return bootstrap_interval(scores) if scores.size else None
+
+    def lesioned(self, arm: str, lesion: str) -> list[dict[str, Any]]:
+        return [r for r in self.lesions if (r["agent"], r["lesion"]) == (arm, lesion)]
+
+    def mean(self, arm: str, name: str) -> float | None:
+        return mean_of(r.get(name) for r in self.runs(arm))
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def estimate(value: Estimate | None) -> str:
+    return "" if value is None else f"**{value.value:.3f}** [{value.low:.3f}, {value.high:.3f}]"
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    if not rows:
+        return "(nothing measured yet)"
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join(lines + ["| " + " | ".join(row.get(n, "") for n in names) + " |" for row in rows])
+
+
+def tables(folder: Path) -> dict[str, str]:
+    study = Study(folder)
+    return {
+        "rules": markdown(rules_table(study)),
+        "differences": markdown(differences_table(study)),
+        "changes": markdown(changes_table(study)),
+        "cores": markdown(cores_table(study)),
+        "lesions": markdown(lesions_table(study)),
+        "thinking": markdown(thinking_table(study)),
+        "adaptive": markdown(adaptive_table(study)),
+        "worlds": markdown(worlds_table(study)),
+    }
+
+
+def rules_table(study: Study) -> list[dict[str, str]]:
+    rows = []
+    for rule in RULES:
+        cells = {f"K = {k}": estimate(study.success(f"{rule}-K{k}")) for k in BUDGETS}
+        rows.append({"carry rule and gradient": rule, **cells})
+    return rows
+
+
+def differences_table(study: Study) -> list[dict[str, str]]:
+    rows = []
+    for a, b in PAIRS:
+        scores = study.scores(a), study.scores(b)
+        if not (scores[0].size and scores[1].size):
+            continue
+        d = bootstrap_difference(*scores)
+        rows.append(
+            {
+                "a": a,
+                "b": b,
+                "success of a - b [95%]": f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]",
+                "bootstrap P(a > b)": f"{d.probability:.3f}",
+            }
+        )
+    return rows
+
+
+def changes_table(study: Study) -> list[dict[str, str]]:
+    rows = []
+    for arm in [f"{rule}-K{k}" for rule in RULES for k in BUDGETS]:
+        runs = study.runs(arm)
+        if not runs:
+            continue
+        kinds = {
+            f"first decision: {kind}": number(mean_of((r["regret_by_change"] or {}).get(kind) for r in runs))
+            for kind in ("unchanged", "immaterial", "material")
+        }
+        rows.append(
+            {
+                "agent": arm,
+                **kinds,
+                "regret after a material change": number(study.mean(arm, "regret_after_material_change"), 2),
+                "steps to re-plan": number(study.mean(arm, "steps_to_replan"), 2),
+                "stale-plan rate": number(study.mean(arm, "stale_plan_rate")),
+                "SPL": number(study.mean(arm, "spl")),
+            }
+        )
+    return rows
+
+
+def cores_table(study: Study) -> list[dict[str, str]]:
+    arms = {"trm-conv": ("reset-K1", "full-detached-K1", "full-bptt-K1")}
+    arms |= {core: (f"{core}-reset", f"{core}-detached", f"{core}-bptt") for core in CORES}
+    arms |= {arm.removesuffix("-bptt"): ("", "", arm) for arm in VARIANTS if arm != "feedforward"}
+    arms["feedforward (no state)"] = ("feedforward", "", "")
+    rows = []
+    for core, three in arms.items():
+        runs = [r for arm in three for r in study.runs(arm)]
+        if not runs:
+            continue
+        cells = [estimate(study.success(arm)) if arm else "" for arm in three]
+        rows.append(
+            {
+                "core, K = 1": core,
+                **dict(zip(("reset", "carried, detached", "carried, bptt"), cells, strict=True)),
+                "seeds": str(len(study.runs(next(a for a in three if a)))),
+                "multiply-adds a decision": f"{runs[0]['macs_per_decision']:,}",
+                "parameters": f"{runs[0]['parameters']:,}",
+                "training, median": f"{np.median([r['seconds'] for r in runs]):.0f} s",
+            }
+        )
+    return rows
+
+
+def lesions_table(study: Study) -> list[dict[str, str]]:
+    rows = []
+    for arm in [f"{rule}-K{k}" for rule in RULES[1:] for k in BUDGETS]:
+        cut = study.lesioned(arm, "carry=reset")
+        if cut:
+            rows.append(
+                {
+                    "agent": arm,
+                    "as trained": number(study.mean(arm, "success")),
+                    "reset at every step when tested": number(mean_of(r["success"] for r in cut)),
+                }
+            )
+    return rows
+
+
+def thinking_table(study: Study) -> list[dict[str, str]]:
+    rows = []
+    for arm in THINKERS:
+        cells = {}
+        for k in (1, 2, 4, 8, 16):
+            tried = study.lesioned(arm, f"segments={k}")
+            success = mean_of(r["success"] for r in tried)
+            regret = mean_of((r["regret_by_change"] or {}).get("unchanged") for r in tried)
+            cells[f"K = {k}"] = "" if success is None else f"{success:.3f} ({number(regret, 2)})"
+        if any(cells.values()):
+            rows.append({"agent, success (regret a decision)": arm, **cells})
+    return rows
+
+
+def adaptive_table(study: Study) -> list[dict[str, str]]:
+    rows = []
+    for record in {(r["agent"], r["lesion"]) for r in study.lesions if r["options"].get("stop")}:
+        tried = study.lesioned(*record)
+
+        def segments(kind: str, tried: list[dict[str, Any]] = tried) -> str:
+            return number(mean_of((r["segments_by_change"] or {}).get(kind) for r in tried), 2)
+
+        rows.append(
+            {
+                "agent": record[0],
+                "stop": record[1],
+                "success": number(mean_of(r["success"] for r in tried)),
+                "segments a decision": number(mean_of(r["segments_per_decision"] for r in tried), 2),
+                **{kind: segments(kind) for kind in ("unchanged", "immaterial", "material")},
+            }
+        )
+    return sorted(rows, key=lambda row: (row["agent"], row["stop"]))
+
+
+def worlds_table(study: Study) -> list[dict[str, str]]:
+    worlds = ("as trained", "p_change=0.0", "p_change=0.4", "goal jumps", "fog", "13x13")
+    rows = []
+    for arm in sorted({r["agent"] for r in study.lesions if r["lesion"] in worlds}):
+        cells = {w: number(mean_of(r["success"] for r in study.lesioned(arm, w))) for w in worlds}
+        rows.append({"agent": arm, **cells})
+    for name, key in (("BFS re-planner", "bfs_replanner"), ("clairvoyant bound", "clairvoyant")):
+        found = {w: mean_of(r[key] for r in study.lesions if r["lesion"] == w) for w in worlds}
+        rows.append({"agent": name, **{w: number(value) for w, value in found.items()}})
+    return rows
+
+
+def figures(folder: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    study = Study(folder)
+    for name, paint in {"curves": curves_figure, "compute": compute_figure, "thinking": thinking_figure}.items():
+        figure = paint(study, plt)
+        figure.savefig(folder / f"{name}.png", dpi=110)
+        plt.close(figure)
+    draw_latents(folder)
+
+
+def draw_latents(folder: Path) -> None:
+    """Convergence, divergence, probes and interventions, from latents.json."""
+    sys.path.insert(0, str(folder))
+    try:
+        import latents
+    finally:
+        sys.path.remove(str(folder))
+    records = latents.load(folder / "latents.json")
+    if records:
+        latents.draw(records, folder)
+
+
+def curves_figure(study: Study, plt: Any) -> Any:
+    """Learning curves, one panel a rule: every seed, colours for K."""
+    figure, axes = plt.subplots(2, 3, figsize=(10, 5.4), sharex=True, sharey=True, layout="constrained")
+    for panel, rule in zip(axes.flat, RULES, strict=True):
+        for color, k in enumerate(BUDGETS):
+            for n, curve in enumerate(c for c in study.curves if c["agent"] == f"{rule}-K{k}"):
+                frames, success = zip(*curve["train_success"], strict=True)
+                label = f"K = {k}" if n == 0 else None
+                panel.plot(np.array(frames) / 1000, success, color=f"C{color}", alpha=0.7, lw=1.1, label=label)
+        panel.set(title=rule, ylim=(0, 1.02))
+        panel.grid(alpha=0.25)
+        panel.legend(loc="upper left", fontsize=8)
+    figure.supxlabel("thousand environment frames")
+    figure.supylabel("success of sampled actions")
+    return figure
+
+
+def compute_figure(study: Study, plt: Any) -> Any:
+    """Success against compute: of a decision at equal frames, and of training from the learning curves."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    for color, rule in enumerate(RULES):
+        points = []
+        for k in BUDGETS:
+            arm = f"{rule}-K{k}"
+            success, macs = study.success(arm), study.mean(arm, "macs_per_decision")
+            if success is None or macs is None:
+                continue
+            points.append((macs, *success))
+            curves = [np.array(c["train_success"]) for c in study.curves if c["agent"] == arm]
+            shortest = min(len(c) for c in curves)
+            mean = np.mean([c[:shortest] for c in curves], 0)
+            style = {1: ":", 2: "--", 4: "-"}[k]
+            right.plot(
+                mean[:, 0] * macs * PASSES, mean[:, 1], style, color=f"C{color}", lw=1.4, label=f"{rule}, K = {k}"
+            )
+        if points:
+            x, y, low, high = map(np.array, zip(*points, strict=True))
+            left.errorbar(x, y, yerr=[y - low, high - y], color=f"C{color}", marker="o", capsize=3, label=rule)
+    left.set(xscale="log", xlabel="multiply-adds a decision", ylabel="greedy success on test levels", ylim=(0, 1.02))
+    left.set_title("equal frames (240,000)")
+    right.set(
+        xscale="log", xlabel="multiply-adds of training so far", ylabel="success of sampled actions", ylim=(0, 1.02)
+    )
+    right.set_title("equal compute: mean over seeds")
+    for axes in (left, right):
+        axes.grid(alpha=0.25)
+    left.legend(fontsize=8)
+    right.legend(fontsize=6, ncol=2)
+    return figure
+
+
+def thinking_figure(study: Study, plt: Any) -> Any:
+    """Success and regret as agents think for more segments than they were trained with, or fewer."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    budgets = (1, 2, 4, 8, 16)
+    for color, arm in enumerate(THINKERS):
+        tried = [study.lesioned(arm, f"segments={k}") for k in budgets]
+        if not all(tried):
+            continue
+        success = [mean_of(r["success"] for r in rs) for rs in tried]
+        regret = [mean_of((r["regret_by_change"] or {}).get("unchanged") for r in rs) for rs in tried]
+        for panel, values in zip(panels, (success, regret), strict=True):
+            panel.plot(budgets, values, marker="o", ms=4, color=f"C{color}", label=arm)
+    panels[0].set(xscale="log", xlabel="segments a decision when tested", ylabel="success", ylim=(0, 1.02))
+    panels[1].set(xscale="log", xlabel="segments a decision when tested", ylabel="regret of a decision, in steps")
+    for panel in panels:
+        panel.set_xticks(budgets, [str(k) for k in budgets])
+        panel.grid(alpha=0.25)
+    panels[0].legend(fontsize=8)
+    return figure
