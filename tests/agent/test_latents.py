@@ -29,6 +29,7 @@ from tests.agent.tiny import QUICK, tiny_policy
 
 ENV = "DynamicMaze-v0"
 BUSY: dict[str, Any] = {"rows": 3, "cols": 3, "walls": 1, "doors": 3, "p_change": 0.4, "max_episode_steps": 9}
+SMALL = {**BUSY, "rows": 2, "walls": 0, "doors": 2}  # where an untrained agent ends some episodes early
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "carry_budget" / "latents.py"
 
 
@@ -52,7 +53,7 @@ def slow_curves(policy: Policy, episodes: int, segments: int) -> dict[tuple[str,
     """The curves of every decision, one episode and one segment at a time, straight from the core."""
     found: dict[tuple[str, str], list[list[float]]] = {}
     for level in range(episodes):
-        env = make_vector_env(ENV, 1, {**BUSY, "seed_band": "test", "oracle": True})
+        env = make_vector_env(ENV, 1, {**SMALL, "seed_band": "test", "oracle": True})
         obs, infos = env.reset(seed=level)
         kept, previous, ended, number = policy.initial_state(1), None, False, 0
         while not ended:
@@ -91,10 +92,11 @@ def mse(one: torch.Tensor, other: torch.Tensor | None) -> float:
 
 @pytest.mark.parametrize("carry", ["reset", "full", "gate", "output", "last_token"])
 def test_curves_equal_a_slow_loop(carry: str) -> None:
-    policy = maze_policy(carry, segments=2)
+    policy = maze_policy(carry, SMALL, segments=2)
+    assert run_episodes(PolicyActor(policy), ENV, SMALL, 5).steps[0] < 9  # rows move up when others have ended
     with torch.no_grad():
-        expected = slow_curves(policy, episodes=6, segments=4)
-    records = latents.latent_curves(policy, ENV, BUSY, 6, segments=4, batch=4)
+        expected = slow_curves(policy, episodes=5, segments=3)
+    records = latents.latent_curves(policy, ENV, SMALL, 5, segments=3, batch=3)
     kinds = {kind for kind, _ in expected}
     assert kinds == {"first", "unchanged", "immaterial", "material"}  # or this tests too little
     for record in records:
@@ -282,6 +284,7 @@ def test_probes_find_a_planted_signal_and_the_input_has_none(script: ModuleType)
 @pytest.mark.parametrize("carry", ["reset", "full"])
 def test_a_network_with_random_weights_is_its_own_control(script: ModuleType, carry: str) -> None:
     policy = script.fresh_policy(maze_policy(carry, segments=2), ENV, BUSY, seed=5)
+    torch.manual_seed(6)
     stream = torch.get_rng_state()
     found = script.probe_cells(policy, ENV, BUSY, 30, 20, segments=3, batch=16, fresh_seed=5)
     assert torch.equal(stream, torch.get_rng_state())
