@@ -112,7 +112,9 @@ def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> 
         train(place, [*overrides, f"shards={max(1, cores() // jobs)}"], jobs)
     last = json.loads((place / "agents" / "last" / "agent.json").read_text())["info"]
     report = evaluate_beside_baselines(place, study, json.dumps([last["env"], last["env_options"]]))
-    trained = json.loads((place / "study.json").read_text())
+    took = place / "study.json"  # missing where the study was killed just after the training
+    nothing = {"wall_seconds": None, "peak_memory_mb": None, "side_by_side": jobs, "commit": "unknown"}
+    trained = json.loads(took.read_text()) if took.exists() else nothing
     record = {
         "agent": arm,
         "algo": last["algo"],
@@ -204,7 +206,8 @@ def commit_of_code() -> str:
     """Short hash of the checkout, marked where the code that is about to run differs from it."""
     git = ["git", "-C", str(ROOT)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "hrm_agent", "envs", "configs"]).returncode
+    status = subprocess.run([*git, "status", "--porcelain", "--", "hrm_agent", "envs", "configs"], capture_output=True)
+    changed = status.stdout.strip()  # new files too
     return f"{head}-dirty" if changed else head
 
 

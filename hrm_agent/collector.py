@@ -91,7 +91,8 @@ class Collector:
     def explore(self, replay: Replay, steps: int, epsilon: float) -> None:
         """Add `steps` steps of every environment to `replay`, each action random with probability `epsilon`."""
         for _ in range(steps):
-            obs, state, episode_start = self.obs, self.state, self.episode_start
+            # Copied: the environment may write its next observations into the same memory.
+            obs, state, episode_start = copy_obs(self.obs), self.state, self.episode_start
             decision = self._decide(obs, state, episode_start)
             actions = epsilon_greedy(decision.logits, epsilon, self.generator)
             outcome = self._advance(actions, decision)
@@ -259,6 +260,11 @@ def epsilon_greedy(q_values: Tensor, epsilon: float, generator: torch.Generator)
     explores = torch.rand(size, generator=generator) < epsilon
     anything = torch.randint(count, (size,), generator=generator)
     return torch.where(explores.to(q_values.device), anything.to(q_values.device), q_values.argmax(-1))
+
+
+def copy_obs(obs: Observation) -> Observation:
+    """A copy that shares no memory with `obs`."""
+    return obs.clone() if isinstance(obs, Tensor) else {key: value.clone() for key, value in obs.items()}
 
 
 def _rows(obs: Observation, rows: slice | Tensor) -> Observation:

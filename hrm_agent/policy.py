@@ -141,6 +141,7 @@ class Policy(nn.Module):
         actions = int(action_space.n)
         self.carry = build_carry(config.carry, self.core, actions)
         self._check_gradient_path()
+        self._check_stop()
         self._grid = find_grid(self.encoder)
         if config.readout == "agent" and self._grid is None:
             raise ValueError(f"readout=agent needs a grid observation, got {observation_space}; use readout=mean")
@@ -161,6 +162,14 @@ class Policy(nn.Module):
                 f"time_gradient=bptt with core.cycle_gradient=last and core.H_cycles={cycles}: no gradient reaches "
                 "the carried state; use core.cycle_gradient=all, core.H_cycles=1 or time_gradient=detached"
             )
+
+    def _check_stop(self) -> None:
+        if self.config.stop == "settled" and not self.core.initial_state(1):
+            raise ValueError(
+                f"stop=settled: core={self.config.core} has no latent that could settle; use stop=fixed or agreed"
+            )
+        if self.config.stop == "agreed" and self.config.heads == "q":
+            raise ValueError("stop=agreed compares policies, and Q-values are none; use stop=settled or fixed")
 
     @property
     def rows_at_once(self) -> int | None:
@@ -302,9 +311,7 @@ class Policy(nn.Module):
 
 
 def relative_change(before: State, after: State) -> Tensor:
-    """`||after - before|| / ||after||` of each row's whole latent, float `[B]`; 0 for a state without tensors."""
-    if not after:
-        raise ValueError("stop=settled: the core has no latent that could settle; use stop=fixed or agreed")
+    """`||after - before|| / ||after||` of each row's whole latent, float `[B]`; the state must have tensors."""
     moved = torch.stack([(a - b).flatten(1).square().sum(1) for a, b in zip(after, before, strict=True)]).sum(0)
     norm = torch.stack([a.flatten(1).square().sum(1) for a in after]).sum(0)
     return (moved / norm.clamp_min(torch.finfo(norm.dtype).tiny)).sqrt()

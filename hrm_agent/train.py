@@ -169,6 +169,8 @@ def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
         trainer.run(console)
     except CheckpointError as error:
         fail(str(error), 2)
+    except KeyboardInterrupt:  # before training began, or a second time
+        fail(f"interrupted; go on with: python -m hrm_agent.train resume={folder}", 130)
     except Interrupted as error:
         fail(f"{error}; go on with: python -m hrm_agent.train resume={folder}", 130)
     except NonFiniteLoss as error:

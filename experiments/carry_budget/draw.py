@@ -35,10 +35,14 @@ PAIRS = (
     ("full-detached-K4", "reset-K4"),
     ("gate-bptt-K1", "full-bptt-K1"),
     ("gate-bptt-K4", "full-bptt-K4"),
+    ("gate-bptt-K1", "reset-K1"),
     ("gate-bptt-K1", "reset-K4"),
     ("gate-bptt-K1", "gate-bptt-K4"),
     ("output-bptt-K1", "reset-K1"),
+    ("output-bptt-K4", "reset-K4"),
     ("last_token-bptt-K1", "reset-K1"),
+    ("last_token-bptt-K4", "reset-K4"),
+    ("hrm-conv-bptt", "full-bptt-K1"),
 )
 PASSES = 1 + 3 * 2  # of the network for a frame of training: acting, and twice forward and backward (twice its cost)
 
@@ -69,6 +73,11 @@ class Study:
 
     def lesioned(self, arm: str, lesion: str) -> list[dict[str, Any]]:
         return [r for r in self.lesions if (r["agent"], r["lesion"]) == (arm, lesion)]
+
+    def on_levels(self, arm: str, seeds: set[int], count: int) -> float | None:
+        """Mean success of these seeds on the first `count` levels."""
+        rows = [r["success"][:count] for r in self.levels if r["agent"] == arm and r["seed"] in seeds]
+        return mean_of(row.count("1") / count for row in rows)
 
     def mean(self, arm: str, name: str) -> float | None:
         return mean_of(r.get(name) for r in self.runs(arm))
@@ -190,7 +199,7 @@ def lesions_table(study: Study) -> list[dict[str, str]]:
             rows.append(
                 {
                     "agent": arm,
-                    "as trained": number(study.mean(arm, "success")),
+                    "as trained": number(study.on_levels(arm, {r["seed"] for r in cut}, cut[0]["options"]["episodes"])),
                     "reset at every step when tested": number(mean_of(r["success"] for r in cut)),
                 }
             )

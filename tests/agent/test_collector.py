@@ -15,6 +15,7 @@ from torch import Tensor
 from hrm_agent.collector import Collector, sample_actions
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy
+from hrm_agent.replay import Replay
 from hrm_agent.rollout import Rollout
 
 CARRIES = ["full", "last_token", "reset"]
@@ -229,6 +230,18 @@ def test_an_environment_that_cannot_be_put_back_begins_new_episodes() -> None:
     assert collector.frames == 8
     collector.collect(rollout)
     assert rollout.obs["place"][:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_replay_keeps_what_was_seen_where_the_environment_reuses_its_memory() -> None:
+    kept = []
+    for copy in (True, False):
+        _, collector, _ = make_ppo(env_options={**SHORT, "copy": copy})
+        replay = Replay(96, 6, collector.env.single_observation_space, collector.state, 1)
+        collector.explore(replay, 12, epsilon=0.5)
+        kept.append(replay)
+    assert torch.equal(kept[0].actions, kept[1].actions)
+    assert torch.equal(kept[0].obs, kept[1].obs)
+    assert kept[0].obs[:12].flatten(1).unique(dim=0).shape[0] > 6
 
 
 def test_another_autoreset_mode_is_refused() -> None:

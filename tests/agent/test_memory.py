@@ -25,8 +25,8 @@ def successes(carry: str, time_gradient: str, folder: Path) -> tuple[float, floa
         algo={"num_envs": 64, "rollout_steps": 16, "window": 16, "minibatch_windows": 32, "learning_rate": 7e-3},
     )
     while trainer.frames < trainer.config.total_steps:
-        trainer.collector.collect(trainer.rollout)
-        trainer.algo.update(trainer.rollout, trainer.frames / trainer.config.total_steps)
+        trainer.learner.collect(trainer.collector, 0.0)
+        trainer.learner.update(trainer.frames / trainer.config.total_steps)
     greedy, sampled = (
         evaluate_policy(trainer.policy, "CueMaze-v0", CORRIDOR, LEVELS, deterministic=deterministic)["success"]
         for deterministic in (True, False)

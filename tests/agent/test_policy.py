@@ -344,6 +344,8 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"stop": "settle"}, "fixed, settled, agreed"),
         ({"stop_threshold": -1.0}, "0 or more"),
         ({"heads": "dueling"}, "actor_critic, q"),
+        ({"core": "feedforward", "stop": "settled"}, "no latent that could settle"),
+        ({"heads": "q", "stop": "agreed"}, "Q-values are none"),
     ):
         with pytest.raises(ValueError, match=message):
             tiny_policy(**changes)
