@@ -42,7 +42,7 @@ def test_tables_say_what_the_records_say(folder: Path, study_module: ModuleType)
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
 def test_records_are_whole_and_belong_to_the_study(folder: Path, study_module: ModuleType) -> None:
     study, records = settings_of(folder), study_module.load(folder / "results.json")
-    assert records
+    assert records or study.get("own_table")  # a page that stands on its references may wait for its first agent
     for record in records:
         assert set(record) >= REQUIRED
         assert record["seed"] in study_module.arm_of(study, record["agent"])["seeds"]
