@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from hrm_agent.checkpoint import CheckpointError, load_tensors, save_tensors, write_atomically
+from hrm_agent.distributions import build_distribution
 from hrm_agent.policy import Policy, PolicyConfig, to_tensors
 from hrm_agent.spaces import space_from_dict, space_to_dict
 
@@ -43,6 +44,7 @@ class Agent:
     ) -> None:
         self.policy = policy.eval()
         self.observation_space, self.action_space = observation_space, action_space
+        self.distribution = build_distribution(action_space)
         self.info = info or {}
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -72,7 +74,8 @@ class Agent:
                 the best.
 
         Returns:
-            actions int64 `[B]` (a 0-d array for a single observation), and the state, a tuple of arrays.
+            actions `[B, ...]` as the environment takes them (for a single observation without the batch: a 0-d array
+            where the action space is Discrete), and the state, a tuple of arrays.
 
         Raises:
             ValueError: the observation does not fit the agent's observation space.
@@ -89,12 +92,12 @@ class Agent:
             given = np.zeros(size, bool) if episode_start is None else np.atleast_1d(episode_start).astype(bool)
             start = torch.as_tensor(np.broadcast_to(given, (size,)).copy(), device=device)
         decision = self.policy.step(obs, kept, start)
+        distribution = self.distribution
         if deterministic or self.policy.config.heads == "q":  # Q-values are no distribution to draw from
-            actions = decision.logits.argmax(-1)
+            actions = distribution.best(decision.logits)
         else:
-            actions = torch.multinomial(decision.logits.softmax(-1).cpu(), 1, generator=self.generator).squeeze(-1)
-        first = int(getattr(self.action_space, "start", 0))
-        out = actions.cpu().numpy() + first
+            actions, _ = distribution.sample(decision.logits, self.generator)
+        out = distribution.to_env(actions)
         return (out if batched else out[0]), tuple(s.cpu().numpy() for s in decision.state)
 
     def _as_batch(self, observation: Any) -> tuple[Any, bool]:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hrm_agent.carry import PolicyState
-from hrm_agent.encoders import Observation
+from hrm_agent.encoders import Observation, map_observation
+from hrm_agent.environments import episode_success
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Decision, NonFiniteNumbers, Policy, to_tensors
 from hrm_agent.replay import Replay
@@ -58,7 +59,6 @@ class Collector:
         self.env, self.policy, self.shards, self.seed = env, policy, shards, seed
         self.device = policy.device
         self.generator = torch.Generator().manual_seed(seed)
-        self.first_action = int(getattr(env.single_action_space, "start", 0))
         obs, _ = env.reset(seed=seed * env.num_envs)
         self.obs = to_tensors(obs, self.device)
         self.state = policy.initial_state(env.num_envs)
@@ -76,7 +76,9 @@ class Collector:
             rollout.write_obs(t, self.obs)
             rollout.episode_start[t] = self.episode_start
             decision = self._decide(self.obs, self.state, self.episode_start)
-            actions, log_probs = sample_actions(decision.logits, self.generator)
+            if not torch.isfinite(decision.logits).all():
+                raise NonFiniteNumbers("the policy's logits are not finite")
+            actions, log_probs = self.policy.distribution.sample(decision.logits, self.generator)
             rollout.actions[t], rollout.log_probs[t] = actions, log_probs
             rollout.values[t] = decision.value
             outcome = self._advance(actions, decision)
@@ -92,7 +94,7 @@ class Collector:
         """Add `steps` steps of every environment to `replay`, each action random with probability `epsilon`."""
         for _ in range(steps):
             # Copied: the environment may write its next observations into the same memory.
-            obs, state, episode_start = copy_obs(self.obs), self.state, self.episode_start
+            obs, state, episode_start = map_observation(Tensor.clone, self.obs), self.state, self.episode_start
             decision = self._decide(obs, state, episode_start)
             actions = epsilon_greedy(decision.logits, epsilon, self.generator)
             outcome = self._advance(actions, decision)
@@ -112,7 +114,7 @@ class Collector:
         """Step the environments; the collector then stands at the new observations."""
         self.state = decision.state
         self.segments = decision.segments.double().mean().item()
-        obs, rewards, terminated, truncated, infos = self.env.step(actions.cpu().numpy() + self.first_action)
+        obs, rewards, terminated, truncated, infos = self.env.step(self.policy.distribution.to_env(actions))
         ended = np.flatnonzero(terminated | truncated)
         final_obs = None
         if ended.size:
@@ -133,7 +135,9 @@ class Collector:
     def _decide(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         def part(rows: slice) -> Decision:
             with torch.no_grad():  # grad mode is per thread
-                return self.policy.step(_rows(obs, rows), tuple(s[rows] for s in state), episode_start[rows])
+                return self.policy.step(
+                    map_observation(lambda value: value[rows], obs), tuple(s[rows] for s in state), episode_start[rows]
+                )
 
         parts = self.shards.map(part, self.shards.slices(episode_start.shape[0], self.policy.rows_at_once))
         if len(parts) == 1:
@@ -149,20 +153,20 @@ class Collector:
         cut = (outcome.truncated & ~outcome.terminated)[rows]
         if cut.any():
             assert outcome.final_obs is not None
-            final, rows = _rows(outcome.final_obs, cut), rows[cut]
+            final, rows = map_observation(lambda value: value[cut], outcome.final_obs), rows[cut]
             no_start = torch.zeros_like(rows, dtype=torch.bool)
             values[rows] = self._decide(final, tuple(s[rows] for s in self.state), no_start).value
         return values
 
     def _count_episodes(self, infos: dict[str, Any]) -> None:
-        if "_episode" not in infos:  # wrapped environments report in the info of the episode's last step
-            infos = infos.get("final_info", {})
-        if "_episode" not in infos:
+        # Wrapped environments report in the info of the episode's last step.
+        report = infos if "_episode" in infos else infos.get("final_info", {})
+        if "_episode" not in report:
             return
-        stats = infos["episode"]
-        for i in np.flatnonzero(infos["_episode"]):
-            success = bool(stats["success"][i]) if "success" in stats else float(stats["r"][i]) > 0
-            self.episodes.append((float(stats["r"][i]), int(stats["l"][i]), success))
+        stats = report["episode"]
+        success = episode_success(self.env, infos, np.asarray(stats["r"]))
+        for i in np.flatnonzero(report["_episode"]):
+            self.episodes.append((float(stats["r"][i]), int(stats["l"][i]), bool(success[i])))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint needs of the collector and its environment, but for `metadata`."""
@@ -223,18 +227,6 @@ class Collector:
         }
 
 
-def sample_actions(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Actions int64 `[B]` drawn from `softmax(logits)`, and their log-probabilities float `[B]`.
-
-    Drawn on the CPU, whatever the device of the logits, so that one stream of numbers serves everywhere.
-    """
-    log_probs = logits.log_softmax(-1)
-    if not torch.isfinite(log_probs).all():
-        raise NonFiniteNumbers("the policy's logits are not finite")
-    actions = torch.multinomial(log_probs.exp().cpu(), 1, generator=generator).to(logits.device)
-    return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
-
-
 def stack_final_obs(final_obs: Any, rows: np.ndarray, space: gym.Space) -> Any:
     """The final observations of `rows` as a batch, from a dense array, an object array or a dictionary."""
     if isinstance(final_obs, dict):
@@ -260,12 +252,3 @@ def epsilon_greedy(q_values: Tensor, epsilon: float, generator: torch.Generator)
     explores = torch.rand(size, generator=generator) < epsilon
     anything = torch.randint(count, (size,), generator=generator)
     return torch.where(explores.to(q_values.device), anything.to(q_values.device), q_values.argmax(-1))
-
-
-def copy_obs(obs: Observation) -> Observation:
-    """A copy that shares no memory with `obs`."""
-    return obs.clone() if isinstance(obs, Tensor) else {key: value.clone() for key, value in obs.items()}
-
-
-def _rows(obs: Observation, rows: slice | Tensor) -> Observation:
-    return obs[rows] if isinstance(obs, Tensor) else {key: value[rows] for key, value in obs.items()}

@@ -8,8 +8,9 @@ so that a core which mixes over the grid finds the grid at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +21,20 @@ Observation = Tensor | Mapping[str, Tensor]
 
 MAX_CATEGORICAL_IDS = 256
 MAX_GRID_TOKENS = 16_384
+PICTURE_SIDE = 32
+"""Grids of bytes 0 to 255 with sides of at least this many cells are pictures, smaller ones categorical ids."""
+PICTURE_TOKENS = 12
+"""Patches along the longer side of a picture, unless `patch_size` says otherwise."""
+CLIP = 10.0
+"""Standard deviations from its running mean beyond which a vector's entry is cut off."""
+
+
+def map_observation(function: Callable[..., Any], *observations: Any) -> Any:
+    """Apply a function to tensors, or to dictionaries' tensors entry by entry."""
+    first = observations[0]
+    if isinstance(first, Tensor):
+        return function(*observations)
+    return {key: function(*(obs[key] for obs in observations)) for key in first}
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,8 @@ class EncoderConfig:
         crop: rings of cells dropped from the border of a grid. A maze's outer wall never changes, so `1` saves a
             third of the tokens of a 9x9 grid and loses nothing.
         patch_size: side of the square of cells that share one token (ViT, arXiv 2010.11929). With `crop=1`,
-            `patch_size=2` makes one token of a maze cell with its east and south edges.
+            `patch_size=2` makes one token of a maze cell with its east and south edges. For a picture, 1 stands for
+            patches that make 12 along its longer side.
         positions: `none`, or `learned` (added to the tokens, the sum scaled by 1/sqrt(2); ties the agent to one
             size of grid).
         prefix: learned tokens before all others, zero at first: the slots of HRM's puzzle embedding
@@ -61,6 +77,9 @@ class Encoder(nn.Module):
 
     def forward(self, obs: Observation) -> Tensor:
         raise NotImplementedError
+
+    def observe(self, obs: Observation) -> None:
+        """Take observations `[..., *space.shape]` into running statistics, where the encoder keeps any."""
 
 
 class GridEncoder(Encoder):
@@ -118,19 +137,85 @@ class GridEncoder(Encoder):
         return row * (self.grid or (0, 0))[1] + col
 
 
-class VectorEncoder(Encoder):
-    """Real vector `[..., n]` -> one token `[..., 1, D]`."""
+class PictureEncoder(Encoder):
+    """Picture -> a token for each patch (ViT, arXiv 2010.11929), a grid.
 
-    grid = None
-    length = 1
+    `[..., H, W]`, `[..., H, W, C]`, or `[..., C, H, W]` where the first side is the short one (stacked frames). Values
+    are scaled by the space's bounds to [-1, 1]. Patches overhang at the lower and right edges, over zeros.
+    """
 
-    def __init__(self, space: gym.spaces.Box, hidden_size: int) -> None:
+    def __init__(self, space: gym.spaces.Box, hidden_size: int, config: EncoderConfig) -> None:
         super().__init__()
-        self.linear = nn.Linear(int(np.prod(space.shape)), hidden_size)
+        self.shape = tuple(space.shape)
+        self.channels_first = _has_channels_first(space)
+        height, width = space.shape[1:] if self.channels_first else space.shape[:2]
+        self.channels = int(np.prod(space.shape)) // (height * width)
+        self._picture = (self.channels, height, width) if self.channels_first else (height, width, self.channels)
+        # A patch of one cell is the default for ids; a picture needs larger ones.
+        p = config.patch_size if config.patch_size > 1 else max(1, math.ceil(max(height, width) / PICTURE_TOKENS))
+        self.grid = (math.ceil(height / p), math.ceil(width / p))
+        self.length = self.grid[0] * self.grid[1]
+        self._pad = (self.grid[0] * p - height, self.grid[1] * p - width)
+        low, high = float(space.low.min()), float(space.high.max())
+        bounded = math.isfinite(low) and math.isfinite(high)
+        self._middle, self._half = ((low + high) / 2, (high - low) / 2) if bounded else (0.0, 1.0)
+        self.patches = nn.Conv2d(self.channels, hidden_size, p, stride=p)
+        nn.init.normal_(self.patches.weight, std=(p * p * self.channels) ** -0.5)
 
     def forward(self, obs: Observation) -> Tensor:
         assert isinstance(obs, Tensor)
-        return self.linear(obs.to(self.linear.weight.dtype)).unsqueeze(-2)
+        lead = obs.shape[: obs.dim() - len(self.shape)]
+        pixels = obs.reshape(-1, *self._picture)
+        if not self.channels_first:
+            pixels = pixels.permute(0, 3, 1, 2)
+        pixels = (pixels.to(self.patches.weight.dtype) - self._middle) / self._half
+        if any(self._pad):
+            pixels = nn.functional.pad(pixels, (0, self._pad[1], 0, self._pad[0]))
+        return self.patches(pixels).flatten(2).transpose(1, 2).reshape(*lead, self.length, -1)
+
+
+class VectorEncoder(Encoder):
+    """Numbers `[..., *shape]` -> one token `[..., 1, D]`.
+
+    Every entry is divided by its running standard deviation about its running mean, which `observe` keeps; before the
+    first call they are taken as they come.
+    """
+
+    grid = None
+    length = 1
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, space: gym.spaces.Box, hidden_size: int) -> None:
+        super().__init__()
+        self.dimensions = len(space.shape)
+        size = int(np.prod(space.shape))
+        self.linear = nn.Linear(size, hidden_size)
+        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("variance", torch.ones(size, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, obs: Observation) -> Tensor:
+        assert isinstance(obs, Tensor)
+        values = (self._flat(obs) - self.mean) / (self.variance + 1e-8).sqrt()
+        return self.linear(values.clamp(-CLIP, CLIP).to(self.linear.weight.dtype)).unsqueeze(-2)
+
+    def _flat(self, obs: Tensor) -> Tensor:
+        return obs.double().reshape(*obs.shape[: obs.dim() - self.dimensions], -1)
+
+    @torch.no_grad()
+    def observe(self, obs: Observation) -> None:
+        # Chan et al. 1979: the moments of two samples together.
+        assert isinstance(obs, Tensor)
+        rows = self._flat(obs).flatten(0, -2)
+        count = self.count + len(rows)
+        moved = rows.mean(0) - self.mean
+        spread = rows.var(0, correction=0) * len(rows) + self.variance * self.count
+        spread += moved.square() * self.count * len(rows) / count
+        self.mean += moved * len(rows) / count
+        self.variance.copy_(spread / count)
+        self.count.copy_(count)
 
 
 class DiscreteEncoder(Encoder):
@@ -172,6 +257,11 @@ class DictEncoder(Encoder):
         assert isinstance(obs, Mapping)
         return torch.cat([part(obs[key]) for key, part in self.parts.items()], dim=-2)
 
+    def observe(self, obs: Observation) -> None:
+        assert isinstance(obs, Mapping)
+        for key, part in self.parts.items():
+            part.observe(obs[key])  # type: ignore[operator]
+
 
 class PrefixedEncoder(Encoder):
     """Learned tokens in front of another encoder's."""
@@ -186,6 +276,9 @@ class PrefixedEncoder(Encoder):
         tokens = self.inner(obs)
         return torch.cat([self.prefix.expand(*tokens.shape[:-2], -1, -1), tokens], dim=-2)
 
+    def observe(self, obs: Observation) -> None:
+        self.inner.observe(obs)
+
 
 class PositionedEncoder(Encoder):
     """Learned absolute positions around another encoder: `(tokens + position) / sqrt(2)`."""
@@ -198,8 +291,13 @@ class PositionedEncoder(Encoder):
     def forward(self, obs: Observation) -> Tensor:
         return (self.inner(obs) + self.positions) * math.sqrt(0.5)
 
+    def observe(self, obs: Observation) -> None:
+        self.inner.observe(obs)
+
 
 def _build_part(space: gym.Space, hidden_size: int, config: EncoderConfig, name: str) -> Encoder:
+    if isinstance(space, gym.spaces.Box) and _is_picture(space):
+        return PictureEncoder(space, hidden_size, config)
     if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.integer) and len(space.shape) in (2, 3):
         cells = space.shape[0] * space.shape[1]
         if space.low.min() < 0 or space.high.max() >= MAX_CATEGORICAL_IDS or cells > MAX_GRID_TOKENS:
@@ -208,16 +306,30 @@ def _build_part(space: gym.Space, hidden_size: int, config: EncoderConfig, name:
                 f"on at most {MAX_GRID_TOKENS} cells; wrap the environment to give ids"
             )
         return GridEncoder(space, hidden_size, config)
-    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+    if isinstance(space, gym.spaces.Box) and len(space.shape) in (0, 1, 2) and np.prod(space.shape) > 0:
         return VectorEncoder(space, hidden_size)
     if isinstance(space, gym.spaces.Discrete):
         return DiscreteEncoder([int(space.n)], [int(space.start)], True, hidden_size)
     if isinstance(space, gym.spaces.MultiDiscrete) and len(space.shape) == 1:
         return DiscreteEncoder([int(n) for n in space.nvec], [int(s) for s in space.start], False, hidden_size)
     raise ValueError(
-        f"{name}: no encoder for {space}: expected an integer grid (H, W) or (H, W, C), a vector (n,), "
-        "Discrete, MultiDiscrete or a Dict of these; wrap the environment"
+        f"{name}: no encoder for {space}: expected an integer grid (H, W) or (H, W, C), a picture (H, W, C), "
+        "a vector (n,), Discrete, MultiDiscrete or a Dict of these; wrap the environment"
     )
+
+
+def _is_picture(space: gym.spaces.Box) -> bool:
+    """Floats with rows, columns and channels, or bytes of the full range on a grid that is no small board."""
+    if np.issubdtype(space.dtype, np.floating):
+        return len(space.shape) == 3
+    full_range = space.dtype == np.uint8 and space.low.min() == 0 and space.high.max() == 255
+    if not full_range or len(space.shape) not in (2, 3):
+        return False
+    return min(space.shape[:2]) >= PICTURE_SIDE or _has_channels_first(space)
+
+
+def _has_channels_first(space: gym.spaces.Box) -> bool:
+    return len(space.shape) == 3 and space.shape[0] < PICTURE_SIDE <= min(space.shape[1:])
 
 
 def build_encoder(space: gym.Space, hidden_size: int, config: EncoderConfig) -> Encoder:

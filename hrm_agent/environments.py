@@ -6,7 +6,9 @@ import difflib
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from numpy.typing import NDArray
 
 import hrm_envs
 
@@ -40,6 +42,24 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
         return SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP)
     except TypeError as error:
         raise ValueError(f"env={env_id}: {error}") from None
+
+
+def episode_success(env: VectorEnv, infos: dict[str, Any], returns: NDArray) -> NDArray[np.bool_]:
+    """Which episodes were successes, bool `[N]`; only the entries of those that have just ended mean anything.
+
+    As the environment says (`success` beside its episode statistics, or `is_success` in its last info); else where the
+    return `[N]` reaches the reward threshold that the environment was registered with; else where it is above 0.
+    """
+    last = infos.get("final_info", {})
+    for said in (infos.get("episode", {}), last.get("episode", {})):
+        if "success" in said:
+            return np.asarray(said["success"], bool)
+    for key in ("is_success", "success"):
+        if key in last:
+            return np.asarray(last[key], bool)
+    single = getattr(env, "envs", [env])[0]
+    threshold = getattr(single.spec, "reward_threshold", None)
+    return returns > 0 if threshold is None else returns >= threshold
 
 
 def _with_statistics(env: gym.Env) -> gym.Env:

@@ -116,7 +116,7 @@ def _choose_levels(
 
 
 def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool) -> dict[str, Any]:
-    policy, actions = agent.policy, int(agent.action_space.n)  # type: ignore[attr-defined]
+    policy, actions = agent.policy, agent.action_space
     played = run_in_shards(lambda: PolicyActor(policy), **level, batch=BATCH, shards=Shards(available_cores()))
     at_random = run_in_shards(lambda: RandomActor(actions), **level, batch=BATCH) if baselines else None
     replanned = run_in_shards(ReplanActor, **level, batch=BATCH) if baselines and is_maze else None

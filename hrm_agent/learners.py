@@ -19,7 +19,7 @@ from hrm_agent.collector import Collector
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy
 from hrm_agent.replay import Replay
-from hrm_agent.rollout import Rollout
+from hrm_agent.rollout import ReturnScaler, Rollout
 
 AlgoConfig = PPOConfig | DQNConfig
 
@@ -63,21 +63,36 @@ class PPOLearner(Learner):
     def __init__(
         self, policy: Policy, config: PPOConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
     ) -> None:
+        self.policy = policy
         self.algo = PPO(policy, config, shards, seed)
         self.rollout = Rollout(
-            config.rollout_steps, config.num_envs, config.window, space, collector.state, policy.device
+            config.rollout_steps,
+            config.num_envs,
+            config.window,
+            space,
+            collector.state,
+            policy.device,
+            policy.distribution.shape,
+            policy.distribution.dtype,
         )
+        self.scaler = ReturnScaler(config.num_envs, config.gamma) if config.scale_rewards else None
 
     def collect(self, collector: Collector, progress: float) -> None:
         collector.collect(self.rollout)
+        if self.scaler is not None:
+            self.scaler.scale(self.rollout)
 
     def update(self, progress: float) -> dict[str, float]:
-        return self.algo.update(self.rollout, progress)
+        measured = self.algo.update(self.rollout, progress)
+        # Afterwards: actions must be judged by the network that chose them.
+        self.policy.encoder.observe(self.rollout.obs)
+        return measured
 
     def tensors(self) -> dict[str, Tensor]:
         return {
             **flatten("optimizer", optimizer_tensors(self.algo.optimizer)),
             "generator/minibatches": self.algo.generator.get_state(),
+            **({} if self.scaler is None else flatten("scaler", self.scaler.tensors())),
         }
 
     def metadata(self) -> dict[str, Any]:
@@ -86,6 +101,8 @@ class PPOLearner(Learner):
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         load_optimizer_tensors(self.algo.optimizer, unflatten("optimizer", tensors))
         self.algo.generator.set_state(tensors["generator/minibatches"])
+        if self.scaler is not None:
+            self.scaler.restore(unflatten("scaler", tensors))
 
 
 class DQNLearner(Learner):

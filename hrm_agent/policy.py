@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hrm_agent.carry import PolicyState, build_carry
 from hrm_agent.cores import State, build_core, map_state
+from hrm_agent.distributions import INITIAL_LOG_STD, build_distribution
 from hrm_agent.encoders import EncoderConfig, Observation, build_encoder, find_grid
 
 READOUTS = ("agent", "mean", "first", "last")
@@ -95,7 +96,8 @@ class Decision(NamedTuple):
     """What a policy says, with a leading dimension of steps where it was unrolled.
 
     Attributes:
-        logits: float `[..., B, A]`, unnormalised log-probabilities of the actions, or their Q-values.
+        logits: float `[..., B, P]`, parameters of the distribution over actions: unnormalised log-probabilities, the
+            actions' Q-values, or means and logarithms of deviations (`hrm_agent.distributions`).
         value: float `[..., B]`.
         state: what is kept for the next step.
         segments: int64 `[..., B]`, segments that each row was thought over for.
@@ -122,12 +124,21 @@ class Segment(NamedTuple):
 
 
 class Policy(nn.Module):
-    """A recurrent policy over a discrete action space. No state lives on the module."""
+    """A recurrent policy. No state lives on the module.
+
+    Args:
+        config: see `PolicyConfig`.
+        observation_space, action_space: of a single environment.
+
+    Raises:
+        ValueError: a space that no encoder or distribution suits, or settings that do not fit together.
+    """
 
     def __init__(self, config: PolicyConfig, observation_space: gym.Space, action_space: gym.Space) -> None:
         super().__init__()
-        if not isinstance(action_space, gym.spaces.Discrete):
-            raise ValueError(f"action space {action_space}: expected Discrete")
+        self.distribution = build_distribution(action_space)
+        if config.heads == "q" and not isinstance(action_space, gym.spaces.Discrete):
+            raise ValueError(f"action space {action_space}: Q-values (algo=dqn) need Discrete; use algo=ppo")
         self.config = config
         self.segments = config.segments
         self.encoder = build_encoder(observation_space, config.hidden_size, config.encoder)
@@ -138,17 +149,18 @@ class Policy(nn.Module):
             grid=self.encoder.grid,
             **config.core_options,
         )
-        actions = int(action_space.n)
-        self.carry = build_carry(config.carry, self.core, actions)
+        self.carry = build_carry(config.carry, self.core, self.distribution.summary_size)
         self._check_gradient_path()
         self._check_stop()
         self._grid = find_grid(self.encoder)
         if config.readout == "agent" and self._grid is None:
             raise ValueError(f"readout=agent needs a grid observation, got {observation_space}; use readout=mean")
-        self.policy_head = nn.Linear(config.hidden_size, actions)
+        self.policy_head = nn.Linear(config.hidden_size, self.distribution.outputs)
         # Small policy logits at the start: near-uniform actions (Andrychowicz et al. 2021, arXiv 2006.05990).
         nn.init.normal_(self.policy_head.weight, std=0.01)
         nn.init.zeros_(self.policy_head.bias)
+        free = self.distribution.free
+        self.free_params = nn.Parameter(torch.full((free,), INITIAL_LOG_STD)) if free else None
         self.value_head = None if config.heads == "q" else nn.Linear(config.hidden_size, 1)
         if self.value_head is not None:
             nn.init.zeros_(self.value_head.bias)
@@ -274,26 +286,33 @@ class Policy(nn.Module):
     def _done(
         self, before: State, after: State, output: Tensor, index: Tensor | None, policies: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Which rows may stop after a segment, bool `[M]`, and their log-policies `[M, A]` to compare the next with."""
+        """Which rows may stop after a segment, bool `[M]`, and their policies `[M, P]` to compare the next with."""
         threshold = self.config.stop_threshold
         if self.config.stop == "settled":
             return relative_change(before, after) < threshold, None
-        now = self.policy_head(self._read(output, index)).log_softmax(-1)
+        now = self._params(self._read(output, index))
         if policies is None:
             return torch.zeros(now.shape[0], dtype=torch.bool, device=now.device), now
-        # Rounding can take a divergence of 0 below it, and a threshold of 0 must never stop anyone.
-        return (now.exp() * (now - policies)).sum(-1).clamp_min(0.0) < threshold, now
+        # A divergence is never below 0, so a threshold of 0 never stops anyone.
+        return self.distribution.divergence(now, policies) < threshold, now
 
     def _keep(self, thought: State, read: Tensor) -> PolicyState:
         if not self.carry.from_output:
             return self.carry.keep(thought, None)
-        output = self.policy_head(read)
-        return self.carry.keep(thought, output if self.config.heads == "q" else output.softmax(-1))
+        output = self._params(read)
+        return self.carry.keep(thought, output if self.config.heads == "q" else self.distribution.summary(output))
 
     def _decide(self, read: Tensor, kept: PolicyState, segments: Tensor) -> Decision:
-        logits = self.policy_head(read)
+        logits = self._params(read)
         value = logits.amax(-1) if self.value_head is None else self.value_head(read).squeeze(-1)
         return Decision(logits, value, kept, segments)
+
+    def _params(self, read: Tensor) -> Tensor:
+        """Parameters of the distribution over actions, `[..., P]`."""
+        outputs = self.policy_head(read)
+        if self.free_params is None:
+            return outputs
+        return torch.cat([outputs, self.free_params.expand(*outputs.shape[:-1], -1)], dim=-1)
 
     def _readout_index(self, obs: Observation) -> Tensor | None:
         if self.config.readout != "agent" or self._grid is None:

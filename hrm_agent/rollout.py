@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hrm_agent.carry import PolicyState
-from hrm_agent.encoders import Observation
+from hrm_agent.encoders import Observation, map_observation
 
 
 class Windows(NamedTuple):
@@ -21,7 +21,7 @@ class Windows(NamedTuple):
     """
 
     obs: Observation
-    actions: Tensor  # int64
+    actions: Tensor  # int64 or float32 `[k, B, *shape]`, as the policy's distribution has them
     log_probs: Tensor
     values: Tensor
     episode_start: Tensor  # bool
@@ -32,9 +32,8 @@ class Windows(NamedTuple):
 
     def columns(self, index: Tensor | slice) -> Windows:
         """Some of the B windows."""
-        obs = self.obs
         return Windows(
-            obs[:, index] if isinstance(obs, Tensor) else {k: v[:, index] for k, v in obs.items()},
+            map_observation(lambda value: value[:, index], self.obs),
             self.actions[:, index],
             self.log_probs[:, index],
             self.values[:, index],
@@ -54,6 +53,7 @@ class Rollout:
         window: k, the number of consecutive steps that training unrolls.
         state: a kept state of batch `num_envs`, for shapes.
         device: where the buffers live.
+        action_shape, action_dtype: of one action; by default one of a finite number.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class Rollout:
         space: gym.Space,
         state: PolicyState,
         device: torch.device | str = "cpu",
+        action_shape: tuple[int, ...] = (),
+        action_dtype: torch.dtype = torch.int64,
     ) -> None:
         if window < 1 or steps % window:
             raise ValueError(
@@ -73,7 +75,7 @@ class Rollout:
         self.steps, self.num_envs, self.window = steps, num_envs, window
         shape = (steps, num_envs)
         self.obs = allocate(space, shape, device)
-        self.actions = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.actions = torch.zeros(*shape, *action_shape, dtype=action_dtype, device=device)
         self.log_probs = torch.zeros(shape, device=device)
         self.values = torch.zeros(shape, device=device)
         self.rewards = torch.zeros(shape, device=device)
@@ -120,9 +122,8 @@ class Rollout:
             x = x.unflatten(0, (-1, self.window)).transpose(0, 1)
             return x.flatten(1, 2)
 
-        obs = fold(self.obs) if isinstance(self.obs, Tensor) else {k: fold(v) for k, v in self.obs.items()}
         return Windows(
-            obs,
+            map_observation(fold, self.obs),
             fold(self.actions),
             fold(self.log_probs),
             fold(self.values),
@@ -134,10 +135,50 @@ class Rollout:
         )
 
 
+class ReturnScaler:
+    """Divides rewards by the running standard deviation of the discounted return, so that values are about 1 in size.
+
+    Engstrom et al. 2020, arXiv 2005.12729, section 3; the mean is not subtracted, which would change the task.
+
+    Args:
+        num_envs: N.
+        gamma: of the return.
+    """
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        self.gamma = gamma
+        self.returns = torch.zeros(num_envs, dtype=torch.float64)
+        self.moments = torch.zeros(3, dtype=torch.float64)  # count, mean, sum of squared deviations
+
+    def scale(self, rollout: Rollout) -> None:
+        """Take a new rollout into account, and divide its rewards in place."""
+        seen = []
+        for reward, ended in zip(rollout.rewards, rollout.terminated | rollout.truncated, strict=True):
+            self.returns = self.gamma * self.returns + reward.double().cpu()
+            seen.append(self.returns)
+            self.returns = torch.where(ended.cpu(), 0.0, self.returns)
+        returns = torch.stack(seen)
+        count, mean, squares = self.moments.unbind()
+        total, moved = count + returns.numel(), returns.mean() - mean
+        squares = squares + returns.var(correction=0) * returns.numel()
+        squares += moved.square() * count * returns.numel() / total
+        self.moments = torch.stack([total, mean + moved * returns.numel() / total, squares])
+        deviation = float((squares / total).sqrt())
+        if deviation > 0:
+            rollout.rewards /= deviation
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"returns": self.returns, "moments": self.moments}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of `tensors`."""
+        self.returns, self.moments = tensors["returns"].clone(), tensors["moments"].clone()
+
+
 def minibatches(windows: Windows, size: int, generator: torch.Generator) -> Iterator[Windows]:
     """All windows once, in random order, `size` at a time."""
-    order = torch.randperm(windows.actions.shape[1], generator=generator)
-    for index in order.to(windows.actions.device).split(size):
+    order = torch.randperm(windows.returns.shape[1], generator=generator)
+    for index in order.to(windows.returns.device).split(size):
         yield windows.columns(index)
 
 

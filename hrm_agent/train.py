@@ -182,7 +182,7 @@ def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
         )
     console.say(f"at {trainer.frames:,} frames after {trainer.seconds:.0f} s of training")
     if not values["test_episodes"]:
-        return trainer.best
+        return trainer.best[0]
     report = evaluate(run=str(folder), episodes=values["test_episodes"], out=str(folder / "eval.json"))
     print(format_report(report))
     return float(report["success"])

@@ -115,7 +115,7 @@ class Trainer:
         self.checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints)
         self.updates = 0
         self.seconds = 0.0  # of training, resumed parts included
-        self.best = -1.0  # success on validation levels
+        self.best = (-1.0, 0.0)  # success and return on validation levels
         self.validation: dict[str, Any] = {}
         self._stop = False
 
@@ -190,8 +190,9 @@ class Trainer:
             self.policy, c.env, c.env_options, c.eval_episodes, band="validation", shards=self.shards
         )
         log.scalars(self.frames, validation=self.validation)
-        if self.validation["success"] >= self.best:  # of equals the later, which has seen more
-            self.best = self.validation["success"]
+        reached = (self.validation["success"], self.validation["return"])
+        if reached >= self.best:  # of equals the later, which has seen more
+            self.best = reached
             self.agent().save(self.folder / "agents" / "best")
 
     def _film(self, log: RunLog) -> None:
@@ -276,7 +277,7 @@ class Trainer:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path}: does not fit this run's settings ({reason})") from None
         self.updates, self.seconds = metadata["updates"], metadata["seconds"]
-        self.best, self.validation = metadata["best"], metadata["validation"]
+        self.best, self.validation = tuple(metadata["best"]), metadata["validation"]
 
     def resume(self) -> Path:
         """Load the newest checkpoint of the run's folder that is whole.

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from hrm_agent.encoders import map_observation
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import NonFiniteNumbers, Policy
 from hrm_agent.rollout import Rollout, Windows, minibatches
@@ -38,6 +38,7 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     weight_decay: float = 0.0
     refresh_states: bool = False  # recompute stored states with the current weights before every epoch but the first
+    scale_rewards: bool = False  # divide rewards by the running deviation of the return, for returns far from 1
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "rollout_steps", "window", "minibatch_windows", "epochs"):
@@ -134,13 +135,13 @@ class PPO:
         """One optimizer step on a minibatch, its gradient summed over the shards in a fixed order."""
         advantages = batch.advantages
         batch = batch._replace(advantages=(advantages - advantages.mean()) / (advantages.std() + 1e-8))
-        rows = batch.actions.numel()
+        rows = batch.returns.numel()
 
         def gradient(part: slice) -> tuple[tuple[Tensor, ...], dict[str, float]]:
             loss, measured = self.loss(batch.columns(part), entropy_coef, rows)
             return torch.autograd.grad(loss, self.parameters, allow_unused=True), measured
 
-        parts = self.shards.map(gradient, self.shards.slices(batch.actions.shape[1], self.policy.rows_at_once))
+        parts = self.shards.map(gradient, self.shards.slices(batch.returns.shape[1], self.policy.rows_at_once))
         for parameter, *grads in zip(self.parameters, *(g for g, _ in parts), strict=True):
             present = [g for g in grads if g is not None]
             parameter.grad = sum(present[1:], present[0]) if present else None
@@ -158,17 +159,16 @@ class PPO:
         """
         config = self.config
         decision = self.policy.unroll(batch.obs, batch.state, batch.episode_start)
-        log_probs = decision.logits.log_softmax(-1)
-        log_prob = log_probs.gather(-1, batch.actions.unsqueeze(-1)).squeeze(-1)
+        log_prob, entropies = self.policy.distribution.evaluate(decision.logits, batch.actions)
         log_ratio = log_prob - batch.log_probs
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
         policy_loss = -torch.minimum(ratio * batch.advantages, clipped * batch.advantages).sum() / rows
         value_loss = 0.5 * (decision.value - batch.returns).square().sum() / rows
-        entropy = -(log_probs.exp() * log_probs).sum() / rows
+        entropy = entropies.sum() / rows
         loss = policy_loss + config.value_coef * value_loss - entropy_coef * entropy
         with torch.no_grad():
-            share = batch.actions.numel() / rows
+            share = batch.returns.numel() / rows
             measured = {
                 "policy_loss": policy_loss.item(),
                 "value_loss": value_loss.item(),
@@ -186,8 +186,7 @@ class PPO:
         k = rollout.window
         for row in range(rollout.steps // k):
             span = slice(row * k, (row + 1) * k)
-            obs: Any = rollout.obs
-            obs = obs[span] if isinstance(obs, Tensor) else {key: v[span] for key, v in obs.items()}
+            obs = map_observation(lambda value, span=span: value[span], rollout.obs)
             state = tuple(s[row] for s in rollout.states)
             rollout.write_state(row + 1, self.policy.unroll(obs, state, rollout.episode_start[span]).state)
 

@@ -181,17 +181,36 @@ class PositionMLPMixing(nn.Module):
 
 
 class ConvMixing(nn.Module):
-    """A 3x3 depthwise convolution in attention's place; prefix tokens receive nothing from others."""
+    """A 3x3 depthwise convolution in attention's place.
+
+    Tokens before the grid have no neighbours, so they are heard everywhere: all tokens receive their mean, and they
+    receive the grid's, each with a weight per channel. Without a grid that is the whole mixing.
+    """
 
     def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None) -> None:
         super().__init__()
-        self.conv = GridConv(hidden_size, length, grid)
+        self.conv = None if grid is None else GridConv(hidden_size, length, grid)
+        self.prefix = length if self.conv is None else self.conv.prefix
+        # Row 0 weighs the mean of the tokens before the grid, row 1 that of the grid.
+        self.pooled = nn.Parameter(torch.ones(2, hidden_size)) if self.prefix else None
 
     def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
-        mixed = self.conv(x)
-        if self.conv.prefix:
-            mixed = F.pad(mixed, (0, 0, self.conv.prefix, 0))
-        return rms_norm(x + mixed)
+        if self.pooled is None:
+            assert self.conv is not None
+            return rms_norm(x + self.conv(x))
+        placeless = x[:, : self.prefix]
+        heard = self.pooled[0] * placeless.mean(dim=1, keepdim=True)
+        if self.conv is None:
+            return rms_norm(x + heard)
+        from_grid = self.pooled[1] * x[:, self.prefix :].mean(dim=1, keepdim=True)
+        mixed = torch.cat([from_grid.expand_as(placeless), self.conv(x)], dim=1)
+        return rms_norm(x + mixed + heard)
+
+    @torch.no_grad()
+    def scale(self, gain: float) -> None:
+        """Multiply the initial weights."""
+        for weight in self.parameters():
+            weight.mul_(gain)
 
 
 class Block(nn.Module):
@@ -200,7 +219,7 @@ class Block(nn.Module):
     Args:
         hidden_size: channels D.
         length: tokens L, prefix included.
-        grid: rows and columns of the tokens after the prefix; needed by the convolutions.
+        grid: rows and columns of the tokens after the prefix; needed by `attention_conv` and `attention_local`.
         num_heads: attention heads; they must divide D.
         mixing: `attention`, `mlp` (SwiGLU over positions), `conv`, `attention_conv` (attention, and a
             convolution inside the SwiGLU over channels) or `attention_local` (attention with `OffsetBias`).
@@ -247,8 +266,11 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def _scale_branches(self, gain: float) -> None:
-        ends = {"conv": "conv.weight", "mlp": "swiglu.down.weight"}
-        self.mixer.get_parameter(ends.get(self.mixing, "out.weight")).mul_(gain)
+        if isinstance(self.mixer, ConvMixing):
+            self.mixer.scale(gain)
+        else:
+            end = "swiglu.down.weight" if self.mixing == "mlp" else "out.weight"
+            self.mixer.get_parameter(end).mul_(gain)
         self.mlp.down.weight.mul_(gain)
 
     def forward(self, x: Tensor, angles: Angles | None) -> Tensor:

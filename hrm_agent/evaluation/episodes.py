@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from hrm_agent.carry import PolicyState
-from hrm_agent.environments import make_vector_env
+from hrm_agent.distributions import Categorical, build_distribution
+from hrm_agent.environments import episode_success, make_vector_env
 from hrm_agent.evaluation.metrics import Changes, Decisions, Totals, action_regret, follow_changes, total_decisions
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy, to_tensors
@@ -37,8 +38,8 @@ class Actor(Protocol):
     def reset(self, seeds: NDArray[np.int64]) -> None:
         """New episodes of the levels with these numbers, int64 `[N]`."""
 
-    def act(self, obs: Any) -> NDArray[np.int64]:
-        """Actions int64 `[N]` for observations `[N, ...]`."""
+    def act(self, obs: Any) -> NDArray:
+        """Actions `[N, ...]` for observations `[N, ...]`, as the environment takes them."""
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """The other rows have ended: go on with these alone, in this order."""
@@ -50,7 +51,7 @@ class Step(NamedTuple):
     number: int
     seeds: NDArray[np.int64]  # [M]
     obs: Any  # [M, ...]
-    actions: NDArray[np.int64]  # [M]
+    actions: NDArray  # [M, ...]
     rewards: NDArray[np.float64]  # [M]
     ended: NDArray[np.bool_]  # [M]
 
@@ -61,7 +62,7 @@ class Episodes:
 
     Attributes:
         seeds: int64 `[E]`, the levels' numbers.
-        success: bool `[E]`. Where the environment does not say, a positive return is a success.
+        success: bool `[E]`, see `environments.episode_success`.
         steps: int64 `[E]`, environment steps taken.
         returns: float64 `[E]`, undiscounted.
         clairvoyant: int64 `[E]`, earliest possible arrival in steps, -1 where impossible; None: not known.
@@ -189,17 +190,17 @@ class _Batch:
         clairvoyant = getattr(self.env.unwrapped, "clairvoyant", None)
         arrival = None if clairvoyant is None else np.asarray(clairvoyant(), np.int64)
         actor.reset(self.seeds)
-        start = int(getattr(self.env.single_action_space, "start", 0))
+        idle = idle_action(self.env.single_action_space)
         number, given = 0, self.rows  # `given`: the rows that the actor still plays
         while self.rows.size:
             if self.rows.size <= 0.75 * given.size:  # thinking for episodes that have ended is wasted time
                 actor.keep(np.searchsorted(given, self.rows))
                 given = self.rows
-            actions = np.full(len(self.seeds), start, np.int64)
-            actions[given] = actor.act(_take(obs, given)) + start
+            actions = np.repeat(idle[None], len(self.seeds), axis=0)
+            actions[given] = actor.act(_take(obs, given))
             segments = self._count_segments(actor, given)
             if self.oracle:
-                self._judge(obs, actions - start, infos, segments)
+                self._judge(obs, actions, infos, segments)
             rows = self.rows
             seen = None if on_step is None else _take(obs, rows)
             obs, rewards, terminated, truncated, infos = self.env.step(actions)
@@ -248,16 +249,15 @@ class _Batch:
         self.returns[self.rows] += rewards[self.rows]
         over = self.rows[ended[self.rows]]
         if over.size:
-            success = _reported_success(infos)
-            self.success[over] = self.returns[over] > 0 if success is None else success[over]
+            self.success[over] = episode_success(self.env, infos, self.returns)[over]
             self.rows = self.rows[~ended[self.rows]]
 
 
-def _reported_success(infos: dict[str, Any]) -> NDArray[np.bool_] | None:
-    for source in (infos, infos.get("final_info", {})):
-        if "success" in source.get("episode", {}):
-            return np.asarray(source["episode"]["success"], bool)
-    return None
+def idle_action(space: gym.Space) -> NDArray:
+    """Some action of the space, for environments whose episode is over: the first, or the one nearest to 0."""
+    if isinstance(space, gym.spaces.Box):
+        return np.zeros(space.shape, space.dtype).clip(space.low, space.high)
+    return np.asarray(getattr(space, "start", 0), np.int64)
 
 
 def _take(obs: Any, rows: NDArray[np.int64]) -> Any:
@@ -309,7 +309,7 @@ class PolicyActor:
         seed: of the draws.
 
     Attributes:
-        probabilities: float32 `[N, A]` of the last decision.
+        probabilities: float32 `[N, A]` of the last decision; None where actions are not one of a finite number.
         segments: int64 `[N]`, segments of the last decision.
     """
 
@@ -317,6 +317,7 @@ class PolicyActor:
         self.policy, self.seed = policy, seed
         self.deterministic = deterministic or policy.config.heads == "q"  # Q-values are no distribution
         self.state: PolicyState = ()
+        self.probabilities: NDArray[np.float32] | None = None
 
     def reset(self, seeds: NDArray[np.int64]) -> None:
         self.state = self.policy.initial_state(len(seeds))
@@ -324,17 +325,19 @@ class PolicyActor:
         self.dice = None if self.deterministic else LevelDice(seeds, self.seed)
 
     @torch.no_grad()
-    def act(self, obs: Any) -> NDArray[np.int64]:
-        device = next(self.policy.parameters()).device
-        decision = self.policy.step(to_tensors(obs, device), self.state, self.episode_start.to(device))
+    def act(self, obs: Any) -> NDArray:
+        policy = self.policy
+        decision = policy.step(to_tensors(obs, policy.device), self.state, self.episode_start.to(policy.device))
         self.state = decision.state
         self.episode_start = torch.zeros_like(self.episode_start)
-        self.probabilities = decision.logits.float().softmax(-1).cpu().numpy()
         self.segments = decision.segments.cpu().numpy()
+        distribution = policy.distribution
+        if isinstance(distribution, Categorical):
+            self.probabilities = decision.logits.float().softmax(-1).cpu().numpy()
         if self.dice is None:
-            return decision.logits.argmax(-1).cpu().numpy()
-        edges = self.probabilities.cumsum(1)[:, :-1]
-        return (self.dice.roll()[:, None] >= edges).sum(1)
+            return distribution.to_env(distribution.best(decision.logits))
+        rolls = torch.from_numpy(np.stack([self.dice.roll() for _ in range(distribution.rolls)], -1))
+        return distribution.to_env(distribution.quantile(decision.logits.cpu(), rolls))
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         index = torch.as_tensor(rows)
@@ -345,16 +348,23 @@ class PolicyActor:
 
 
 class RandomActor:
-    """Uniform over `actions` actions."""
+    """Uniform over an action space; over what is unbounded, a standard normal.
 
-    def __init__(self, actions: int = 4, seed: int = 0) -> None:
-        self.actions, self.seed = actions, seed
+    Args:
+        space: of one action; the four moves of a maze where it is None.
+        seed: of the draws.
+    """
+
+    def __init__(self, space: gym.Space | None = None, seed: int = 0) -> None:
+        self.distribution = build_distribution(gym.spaces.Discrete(4) if space is None else space)
+        self.seed = seed
 
     def reset(self, seeds: NDArray[np.int64]) -> None:
         self.dice = LevelDice(seeds, self.seed)
 
-    def act(self, obs: Any) -> NDArray[np.int64]:
-        return (self.dice.roll() * self.actions).astype(np.int64)
+    def act(self, obs: Any) -> NDArray:
+        rolls = torch.from_numpy(np.stack([self.dice.roll() for _ in range(self.distribution.rolls)], -1))
+        return self.distribution.to_env(self.distribution.uniform(rolls))
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         self.dice.keep(rows)

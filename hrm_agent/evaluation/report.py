@@ -6,7 +6,7 @@ import json
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -226,31 +226,48 @@ def _median_ms(call: Callable[[], None]) -> float:
     return 1000 * statistics.median(times)
 
 
+Column = tuple[str, str, int, str]
+"""Heading, key in the record, width and format."""
+MAZE_COLUMNS: tuple[Column, ...] = (
+    ("SPL", "spl", 8, ".3f"),
+    ("excess", "excess_steps", 9, ".2f"),
+    ("regret", "regret_after_material_change", 9, ".2f"),
+    ("re-plan", "steps_to_replan", 9, ".2f"),
+    ("stale", "stale_plan_rate", 8, ".1%"),
+)
+MAZE_LEGEND = (
+    "SPL: success weighted by path length; excess: steps of successful episodes beyond the clairvoyant arrival;",
+    "after a material change, regret: steps lost, re-plan: decisions before the first optimal one,",
+    "stale: first decisions that only the old map makes optimal",
+)
+RETURN_COLUMNS: tuple[Column, ...] = (("return", "return", 11, ".2f"), ("steps", "episode_length", 9, ".1f"))
+"""Of environments that know no shortest path."""
+
+
 def format_report(report: dict[str, Any]) -> str:
     """The record that `hrm_agent.evaluate.evaluate` returns, as a small table for the terminal."""
     seeds, band = report["seeds"], report["level_band"]
     last = seeds["first"] + seeds["count"] - 1
     trained = f", agent of {report['frames']:,} frames" if report.get("frames") else ""
+    columns = MAZE_COLUMNS if report["spl"] is not None else RETURN_COLUMNS
     lines = [
         f"{report['env']}: greedy on {seeds['count']:,} {band + ' ' if band else ''}levels "
         f"(seeds {seeds['first']} to {last}){trained}",
         "",
-        f"{'':18}{'success':>9}{'95% interval':>18}{'SPL':>8}{'excess':>9}{'regret':>9}{'re-plan':>9}{'stale':>8}",
+        f"{'':18}{'success':>9}{'95% interval':>18}" + "".join(f"{head:>{width}}" for head, _, width, _ in columns),
     ]
     for name, key in (("agent", None), ("random", "random"), ("BFS re-planner", "bfs_replanner")):
         row = report if key is None else report[key]
         if row is not None:
-            lines.append(_table_row(name, row))
+            lines.append(_table_row(name, row, columns))
     if report["clairvoyant"] is not None:
         lines.append(
-            _table_row("clairvoyant bound", {"spl": report["clairvoyant"]["success"], **report["clairvoyant"]})
+            _table_row("clairvoyant bound", {"spl": report["clairvoyant"]["success"], **report["clairvoyant"]}, columns)
         )
     segments = round(report["segments_per_decision"], 2)
     lines += [
         "",
-        "SPL: success weighted by path length; excess: steps of successful episodes beyond the clairvoyant arrival;",
-        "after a material change, regret: steps lost, re-plan: decisions before the first optimal one,",
-        "stale: first decisions that only the old map makes optimal",
+        *(MAZE_LEGEND if columns is MAZE_COLUMNS else ()),
         f"{report['core']}, carry={report['carry']}, {segments:g} segment{'s'[: segments != 1]} a decision, "
         f"{report['parameters']:,} parameters, {report['macs_per_decision']:,} multiply-adds,",
         f"{report['ms_per_decision']:.2f} ms alone, {report['ms_per_decision_batched']:.3f} ms in a batch of "
@@ -259,17 +276,10 @@ def format_report(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table_row(name: str, row: dict[str, Any]) -> str:
+def _table_row(name: str, row: dict[str, Any], columns: Sequence[Column]) -> str:
     low, high = row["success_ci95"]
     cells = [f"{name:18}", f"{row['success']:>9.1%}", f"{f'{low:.1%} to {high:.1%}':>18}"]
-    columns = (
-        ("spl", 8, ".3f"),
-        ("excess_steps", 9, ".2f"),
-        ("regret_after_material_change", 9, ".2f"),
-        ("steps_to_replan", 9, ".2f"),
-        ("stale_plan_rate", 8, ".1%"),
-    )
-    for key, width, form in columns:
+    for _, key, width, form in columns:
         value = row.get(key)
         cells.append(f"{'-' if value is None else format(value, form):>{width}}")
     return "".join(cells)

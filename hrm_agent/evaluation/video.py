@@ -92,8 +92,9 @@ def _record_episode(policy: Policy, env: gym.Env, title: str, seed: int, episode
     actor = PolicyActor(policy)
     actor.reset(np.array([seed]))
     obs, _ = env.reset(seed=seed)
-    start = int(getattr(env.action_space, "start", 0))
     limit = getattr(getattr(env.unwrapped, "config", None), "max_episode_steps", None)
+    first = int(getattr(env.action_space, "start", 0))
+    threshold = None if env.spec is None else env.spec.reward_threshold
     clairvoyant = getattr(env.unwrapped, "clairvoyant", None)
     bound = "" if clairvoyant is None else _say_bound(clairvoyant())
     frames, trail = [], _positions(env, obs)
@@ -105,12 +106,15 @@ def _record_episode(policy: Policy, env: gym.Env, title: str, seed: int, episode
         frames.append(_compose(_picture(env, obs, trail, probabilities), moment))
 
     while not ended:
-        action = int(actor.act(_batch_of_one(obs))[0])
-        draw(actor.probabilities[0], action, None)
-        obs, reward, terminated, truncated, info = env.step(action + start)
+        action = actor.act(_batch_of_one(obs))[0]
+        if actor.probabilities is None:
+            draw(None, None, None)
+        else:
+            draw(actor.probabilities[0], int(action) - first, None)
+        obs, reward, terminated, truncated, info = env.step(action)
         step, total, ended = step + 1, total + float(reward), terminated or truncated
         trail += _positions(env, obs)
-        success = bool(info.get("is_success", total > 0))
+        success = bool(info.get("is_success", total > 0 if threshold is None else total >= threshold))
     draw(None, None, success)
     return frames + frames[-1:] * (END_FRAMES - 1)
 

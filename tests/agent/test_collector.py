@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tiny import make_ppo, tiny_policy
 from torch import Tensor
 
-from hrm_agent.collector import Collector, sample_actions
+from hrm_agent.collector import Collector
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy
 from hrm_agent.replay import Replay
@@ -127,14 +127,6 @@ def test_log_probabilities_are_those_of_the_policy_that_acted() -> None:
         state = decision.state
         expected = decision.logits.log_softmax(-1)[torch.arange(rollout.num_envs), rollout.actions[t]]
         torch.testing.assert_close(rollout.log_probs[t], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_actions_are_drawn_in_proportion_to_their_probability() -> None:
-    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(40_000, 4)
-    actions, log_probs = sample_actions(logits, torch.Generator().manual_seed(0))
-    frequencies = torch.bincount(actions, minlength=4) / len(actions)
-    torch.testing.assert_close(frequencies, torch.tensor([0.1, 0.2, 0.3, 0.4]), rtol=0, atol=0.01)
-    torch.testing.assert_close(log_probs, logits[0][actions])
 
 
 def test_shards_change_no_decision() -> None:

@@ -232,10 +232,11 @@ TRANSFERABLE = [
 @pytest.mark.parametrize(("variant", "more"), TRANSFERABLE)
 def test_weights_serve_another_grid(variant: str, more: dict[str, Any]) -> None:
     core = make(variant, **more)
-    larger = make(variant, length=9 * 7, grid=(9, 7), **more)
+    length = PREFIX + 9 * 7
+    larger = make(variant, length=length, grid=(9, 7), **more)
     larger.load_state_dict(core.state_dict())
-    y, _ = larger(tokens(length=63), larger.initial_state(BATCH))
-    assert y.shape == (BATCH, 63, SIZE)
+    y, _ = larger(tokens(length=length), larger.initial_state(BATCH))
+    assert y.shape == (BATCH, length, SIZE)
 
 
 @pytest.mark.parametrize("variant", ["trm-conv", "hrm-conv", "feedforward-conv"])
@@ -254,29 +255,40 @@ def test_convolution_moves_with_the_picture(variant: str) -> None:
     assert (y_moved - y)[:, inner, inner].abs().max() > 1e-2
 
 
-def test_convolution_reaches_neighbours_only_and_leaves_the_prefix_alone() -> None:
+def test_convolution_reaches_neighbours_and_the_prefix_only() -> None:
     core = make("feedforward-conv", layers=1)
     x = tokens()
     changed = x.clone()
     changed[:, PREFIX + 2 * GRID[1] + 3] += 1.0
     state = core.initial_state(BATCH)
     moved = (core(x, state)[0] - core(changed, state)[0]).abs().amax(dim=(0, 2)) > 1e-6
-    assert not moved[:PREFIX].any()
+    assert moved[:PREFIX].all()
     touched = moved[PREFIX:].view(GRID)
     expected = torch.zeros(GRID, dtype=torch.bool)
     expected[1:4, 2:5] = True
     assert torch.equal(touched, expected)
 
 
-def test_prefix_reaches_the_grid_by_attention_and_in_convlstm() -> None:
+def test_the_prefix_reaches_every_cell_of_the_grid() -> None:
     x = tokens()
     changed = x.clone()
     changed[:, 0] += 1.0
-    for variant in ("trm-attention", "trm-attention_conv", "trm-attention_local", "trm-mlp", "convlstm", "gru"):
+    attention = ("trm-attention", "trm-attention_conv", "trm-attention_local")
+    for variant in (*attention, "trm-mlp", "trm-conv", "convlstm", "gru"):
         core = make(variant)
         state = core.initial_state(BATCH)
         difference = core(x, state)[0] - core(changed, state)[0]
         assert difference[:, PREFIX:].abs().amax(dim=(0, 2)).min() > 1e-6, variant
+
+
+def test_convolution_without_a_grid_mixes_every_token_into_all_others() -> None:
+    core = build_core("trm", hidden_size=SIZE, length=4, grid=None, mixing="conv", layers=1, num_heads=2)
+    x = tokens(length=4)
+    changed = x.clone()
+    changed[:, 2] += 1.0
+    state = core.initial_state(BATCH)
+    difference = core(x, state)[0] - core(changed, state)[0]
+    assert difference.abs().amax(dim=(0, 2)).min() > 1e-6
 
 
 @settings(max_examples=25, deadline=None)
@@ -402,7 +414,7 @@ def test_bad_arguments_are_named_in_one_line(name: str, options: dict[str, Any],
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("convlstm", {}), ("trm", {"mixing": "conv"}), ("trm", {"positions": "rope2d", "num_heads": 2})],
+    [("convlstm", {}), ("trm", {"mixing": "attention_conv"}), ("trm", {"positions": "rope2d", "num_heads": 2})],
 )
 def test_a_missing_or_oversized_grid_is_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="grid=None"):

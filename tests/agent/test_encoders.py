@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrm_agent.encoders import EncoderConfig, build_encoder, find_grid
+from hrm_agent.encoders import EncoderConfig, GridEncoder, VectorEncoder, build_encoder, find_grid
 
 SIZE = 16
 IDS = 6
@@ -139,10 +139,72 @@ def test_the_order_of_a_dictionary_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "grid"),
+    [((210, 160, 3), (12, 9)), ((84, 84), (12, 12)), ((4, 84, 84), (12, 12)), ((32, 32, 1), (11, 11))],
+)
+def test_every_patch_of_a_picture_has_its_own_token(shape: tuple[int, ...], grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(gym.spaces.Box(0, 255, shape, np.uint8), SIZE, EncoderConfig())
+    assert encoder.grid == grid
+    obs = torch.randint(0, 256, shape, dtype=torch.uint8)
+    tokens = encoder(obs)
+    assert tokens.shape == (grid[0] * grid[1], SIZE)
+    sides = shape[1:] if shape[0] == 4 else shape[:2]
+    patch = -(-max(sides) // 12)
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        place = tuple(random.integers(0, n) for n in shape)
+        row, col = (place[1:] if shape[0] == 4 else place)[:2]
+        other = obs.clone()
+        other[place] = 255 - other[place] // 2
+        if (other != obs).any():
+            assert changed_tokens(tokens, encoder(other)) == [row // patch * grid[1] + col // patch]
+    batch = torch.stack([obs, obs])[None]
+    torch.testing.assert_close(encoder(batch)[0, 1], tokens)
+
+
+def test_a_small_board_of_bytes_is_no_picture() -> None:
+    """MiniGrid's 7x7x3 view has a space of bytes 0 to 255, and holds ids."""
+    assert isinstance(build_encoder(gym.spaces.Box(0, 255, (7, 7, 3), np.uint8), SIZE, EncoderConfig()), GridEncoder)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    offset=st.floats(-100, 100),
+    spread=st.floats(0.01, 100),
+)
+@settings(max_examples=25)
+def test_running_moments_of_a_vector_are_those_of_all_that_was_seen(
+    sizes: list[int], offset: float, spread: float
+) -> None:
+    encoder = build_encoder(gym.spaces.Box(-np.inf, np.inf, (3,), np.float32), SIZE, EncoderConfig())
+    assert isinstance(encoder, VectorEncoder)
+    random = np.random.default_rng(len(sizes))
+    parts = [torch.from_numpy(random.normal(offset, spread, (n, 2, 3))) for n in sizes]
+    for part in parts:
+        encoder.observe(part)
+    seen = torch.cat(parts).flatten(0, 1)
+    torch.testing.assert_close(encoder.mean, seen.mean(0))
+    torch.testing.assert_close(encoder.variance, seen.var(0, correction=0))
+
+
+def test_a_vector_is_read_the_same_in_other_units_once_it_has_been_observed() -> None:
+    space = gym.spaces.Dict(speed=gym.spaces.Box(-np.inf, np.inf, (2,), np.float32), cell=gym.spaces.Discrete(3))
+    torch.manual_seed(0)
+    one, other = (build_encoder(space, SIZE, EncoderConfig(prefix=1, positions="learned")) for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    speed, cell = torch.randn(50, 2), torch.zeros(50, dtype=torch.int64)
+    one.observe({"speed": speed, "cell": cell})
+    other.observe({"speed": 1000 * speed + 7, "cell": cell})
+    read = one({"speed": speed, "cell": cell}), other({"speed": 1000 * speed + 7, "cell": cell})
+    torch.testing.assert_close(*read, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
     ("space", "message"),
     [
-        (gym.spaces.Box(0, 255, (210, 160, 3), np.uint8), "is not a categorical grid.*wrap the environment"),
-        (gym.spaces.Box(0, 1, (8, 8), np.float32), "no encoder for"),
+        (gym.spaces.Box(0, 254, (210, 160, 3), np.uint8), "is not a categorical grid.*wrap the environment"),
+        (gym.spaces.Box(0, 1, (2, 3, 8, 8), np.float32), "no encoder for"),
         (gym.spaces.Box(-1, 5, (8, 8), np.int8), "is not a categorical grid"),
         (gym.spaces.Box(0, 300, (8, 8), np.int64), "is not a categorical grid"),
         (gym.spaces.Text(5), "no encoder for"),

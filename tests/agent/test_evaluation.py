@@ -5,12 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from hrm_agent import Agent
+from hrm_agent.distributions import Categorical
 from hrm_agent.encoders import EncoderConfig, Observation
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluate import evaluate
@@ -63,6 +65,9 @@ def save_agent(folder: Path, options: dict[str, Any] | None = None, env_id: str 
 
 class Replanning(torch.nn.Module):
     """A policy whose most probable action is the BFS re-planner's; it carries nothing."""
+
+    device = torch.device("cpu")
+    distribution = Categorical(gym.spaces.Discrete(4))
 
     def __init__(self) -> None:
         super().__init__()

@@ -333,8 +333,10 @@ def test_what_does_not_fit_is_refused() -> None:
     vector = gym.spaces.Box(-1, 1, (3,), np.float32)
     with pytest.raises(ValueError, match="readout=mean"):
         tiny_policy(vector, core="gru")
-    with pytest.raises(ValueError, match="expected Discrete"):
-        Policy(PolicyConfig(readout="mean"), GRID, vector)
+    with pytest.raises(ValueError, match="expected Discrete, Multi"):
+        Policy(PolicyConfig(readout="mean"), GRID, gym.spaces.Text(3))
+    with pytest.raises(ValueError, match=r"Q-values .* need Discrete; use algo=ppo"):
+        Policy(PolicyConfig(readout="mean", heads="q"), GRID, vector)
     for changes, message in (
         ({"segments": 0}, "at least 1 segment"),
         ({"time_gradient": "all"}, "'bptt' or 'detached'"),
