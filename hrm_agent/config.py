@@ -72,15 +72,24 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, AlgoC
         time_gradient=values["time_gradient"],
         readout=values["readout"],
         heads=HEADS[name],
-        encoder=_typed(EncoderConfig, values["encoder"], "encoder"),
+        encoder=typed(EncoderConfig, values["encoder"], "encoder"),
     )
-    trainer = {name: values[name] for name in TRAINER_SETTINGS}
+    trainer = {name: values[name] for name in TRAINER_SETTINGS if name in values}  # runs of before may lack the newest
     env = {"env": values["env"]["id"], "env_options": dict(values["env"]["options"] or {})}
-    return _typed(TrainerConfig, {**env, **trainer}, ""), policy, _typed(ALGORITHMS[name], algo, "algo")
+    return typed(TrainerConfig, {**env, **trainer}, ""), policy, typed(ALGORITHMS[name], algo, "algo")
 
 
-def _typed(kind: Any, values: dict[str, Any], prefix: str) -> Any:
-    """Build a dataclass of plain fields, each checked against its annotation."""
+def typed(kind: Any, values: dict[str, Any], prefix: str) -> Any:
+    """Build a dataclass of plain fields, each checked against its annotation.
+
+    Args:
+        kind: the dataclass.
+        values: of its fields, or of those that shall not have their default.
+        prefix: of their names in messages, `algo` or `settings`.
+
+    Raises:
+        ValueError: an unknown name, a value of another type, or what the dataclass itself finds wrong.
+    """
     types = {"int": int, "float": float, "bool": bool, "str": str}
     annotated = {f.name: types.get(str(f.type)) for f in dataclasses.fields(kind)}
     _refuse_unknown(values, annotated, prefix)

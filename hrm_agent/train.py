@@ -45,8 +45,8 @@ RUN_VERSION = 1
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 CHANGEABLE = (
-    "total_steps", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_episodes", "test_episodes",
-    "video_every", "log_every", "device",
+    "total_steps", "max_seconds", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_episodes",
+    "test_episodes", "video_every", "log_every", "device",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from hrm_agent.tracking import Console, RunLog
 
 VIDEO_EPISODES = 2
 VIDEO_FPS = 8
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class TrainerConfig:
         env, env_options: Gymnasium id and keyword arguments.
         seed: of weights, environments, actions and minibatches.
         total_steps: environment frames; rounded up to whole rollouts.
+        max_seconds: of training, evaluation and checkpoints not counted, after which the run ends although frames
+            are left; 0: no limit. What is annealed reaches its end with whichever limit is nearer. Such a run
+            depends on the speed of the machine and cannot be repeated exactly.
+        clock: what all seconds of training are counted by: `wall`, or `cpu`, processor time of the whole process
+            (on a machine with other work on it, one shard's seconds on a core of its own).
         checkpoint_every: frames between checkpoints; 0: only at the beginning and at the end.
         keep_checkpoints: how many are kept.
         eval_every, eval_episodes: greedy evaluation on validation levels, every so many frames (0: only at the end).
@@ -69,14 +75,18 @@ class TrainerConfig:
     log_every: int
     shards: int
     device: str
+    max_seconds: float = 0.0
+    clock: str = "wall"
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "keep_checkpoints", "eval_episodes", "log_every", "shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
-        for name in ("seed", "checkpoint_every", "eval_every", "video_every"):
+        for name in ("seed", "checkpoint_every", "eval_every", "video_every", "max_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"clock={self.clock}: expected {' or '.join(CLOCKS)}")
         try:
             kind = torch.device(self.device).type
         except RuntimeError:
@@ -104,6 +114,7 @@ class Trainer:
         self, config: TrainerConfig, policy_config: PolicyConfig, algo_config: AlgoConfig, folder: Path
     ) -> None:
         self.config, self.folder = config, folder
+        self.now = CLOCKS[config.clock]
         self.shards = Shards(config.shards)
         self.env = make_vector_env(config.env, algo_config.num_envs, config.env_options)
         torch.manual_seed(config.seed)
@@ -123,6 +134,12 @@ class Trainer:
     def frames(self) -> int:
         return self.collector.frames
 
+    @property
+    def done(self) -> float:
+        """How much of the run is over, 0 to 1."""
+        limit = self.config.max_seconds
+        return min(1.0, max(self.frames / self.config.total_steps, self.seconds / limit if limit else 0.0))
+
     def run(self, console: Console) -> None:
         """Train to the end.
 
@@ -136,7 +153,7 @@ class Trainer:
             if self.checkpoints.latest() is None:
                 self.save_checkpoint()  # so that there is always one to go back to, and a full disk shows at once
             with console.training(self.config.total_steps, self.frames):
-                while self.frames < self.config.total_steps:
+                while self.done < 1.0:
                     self._iterate(log, console)
                     if self._stop:
                         path = self.save_checkpoint()
@@ -148,14 +165,13 @@ class Trainer:
             log.close()
 
     def _iterate(self, log: RunLog, console: Console) -> None:
-        before, began = self.frames, time.perf_counter()
-        done = min(1.0, before / self.config.total_steps)
+        before, done, began = self.frames, self.done, self.now()
         with self._naming_checkpoint():
             self.learner.collect(self.collector, done)
-        collected = time.perf_counter()
+        collected = self.now()
         with self._naming_checkpoint():
             losses = self.learner.update(done)
-        updated = time.perf_counter()
+        updated = self.now()
         self.updates += 1
         self.seconds += updated - began
         progress = {**self.collector.statistics(), "frames_per_second": self.frames / self.seconds}
@@ -234,6 +250,7 @@ class Trainer:
             "seed": c.seed,
             "frames": self.frames,
             "seconds": round(self.seconds, 1),
+            "clock": c.clock,
             "parameters": sum(x.numel() for x in self.policy.parameters()),
             "validation": self.validation,
             "hrm_agent_version": __version__,

@@ -170,8 +170,8 @@ def measure_cost(
     one, many = _decision(policy, observation_space, 1), _decision(policy, observation_space, batch)
     return {
         "macs_per_decision": _count_macs(policy, observation_space, segments_used),
-        "ms_per_decision": _median_ms(one),
-        "ms_per_decision_batched": _median_ms(many) / batch,
+        "ms_per_decision": median_ms(one),
+        "ms_per_decision_batched": median_ms(many) / batch,
         "batch": batch,
     }
 
@@ -215,7 +215,8 @@ def _decision(policy: Policy, space: gym.Space, batch: int) -> Callable[[], None
     return decide
 
 
-def _median_ms(call: Callable[[], None]) -> float:
+def median_ms(call: Callable[[], None]) -> float:
+    """Median duration of `TIMED_CALLS` calls in milliseconds, after `WARM_UP_CALLS` that do not count."""
     for _ in range(WARM_UP_CALLS):
         call()
     times = []

@@ -31,6 +31,7 @@ FORBIDDEN = {
     "hrm_agent/learners.py": ("hrm_agent.trainer", "hrm_agent.config", "hrm_envs", "omegaconf", "hydra"),
     "hrm_agent/collector.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
     "hrm_agent/trainer.py": ("hrm_agent.config", "hrm_agent.cli", "hrm_agent.train", "omegaconf", "hydra"),
+    "hrm_agent/baselines": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_agent.policy", "omegaconf", "hydra"),
     "hrm_agent/agent.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
 }
 COMMANDS = {"train", "evaluate", "watch", "shifts", "parity"}
@@ -84,6 +85,12 @@ def test_cores_know_nothing_of_agents() -> None:
         if name != "hrm_agent"
     ]
     assert wrong == []
+
+
+def test_stable_baselines3_is_needed_by_its_own_modules_alone() -> None:
+    for path in sources("hrm_agent"):
+        if path.parent != AGENT / "baselines" and path != AGENT / "sb3.py":
+            assert not {n for n in imports(path) if n.split(".")[0] in ("stable_baselines3", "sb3_contrib")}, path
 
 
 def test_nothing_but_a_command_imports_a_command() -> None:

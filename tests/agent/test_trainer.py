@@ -339,3 +339,28 @@ def test_what_is_changed_on_resume_stays_changed(
     run_command(monkeypatch, "train", f"resume={folder}", "total_steps=288")
     run_command(monkeypatch, "train", f"resume={folder}")
     assert json.loads((folder / "agents" / "last" / "agent.json").read_text())["info"]["frames"] == 288
+
+
+def test_a_run_ends_with_its_time_and_so_does_what_is_annealed(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, total_steps=10**9, max_seconds=0.2, clock="cpu")
+    seen = []
+    collect = trainer.learner.collect
+
+    def watched(collector: Any, done: float) -> None:
+        seen.append(done)
+        collect(collector, done)
+
+    trainer.learner.collect = watched  # type: ignore[method-assign]
+    trainer.run(Console())
+    assert trainer.seconds >= 0.2
+    assert trainer.frames < 10**6
+    assert seen[0] == 0
+    assert seen == sorted(seen)
+    assert seen[-1] < trainer.done == 1
+    assert trainer.agent().info["clock"] == "cpu"
+
+
+@pytest.mark.parametrize("wrong", [{"max_seconds": -1.0}, {"clock": "sun"}])
+def test_a_time_limit_that_cannot_be_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        make_trainer(tmp_path, **wrong)

@@ -1,0 +1,240 @@
+"""Train one baseline under our clock, log and evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from hrm_agent.baselines.actor import SB3Actor, count_parameters, measure_cost
+from hrm_agent.baselines.agents import BASELINES, Settings, build_model, layout_of
+from hrm_agent.baselines.vec_env import SB3VecEnv
+from hrm_agent.cli import nearest
+from hrm_agent.collector import RECENT_EPISODES
+from hrm_agent.config import typed
+from hrm_agent.environments import make_vector_env
+from hrm_agent.evaluation.episodes import Actor, RandomActor, ReplanActor, run_in_shards
+from hrm_agent.evaluation.report import list_levels, summarize, summarize_clairvoyant
+from hrm_agent.tracking import RunLog
+from hrm_envs import MazeVectorEnv
+
+BATCH = 256
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run of a baseline.
+
+    Args:
+        baseline: one of `agents.BASELINES`.
+        settings: of its class.
+        env, env_options: Gymnasium id and keyword arguments.
+        seed: of weights, environments, actions and minibatches.
+        total_steps: environment frames; rounded up to whole rollouts.
+        max_seconds: of training, after which it ends although frames are left; 0: no limit.
+        clock: what seconds of training are counted by, `wall` or `cpu` (processor time of the process).
+        log_every: frames between lines of the log.
+        eval_every, eval_episodes: greedy evaluation on validation levels, every so many frames (0: only at the end).
+        test_episodes: levels of the final evaluation; 0: none.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    baseline: str
+    settings: Settings
+    env: str
+    env_options: dict[str, Any]
+    seed: int
+    total_steps: int
+    max_seconds: float
+    clock: str
+    log_every: int
+    eval_every: int
+    eval_episodes: int
+    test_episodes: int
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "log_every", "eval_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
+        for name in ("seed", "max_seconds", "eval_every", "test_episodes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"clock={self.clock}: expected {' or '.join(CLOCKS)}")
+
+    @classmethod
+    def parse(cls, options: dict[str, Any]) -> RunConfig:
+        """From the options of the command, `settings` being the changed ones.
+
+        Raises:
+            ValueError: an unknown baseline or setting, or one of another type or out of range.
+        """
+        name = options["baseline"]
+        if name not in BASELINES:
+            raise ValueError(f"baseline={name}: no such baseline{nearest(str(name), list(BASELINES))}")
+        settings = typed(BASELINES[name].settings, options["settings"] or {}, "settings")
+        return cls(**{**options, "settings": settings, "env_options": options["env_options"] or {}})
+
+
+class Clock:
+    """Seconds since it was made, without those spent in `paused`; `kind` is one of `CLOCKS`."""
+
+    def __init__(self, kind: str) -> None:
+        self._now = CLOCKS[kind]
+        self._began = self._now()
+
+    @property
+    def seconds(self) -> float:
+        return self._now() - self._began
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        began = self._now()
+        try:
+            yield
+        finally:
+            self._began += self._now() - began
+
+
+class BaselineRun:
+    """A model and all that is needed to train and measure it. Nothing is written before `train`.
+
+    Attributes:
+        frames, seconds: of training so far.
+        validation: of the last evaluation on validation levels.
+
+    Raises:
+        ValueError: settings that do not fit each other or the environment.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        env = make_vector_env(config.env, config.settings.num_envs, config.env_options)
+        self.is_maze = isinstance(env.unwrapped, MazeVectorEnv)
+        self.venv = SB3VecEnv(env, layout_of(config.settings))
+        self.model = build_model(config.baseline, config.settings, self.venv, config.seed)
+        self.seconds = 0.0
+        self.validation: dict[str, Any] = {}
+        self.sampled: dict[str, float] = {}
+
+    @property
+    def frames(self) -> int:
+        return self.model.num_timesteps
+
+    def train(self, folder: Path) -> None:
+        """Train to the end; write `metrics.jsonl`, TensorBoard's events and `model.zip` into `folder`.
+
+        Raises:
+            ValueError: from Stable-Baselines3, where numbers stop being numbers.
+        """
+        log = RunLog(folder, 0)
+        try:
+            recorder = _Recorder(self, log)
+            # Schedules of the library follow this number: rates reach their end with whichever limit is nearer.
+            self.model._update_current_progress_remaining = recorder.update_progress  # type: ignore
+            self.model.learn(self.config.total_steps, callback=recorder, log_interval=10**9)
+            self.seconds = recorder.clock.seconds
+            recorder.log_progress()
+            self.validate(log)
+            self.model.save(folder / "model.zip", exclude=["_update_current_progress_remaining"])
+        finally:
+            log.close()
+
+    def validate(self, log: RunLog) -> None:
+        """Greedy success on validation levels, into the log."""
+        c = self.config
+        played = run_in_shards(self.actor, c.env, c.env_options, c.eval_episodes, band="validation", oracle=False)
+        self.validation = summarize(played)
+        log.scalars(self.frames, validation=self.validation)
+
+    def actor(self) -> Actor:
+        return SB3Actor(self.model, self.venv.view)
+
+    def evaluate(self) -> dict[str, Any]:
+        """The record of `hrm_agent.evaluate` on test levels, for this model: the same levels, metrics and fields."""
+        c = self.config
+        level: dict[str, Any] = {"env_id": c.env, "env_options": c.env_options, "episodes": c.test_episodes}
+        played = run_in_shards(self.actor, **level, batch=BATCH)
+        actions = int(self.venv.action_space.n)  # type: ignore[attr-defined]
+        at_random = run_in_shards(lambda: RandomActor(actions), **level, batch=BATCH)
+        replanned = run_in_shards(ReplanActor, **level, batch=BATCH) if self.is_maze else None
+        return {
+            "agent": c.baseline,
+            **summarize(played),
+            **measure_cost(self.model, self.venv.view, BATCH),
+            "random": summarize(at_random),
+            "bfs_replanner": None if replanned is None else summarize(replanned),
+            "clairvoyant": summarize_clairvoyant(played),
+            "levels": list_levels(played),
+            "seeds": {"first": 0, "count": c.test_episodes},
+            "level_band": played.level_band,
+            "env": c.env,
+            "env_options": c.env_options,
+            **self.describe(),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What was trained, and for how long."""
+        return {
+            "settings": dict(vars(self.config.settings)),
+            "parameters": count_parameters(self.model),
+            "frames": self.frames,
+            "seconds": round(self.seconds, 1),
+            "clock": self.config.clock,
+            "training_seed": self.config.seed,
+            "validation": self.validation,
+            "sampled_success": self.sampled.get("success"),
+        }
+
+
+class _Recorder(BaseCallback):
+    """Keeps the time, logs, evaluates, and ends the run when its time is over."""
+
+    def __init__(self, run: BaselineRun, log: RunLog) -> None:
+        super().__init__()
+        self.run, self.log, self.clock = run, log, Clock(run.config.clock)
+        self.episodes: deque[tuple[float, int, bool]] = deque(maxlen=RECENT_EPISODES)  # return, length, success
+
+    def _on_training_start(self) -> None:
+        self.clock = Clock(self.run.config.clock)  # what is compiled or filled before the first frame is no training
+
+    def _on_step(self) -> bool:
+        c, now = self.run.config, self.num_timesteps
+        before = now - self.run.venv.num_envs
+        infos = self.locals["infos"]
+        for i in np.flatnonzero(self.locals["dones"]):
+            episode = infos[i].get("episode")
+            if episode is not None:
+                self.episodes.append((episode["r"], episode["l"], infos[i]["is_success"]))
+        if now // c.log_every > before // c.log_every:
+            self.log_progress()
+        if c.eval_every and now // c.eval_every > before // c.eval_every:
+            with self.clock.paused():
+                self.run.validate(self.log)
+        return not c.max_seconds or self.clock.seconds < c.max_seconds
+
+    def log_progress(self) -> None:
+        """Means over the last `RECENT_EPISODES` episodes of training, as our own `Collector.statistics`."""
+        self.run.seconds = self.clock.seconds
+        frames = self.run.frames
+        progress = {"seconds": self.run.seconds, "frames_per_second": frames / self.run.seconds}
+        if len(self.episodes) >= min(self.run.venv.num_envs, RECENT_EPISODES):
+            means = (float(np.mean(column)) for column in zip(*self.episodes, strict=True))
+            self.run.sampled = dict(zip(("return", "length", "success"), means, strict=True))
+        self.log.scalars(frames, train={**self.run.sampled, **progress})
+
+    def update_progress(self, num_timesteps: int, total_timesteps: int) -> None:
+        """Stable-Baselines3's share of the run that is left, by its clock as well as by its frames."""
+        c = self.run.config
+        by_time = self.clock.seconds / c.max_seconds if c.max_seconds else 0.0
+        self.model._current_progress_remaining = max(0.0, 1.0 - max(num_timesteps / c.total_steps, by_time))
