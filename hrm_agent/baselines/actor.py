@@ -22,10 +22,11 @@ class SB3Actor:
     Args:
         model: never changed here, but that its network is left in evaluation mode.
         view: from the environment's observations to the model's.
+        first_action: number of the environment's first action; the model counts from 0.
     """
 
-    def __init__(self, model: BaseAlgorithm, view: View) -> None:
-        self.policy, self.view = model.policy, view
+    def __init__(self, model: BaseAlgorithm, view: View, first_action: int = 0) -> None:
+        self.policy, self.view, self.first_action = model.policy, view, first_action
 
     def reset(self, seeds: NDArray[np.int64]) -> None:
         self.state: tuple[NDArray, ...] | None = None  # of an LSTM: [layers, N, units] each
@@ -34,7 +35,7 @@ class SB3Actor:
     def act(self, obs: Any) -> NDArray[np.int64]:
         actions, self.state = self.policy.predict(self.view.show(obs), self.state, self.episode_start, True)
         self.episode_start = np.zeros_like(self.episode_start)
-        return actions.astype(np.int64)
+        return actions.astype(np.int64) + self.first_action
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         self.episode_start = self.episode_start[rows]

@@ -158,14 +158,14 @@ class BaselineRun:
         log.scalars(self.frames, validation=self.validation)
 
     def actor(self) -> Actor:
-        return SB3Actor(self.model, self.venv.view)
+        return SB3Actor(self.model, self.venv.view, self.venv.first_action)
 
     def evaluate(self) -> dict[str, Any]:
         """The record of `hrm_agent.evaluate` on test levels, for this model: the same levels, metrics and fields."""
         c = self.config
         level: dict[str, Any] = {"env_id": c.env, "env_options": c.env_options, "episodes": c.test_episodes}
         played = run_in_shards(self.actor, **level, batch=BATCH)
-        actions = int(self.venv.action_space.n)  # type: ignore[attr-defined]
+        actions = self.venv.env.single_action_space
         at_random = run_in_shards(lambda: RandomActor(actions), **level, batch=BATCH)
         replanned = run_in_shards(ReplanActor, **level, batch=BATCH) if self.is_maze else None
         return {

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 
 from hrm_agent.baselines.observations import View, build_view
 from hrm_agent.collector import stack_final_obs
+from hrm_agent.environments import episode_success
 
 
 class SB3VecEnv(VecEnv):
@@ -22,7 +23,7 @@ class SB3VecEnv(VecEnv):
     - `terminal_observation`: what was seen last, in the form of `observation_space`;
     - `TimeLimit.truncated`: the episode was cut off and did not terminate, so Stable-Baselines3 bootstraps;
     - `episode`: `r` (return, undiscounted) and `l` (steps), for the logger, where the environment reports them;
-    - `is_success`: whether the environment called it a success, or else whether the return was positive.
+    - `is_success`: whether the episode was a success (`environments.episode_success`), beside `episode`.
 
     `seed(s)` gives environment i of N the seed `s * N + i` at the next reset, as our own training does, so that no
     two seeds share a stream of levels (Stable-Baselines3's own environments take `s + i`).
@@ -43,7 +44,7 @@ class SB3VecEnv(VecEnv):
         self.env = env
         self.view: View = build_view(env.single_observation_space, layout)
         actions = env.single_action_space
-        self._first_action = int(getattr(actions, "start", 0))
+        self.first_action = int(getattr(actions, "start", 0))
         if isinstance(actions, gym.spaces.Discrete):
             actions = gym.spaces.Discrete(int(actions.n))  # Stable-Baselines3 counts from 0
         super().__init__(env.num_envs, self.view.space, actions)
@@ -64,7 +65,7 @@ class SB3VecEnv(VecEnv):
         return self.view.show(obs)
 
     def step_async(self, actions: NDArray) -> None:
-        self._actions = actions + self._first_action if self._first_action else actions
+        self._actions = actions + self.first_action if self.first_action else actions
 
     def step_wait(self) -> VecEnvStepReturn:
         obs, rewards, terminated, truncated, infos = self.env.step(self._actions)
@@ -81,14 +82,14 @@ class SB3VecEnv(VecEnv):
     ) -> None:
         final = self.view.show(stack_final_obs(infos["final_obs"], ended, self.env.single_observation_space))
         statistics = _episode_statistics(infos)
+        success = None if statistics is None else episode_success(self.env, infos, np.asarray(statistics["r"]))
         for row, i in enumerate(ended):
             info = each[i]
             info["terminal_observation"] = final[row]
             info["TimeLimit.truncated"] = bool(cut_off[i])
-            if statistics is not None:
+            if statistics is not None and success is not None:
                 info["episode"] = {"r": float(statistics["r"][i]), "l": int(statistics["l"][i])}
-                success = statistics["success"][i] if "success" in statistics else statistics["r"][i] > 0
-                info["is_success"] = bool(success)
+                info["is_success"] = bool(success[i])
 
     def close(self) -> None:
         self.env.close()
