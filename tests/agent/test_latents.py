@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from hrm_agent.agent import Agent
 from hrm_agent.encoders import EncoderConfig, GridEncoder
 from hrm_agent.environments import make_vector_env
-from hrm_agent.evaluation import latents
+from hrm_agent.evaluation import latents, probes
 from hrm_agent.evaluation.episodes import MOVES, PolicyActor, blocked_moves, run_episodes
 from hrm_agent.evaluation.metrics import action_regret
 from hrm_agent.policy import Policy
@@ -191,12 +191,12 @@ def random_map(seed: int, height: int = 7, width: int = 9) -> NDArray[np.uint8]:
 
 @settings(max_examples=60)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(0, 1), (1, 1), (1, 2), (0, 3)]))
-def test_targets_equal_a_plain_search(script: ModuleType, seed: int, shape: tuple[int, int]) -> None:
+def test_targets_equal_a_plain_search(seed: int, shape: tuple[int, int]) -> None:
     crop, patch = shape
     grid = random_map(seed)
     height, width = grid.shape
     encoder = GridEncoder(make_space(height, width), 4, EncoderConfig(crop, patch))
-    targets = script.cell_targets(np.stack([grid, grid.copy()]), encoder)
+    targets = probes.cell_targets(np.stack([grid, grid.copy()]), encoder)
     agent, goal = (tuple(int(x) for x in np.argwhere(grid == cell)[0]) for cell in (Cell.AGENT, Cell.GOAL))
     ahead, behind = search(grid, goal), search(grid, agent)
     for token in range(encoder.length):
@@ -232,11 +232,11 @@ def test_regret_on_the_map_is_the_oracles() -> None:
     assert moments > 3
 
 
-def test_ridge_is_least_squares_and_balanced_classes_weigh_the_same(script: ModuleType) -> None:
+def test_ridge_is_least_squares_and_balanced_classes_weigh_the_same() -> None:
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(200, 3, generator=rng)
     y = x @ torch.tensor([1.0, -2.0, 0.5]) + 3 + 0.1 * torch.randn(200, generator=rng)
-    probe = script.RidgeProbe(ridge=0.0)
+    probe = probes.RidgeProbe(ridge=0.0)
     probe.add(x[:50], y[:50])
     probe.add(x[50:], y[50:])
     weights, intercept = probe.fit()
@@ -244,26 +244,26 @@ def test_ridge_is_least_squares_and_balanced_classes_weigh_the_same(script: Modu
     np.testing.assert_allclose([*weights, intercept], full, rtol=1e-6)
 
     label = y > 3
-    once, often = script.RidgeProbe(balanced=True), script.RidgeProbe(balanced=True)
+    once, often = probes.RidgeProbe(balanced=True), probes.RidgeProbe(balanced=True)
     once.add(x, label)
     for part in (x[label], x[~label], x[~label], x[~label]):
         often.add(part, torch.full((len(part),), part is not x and bool((part == x[label][0]).all(1).any())))
     np.testing.assert_allclose(once.fit()[0], often.fit()[0], rtol=1e-8)
     with pytest.raises(ValueError, match="no example"):
-        script.RidgeProbe().fit()
+        probes.RidgeProbe().fit()
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=30))
-def test_auc_counts_pairs(script: ModuleType, rows: list[tuple[int, bool]]) -> None:
+def test_auc_counts_pairs(rows: list[tuple[int, bool]]) -> None:
     scores, labels = (np.array(column) for column in zip(*rows, strict=True))
     pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels] for n in scores[~labels]]
-    found = script.auc(scores, labels)
+    found = probes.auc(scores, labels)
     assert found == pytest.approx(np.mean(pairs)) if pairs else np.isnan(found)
 
 
-def test_probes_find_a_planted_signal_and_the_input_has_none(script: ModuleType) -> None:
+def test_probes_find_a_planted_signal_and_the_input_has_none() -> None:
     rng = np.random.default_rng(0)
-    probes = script._CellProbes()
+    cells = probes.CellProbes()
     direction = rng.normal(size=(2, 6))
     for learn in (True, False):
         path, distance = rng.random((30, 20)) < 0.2, rng.random((30, 20))
@@ -272,40 +272,40 @@ def test_probes_find_a_planted_signal_and_the_input_has_none(script: ModuleType)
         planted = path[..., None] * direction[0] + distance[..., None] * direction[1] + 0.05 * noise[0]
         features = {name: [torch.from_numpy(noise[1])] for name in ("random", "input", "input_3x3")}
         features["latent"] = [torch.from_numpy(noise[1]), torch.from_numpy(planted)]
-        probes.see(features, script.CellTargets(path, known, distance, known), learn)
-    records = {r["features"]: r for r in probes.records()}
-    assert min(records["latent"][m][1] for m in script.METRICS) > 0.9
-    for silent in (records["input"], {m: records["latent"][m][:1] for m in script.METRICS}):
+        cells.see(features, probes.CellTargets(path, known, distance, known), learn)
+    records = {r["features"]: r for r in cells.records()}
+    assert min(records["latent"][m][1] for m in probes.SCORES) > 0.9
+    for silent in (records["input"], {m: records["latent"][m][:1] for m in probes.SCORES}):
         assert abs(silent["path_auc"][0] - 0.5) < 0.1
         assert abs(silent["path_balanced_accuracy"][0] - 0.5) < 0.1
         assert silent["distance_r2"][0] < 0.1
 
 
 @pytest.mark.parametrize("carry", ["reset", "full"])
-def test_a_network_with_random_weights_is_its_own_control(script: ModuleType, carry: str) -> None:
-    policy = script.fresh_policy(maze_policy(carry, segments=2), ENV, BUSY, seed=5)
+def test_a_network_with_random_weights_is_its_own_control(carry: str) -> None:
+    policy = probes.fresh_policy(maze_policy(carry, segments=2), ENV, BUSY, seed=5)
     torch.manual_seed(6)
     stream = torch.get_rng_state()
-    found = script.probe_cells(policy, ENV, BUSY, 30, 20, segments=3, batch=16, fresh_seed=5)
+    found = probes.probe_cells(policy, ENV, BUSY, 30, 20, segments=3, batch=16, fresh_seed=5)
     assert torch.equal(stream, torch.get_rng_state())
     records = {r.pop("features"): r for r in found}
     assert records["latent"] == records["random"]
-    assert [len(records[name]["path_auc"]) for name in script.FEATURES] == [4, 4, 1, 1]
+    assert [len(records[name]["path_auc"]) for name in probes.FEATURES] == [4, 4, 1, 1]
     if carry == "reset":  # the state before thinking is the same at every token and tells nothing
         assert records["latent"]["path_auc"][0] == records["latent"]["path_balanced_accuracy"][0] == 0.5
         assert records["latent"]["distance_r2"][0] <= 0
 
 
-def test_latents_of_tokens_and_neighbours_stand_where_the_tokens_do(script: ModuleType) -> None:
+def test_latents_of_tokens_and_neighbours_stand_where_the_tokens_do() -> None:
     policy = maze_policy(core="convlstm", core_options={"layers": 2, "ticks": 1})
     state = policy.core.initial_state(2)
     marked = type(state)(*(torch.zeros_like(s) for s in state))
     marked.h[1, :, 2, 0] = 1
-    tokens = script.token_latents(marked)
+    tokens = probes.token_latents(marked)
     assert tokens.shape == (2, 9, 2 * 2 * 8)
     assert tokens.any(-1).nonzero().tolist() == [[1, 2 * 3 + 0]]
     image = torch.arange(9.0).view(1, 9, 1)
-    around = script.with_neighbours(image, policy.encoder)
+    around = probes.with_neighbours(image, policy.encoder)
     assert around[0, 4].tolist() == list(range(9))
     assert around[0, 0].tolist() == [0, 0, 0, 0, 0, 1, 0, 3, 4]
 
@@ -381,11 +381,11 @@ def test_what_cannot_be_measured_is_refused_on_one_line(call: Any, message: str)
     assert "\n" not in str(error.value)
 
 
-def test_cores_without_latents_are_refused(script: ModuleType) -> None:
+def test_cores_without_latents_are_refused() -> None:
     with pytest.raises(ValueError, match="no latent"):
         latents.latent_curves(maze_policy("reset", core="feedforward", core_options={}), ENV, BUSY, 2)
     with pytest.raises(ValueError, match="per token"):
-        script.probe_cells(maze_policy("full", core="gru", core_options={"memory_size": 4}), ENV, BUSY, 2, 2)
+        probes.probe_cells(maze_policy("full", core="gru", core_options={"memory_size": 4}), ENV, BUSY, 2, 2)
 
 
 def test_one_command_measures_what_is_missing_and_redraws(
@@ -414,7 +414,7 @@ def test_one_command_measures_what_is_missing_and_redraws(
         ("reset-arm", 3, "as trained"),
         ("full-arm", 3, "as trained"),
     }
-    assert len(records) == 2 * (len(latents.KINDS) + len(script.FEATURES) + 1 + len(latents.INTERVENTIONS))
+    assert len(records) == 2 * (len(latents.KINDS) + len(probes.FEATURES) + 1 + len(latents.INTERVENTIONS))
     assert all(not isinstance(value, dict) for r in records for value in r.values())
     assert drawn == [len(first), len(records)]
     monkeypatch.setattr(script, "draw", draw)
