@@ -65,15 +65,6 @@ STATISTICS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 """What is said about the seeds of an arm: `[..., S]` -> `[...]`."""
 
 
-def seed_means(scores: ArrayLike) -> NDArray[np.float64]:
-    """Each seed's mean over the levels where it has a score: `[S, E]` -> float64 `[S]`.
-
-    Raises:
-        ValueError: see `bootstrap_interval`.
-    """
-    return np.asarray(np.nanmean(_check_scores("scores", scores), 1))
-
-
 def bootstrap_interval(
     scores: ArrayLike,
     statistic: str = "iqm",
