@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hrm_agent import __version__
 from hrm_agent.agent import Agent
 from hrm_agent.checkpoint import write_atomically
 from hrm_agent.cli import parse_agent_options, usage_errors
@@ -14,6 +13,7 @@ from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.episodes import PolicyActor, RandomActor, ReplanActor, run_in_shards
 from hrm_agent.evaluation.level_sets import find_level_set
 from hrm_agent.evaluation.report import (
+    describe_agent,
     format_report,
     list_levels,
     measure_cost,
@@ -82,7 +82,7 @@ def evaluate(
     agent.check_fits(probe.single_observation_space, probe.single_action_space)
     is_maze = isinstance(probe.unwrapped, MazeVectorEnv)
     probe.close()
-    report = {**_play(agent, level, is_maze, baselines), "level_set": level_set, **_describe(agent, run)}
+    report = {**_play(agent, level, is_maze, baselines), "level_set": level_set, **describe_agent(agent, run)}
     if out is not None:
         write_atomically(Path(out), to_json(report))
     return report
@@ -132,24 +132,6 @@ def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool) -
         "level_band": played.level_band,
         "env": level["env_id"],
         "env_options": level["env_options"],
-    }
-
-
-def _describe(agent: Agent, run: str) -> dict[str, Any]:
-    config = agent.policy.config
-    return {
-        "run": str(run),
-        "core": config.core,
-        "carry": config.carry,
-        "segments": config.segments,
-        "stop": config.stop,
-        "stop_threshold": config.stop_threshold,
-        "time_gradient": config.time_gradient,
-        "parameters": sum(p.numel() for p in agent.policy.parameters()),
-        "frames": agent.info.get("frames"),
-        "seconds": agent.info.get("seconds"),
-        "training_seed": agent.info.get("seed"),
-        "hrm_agent_version": __version__,
     }
 
 

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hrm_agent import __version__
 from hrm_agent.agent import Agent
 from hrm_agent.checkpoint import write_atomically
 from hrm_agent.cli import parse_agent_options, usage_errors
-from hrm_agent.evaluation.report import to_json
+from hrm_agent.evaluation.report import describe_agent, to_json
 from hrm_agent.evaluation.shifts import AXES, base_config, format_header, format_point, list_points, run_shifts
 from hrm_agent.parallel import Shards, available_cores
 from hrm_envs.config import MAX_SIDE
@@ -68,22 +67,15 @@ def shifts(
         records.append(record)
         if on_record is not None:
             on_record(record)
-    report = {**_describe(agent, run), "seeds": {"first": seed, "count": episodes}, "band": band, "records": records}
+    report = {
+        **describe_agent(agent, run),
+        "seeds": {"first": seed, "count": episodes},
+        "band": band,
+        "records": records,
+    }
     if out is not None:
         write_atomically(Path(out), to_json(report))
     return report
-
-
-def _describe(agent: Agent, run: str) -> dict[str, Any]:
-    config = agent.policy.config
-    names = ("core", "carry", "segments", "stop", "stop_threshold", "time_gradient")
-    return {
-        "run": str(run),
-        **{name: getattr(config, name) for name in names},
-        "frames": agent.info.get("frames"),
-        "training_seed": agent.info.get("seed"),
-        "hrm_agent_version": __version__,
-    }
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ so every actor meets the same levels. Randomness of an actor comes from the leve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -125,6 +125,27 @@ def known_options(env_id: str, env_options: dict[str, Any]) -> set[str]:
     return {name for name in ("seed_band", "oracle") if hasattr(config, name)}
 
 
+def level_batches(
+    env_id: str, env_options: dict[str, Any], episodes: int, seed: int, batch: int
+) -> Iterator[tuple[gym.vector.VectorEnv, NDArray[np.int64]]]:
+    """Environments for the levels `seed ... seed + episodes - 1`, at most `batch` at a time, each closed after use.
+
+    Yields:
+        A vector environment, not yet reset, and the numbers of its levels, int64 `[N]`: to be reset with the first.
+
+    Raises:
+        ValueError: no episode asked for, or an environment that cannot be made.
+    """
+    if episodes < 1 or batch < 1:
+        raise ValueError(f"episodes={episodes}, batch={batch}: expected 1 or more of each")
+    for levels in np.split(np.arange(seed, seed + episodes), range(batch, episodes, batch)):
+        env = make_vector_env(env_id, len(levels), env_options)
+        try:
+            yield env, levels
+        finally:
+            env.close()
+
+
 def run_episodes(
     actor: Actor,
     env_id: str,
@@ -151,24 +172,14 @@ def run_episodes(
     Raises:
         ValueError: no episode asked for, or an environment that cannot be made.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes={episodes}: expected 1 or more")
-    if batch < 1:
-        raise ValueError(f"batch={batch}: expected 1 or more")
     known = known_options(env_id, env_options)
     wanted = {"seed_band": band, "oracle": oracle}
     options = {**env_options, **{name: value for name, value in wanted.items() if name in known}}
     # Where an environment has no bands of levels, far-apart seeds keep what is reported from what is selected on.
     offset = 0 if "seed_band" in known else UNBANDED_OFFSETS.get(band, 0)
-    parts = []
-    for first in range(0, episodes, batch):
-        count = min(batch, episodes - first)
-        env = make_vector_env(env_id, count, options)
-        seeds = offset + np.arange(seed + first, seed + first + count)
-        part = _Batch(env, seeds, oracle and "oracle" in known).play(actor, on_step)
-        env.close()
-        parts.append(part)
-    joined = Episodes.join(parts)
+    judged = oracle and "oracle" in known
+    batches = level_batches(env_id, options, episodes, offset + seed, batch)
+    joined = Episodes.join([_Batch(env, levels, judged).play(actor, on_step) for env, levels in batches])
     return Episodes(**{**joined.__dict__, "level_band": band if "seed_band" in known else None})
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from hrm_agent.carry import PolicyState
 from hrm_agent.cores import State
 from hrm_agent.environments import make_vector_env
-from hrm_agent.evaluation.episodes import MOVES, blocked_moves
+from hrm_agent.evaluation.episodes import MOVES, blocked_moves, level_batches
 from hrm_agent.evaluation.metrics import action_regret, wilson_interval
 from hrm_agent.policy import Decision, Policy, relative_change
 from hrm_envs import Cell, MazeConfig
@@ -81,15 +81,11 @@ def play(
     Raises:
         ValueError: no episode asked for, an environment that cannot be made or is not a maze.
     """
-    if episodes < 1 or batch < 1:
-        raise ValueError(f"episodes={episodes}, batch={batch}: expected 1 or more of each")
     _check_maze(env_id, env_options)
-    for first in range(0, episodes, batch):
-        count = min(batch, episodes - first)
-        env = make_vector_env(env_id, count, {**env_options, "seed_band": band, "oracle": True})
-        for moment in _play_batch(policy, env, seed + first, meddle):
-            yield moment._replace(episodes=moment.episodes + first)
-        env.close()
+    options = {**env_options, "seed_band": band, "oracle": True}
+    for env, levels in level_batches(env_id, options, episodes, seed, batch):
+        for moment in _play_batch(policy, env, int(levels[0]), meddle):
+            yield moment._replace(episodes=moment.episodes + int(levels[0]) - seed)
 
 
 def _check_maze(env_id: str, env_options: dict[str, Any]) -> None:

@@ -16,6 +16,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from hrm_agent import __version__
+from hrm_agent.agent import Agent
 from hrm_agent.encoders import Observation
 from hrm_agent.evaluation import metrics
 from hrm_agent.evaluation.episodes import Episodes, PolicyActor, run_in_shards
@@ -83,6 +85,21 @@ def list_levels(episodes: Episodes) -> dict[str, Any]:
         "success": "".join("1" if success else "0" for success in episodes.success),
         "steps": episodes.steps.tolist(),
         "regret": [None if np.isnan(value) else round(value, 4) for value in regret.tolist()],
+    }
+
+
+def describe_agent(agent: Agent, run: str) -> dict[str, Any]:
+    """Who was played: the settings it thinks with, how it was trained, and the version that played it."""
+    config = agent.policy.config
+    names = ("core", "carry", "segments", "stop", "stop_threshold", "time_gradient")
+    return {
+        "run": str(run),
+        **{name: getattr(config, name) for name in names},
+        "parameters": sum(p.numel() for p in agent.policy.parameters()),
+        "frames": agent.info.get("frames"),
+        "seconds": agent.info.get("seconds"),
+        "training_seed": agent.info.get("seed"),
+        "hrm_agent_version": __version__,
     }
 
 

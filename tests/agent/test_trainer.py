@@ -320,25 +320,29 @@ def test_a_full_disk_stops_the_run_and_keeps_its_checkpoints(
     assert_same_end(uninterrupted, folder)
 
 
+@pytest.fixture
+def copied(uninterrupted: Path, tmp_path: Path) -> Path:
+    """A finished run to change."""
+    return Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+
+
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(
-    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: Path, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    for name in ("config.yaml", "run.json"):
-        (folder / name).write_bytes((uninterrupted / name).read_bytes())
-    run_command(monkeypatch, "train", f"resume={folder}")
-    assert_same_end(uninterrupted, folder)
+    for path in copied.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in ("config.yaml", "run.json"):
+            path.unlink()
+    assert len(list(copied.iterdir())) == 2
+    run_command(monkeypatch, "train", f"resume={copied}")
+    assert_same_end(uninterrupted, copied)
 
 
-def test_what_is_changed_on_resume_stays_changed(
-    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "run"
-    shutil.copytree(uninterrupted, folder)
-    run_command(monkeypatch, "train", f"resume={folder}", "total_steps=288")
-    run_command(monkeypatch, "train", f"resume={folder}")
-    assert json.loads((folder / "agents" / "last" / "agent.json").read_text())["info"]["frames"] == 288
+def test_what_is_changed_on_resume_stays_changed(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_command(monkeypatch, "train", f"resume={copied}", "total_steps=288")
+    run_command(monkeypatch, "train", f"resume={copied}")
+    assert json.loads((copied / "agents" / "last" / "agent.json").read_text())["info"]["frames"] == 288
 
 
 def test_a_run_ends_with_its_time_and_so_does_what_is_annealed(tmp_path: Path) -> None:
