@@ -22,7 +22,15 @@ def successes(carry: str, time_gradient: str, folder: Path) -> tuple[float, floa
         seed=0,
         total_steps=24_000,
         policy={"carry": carry, "time_gradient": time_gradient, "hidden_size": 16, "encoder": EncoderConfig()},
-        algo={"num_envs": 64, "rollout_steps": 16, "window": 16, "minibatch_windows": 32, "learning_rate": 7e-3},
+        algo={
+            "num_envs": 64,
+            "rollout_steps": 16,
+            "window": 16,
+            "minibatch_windows": 32,
+            "learning_rate": 7e-3,
+            "gae_lambda": 0.9,
+            "value_coef": 0.5,
+        },
     )
     while trainer.frames < trainer.config.total_steps:
         trainer.learner.collect(trainer.collector, 0.0)
