@@ -52,11 +52,11 @@ class DQNConfig:
     capacity: int = 100_000  # frames in the replay
     learning_starts: int = 10_000  # frames collected before the first update
     updates: int = 4  # batches drawn after every collection
-    batch_sequences: int = 32  # sequences in a batch
-    burn_in: int = 8  # steps that rebuild the state, without gradient; a multiple of the stride
-    train_steps: int = 16  # steps of a sequence that are learned from
+    batch_sequences: int = 64  # sequences in a batch
+    burn_in: int = 4  # steps that rebuild the state, without gradient; a multiple of the stride
+    train_steps: int = 8  # steps of a sequence that are learned from
     n_step: int = 3  # rewards summed before the bootstrap
-    stride: int = 8  # the state is stored, and sequences begin, at every so many steps
+    stride: int = 4  # the state is stored, and sequences begin, at every so many steps
     learning_rate: float = 1e-3
     optimizer: str = "adamw"  # or adam_atan2 (hrm_agent.optim)
     beta1: float = 0.9
