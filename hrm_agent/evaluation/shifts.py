@@ -34,11 +34,13 @@ class Point:
         axis: one of `AXES`, or `trained` for the maze that all shifts start from.
         value: where on the axis, as a reader would say it.
         changes: the options that differ from the maze all start from.
+        missing: of an axis without any point, why it has none; None for a maze to play.
     """
 
     axis: str
     value: str
     changes: dict[str, Any]
+    missing: str | None = None
 
 
 def sizes(base: MazeConfig, max_size: int) -> Iterator[Point]:
@@ -46,6 +48,8 @@ def sizes(base: MazeConfig, max_size: int) -> Iterator[Point]:
     for each cell; `scatter` keeps its share of edges that are walls; the number of doors stays.
     """
     first = max(base.rows, base.cols) + SIZE_STEP
+    if first > max_size:
+        yield Point("size", "larger mazes", {}, f"they begin at {first}x{first} cells, above max_size={max_size}")
     for side in range(first, max_size + 1, SIZE_STEP):
         cells = side * side / (base.rows * base.cols)
         changes: dict[str, Any] = {
@@ -103,7 +107,7 @@ AXES: dict[str, Callable[[MazeConfig, int], Iterator[Point]]] = {
 
 
 def list_points(base: MazeConfig, axes: list[str], max_size: int) -> list[Point]:
-    """The maze that all start from, and then every point of the axes that differs from it.
+    """The maze that all start from, and then every point of the axes that differs from it, or why there is none.
 
     Raises:
         ValueError: no axis, an unknown one, or one given twice.
@@ -114,7 +118,11 @@ def list_points(base: MazeConfig, axes: list[str], max_size: int) -> list[Point]
     own = asdict(base)
     points = [Point("trained", "as trained", {})]
     for axis in axes:
-        points += [p for p in AXES[axis](base, max_size) if any(own[k] != v for k, v in p.changes.items())]
+        points += [
+            point
+            for point in AXES[axis](base, max_size)
+            if point.missing is not None or any(own[name] != value for name, value in point.changes.items())
+        ]
     return points
 
 
@@ -178,7 +186,9 @@ def run_shifts(
 
 
 def why_not(base: MazeConfig, point: Point) -> str | None:
-    """Why a shift would change nothing, on one line; None where it may well change something."""
+    """Why there is nothing to play, or nothing would change, on one line; None where something may well change."""
+    if point.missing is not None:
+        return point.missing
     if point.axis in ("p_change", "door_process") and base.doors == 0:
         return "the maze has no doors"
     if point.axis == "door_process" and base.p_change == 0 and base.door_process == "reroll":

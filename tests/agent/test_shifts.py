@@ -16,7 +16,7 @@ from hrm_agent import Agent
 from hrm_agent.encoders import EncoderConfig
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluate import evaluate
-from hrm_agent.evaluation.shifts import AXES, base_config, list_points
+from hrm_agent.evaluation.shifts import AXES, base_config, format_point, list_points, why_not
 from hrm_agent.policy import Policy, PolicyConfig
 from hrm_agent.shifts import shifts
 from hrm_envs import MazeConfig
@@ -121,10 +121,26 @@ def test_what_does_not_fit_is_skipped_with_its_reason(tmp_path: Path) -> None:
         "16 doors": "walls=1 and doors=16 do not fit on the 12 edges of a 3x3 maze; use fewer, or a larger maze",
     }
 
+    records = shifts(tied, 4, axes=["size"], max_size=4)["records"]
+    assert [(r["axis"], r["skipped"]) for r in records[1:]] == [("size", "they begin at 5x5 cells, above max_size=4")]
+    assert records[1]["env_options"] == OPTIONS
+
     bare = save_agent(tmp_path / "bare", MAZE, {**OPTIONS, "doors": 0})
     records = shifts(bare, 4, axes=["p_change", "door_process"])["records"]
     assert {record["skipped"] for record in records[1:]} == {"the maze has no doors"}
     assert all("success" not in record for record in records[1:])
+
+
+@pytest.mark.parametrize(("own", "max_size"), [(3, 4), (63, 64), (3, 1)])
+def test_an_axis_without_a_point_is_a_record_with_its_reason(own: int, max_size: int) -> None:
+    base = MazeConfig(**{**OPTIONS, "rows": own, "cols": own})
+    trained, point, *more = list_points(base, ["size", "doors"], max_size)
+    assert (trained.axis, point.axis, point.changes) == ("trained", "size", {})
+    assert why_not(base, point) == f"they begin at {own + 2}x{own + 2} cells, above max_size={max_size}"
+    assert {p.axis for p in more} == {"doors"}
+    assert all(why_not(base, p) is None for p in more)
+    record = {"value": point.value, "skipped": why_not(base, point)}
+    assert format_point(record).split("skipped: ")[1] == why_not(base, point)
 
 
 def test_the_command_says_what_it_writes(
