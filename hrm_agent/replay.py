@@ -118,6 +118,12 @@ class Replay:
         self.whole = True  # the first step began every episode
 
     @property
+    def size(self) -> int:
+        """Bytes of all buffers. Only the room for final observations can grow, where very many episodes end."""
+        stores = [store for store, _ in self._stores(self.capacity).values()]
+        return sum(store.nbytes for store in (*stores, *named("final_obs", self.final.store).values()))
+
+    @property
     def oldest(self) -> int:
         """The first step that is still stored."""
         return max(0, self.added - self.capacity)
@@ -337,7 +343,8 @@ class Replay:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint needs, but for `metadata`; views of the filled part of the ring."""
-        return {**{name: store[:length] for name, (store, length) in self._stores().items()}, **self.final.tensors()}
+        filled = {name: store[:length] for name, (store, length) in self._stores(self.added).items()}
+        return {**filled, **self.final.tensors()}
 
     def metadata(self) -> dict[str, Any]:
         return {
@@ -353,21 +360,25 @@ class Replay:
         Raises:
             KeyError, ValueError: they belong to a replay of another shape.
         """
-        self.added, self.whole = metadata["added"], metadata["whole"]
-        self.max_priority = metadata["max_priority"]
-        for name, (store, length) in self._stores().items():
+        stores = self._stores(metadata["added"])
+        for name, (store, length) in stores.items():
             if tensors[name].shape != store[:length].shape:
                 raise ValueError(
                     f"replay {name} of shape {tuple(tensors[name].shape)}, expected {tuple(store[:length].shape)}; "
                     "restore with the settings that it was saved with"
                 )
+        for store, length in self._stores(self.added).values():
+            store[:length] = 0  # what is stored already must not outlive this; a fresh ring's pages stay untouched
+        for name, (store, length) in stores.items():
             store[:length] = tensors[name]
+        self.added, self.whole = metadata["added"], metadata["whole"]
+        self.max_priority = metadata["max_priority"]
         ended = self.flags["terminated"] | self.flags["truncated"]
         self.final.restore(tensors, metadata["final_ids"], ended.sum(1).tolist())
 
-    def _stores(self) -> dict[str, tuple[Tensor, int]]:
-        """Every buffer, and how much of it is filled."""
-        steps = min(self.added, self.capacity)
+    def _stores(self, added: int) -> dict[str, tuple[Tensor, int]]:
+        """Every buffer, and how much of it is filled after so many steps."""
+        steps = min(added, self.capacity)
         rows = -(-steps // self.stride)
         by_step = {
             **named("obs", self.obs), "actions": self.actions, "rewards": self.rewards, **self.flags,
@@ -375,6 +386,13 @@ class Replay:
         }  # fmt: skip
         by_row = {**{f"state/{i}": s for i, s in enumerate(self.states)}, "priorities": self.priorities}
         return {**{n: (s, steps) for n, s in by_step.items()}, **{n: (s, rows) for n, s in by_row.items()}}
+
+
+def replay_size(capacity_frames: int, num_envs: int, space: gym.Space, state: PolicyState, stride: int) -> int:
+    """`Replay.size` of a replay with these arguments, in bytes, without the memory for it."""
+    small = Replay(2 * stride * num_envs, num_envs, space, state, stride, "meta")
+    apart = sum(store.nbytes for store in named("final_obs", small.final.store).values())
+    return apart + (small.size - apart) // 2 * (capacity_frames // num_envs // stride)
 
 
 class FinalObservations:

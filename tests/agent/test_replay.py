@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm_agent.checkpoint import load_tensors, save_tensors
-from hrm_agent.replay import PRIORITY_FLOOR, Replay, Sequences, each
+from hrm_agent.replay import PRIORITY_FLOOR, Replay, Sequences, each, replay_size
 
 PLAIN = gym.spaces.Box(-1, 10_000, (3,), np.int32)
 NAMED = gym.spaces.Dict({"who": PLAIN, "when": gym.spaces.Box(0, 10_000, (), np.int32)})
@@ -216,16 +216,23 @@ def test_a_dictionary_of_observations_is_one_of_tensors() -> None:
     assert torch.equal(part.drawn, plain.drawn[3:9])
 
 
+@pytest.mark.parametrize("used", [0, 3, 45])
 @pytest.mark.parametrize("steps", [1, 7, 16, 45])
-def test_a_restored_replay_goes_on_as_if_nothing_had_happened(steps: int, tmp_path: Path) -> None:
+def test_a_restored_replay_goes_on_as_if_nothing_had_happened(steps: int, used: int, tmp_path: Path) -> None:
+    """Whatever the replay held that it is restored into."""
     replay, stream = make(2, 16, 4), Stream(2, 5, 0.9)
     stream.feed(replay, steps)
     replay.update_priorities(torch.tensor([0]), torch.tensor([[9.0]]), torch.tensor([[True]]))
     save_tensors(tmp_path / "replay.safetensors", replay.tensors(), replay.metadata())
     filled = min(steps, 16)
     assert all(t.shape[0] == filled for name, t in replay.tensors().items() if name in ("obs", "rewards", "cut"))
-    other = make(2, 16, 4)
-    other.restore(*load_tensors(tmp_path / "replay.safetensors"))
+    fresh, other = make(2, 16, 4), make(2, 16, 4)
+    Stream(2, 8, 0.9).feed(other, used)
+    for restored in (fresh, other):
+        restored.restore(*load_tensors(tmp_path / "replay.safetensors"))
+    for name, (store, _) in other._stores(0).items():
+        assert torch.equal(store, fresh._stores(0)[name][0]), name
+    assert other.final.counts == fresh.final.counts
     twin = Stream(2, 0, 0.9)
     twin.history, twin.at = list(stream.history), list(stream.at)
     for more in (0, 5, 20):
@@ -258,6 +265,19 @@ def test_final_observations_need_room_for_the_living_only() -> None:
         check(busy, batch, column, t, n, (4, 1, 1))
 
 
+def test_its_size_is_that_of_what_it_stores() -> None:
+    """Counted by hand: 3 numbers seen, action, reward, 4 flags, the number of a final observation; then by row."""
+    by_step = 3 * 4 + 8 + 4 + 4 * 1 + 8
+    by_row = 2 * 4 + 4
+    expected = 2 * (16 * by_step + 4 * by_row) + 64 * 3 * 4
+    replay = make(2, 16, 4)
+    assert replay.size == expected
+    assert replay_size(33, 2, PLAIN, replay_state := (torch.zeros(2, 2),), 4) == expected
+    assert replay_size(32 * 10**12, 2, PLAIN, replay_state, 4) == (expected - 768) * 10**12 + 768  # takes no memory
+    Stream(2, 0, 0.5).feed(replay, 40)
+    assert replay.size == expected
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"capacity=3 frames hold 0 steps of 2 environments"):
         Replay(3, 2, PLAIN, (), 2)
@@ -277,6 +297,10 @@ def test_bad_input_is_refused() -> None:
         with pytest.raises(ValueError, match=r"expected one for each episode that ended, \[1\]"):
             replay.add(obs, state, no, zero.long(), zero, yes, no, rows, final)
     assert replay.added == 1
+    before = {name: t.clone() for name, t in replay.tensors().items()}
+    with pytest.raises(ValueError, match="replay obs of shape"):
+        replay.restore(before, {**replay.metadata(), "added": 3})
+    assert all(torch.equal(t, before[name]) for name, t in replay.tensors().items())  # left as it was
     with pytest.raises(ValueError, match="replay obs of shape"):
         make(2, 16, 4).restore(replay.tensors(), {**replay.metadata(), "added": 3})
     assert each(torch.neg, {"a": torch.ones(1)})["a"].item() == -1
