@@ -16,9 +16,9 @@ from hrm_agent.algos.dqn import DQN, DQNConfig
 from hrm_agent.algos.ppo import PPO, PPOConfig
 from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
 from hrm_agent.collector import Collector
-from hrm_agent.parallel import Shards
+from hrm_agent.parallel import Shards, total_memory
 from hrm_agent.policy import Policy
-from hrm_agent.replay import Replay
+from hrm_agent.replay import Replay, replay_size
 from hrm_agent.rollout import ReturnScaler, Rollout
 
 AlgoConfig = PPOConfig | DQNConfig
@@ -139,3 +139,21 @@ def build_learner(
     """The learner of an algorithm's settings."""
     kind = DQNLearner if isinstance(config, DQNConfig) else PPOLearner
     return kind(policy, config, space, collector, shards, seed)  # type: ignore[arg-type]
+
+
+def check_memory(policy: Policy, config: AlgoConfig, space: gym.Space) -> None:
+    """Would the buffer fit into the memory of the policy's device?
+
+    Raises:
+        ValueError: DQN's replay, which is filled little by little, would end a run that has gone on for hours.
+    """
+    if not isinstance(config, DQNConfig):
+        return
+    state = policy.initial_state(config.num_envs)
+    needed = replay_size(config.capacity, config.num_envs, space, state, config.stride)
+    has = total_memory(policy.device)
+    if has is not None and needed > has:
+        raise ValueError(
+            f"algo.capacity={config.capacity}: the replay needs {needed / 1e9:.1f} GB, and {policy.device} has "
+            f"{has / 1e9:.1f} GB; lower algo.capacity, raise algo.stride, or carry less (carry=last_token)"
+        )

@@ -1,4 +1,4 @@
-"""Batch shards on CPU threads.
+"""What the machine has, and batch shards on its CPU threads.
 
 At our sizes torch's own parallel loops lose more to barriers than they gain; splitting the batch over a few Python
 threads, each running single-threaded operations, is faster and does not stall when a core is taken away
@@ -25,6 +25,16 @@ def available_cores() -> int:
     """Cores this process may run on, at most `MAX_AUTO_SHARDS`."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, MAX_AUTO_SHARDS)
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of memory that the machine or a CUDA device has in all; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return None
 
 
 class Shards:

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,13 +40,15 @@ from hrm_agent.config import ALGORITHMS, config_folder, resolve, settings
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import format_report
-from hrm_agent.policy import Policy
+from hrm_agent.learners import AlgoConfig, check_memory
+from hrm_agent.policy import Policy, PolicyConfig
 from hrm_agent.tracking import Console
-from hrm_agent.trainer import Interrupted, Trainer
+from hrm_agent.trainer import Interrupted, Trainer, TrainerConfig
 
 RUN_VERSION = 1
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
+INTERRUPTED = 130
 CHANGEABLE = (
     "total_steps", "max_seconds", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_episodes",
     "test_episodes", "video_every", "log_every", "device",
@@ -51,6 +56,24 @@ CHANGEABLE = (
 
 
 def main() -> None:
+    try:
+        with _terminated_like_interrupted():
+            _main()
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt in the body, as Ctrl-C does; while it trains, the trainer listens itself."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _main() -> None:
     arguments = sys.argv[1:] = open_options(sys.argv[1:])
     given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
     if given.get("resume", "null") not in ("null", ""):
@@ -76,9 +99,14 @@ def check_run(cfg: DictConfig) -> None:
             f"algo={values['algo']['name']}: no such algorithm{nearest(values['algo']['name'], list(ALGORITHMS))}"
         )
     check_test_episodes(values)
-    config, policy, _ = settings(values)
+    _check_parts(*settings(values))
+
+
+def _check_parts(config: TrainerConfig, policy: PolicyConfig, algo: AlgoConfig) -> None:
+    """Raises: ValueError if the parts of a run do not fit each other, or not into the machine."""
     env = make_vector_env(config.env, 1, config.env_options)
-    Policy(policy, env.single_observation_space, env.single_action_space)
+    made = Policy(policy, env.single_observation_space, env.single_action_space)
+    check_memory(made.to(config.device), algo, env.single_observation_space)
     env.close()
 
 
@@ -125,10 +153,11 @@ def _resume(given: dict[str, str]) -> None:
                 raise UsageError(f"{key}={text}: cannot change in a run that is resumed; only {', '.join(CHANGEABLE)}")
             values[key] = OmegaConf.from_cli([f"{key}={text}"])[key]
         try:
-            settings(values)
+            parts = settings(values)
         except (KeyError, TypeError) as error:
             raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
         check_test_episodes(values)
+        _check_parts(*parts)
         if given:
             write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(values)).encode())
     _run(folder, values, resume=True)
@@ -159,20 +188,25 @@ def load_run(folder: Path) -> dict[str, Any]:
 
 def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
     console = Console()
+    where = f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}"
     try:
-        trainer = Trainer(*settings(values), folder)
-        # A run that was killed before its first checkpoint begins anew: a fresh trainer is where it was.
-        checkpoint = trainer.resume() if resume and trainer.checkpoints.paths() else None
-        console.say(f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}")
-        if checkpoint:
-            console.say(f"going on from {checkpoint}")
-        trainer.run(console)
+        with _terminated_like_interrupted():  # here too: a launcher may call this in a process of its own
+            if not resume:
+                console.say(where)  # at once: the first run on a machine compiles its environments
+            trainer = Trainer(*settings(values), folder)
+            # A run that was killed before its first checkpoint begins anew: a fresh trainer is where it was.
+            checkpoint = trainer.resume() if resume and trainer.checkpoints.paths() else None
+            if resume:
+                console.say(where)
+            if checkpoint:
+                console.say(f"going on from {checkpoint}")
+            trainer.run(console)
     except CheckpointError as error:
         fail(str(error), 2)
     except KeyboardInterrupt:  # before training began, or a second time
-        fail(f"interrupted; go on with: python -m hrm_agent.train resume={folder}", 130)
+        fail(f"interrupted; go on with: python -m hrm_agent.train resume={folder}", INTERRUPTED)
     except Interrupted as error:
-        fail(f"{error}; go on with: python -m hrm_agent.train resume={folder}", 130)
+        fail(f"{error}; go on with: python -m hrm_agent.train resume={folder}", INTERRUPTED)
     except NonFiniteLoss as error:
         fail(str(error), 1)
     except OSError as error:

@@ -7,12 +7,15 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from commands import TINY_RUN, run_command, tiny_run
 
+from hrm_agent import learners
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.cli import UsageError, compose_config, expand_sweeps, nearest, open_options, parse_options
 from hrm_agent.config import resolve, settings
 from hrm_agent.environments import make_vector_env
+from hrm_agent.parallel import total_memory
 from hrm_agent.policy import Policy
 from hrm_agent.train import check_run
 from hrm_agent.trainer import Trainer
@@ -73,6 +76,7 @@ TRAIN = [
     ("env.options.walls=1000", "walls=1000 is not an integer from 0 to 23"),
     ("env.options.wals=3", "wals"),
     ("env.options.p_change=2.0", "p_change"),
+    ("algo=dqn algo.capacity=1000000000000", "the replay needs"),
     ("segments=0", "at least 1 segment"),
     ("segments=1.5", "expected int"),
     ("time_gradient=bppt", "'bptt' or 'detached'"),
@@ -331,3 +335,21 @@ def test_the_papers_experiments_are_the_papers(experiment: str, tokens: int) -> 
     assert (algo.epsilon_start, algo.epsilon_end, algo.epsilon_updates) == (1.0, 0.33, 300_000)
     assert (algo.optimizer, algo.beta1, algo.beta2, algo.loss, algo.gamma) == ("adam_atan2", 0.9, 0.999, "mse", 0.95)
     assert (algo.n_step, algo.double_q, algo.each_segment, algo.stored_bootstrap) == (1, False, True, True)
+
+
+def test_a_replay_that_does_not_fit_into_memory_is_refused_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The paper's run with the whole latent grid carried: 2 x 144 x 64 numbers of 4 bytes for each of 2^20 frames."""
+    monkeypatch.setattr(learners, "total_memory", lambda device: 32 * 10**9)
+    paper = ["+experiment=hrm_agent_maze", "device=cpu"]
+    check_run(compose_config(paper, "train"))
+    line = refusal(monkeypatch, capsys, "train", [*paper, "carry=full"], tmp_path)
+    assert "algo.capacity=1048576: the replay needs 77.5 GB, and cpu has 32.0 GB; lower algo.capacity" in line
+    check_run(compose_config([*paper, "carry=full", "algo.capacity=262144"], "train"))
+    monkeypatch.setattr(learners, "total_memory", lambda device: None)  # a system that does not say
+    check_run(compose_config([*paper, "carry=full"], "train"))
+
+
+def test_the_memory_of_this_machine_is_known() -> None:
+    assert 2**28 < (total_memory(torch.device("cpu")) or 0) < 2**50

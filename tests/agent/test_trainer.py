@@ -18,6 +18,7 @@ from commands import run_command, tiny_run
 from safetensors.torch import load_file
 from tiny import MAZE, make_dqn_trainer, make_trainer
 
+from hrm_agent import train
 from hrm_agent.agent import Agent
 from hrm_agent.algos.ppo import PPO, NonFiniteLoss
 from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, load_tensors
@@ -270,13 +271,13 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
-    train, calls = PPO._train, []
+    minibatch, calls = PPO._train, []
 
     def interrupted(self: PPO, *arguments: Any) -> dict[str, float]:
         calls.append(1)
         if len(calls) == 10:  # in the third update, which ends before the run stops
             os.kill(os.getpid(), sent)
-        return train(self, *arguments)
+        return minibatch(self, *arguments)
 
     before = signal.getsignal(sent)
     with monkeypatch.context() as patch:
@@ -288,6 +289,37 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
     last = capsys.readouterr().err.splitlines()[-1]
     assert "stopped at 96 frames" in last
     assert last.endswith(f"go on with: python -m hrm_agent.train resume={folder}")
+    run_command(monkeypatch, "train", f"resume={folder}")
+    assert_same_end(uninterrupted, folder)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_training_begins_ends_with_one_line(
+    sent: signal.Signals,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """While the checks run there is nothing to go on with; while the environments are compiled there is a folder."""
+    folder = tmp_path / "run"
+    before = signal.getsignal(sent)
+
+    def interrupted(*arguments: Any) -> None:
+        os.kill(os.getpid(), sent)
+        pytest.fail("the signal was not noticed")
+
+    for part, hint in (("check_run", ""), ("Trainer", f"; go on with: python -m hrm_agent.train resume={folder}")):
+        with monkeypatch.context() as patch:
+            patch.setattr(train, part, interrupted)
+            with pytest.raises(SystemExit) as exit_:
+                run_command(patch, "train", *tiny_run(folder))
+        assert exit_.value.code == 130
+        assert signal.getsignal(sent) == before
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[-1] == f"error: interrupted{hint}"
+        assert folder.exists() == (part == "Trainer")
+        assert lines[:-1] == ([f"run folder: {folder}", f"curves:     tensorboard --logdir {folder}"] if hint else [])
     run_command(monkeypatch, "train", f"resume={folder}")
     assert_same_end(uninterrupted, folder)
 
