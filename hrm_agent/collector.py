@@ -212,7 +212,7 @@ class Collector:
             self.episode_start = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
 
     def statistics(self) -> dict[str, float]:
-        """Means over the last `RECENT_EPISODES` episodes of training.
+        """Means over the last `RECENT_EPISODES` episodes of training; `segments` is the mean over the last step alone.
 
         Empty until there are as many as environments: the first to end are the short ones.
         """

@@ -293,7 +293,8 @@ class DQN:
                 "target_q": (targets * batch.mask).sum().item() / rows,
                 "td_error": (errors.abs() * batch.mask).sum().item() / rows,
             }
-            if batch.next_state is not None:
+            # At each segment but the last the state is not yet the one that was stored.
+            if batch.next_state is not None and not self.config.each_segment:
                 whole = batch.mask.all(0)  # elsewhere the stored state is another episode's
                 both = [(s[whole], r[whole]) for s, r in zip(batch.next_state, state, strict=True)]
                 measured["drift_error"] = sum((s - r).square().sum().item() for s, r in both)

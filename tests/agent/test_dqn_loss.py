@@ -4,100 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import ACTIONS, GRID, QUICK, grids, tiny_policy
+from tiny import grids
+from tiny_dqn import PAPER, SEGMENTS, SMALL, close, equal, fill, make, perturb, sample, weights
 from torch import Tensor
 
-from hrm_agent.algos import dqn
 from hrm_agent.algos.dqn import DQN, DQNConfig, n_step_targets
-from hrm_agent.algos.ppo import NonFiniteLoss
-from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy
-from hrm_agent.replay import Replay, Sequences
+from hrm_agent.replay import Sequences
 
-SMALL = {
-    "num_envs": 3, "capacity": 96, "learning_starts": 0, "updates": 1, "batch_sequences": 16, "burn_in": 4,
-    "train_steps": 4, "n_step": 2, "stride": 4, "learning_rate": 1e-2, "anneal": False,
-}  # fmt: skip
-SEGMENTS = {"burn_in": 0, "train_steps": 1, "n_step": 1, "stride": 1, "each_segment": True}
-PAPER = {
-    **SEGMENTS, "double_q": False, "loss": "mse", "optimizer": "adam_atan2", "max_grad_norm": 0.0,
-    "stored_bootstrap": True,
-}  # fmt: skip
 VARIANTS: list[tuple[str, str]] = [
     ("full", "bptt"), ("full", "detached"), ("last_token", "bptt"), ("gate", "bptt"), ("output", "bptt"),
     ("reset", "bptt"),
 ]  # fmt: skip
-
-
-class Filled(NamedTuple):
-    """An algorithm and a replay of what its policy did, with the Q-values that it had then."""
-
-    algo: DQN
-    replay: Replay
-    q: Tensor  # [T, N, A]
-    final_q: dict[tuple[int, int], Tensor]  # (step, environment) -> [A], of the final observation
-
-
-def make(policy: dict[str, Any] | None = None, shards: int = 1, seed: int = 0, **changes: Any) -> DQN:
-    config = DQNConfig(**{**SMALL, **changes})
-    options = {"core_options": QUICK, "segments": 2, **(policy or {})}
-    return DQN(tiny_policy(heads="q", **options), config, Shards(shards), seed)
-
-
-@torch.no_grad()
-def fill(algo: DQN, steps: int = 28, seed: int = 0) -> Filled:
-    """Random observations, actions, rewards and ends of episodes; the states are the policy's own."""
-    count, policy = algo.config.num_envs, algo.policy
-    state = policy.initial_state(count)
-    replay = Replay(algo.config.capacity, count, GRID, state, algo.config.stride)
-    random = torch.Generator().manual_seed(seed)
-    obs, final = grids(steps, count, seed=seed), grids(steps, count, seed=seed + 1)
-    start, qs, final_q = torch.ones(count, dtype=torch.bool), [], {}
-    for t in range(steps):
-        decision = policy.step(obs[t], state, start)
-        draws = torch.rand(2, count, generator=random)
-        terminated, truncated = draws[0] < 0.1, draws[1] < 0.1
-        ended = terminated | truncated
-        actions = torch.randint(int(ACTIONS.n), (count,), generator=random)
-        rewards = torch.randn(count, generator=random)
-        last = final[t][ended] if ended.any() else None
-        replay.add(obs[t], state, start, actions, rewards, terminated, truncated, ended, last)
-        after = policy.step(final[t], decision.state, torch.zeros_like(start)).logits
-        final_q.update({(t, n): after[n] for n in range(count)})
-        qs.append(decision.logits)
-        state, start = decision.state, ended
-    return Filled(algo, replay, torch.stack(qs), final_q)
-
-
-def sample(filled: Filled, batch: int = 24, seed: int = 1) -> Sequences:
-    c = filled.algo.config
-    return filled.replay.sample(batch, c.burn_in, c.train_steps, c.n_step, torch.Generator().manual_seed(seed))
-
-
-def perturb(policy: Policy, scale: float = 0.1, seed: int = 9) -> None:
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for p in policy.parameters():
-            p.add_(scale * torch.randn_like(p))
-
-
-def weights(algo: DQN) -> list[Tensor]:
-    return [p.detach().clone() for p in algo.parameters]
-
-
-def equal(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def close(one: list[Tensor], other: list[Tensor], tolerance: float = 1e-5) -> None:
-    for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 # Targets
@@ -315,21 +239,6 @@ def test_the_gradient_crosses_the_trained_steps_only_with_bptt(detached: bool) -
     assert sum(t.requires_grad for t in seen) == 1
 
 
-@pytest.mark.parametrize("changes", [{"prioritised": True}, PAPER], ids=["sequences", "paper"])
-def test_the_update_does_not_depend_on_the_shards(changes: dict[str, Any]) -> None:
-    ends, measured = [], []
-    for shards in (1, 2, 5):
-        # Bias-corrected steps turn rounding in tiny gradients into noise: eps keeps them small.
-        algo = make(shards=shards, eps=1.0, **{**changes, "optimizer": "adamw"})
-        filled = fill(algo)
-        measured.append([algo.update(filled.replay, 0.0) for _ in range(2)][-1])
-        ends.append(weights(algo))
-    for other, numbers in zip(ends[1:], measured[1:], strict=True):
-        close(ends[0], other)
-        assert numbers == pytest.approx(measured[0], rel=1e-3, abs=1e-5)
-    assert not equal(ends[0], weights(make(**changes)))
-
-
 def segment_reference(algo: DQN, batch: Sequences, steps: int) -> Iterator[list[Tensor]]:
     """Training at each segment with one-segment policies and no generator: what `each_segment` should do."""
     policy = copy.deepcopy(algo.policy)
@@ -400,149 +309,15 @@ def test_a_stored_bootstrap_judges_from_the_state_kept_after_the_step() -> None:
     assert not torch.allclose(recomputed, value, atol=1e-4)
 
 
-# The update
-
-
-def test_the_target_network_follows_by_moving_average() -> None:
-    filled = fill(make(target_ema=0.75))
-    algo = filled.algo
-    perturb(algo.target)
-    before = [p.clone() for p in algo.target.parameters()]
-    algo.update(filled.replay, 0.0)
-    for old, target, online in zip(before, algo.target.parameters(), algo.policy.parameters(), strict=True):
-        torch.testing.assert_close(target, 0.75 * old + 0.25 * online)
-        assert not target.requires_grad
-    assert not equal(before, list(algo.target.parameters()))
-
-
-def test_prioritised_updates_change_the_priorities_of_what_was_drawn() -> None:
-    filled = fill(make(prioritised=True))
-    before = filled.replay.priorities.clone()
-    filled.algo.update(filled.replay, 0.0)
-    changed = filled.replay.priorities != before
-    assert 0 < changed.sum() <= filled.algo.config.batch_sequences
-    plain = fill(make())
-    plain.algo.update(plain.replay, 0.0)
-    assert torch.equal(plain.replay.priorities, before)
-
-
-@pytest.mark.parametrize("changes", [{"prioritised": True}, PAPER], ids=["sequences", "paper"])
-def test_going_on_from_a_checkpoint_changes_nothing(changes: dict[str, Any]) -> None:
-    whole = fill(make(warmup=9, updates=2, **changes))
-    for _ in range(4):
-        whole.algo.update(whole.replay, 0.0)
-    first = fill(make(warmup=9, updates=2, **changes))
-    for _ in range(2):
-        first.algo.update(first.replay, 0.0)
-    second = make(warmup=9, updates=2, seed=99, **changes)
-    perturb(second.target)
-    second.policy.load_state_dict(first.algo.policy.state_dict())
-    second.restore({k: t.clone() for k, t in first.algo.tensors().items()}, first.algo.metadata())
-    for _ in range(2):
-        second.update(first.replay, 0.0)
-    assert equal(weights(second), weights(whole.algo))
-    assert equal(list(second.target.parameters()), list(whole.algo.target.parameters()))
-    assert second.metadata() == whole.algo.metadata()
-
-
-@pytest.mark.parametrize("changes", [{}, {**SEGMENTS}], ids=["sequences", "segments"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_leaves_the_weights_untouched(bad: float, changes: dict[str, Any]) -> None:
-    filled = fill(make(**changes, loss="mse"))
-    algo = filled.algo
-    filled.replay.rewards[:] = bad
-    before, target = weights(algo), [p.clone() for p in algo.target.parameters()]
-    with pytest.raises(NonFiniteLoss):
-        algo.update(filled.replay, 0.0)
-    assert equal(before, weights(algo))
-    assert equal(target, list(algo.target.parameters()))
-    assert algo.optimizer.state_dict()["state"] == {}
-
-
-def test_the_learning_rate_warms_up_and_is_annealed() -> None:
-    filled = fill(make(warmup=4, anneal=True, learning_rate=0.01))
-    rates = [filled.algo.update(filled.replay, 0.5)["learning_rate"] for _ in range(6)]
-    assert rates == pytest.approx([0.005 * share for share in (0.25, 0.5, 0.75, 1, 1, 1)])
-    assert filled.algo.optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
-
-
-def test_epsilon_falls_with_the_run_or_with_the_optimizer_steps() -> None:
-    algo = make(epsilon_start=1.0, epsilon_end=0.2, epsilon_fraction=0.5)
-    assert [algo.epsilon(p) for p in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
-    paper = make(**PAPER, epsilon_end=0.33, epsilon_updates=10)
-    assert paper.epsilon(0.9) == 1.0
-    filled = fill(paper)
-    paper.update(filled.replay, 0.0)  # two segments
-    assert paper.epsilon(0.0) == pytest.approx(1 - 0.2 * 0.67)
-    assert make(epsilon_fraction=0.0).epsilon(0.0) == pytest.approx(0.05)
-
-
-def test_nothing_is_learned_before_there_is_enough() -> None:
-    algo = make(learning_starts=60)
-    assert algo.update(fill(algo, 19).replay, 0.0) == {}
-    assert algo.update(fill(algo, 20).replay, 0.0)["loss"] > 0
-    early = make()
-    assert early.update(fill(early, 5).replay, 0.0) == {}
-    assert early.update(fill(early, 6).replay, 0.0)["gradient_norm"] > 0
-    assert early.steps == algo.steps == 1
-
-
-def test_an_update_measures_what_it_did() -> None:
-    filled = fill(make(updates=3))
-    measured = filled.algo.update(filled.replay, 0.0)
-    names = {"loss", "q_mean", "target_q", "td_error", "state_drift", "gradient_norm", "learning_rate"}
-    assert set(measured) == names
-    assert filled.algo.steps == 3
-
-
-@pytest.mark.parametrize("changes", [{"train_steps": 1, "stride": 1, "burn_in": 0, "n_step": 1}, PAPER])
-def test_a_bandit_is_learned_by_the_loss_alone(changes: dict[str, Any]) -> None:
-    """Every episode is one step; only action 2 is rewarded. The Q-values become the rewards."""
-    algo = make(updates=60, learning_rate=1e-2, **changes)
-    torch.nn.init.normal_(algo.policy.policy_head.weight, std=0.01)  # as policies begin
-    state = algo.policy.initial_state(3)
-    replay = Replay(96, 3, GRID, state, 1)
-    obs, yes = grids(32, 3), torch.ones(3, dtype=torch.bool)
-    actions = torch.randint(4, (32, 3), generator=torch.Generator().manual_seed(0))
-    for t in range(32):
-        replay.add(obs[t], state, yes, actions[t], (actions[t] == 2).float(), yes, ~yes, yes, obs[t])
-    algo.update(replay, 0.0)
-    with torch.no_grad():
-        q = algo.policy.step(obs.flatten(0, 1), algo.policy.initial_state(96), torch.ones(96, dtype=torch.bool)).logits
-    assert (q.argmax(-1) == 2).float().mean() > 0.95
-    assert q[:, 2].mean() == pytest.approx(1.0, abs=0.25)
-    assert q[:, [0, 1, 3]].mean() == pytest.approx(0.0, abs=0.25)
-
-
-def test_a_policy_without_q_values_is_refused() -> None:
-    with pytest.raises(ValueError, match="heads=actor_critic: DQN trains Q-values; set heads=q"):
-        DQN(tiny_policy(), DQNConfig(**SMALL), Shards(1), 0)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_envs": 0}, "algo.num_envs=0: expected 1 or more"),
-        ({"n_step": 0}, "algo.n_step=0: expected 1 or more"),
-        ({"warmup": -1}, "algo.warmup=-1: expected 0 or more"),
-        ({"gamma": 1.5}, "algo.gamma=1.5: expected a number from 0 to 1"),
-        ({"beta2": 1.0}, "algo.beta2=1.0: expected a number from 0 to below 1"),
-        ({"learning_rate": float("nan")}, "algo.learning_rate=nan: expected a number above 0"),
-        ({"optimizer": "sgd"}, "algo.optimizer=sgd: expected one of adamw, adam_atan2"),
-        ({"loss": "l1"}, "algo.loss=l1: expected one of huber, mse"),
-        ({"burn_in": 6}, "algo.burn_in=6 is no multiple of algo.stride=4"),
-        ({"each_segment": True}, "algo.each_segment=true with algo.train_steps=4: expected 1 step"),
-        ({"stored_bootstrap": True}, "algo.stored_bootstrap=true needs .*algo.stride=1"),
-        ({"capacity": 36}, "algo.capacity=36 frames hold 12 steps .*expected 13 or more"),
-        ({"learning_starts": 97}, "algo.learning_starts=97: expected at most the 96 frames"),
-    ],
-)
-def test_settings_out_of_range_are_refused(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DQNConfig(**{**SMALL, **changes})
-
-
-def test_the_defaults_and_the_paper_mode_are_allowed() -> None:
-    DQNConfig()
-    DQNConfig(**{**PAPER, "num_envs": 256, "collect_steps": 1, "capacity": 2**20, "batch_sequences": 256})
-    assert set(dqn.LOSSES) == {"huber", "mse"}
+def test_the_gate_learns_from_the_first_segment_alone() -> None:
+    """It mixes what is thought from; behind the first segment the state is detached."""
+    algo = make({"carry": "gate", "segments": 3}, **SEGMENTS)
+    batch = sample(fill(algo))
+    assert not batch.episode_start[0].all()
+    gate = list(algo.policy.carry.parameters())
+    reached = []
+    for loss, _, _ in algo._segment_losses(batch, int(batch.mask.sum())):
+        gradient = torch.autograd.grad(loss, gate, allow_unused=True)
+        reached.append([g is not None and bool(g.abs().sum() > 0) for g in gradient])
+    assert len(gate) == 2  # weight and bias
+    assert reached == [[True, True], [False, False], [False, False]]
