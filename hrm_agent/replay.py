@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hrm_agent.carry import PolicyState
-from hrm_agent.encoders import Observation
+from hrm_agent.encoders import Observation, map_observation
 from hrm_agent.rollout import allocate
 
 PRIORITY_ETA = 0.9  # share of the maximum in a sequence's priority, the rest is the mean (R2D2)
@@ -54,7 +54,7 @@ class Sequences(NamedTuple):
 
     def _map(self, slots: Callable[[Tensor], Tensor], rows: Callable[[Tensor], Tensor]) -> Sequences:
         return Sequences(
-            each(slots, self.obs),
+            map_observation(slots, self.obs),
             slots(self.actions),
             slots(self.rewards),
             slots(self.episode_start),
@@ -172,7 +172,7 @@ class Replay:
         self._mark_cut(episode_start.to(self.device))
         self.final.forget(slot)
         self.final.add(slot, rows, final_obs)
-        each(lambda store, value: store[slot].copy_(value), self.obs, obs)
+        map_observation(lambda store, value: store[slot].copy_(value), self.obs, obs)
         self.actions[slot], self.rewards[slot] = actions, rewards
         for name, flag in (("episode_start", episode_start), ("terminated", terminated), ("truncated", truncated)):
             self.flags[name][slot] = flag
@@ -274,7 +274,7 @@ class Replay:
         found, first = self._first_step(where, envs, burn_in)
         final, known = self._final_obs(where, envs, burn_in)
         where = self._slot_of(begin + torch.maximum(torch.minimum(slots, final), first))
-        obs = each(lambda store: store[where, envs], self.obs)
+        obs = map_observation(lambda store: store[where, envs], self.obs)
         self._write_final(obs, self._slot_of(begin + final - 1), envs, (slots >= final) & known)
         real = (slots >= first) & (slots < final)
         return Sequences(
@@ -323,7 +323,7 @@ class Replay:
         """Write into `obs` `[S, B, ...]` the final observations of the episodes that end in ring slots `last`."""
         slots, rows = where.nonzero(as_tuple=True)
         kept = self.final.get(last[rows], envs[rows])
-        each(lambda to, values: to.index_put_((slots, rows), values), obs, kept)
+        map_observation(lambda to, values: to.index_put_((slots, rows), values), obs, kept)
 
     def update_priorities(self, drawn: Tensor, errors: Tensor, mask: Tensor) -> None:
         """Set the priorities of sampled sequences: 0.9 * the largest |TD error| of each + 0.1 * its mean (R2D2).
@@ -420,7 +420,7 @@ class FinalObservations:
         ids = torch.arange(self.following, self.following + envs.numel(), device=self.device)
         if self.following + envs.numel() - self.oldest > self.room:
             self._grow(self.following + envs.numel() - self.oldest)
-        each(lambda store, value: store.index_put_((ids % self.room,), value.to(store)), self.store, obs)
+        map_observation(lambda store, value: store.index_put_((ids % self.room,), value.to(store)), self.store, obs)
         self.ids[slot, envs] = ids
         self.counts[slot] = envs.numel()
         self.following += envs.numel()
@@ -428,7 +428,7 @@ class FinalObservations:
     def get(self, slots: Tensor, envs: Tensor) -> Observation:
         """Final observations `[M, ...]` of the episodes of `envs` that ended in `slots`, both int64 `[M]`."""
         at = self.ids[slots, envs] % self.room
-        return each(lambda store: store[at], self.store)
+        return map_observation(lambda store: store[at], self.store)
 
     def _alive(self) -> Tensor:
         return torch.arange(self.oldest, self.following, device=self.device)
@@ -436,7 +436,7 @@ class FinalObservations:
     def _grow(self, needed: int) -> None:
         alive, room, kept = self._alive(), max(needed, 2 * self.room), self.store
         self.store = allocate(self.space, (room,), self.device)
-        each(lambda new, old: new.index_put_((alive % room,), old[alive % self.room]), self.store, kept)
+        map_observation(lambda new, old: new.index_put_((alive % room,), old[alive % self.room]), self.store, kept)
         self.room = room
 
     def tensors(self) -> dict[str, Tensor]:
@@ -449,13 +449,6 @@ class FinalObservations:
             self.store = allocate(self.space, (self.room,), self.device)
         for name, store in named("final_obs", self.store).items():
             store[self._alive() % self.room] = tensors[name].to(store)
-
-
-def each(function: Callable[..., Any], *observations: Any) -> Any:
-    """Apply a function to a tensor, or to a dictionary's tensors entry by entry."""
-    if isinstance(observations[0], Tensor):
-        return function(*observations)
-    return {key: function(*(o[key] for o in observations)) for key in observations[0]}
 
 
 def _length(obs: Observation) -> int:

@@ -33,11 +33,11 @@ from torch import Tensor, nn
 from hrm_agent.algos.ppo import NonFiniteLoss
 from hrm_agent.carry import PolicyState
 from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
-from hrm_agent.encoders import Observation
+from hrm_agent.encoders import Observation, map_observation
 from hrm_agent.optim import AdamATan2
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy
-from hrm_agent.replay import Replay, Sequences, each
+from hrm_agent.replay import Replay, Sequences
 
 OPTIMIZERS = ("adamw", "adam_atan2")
 LOSSES: dict[str, Callable[..., Tensor]] = {"huber": nn.functional.huber_loss, "mse": nn.functional.mse_loss}
@@ -272,7 +272,7 @@ class DQN:
         state = self._burn_in(self.policy, batch)
         online = self._bootstrap_q(self.policy, state, batch) if self.config.double_q else None
         targets = self.targets(batch, online)
-        obs = each(lambda t: t[at], batch.obs)
+        obs = map_observation(lambda t: t[at], batch.obs)
         for segment in self.policy.segment_by_segment(obs, state, batch.episode_start[at]):
             q = segment.decision.logits.unsqueeze(0)
             yield self._error(q, segment.decision.state, targets, batch, rows)
@@ -407,4 +407,4 @@ def n_step_targets(rewards: Tensor, terminated: Tensor, ended: Tensor, values: T
 
 
 def _span(obs: Observation, span: slice) -> Observation:
-    return each(lambda t: t[span], obs)
+    return map_observation(lambda t: t[span], obs)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm_agent.checkpoint import load_tensors, save_tensors
-from hrm_agent.replay import PRIORITY_FLOOR, Replay, Sequences, each, replay_size
+from hrm_agent.encoders import map_observation
+from hrm_agent.replay import PRIORITY_FLOOR, Replay, Sequences, replay_size
 
 PLAIN = gym.spaces.Box(-1, 10_000, (3,), np.int32)
 NAMED = gym.spaces.Dict({"who": PLAIN, "when": gym.spaces.Box(0, 10_000, (), np.int32)})
@@ -303,4 +304,4 @@ def test_bad_input_is_refused() -> None:
     assert all(torch.equal(t, before[name]) for name, t in replay.tensors().items())  # left as it was
     with pytest.raises(ValueError, match="replay obs of shape"):
         make(2, 16, 4).restore(replay.tensors(), {**replay.metadata(), "added": 3})
-    assert each(torch.neg, {"a": torch.ones(1)})["a"].item() == -1
+    assert map_observation(torch.neg, {"a": torch.ones(1)})["a"].item() == -1
