@@ -20,7 +20,9 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hrm_agent import registered_envs
 from hrm_agent.config import config_folder
+from hrm_agent.environments import check_env_id
 
 USAGE_ERROR = 2
 HYDRA_FLAGS = (
@@ -99,11 +101,14 @@ def compose_config(overrides: list[str], config_name: str) -> DictConfig:
     Raises:
         UsageError: an unknown choice or setting, with the nearest one that exists.
     """
+    registered_envs.install()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             return compose(config_name, overrides)
     except MissingConfigException as error:
         missing = str(error.missing_cfg_file or "")
+        if missing.startswith("env/"):
+            check_env_id(missing.removeprefix("env/"))  # says what is wrong with the id
         group, _, choice = missing.rpartition("/")
         known = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))  # of a nested group too
         raise UsageError(f"{group}={choice}: no such {group or 'config'}{nearest(choice, known)}") from None

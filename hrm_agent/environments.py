@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from typing import Any
 
 import gymnasium as gym
@@ -11,34 +12,50 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 import hrm_envs
+from hrm_agent.wrappers import adapt, is_adapted
 
 
 def check_env_id(env_id: str) -> None:
-    """Raises: ValueError, with the nearest registered name, if `env_id` is not registered."""
+    """Import the module of `MODULE:ID`, and see that the id is registered.
+
+    Raises:
+        ValueError: it is not, with the nearest id that is; or the module cannot be imported.
+    """
     hrm_envs.register_envs()
-    if ":" in env_id or env_id in gym.registry:
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"env={env_id}: cannot import {module} ({error}); is its package installed?") from None
+    if name in gym.registry:
         return
-    near = difflib.get_close_matches(env_id, gym.registry, n=1, cutoff=0.0)
-    raise ValueError(f"env={env_id}: no such environment; did you mean {near[0]}?")
+    near = difflib.get_close_matches(name, gym.registry, n=1, cutoff=0.0)
+    hint = "" if module else "; an id that another package registers is given as MODULE:ID"
+    raise ValueError(f"env={env_id}: no such environment; did you mean {near[0]}?{hint}")
 
 
 def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None = None) -> VectorEnv:
     """A vector of `num_envs` environments in SAME_STEP autoreset mode.
 
-    Environments that bring a vector implementation in that mode use it; others are stepped one by one. Keyword
-    arguments of the environment come from `options`.
+    Environments that bring a vector implementation in that mode use it; others are stepped one by one, in the
+    wrappers that their observations need (`hrm_agent.wrappers.adapt`). Keyword arguments of the environment come
+    from `options`.
 
     Raises:
-        ValueError: an unknown id, or an option that the environment does not take or that is out of range.
+        ValueError: an unknown id, an option that the environment does not take or that is out of range, or
+            observations without an encoding.
     """
     check_env_id(env_id)
+    name = env_id.rpartition(":")[2]  # its module has been imported
     try:
-        if ":" not in env_id and gym.spec(env_id).vector_entry_point is not None:
-            env = gym.make_vec(env_id, num_envs=num_envs, vectorization_mode="vector_entry_point", **(options or {}))
-            if env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
+        if gym.spec(name).vector_entry_point is not None:
+            env = gym.make_vec(name, num_envs=num_envs, vectorization_mode="vector_entry_point", **(options or {}))
+            same_step = env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP
+            if same_step and is_adapted(env.single_observation_space):
                 return env
             env.close()
-        make = [lambda: _with_statistics(gym.make(env_id, **(options or {})))] * num_envs
+        make = [lambda: _with_statistics(adapt(gym.make(name, **(options or {}))))] * num_envs
         return SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP)
     except TypeError as error:
         raise ValueError(f"env={env_id}: {error}") from None
