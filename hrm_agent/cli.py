@@ -16,6 +16,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -37,6 +38,13 @@ HYDRA_FLAGS = (
     "-sc",
     "--shell-completion",
 )
+PLUGINS = {
+    "hydra/sweeper/optuna": "'hrm-agent[sweep]'",
+    "hydra/launcher/joblib": "'hrm-agent[sweep]'",
+    "hydra/launcher/ray": "hydra-ray-launcher",
+    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
+}
 
 
 class UsageError(ValueError):
@@ -69,34 +77,86 @@ def open_options(arguments: list[str]) -> list[str]:
 def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConfig], Any]) -> None:
     """Compose the configuration of every job that `arguments` ask for and `check` it.
 
+    Of a search, whose jobs nobody knows beforehand, every choice and both ends of every interval are checked, one at
+    a time.
+
     Raises:
         UsageError: an unknown choice or setting, with the nearest one that exists.
         ValueError: what `check` finds wrong.
     """
-    overrides = [a for a in arguments if not a.startswith("-")]
-    for job in expand_sweeps(overrides):
+    overrides = command_overrides(arguments)
+    typed = parse_overrides(overrides)
+    sweeper = compose_config([_first(o) for o in typed], config_name, hydra=True).hydra.sweeper
+    is_search = "params" in sweeper and not sweeper._target_.endswith("BasicSweeper")
+    if not is_search:
+        drawn = [o.input_line for o in typed if o.is_sweep_override() and not o.is_discrete_sweep()]
+        if drawn:
+            raise UsageError(f"{drawn[0]}: this sweeper draws from no intervals; add hydra/sweeper=optuna")
+        for job in expand_sweeps(overrides):
+            check(compose_config(job, config_name))
+        return
+    fixed = {o.get_key_element() for o in typed}
+    searched = [f"{name}={values}" for name, values in (sweeper.params or {}).items() if name not in fixed]
+    for job in one_at_a_time([*overrides, *searched]):
         check(compose_config(job, config_name))
 
 
-def expand_sweeps(overrides: list[str]) -> Iterator[list[str]]:
-    """`a=1,2 b=3` -> `a=1 b=3`, `a=2 b=3`. Sweeps that a sweeper plugin draws from are left out."""
+def command_overrides(arguments: list[str]) -> list[str]:
+    """What of a command line chooses and sets; a folder of configurations (`--config-dir`) as Hydra's search path."""
+    overrides, waiting = [], iter(arguments)
+    for argument in waiting:
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folder = Path(value if equals else next(waiting, ""))
+            if not folder.is_dir():
+                raise UsageError(f"{flag} {folder}: no such folder")
+            overrides.append(f"hydra.searchpath=['file://{folder.absolute()}']")
+        elif not argument.startswith("-"):
+            overrides.append(argument)
+    return overrides
+
+
+def parse_overrides(overrides: list[str]) -> list[Override]:
+    """Raises: UsageError for one that is not Hydra's grammar."""
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        return OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
         raise UsageError(f"{str(error).splitlines()[0]} in {' '.join(overrides)!r}") from None
-    choices = []
-    for override in parsed:
-        if not override.is_sweep_override():
-            choices.append([override.input_line or ""])
-        elif override.is_discrete_sweep():
-            name = override.get_key_element()
-            choices.append([f"{name}={value}" for value in override.sweep_string_iterator()])
-    for job in itertools.product(*choices):
+
+
+def expand_sweeps(overrides: list[str]) -> Iterator[list[str]]:
+    """`a=1,2 b=3` -> `a=1 b=3`, `a=2 b=3`."""
+    for job in itertools.product(*map(_choices, parse_overrides(overrides))):
         yield list(job)
 
 
-def compose_config(overrides: list[str], config_name: str) -> DictConfig:
-    """The configuration of one job.
+def one_at_a_time(overrides: list[str]) -> Iterator[list[str]]:
+    """`a=1,2 b=3,4 c=interval(5,6)` -> the first of each; then `a=2`, `b=4` and `c=6`, with the first of the others."""
+    choices = [_choices(override) for override in parse_overrides(overrides)]
+    first = [some[0] for some in choices]
+    yield first
+    for i, some in enumerate(choices):
+        for other in some[1:]:
+            yield [*first[:i], other, *first[i + 1 :]]
+
+
+def _choices(override: Override) -> list[str]:
+    """The values of one override, each as an override; of an interval its ends."""
+    if not override.is_sweep_override():
+        return [override.input_line or ""]
+    name = override.get_key_element()
+    if override.is_discrete_sweep():
+        return [f"{name}={value}" for value in override.sweep_string_iterator()]
+    interval = override.value()
+    return [f"{name}={edge}" for edge in (interval.start, interval.end)]  # type: ignore[union-attr]
+
+
+def _first(override: Override) -> str:
+    return _choices(override)[0]
+
+
+def compose_config(overrides: list[str], config_name: str, hydra: bool = False) -> DictConfig:
+    """The configuration of one job; with Hydra's own part if `hydra`.
 
     Raises:
         UsageError: an unknown choice or setting, with the nearest one that exists.
@@ -104,11 +164,13 @@ def compose_config(overrides: list[str], config_name: str) -> DictConfig:
     registered_envs.install()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return compose(config_name, overrides)
+            return compose(config_name, overrides, return_hydra_config=hydra)
     except MissingConfigException as error:
         missing = str(error.missing_cfg_file or "")
         if missing.startswith("env/"):
             check_env_id(missing.removeprefix("env/"))  # says what is wrong with the id
+        if missing in PLUGINS:
+            raise UsageError(f"{missing}: not installed; pip install {PLUGINS[missing]}") from None
         group, _, choice = missing.rpartition("/")
         known = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))  # of a nested group too
         raise UsageError(f"{group}={choice}: no such {group or 'config'}{nearest(choice, known)}") from None
@@ -161,7 +223,7 @@ def parse_options(arguments: list[str], config_name: str, usage: str) -> dict[st
     given = OmegaConf.from_cli([a.lstrip("+") for a in arguments])
     for argument in arguments:
         key, _, text = argument.lstrip("+").partition("=")
-        if key in ("run", "out") and text != "null":
+        if key in ("run", "out", "folder") and text != "null":
             given[key] = text  # a folder may be called 0
     merged = OmegaConf.merge(defaults, given)
     assert isinstance(merged, DictConfig)

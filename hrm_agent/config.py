@@ -23,7 +23,7 @@ HEADS = {"ppo": "actor_critic", "dqn": "q"}
 TRAINER_SETTINGS = tuple(f.name for f in dataclasses.fields(TrainerConfig) if f.name not in ("env", "env_options"))
 GROUPS = ("env", "core", "carry", "algo")
 POLICY_SETTINGS = ("segments", "stop", "stop_threshold", "time_gradient", "readout", "encoder")
-COMMAND_SETTINGS = ("test_episodes", "resume")
+COMMAND_SETTINGS = ("test_episodes", "objective", "resume")
 KNOWN = {
     "": (*TRAINER_SETTINGS, *GROUPS, *POLICY_SETTINGS, *COMMAND_SETTINGS),
     "env": ("id", "options", "readout", "encoder", "total_steps"),

@@ -19,10 +19,11 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from hrm_agent import __version__
+from hrm_agent import __version__, registered_envs
 from hrm_agent.algos.ppo import NonFiniteLoss
 from hrm_agent.checkpoint import CheckpointError, write_atomically
 from hrm_agent.cli import (
@@ -49,6 +50,7 @@ RUN_VERSION = 1
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 INTERRUPTED = 130
+WORST = {"success": 0.0, "return": float("-inf")}  # of each objective, what a run that diverged is given
 CHANGEABLE = (
     "total_steps", "max_seconds", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_episodes",
     "test_episodes", "video_every", "log_every", "device",
@@ -84,6 +86,7 @@ def _main() -> None:
             check_jobs(arguments, "train", check_run)
             _check_run_folder(given.get("hydra.run.dir"))
     sys.argv[0] = "hrm_agent.train"
+    registered_envs.install()
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")(_start)()
 
 
@@ -99,6 +102,8 @@ def check_run(cfg: DictConfig) -> None:
             f"algo={values['algo']['name']}: no such algorithm{nearest(values['algo']['name'], list(ALGORITHMS))}"
         )
     check_test_episodes(values)
+    if values["objective"] not in WORST:
+        raise UsageError(f"objective={values['objective']}: expected one of {', '.join(WORST)}")
     _check_parts(*settings(values))
 
 
@@ -123,7 +128,7 @@ def _check_run_folder(folder: str | None) -> None:
 
 
 def _start(cfg: DictConfig) -> float:
-    """One training run in Hydra's run folder; returns success on test levels, for sweepers."""
+    """One training run in Hydra's run folder; returns the `objective` on validation levels, for sweepers."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     try:
         os.close(os.open(folder / RUN_FILE, os.O_CREAT | os.O_EXCL))  # two runs that start at once cannot share it
@@ -134,7 +139,7 @@ def _start(cfg: DictConfig) -> float:
     description = {
         "run_version": RUN_VERSION,
         "hrm_agent": __version__,
-        "command": "python -m hrm_agent.train " + " ".join(sys.argv[1:]),
+        "command": _command(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": {name: version(name) for name in ("torch", "numpy", "gymnasium", "numba")},
@@ -142,6 +147,18 @@ def _start(cfg: DictConfig) -> float:
     write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(values)).encode())
     write_atomically(folder / RUN_FILE, (json.dumps(description, indent=2) + "\n").encode())
     return _run(folder, values, resume=False)
+
+
+def _is_multirun() -> bool:
+    """Of a run that is resumed, which Hydra does not start, False."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _command() -> str:
+    """What starts this run; of a job of a sweep, the job's own settings."""
+    if not _is_multirun():
+        return " ".join(["python -m hrm_agent.train", *sys.argv[1:]])
+    return " ".join(["python -m hrm_agent.train", *HydraConfig.get().overrides.task, "hydra.mode=RUN"])
 
 
 def _resume(given: dict[str, str]) -> None:
@@ -208,18 +225,20 @@ def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
     except Interrupted as error:
         fail(f"{error}; go on with: python -m hrm_agent.train resume={folder}", INTERRUPTED)
     except NonFiniteLoss as error:
-        fail(str(error), 1)
+        if not _is_multirun():
+            fail(str(error), 1)
+        console.say(f"diverged: {error}")
+        return WORST[values["objective"]]  # it ends alone, and not the sweep with it
     except OSError as error:
         fail(
             f"{error}; earlier checkpoints are intact, go on with: python -m hrm_agent.train resume={folder}",
             1,
         )
     console.say(f"at {trainer.frames:,} frames after {trainer.seconds:.0f} s of training")
-    if not values["test_episodes"]:
-        return trainer.best[0]
-    report = evaluate(run=str(folder), episodes=values["test_episodes"], out=str(folder / "eval.json"))
-    print(format_report(report))
-    return float(report["success"])
+    if values["test_episodes"]:
+        report = evaluate(run=str(folder), episodes=values["test_episodes"], out=str(folder / "eval.json"))
+        print(format_report(report))
+    return float(trainer.validation[values.get("objective", "success")])  # the test levels choose nothing
 
 
 if __name__ == "__main__":

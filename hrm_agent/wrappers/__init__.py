@@ -7,6 +7,7 @@ environments, autoreset and `final_obs` see only what comes out of them.
 
 from hrm_agent.wrappers.adapt import adapt, is_adapted
 from hrm_agent.wrappers.containers import FlattenDict, FlattenTuple
+from hrm_agent.wrappers.minigrid import NarrowMiniGrid
 from hrm_agent.wrappers.numbers import BinaryToVector, FlattenFloats, FlattenMultiDiscrete, ScaleIntegers
 from hrm_agent.wrappers.text import MISSION_WORDS, EncodeMission, EncodeText
 
@@ -19,6 +20,7 @@ __all__ = [
     "FlattenFloats",
     "FlattenMultiDiscrete",
     "FlattenTuple",
+    "NarrowMiniGrid",
     "ScaleIntegers",
     "adapt",
     "is_adapted",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import gymnasium as gym
 
 from hrm_agent.wrappers.containers import FlattenDict, FlattenTuple
+from hrm_agent.wrappers.minigrid import NarrowMiniGrid, has_minigrid_ids
 from hrm_agent.wrappers.numbers import (
     BinaryToVector,
     FlattenFloats,
@@ -37,6 +38,8 @@ def adapt(env: gym.Env) -> gym.Env:
     Raises:
         ValueError: a part of the observations has no sensible encoding (graphs, sequences).
     """
+    if has_minigrid_ids(env):
+        env = NarrowMiniGrid(env)
     if _has_tuple(env.observation_space):
         env = FlattenTuple(env)
     if isinstance(env.observation_space, gym.spaces.Dict) and _is_nested(env.observation_space):
