@@ -6,14 +6,12 @@ Gymnasium can make, this source answers with a generic node. Ids may name the mo
 
 What `configs/recommended/algo/ID/ALGO.yaml` and `configs/recommended/core/ID/CORE.yaml` say is laid over the defaults
 of that algorithm and core, beneath an experiment's settings and beneath what is typed. Where there is no such file, and
-the environment is not one of ours, this source answers: other worlds are not discounted as short mazes are, and their
-observations may have no grid to convolve over.
+the environment is not one of ours, this source answers for the algorithms (`GENERIC_ALGO`).
 """
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from hrm_agent.config import config_folder
 from hrm_agent.environments import check_env_id
-from hrm_agent.wrappers import adapt
 
 GENERIC_READOUT = "mean"
 GENERIC_ENV: dict[str, Any] = {
@@ -36,8 +33,8 @@ GENERIC_ENV: dict[str, Any] = {
     "encoder": {"crop": 0, "patch_size": 1, "positions": "none", "prefix": 0},
     "total_steps": 500_000,
 }
-# Mazes are short, so ours discount by 0.97; most other environments are written with 0.99 in mind.
-GENERIC_ALGO: dict[str, Any] = {"gamma": 0.99}
+# Mazes are short and their returns lie near 1; most other environments discount by 0.99, and returns may be anything.
+GENERIC_ALGO: dict[str, dict[str, Any]] = {"ppo": {"gamma": 0.99, "scale_rewards": True}, "dqn": {"gamma": 0.99}}
 KINDS = {"env/": None, "recommended/algo/": "_global_", "recommended/core/": "_global_"}
 
 
@@ -105,7 +102,7 @@ def _env_node(env_id: str) -> DictConfig | None:
         return None
     module, _, name = env_id.rpartition(":")
     shipped = _shipped(f"env/{name}") if module else None
-    return OmegaConf.create({**(shipped or GENERIC_ENV), "id": env_id})
+    return OmegaConf.merge(GENERIC_ENV if shipped is None else shipped, {"id": env_id})  # type: ignore[return-value]
 
 
 def _recommended(kind: str, path: str) -> DictConfig | None:
@@ -116,11 +113,8 @@ def _recommended(kind: str, path: str) -> DictConfig | None:
         return shipped if module else None  # without a module the file itself is found
     if _is_ours(env_id):
         return None
-    if kind == "recommended/algo/":
-        return OmegaConf.create({"algo": GENERIC_ALGO})
-    has_choice = "mixing" in (_shipped(f"core/{choice}") or {})
-    mixing = _suitable_mixing(env_id) if has_choice else None
-    return None if mixing is None else OmegaConf.create({"core": {"mixing": mixing}})
+    generic = GENERIC_ALGO.get(choice) if kind == "recommended/algo/" else None
+    return OmegaConf.create({"algo": generic}) if generic else None
 
 
 def _is_ours(env_id: str) -> bool:
@@ -130,25 +124,6 @@ def _is_ours(env_id: str) -> bool:
     except ValueError:
         return True
     return str(gym.spec(env_id.rpartition(":")[2]).entry_point).startswith("hrm_envs")
-
-
-@lru_cache(maxsize=64)
-def _suitable_mixing(env_id: str) -> str | None:
-    """How tokens should exchange what they know; None: as the core's own file says, by convolution over the grid.
-
-    A convolution needs a grid, and leaves the tokens beside it (a mission, a direction) to themselves.
-    """
-    try:
-        env = adapt(gym.make(env_id.rpartition(":")[2]))
-    except Exception:  # whatever a stranger's constructor raises; training says it again, and why
-        return None
-    space = env.observation_space
-    parts = list(space.spaces.values()) if isinstance(space, gym.spaces.Dict) else [space]
-    env.close()
-    grids = sum(isinstance(part, gym.spaces.Box) and len(part.shape) in (2, 3) for part in parts)
-    if grids == 0:
-        return "attention"
-    return "attention_conv" if len(parts) > grids else None
 
 
 def _shipped(path: str) -> DictConfig | None:

@@ -20,6 +20,7 @@ from hrm_agent.cli import UsageError, existing_folder, parse_options, usage_erro
 
 RESULTS = ("test_success", "validation_success", "validation_return")
 SUFFIXES = (".csv", ".md")
+WIDE = 1000  # columns of a pipe or a file: no line is broken there
 
 Row = dict[str, Any]
 
@@ -30,7 +31,7 @@ def sweep_table(folder: str, out: str | None = None, sort: str | None = None) ->
     Args:
         folder: searched at any depth; runs without a result (interrupted, or still going on) come last.
         out: a `.csv` or `.md` file, written whole or not at all.
-        sort: one of `RESULTS`, the largest first; None: the first of them that any run has.
+        sort: one of `RESULTS`, the largest first, equals by the others; None: the first of them that any run has.
 
     Returns:
         A row for each run: `run` (its folder below `folder`), every column of `RESULTS` that any run has, `frames`,
@@ -57,8 +58,8 @@ def sweep_table(folder: str, out: str | None = None, sort: str | None = None) ->
         }
         for path, values, result in runs
     ]
-    by = sort or (reached[0] if reached else None)
-    rows.sort(key=lambda row: (row.get(by or "") is None, -(row.get(by or "") or 0.0)))
+    columns = [sort, *reached] if sort in reached else reached
+    rows.sort(key=lambda row: [(row[name] is not None, row[name]) for name in columns], reverse=True)
     if out is not None:
         write_atomically(Path(out), (_csv(rows) if out.endswith(".csv") else _markdown(rows)).encode())
     return rows
@@ -126,11 +127,11 @@ def _markdown(rows: list[Row]) -> str:
 def _print(rows: list[Row]) -> None:
     table = Table()
     for name in rows[0]:
-        table.add_column(name, justify="left" if name == "run" else "right")
+        table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(_text, row.values()))
-    console = Console()
-    console.print(table, width=None if console.is_terminal else max(80, console.measure(table).maximum))
+    terminal = Console()
+    (terminal if terminal.is_terminal else Console(width=WIDE)).print(table)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ class NarrowMiniGrid(TransformObservation):
     def __init__(self, env: gym.Env) -> None:
         space = env.observation_space
         if not has_minigrid_ids(env):
-            raise ValueError(f"NarrowMiniGrid: expected an environment of MiniGrid with its own observations, got {space}")
+            raise ValueError(f"NarrowMiniGrid: expected MiniGrid's own observations, got {space} of {env}")
         assert isinstance(space, gym.spaces.Dict)
         shape = space["image"].shape
         assert shape is not None
@@ -31,7 +31,7 @@ class NarrowMiniGrid(TransformObservation):
 
 
 def has_minigrid_ids(env: gym.Env) -> bool:
-    """Whether `env` is MiniGrid's and shows ids, not yet narrowed; known by name, as minigrid is an optional package."""
+    """Whether `env` is MiniGrid's and shows ids, not yet narrowed. Known by name: minigrid is an optional package."""
     if not any(kind.__name__ == "MiniGridEnv" for kind in type(env.unwrapped).__mro__):
         return False
     image = env.observation_space.spaces.get("image") if isinstance(env.observation_space, gym.spaces.Dict) else None

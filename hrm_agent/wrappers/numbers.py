@@ -78,8 +78,9 @@ def scale_integers(space: gym.Space) -> tuple[gym.Space, Convert] | None:
         return np.where(narrow, 2 * (x - low) / width - 1, _symlog(x)).astype(np.float32)
 
     # A hair wider than the values, because they are rounded to single precision.
-    bounds = (np.nextafter(edge.astype(np.float32), np.float32(way)) for edge, way in ((scaled_low, -np.inf), (scaled_high, np.inf)))
-    return gym.spaces.Box(*bounds, dtype=np.float32), scale
+    bound_low = np.nextafter(scaled_low.astype(np.float32), np.float32(-np.inf))
+    bound_high = np.nextafter(scaled_high.astype(np.float32), np.float32(np.inf))
+    return gym.spaces.Box(bound_low, bound_high, dtype=np.float32), scale
 
 
 def flatten_floats(space: gym.Space) -> tuple[gym.Space, Convert] | None:

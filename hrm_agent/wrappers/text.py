@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hrm_agent.wrappers.parts import Convert, PartsWrapper
 
 # The words of MiniGrid's and BabyAI's missions (minigrid 3.2: `minigrid/envs`, `minigrid/envs/babyai/core/verifier.py`,
-# colours and objects of `minigrid/core/constants.py`). New words go to the end: an id never changes.
+# colours and objects of `minigrid/core/constants.py`). New words go to the end: the id of a word never changes.
 MISSION_WORDS = (
     ",", "a", "after", "and", "at", "avoid", "ball", "behind", "blue", "box", "door", "end", "fetch", "find", "from",
     "front", "get", "go", "goal", "green", "grey", "hallway", "in", "key", "lava", "left", "matching", "must", "near",
@@ -28,15 +28,15 @@ PADDING = 0
 MAX_BABYAI_WORDS = 4 * 17 + 2 + 2
 
 _WORD = re.compile(r"\w+|[^\w\s]")
-_WORD_IDS = {word: i for i, word in enumerate(MISSION_WORDS, start=PADDING + 1)}
-_NUM_WORD_IDS = 1 + len(MISSION_WORDS) + UNKNOWN_WORD_IDS
+_WORD_IDS = {word: i for i, word in enumerate(MISSION_WORDS, start=1 + UNKNOWN_WORD_IDS)}
+_NUM_WORD_IDS = 1 + UNKNOWN_WORD_IDS + len(MISSION_WORDS)
 
 
 class EncodeMission(PartsWrapper):
     """Missions become the ids of their words: `MissionSpace` -> `MultiDiscrete([74] * max_words)`.
 
-    Id 0 fills up behind the last word, 1 ... 57 are `MISSION_WORDS`, and words that are not listed are hashed to one
-    of the 16 ids after them, always to the same one.
+    Id 0 fills up behind the last word, 17 ... 73 are `MISSION_WORDS`, and words that are not listed are hashed to one
+    of the ids 1 ... 16, always to the same one.
 
     Args:
         env: e.g. any of MiniGrid's.
@@ -99,7 +99,7 @@ def split_words(text: str) -> list[str]:
 def word_id(word: str) -> int:
     """1 or more; the same in every process, which Python's own hash is not."""
     known = _WORD_IDS.get(word)
-    return known if known is not None else 1 + len(MISSION_WORDS) + zlib.crc32(word.encode()) % UNKNOWN_WORD_IDS
+    return known if known is not None else 1 + zlib.crc32(word.encode()) % UNKNOWN_WORD_IDS
 
 
 def _is_text(space: gym.Space) -> bool:

@@ -26,6 +26,7 @@ FORBIDDEN = {
         "hydra",
     ),
     "hrm_agent/evaluation": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_agent.collector", "omegaconf", "hydra"),
+    "hrm_agent/wrappers": ("torch", "hrm_envs", "hydra", "omegaconf"),
     "hrm_agent/policy.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
     "hrm_agent/replay.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
     "hrm_agent/learners.py": ("hrm_agent.trainer", "hrm_agent.config", "hrm_envs", "omegaconf", "hydra"),
@@ -34,7 +35,7 @@ FORBIDDEN = {
     "hrm_agent/baselines": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_agent.policy", "omegaconf", "hydra"),
     "hrm_agent/agent.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
 }
-COMMANDS = {"train", "evaluate", "watch", "shifts", "parity"}
+COMMANDS = {"train", "evaluate", "watch", "shifts", "parity", "sweep_table"}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

@@ -1,0 +1,186 @@
+"""`env=ID` of anything that Gymnasium knows, without a file; and the settings recommended for an environment."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from commands import run_command
+from omegaconf import OmegaConf
+
+from hrm_agent.cli import UsageError, check_jobs, command_overrides, compose_config
+from hrm_agent.config import config_folder, resolve, settings
+from hrm_agent.environments import make_vector_env
+from hrm_agent.policy import Policy
+from hrm_agent.registered_envs import GENERIC_READOUT, path_safe
+from hrm_agent.train import check_run
+from hrm_envs import MazeVectorEnv
+
+TINY = (
+    "core.hidden_size=8", "core.inner_size=8", "algo.num_envs=4", "algo.rollout_steps=8", "algo.window=8",
+    "algo.minibatch_windows=2", "total_steps=64", "eval_every=0", "eval_episodes=2", "test_episodes=2", "shards=1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def namespaced() -> Iterator[str]:
+    """An id with a slash, as the Arcade Learning Environment's."""
+    gym.register("TestSpace/Cart-v3", entry_point="gymnasium.envs.classic_control.cartpole:CartPoleEnv")
+    yield "TestSpace/Cart-v3"
+    del gym.registry["TestSpace/Cart-v3"]
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    return resolve(compose_config(list(overrides), "train"))
+
+
+@pytest.mark.parametrize("env_id", ["MountainCar-v0", "FrozenLake-v1", "Blackjack-v1", "Acrobot-v1", "CliffWalking-v1"])
+def test_a_registered_id_needs_no_file(env_id: str) -> None:
+    cfg = compose_config([f"env={env_id}"], "train")
+    check_run(cfg)
+    values = resolve(cfg)
+    assert (values["env"]["id"], values["env"]["options"], values["readout"]) == (env_id, {}, GENERIC_READOUT)
+    assert values["algo"]["gamma"] == 0.99
+
+
+def test_an_id_with_a_namespace(namespaced: str) -> None:
+    cfg = compose_config([f"env={namespaced}"], "train")
+    check_run(cfg)
+    assert resolve(cfg)["env"]["id"] == namespaced
+    assert path_safe(namespaced) == "TestSpace-Cart-v3"
+
+
+def test_an_id_with_a_module_is_imported_on_use(tmp_path: Path) -> None:
+    """In a process of its own, where nothing has been imported or registered yet."""
+    (tmp_path / "strangers_worlds.py").write_text(
+        textwrap.dedent("""
+            import gymnasium
+            gymnasium.register("Strange-v0", entry_point="gymnasium.envs.classic_control.cartpole:CartPoleEnv",
+                               max_episode_steps=20)
+        """)
+    )
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from hrm_agent.cli import compose_config; "
+        "from hrm_agent.train import check_run; cfg = compose_config(['env=strangers_worlds:Strange-v0'], 'train'); "
+        "check_run(cfg); print(cfg.env.id, cfg.algo.gamma)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == ["strangers_worlds:Strange-v0", "0.99"]
+
+
+def test_an_id_of_ours_with_its_module_has_the_shipped_settings() -> None:
+    plain, named = composed("env=DynamicMaze-v0"), composed("env=hrm_envs:DynamicMaze-v0")
+    assert named["env"].pop("id") == "hrm_envs:DynamicMaze-v0"
+    assert plain["env"].pop("id") == "DynamicMaze-v0"
+    assert named == plain
+    env = make_vector_env("hrm_envs:DynamicMaze-v0", 2)
+    assert isinstance(env, MazeVectorEnv)  # the fast one
+
+
+def test_shipped_files_win() -> None:
+    for file in (config_folder() / "env").glob("*.yaml"):
+        if file.stem.startswith(("MiniGrid", "BabyAI", "MiniHack")):
+            continue  # may not be installed
+        shipped = compose_config([f"env={file.stem}"], "train").env
+        assert shipped.id == file.stem
+        assert shipped.total_steps == OmegaConf.load(file).total_steps
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("env=CartPole-v9", "did you mean CartPole-v"),
+        ("env=DynamicMaz-v0", "did you mean DynamicMaze-v0?"),
+        ("env=no_such_module:Maze-v0", "cannot import no_such_module"),
+        ("env=hrm_envs:DynamicMaz-v0", "did you mean DynamicMaze-v0?"),
+        ("env=TestSpac/Cart-v3", "did you mean TestSpace/Cart-v3?"),
+    ],
+)
+def test_an_unknown_id_is_refused_with_the_nearest(override: str, message: str, namespaced: str) -> None:
+    with pytest.raises(ValueError) as error:
+        compose_config([override], "train")
+    assert str(error.value).startswith(override)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_job_of_a_sweep_over_environments_is_checked(namespaced: str) -> None:
+    seen = []
+    check_jobs(
+        ["--multirun", f"env=FrozenLake-v1,{namespaced},hrm_envs:CueMaze-v0"], "train", lambda c: seen.append(c.env.id)
+    )
+    assert seen == ["FrozenLake-v1", namespaced, "hrm_envs:CueMaze-v0"]
+    with pytest.raises(ValueError, match="env=FrozenLak-v1"):
+        check_jobs(["--multirun", "env=CartPole-v1,FrozenLak-v1"], "train", check_run)
+
+
+def test_recommended_settings_lie_between_defaults_and_what_is_chosen() -> None:
+    default, chosen = composed("env=CartPole-v1"), composed("env=CartPole-v1", "algo.value_coef=3", "objective=success")
+    assert default["algo"]["value_coef"] == 1.0
+    assert default["objective"] == "return"
+    assert (chosen["algo"]["value_coef"], chosen["objective"]) == (3, "success")
+    assert composed("env=DynamicMaze-v0")["algo"] == composed()["algo"]
+    under_experiment = composed("+experiment=carry_budget", "env=CartPole-v1")
+    assert under_experiment["core"]["hidden_size"] == 32  # the experiment's
+    assert under_experiment["algo"]["value_coef"] == 1.0
+
+
+@pytest.mark.parametrize("core", ["trm", "hrm", "feedforward", "gru"])
+@pytest.mark.parametrize("algo", ["ppo", "dqn"])
+def test_recommendations_fit_every_choice(core: str, algo: str) -> None:
+    """A setting that only one algorithm or core knows must not reach another."""
+    for env in ("CartPole-v1", "FrozenLake-v1"):
+        cfg = compose_config([f"env={env}", f"core={core}", f"algo={algo}"], "train")
+        check_run(cfg)
+        assert cfg.algo.gamma in (0.98, 0.99)
+
+
+def test_minigrids_mission_and_direction_reach_the_core() -> None:
+    pytest.importorskip("minigrid")
+    cfg = compose_config(["env=MiniGrid-DoorKey-5x5-v0"], "train")
+    check_run(cfg)
+    run, policy, _ = settings(resolve(cfg))
+    env = make_vector_env(run.env, 1, run.env_options)
+    made = Policy(policy, env.single_observation_space, env.single_action_space)
+    assert made.encoder.length == 1 + 13 + 7 * 7  # direction, words, cells
+
+
+def test_a_folder_of_the_users_own_configurations(tmp_path: Path) -> None:
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "Mine.yaml").write_text(
+        "id: CartPole-v1\noptions: {}\nreadout: mean\n"
+        "encoder: {crop: 0, patch_size: 1, positions: none, prefix: 0}\n"
+        "total_steps: 777\n"
+    )
+    given = ["env=Mine", "core=gru"]
+    for flags in (["--config-dir", str(tmp_path)], [f"--config-dir={tmp_path}"], ["-cd", str(tmp_path)]):
+        assert composed(*command_overrides([*flags, *given]))["total_steps"] == 777
+    with pytest.raises(UsageError, match="no such folder"):
+        command_overrides(["--config-dir", str(tmp_path / "absent")])
+
+
+def test_a_stranger_is_trained_evaluated_and_resumed(
+    tmp_path: Path, namespaced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_command(monkeypatch, "train", f"env={namespaced}", *TINY, "env.options.max_episode_steps=9")
+    (folder,) = tmp_path.glob("runs/*/*")
+    assert "_TestSpace-Cart-v3_trm_full_seed0" in folder.name
+    assert json.loads((folder / "eval.json").read_text())["env"] == namespaced
+    run_command(monkeypatch, "train", f"resume={folder}", "total_steps=128")
+    run_command(monkeypatch, "evaluate", f"run={folder}", "episodes=2", "out=eval.json")
+    assert json.loads((tmp_path / "eval.json").read_text())["frames"] == 128
+
+
+def test_the_configuration_is_printed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run_command(monkeypatch, "train", "env=hrm_envs:CueMaze-v0", "--cfg", "job")
+    assert "id: hrm_envs:CueMaze-v0" in capfd.readouterr().out

@@ -1,0 +1,222 @@
+"""Searches over settings, what is checked before they begin, and the table of what came out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import TINY_RUN, run_command
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from hrm_agent import sweep_table as table_command
+from hrm_agent.algos.ppo import NonFiniteLoss
+from hrm_agent.cli import UsageError, check_jobs, compose_config, expand_sweeps, one_at_a_time
+from hrm_agent.config import config_folder
+from hrm_agent.sweep_table import sweep_table
+from hrm_agent.train import check_run
+from hrm_agent.trainer import Trainer
+
+SMALL = [
+    a for a in TINY_RUN if not a.startswith(("env=", "total_steps", "algo.window", "algo.minibatch", "algo.epochs"))
+]
+SMALL += ["total_steps=64"]
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging() -> Iterator[None]:
+    handlers = list(logging.root.handlers)
+    yield
+    logging.root.handlers[:] = handlers
+
+
+@pytest.fixture
+def sweeper() -> None:
+    """The node of Optuna's sweeper, which composing needs; the plugin itself is an extra."""
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+
+
+def test_every_choice_is_tried_once_beside_the_first_of_the_others() -> None:
+    assert list(one_at_a_time(["a=1,2,3", "b=x", "c=int(interval(5, 7))"])) == [
+        ["a=1", "b=x", "c=5"], ["a=2", "b=x", "c=5"], ["a=3", "b=x", "c=5"], ["a=1", "b=x", "c=7"],
+    ]  # fmt: skip
+    assert list(expand_sweeps(["a=1,2", "b=3,4"])) == [["a=1", "b=3"], ["a=1", "b=4"], ["a=2", "b=3"], ["a=2", "b=4"]]
+
+
+def test_an_interval_needs_a_sweeper_that_draws_from_it() -> None:
+    with pytest.raises(UsageError, match=r"algo.gamma=interval\(0.9,1\): .*hydra/sweeper=optuna"):
+        check_jobs(["--multirun", "algo.gamma=interval(0.9,1)"], "train", check_run)
+
+
+@pytest.mark.parametrize("group", ["hydra/launcher=submitit_slurm", "hydra/launcher=ray"])
+def test_a_plugin_that_is_missing_is_named(group: str) -> None:
+    if group.replace("=", "/") in str(ConfigStore.instance().repo):
+        pytest.skip("it is installed")
+    with pytest.raises(UsageError, match=r"not installed; pip install hydra-\w+-launcher"):
+        compose_config([group], "train")
+
+
+@pytest.mark.usefixtures("sweeper")
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_every_choice_of_a_shipped_search_can_be_trained(name: str) -> None:
+    jobs: list[DictConfig] = []
+    check_jobs([f"+sweep={name}"], "train", lambda cfg: (check_run(cfg), jobs.append(cfg)))
+    space = OmegaConf.load(config_folder() / "sweep" / f"{name}.yaml").hydra.sweeper.params
+    for setting in space:
+        assert len({OmegaConf.select(job, str(setting)) for job in jobs}) >= 2, setting
+    assert {job.algo.name for job in jobs} == {name}
+    assert {job.test_episodes for job in jobs} == {0}  # nothing is chosen on test levels
+
+
+@pytest.mark.usefixtures("sweeper")
+def test_a_setting_of_the_search_that_cannot_be_is_refused_before_it_begins() -> None:
+    with pytest.raises(ValueError, match=r"algo\.epochs=0"):
+        check_jobs(["+sweep=ppo", "algo.epochs=1,0"], "train", check_run)
+    with pytest.raises(ValueError, match=r"algo\.gamma=1\.5"):
+        check_jobs(["+sweep=ppo", "algo.gamma=interval(0.9,1.5)"], "train", check_run)
+
+
+@pytest.mark.usefixtures("sweeper")
+def test_optuna_draws_trains_and_finds_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The objective is the validation success of each run; what is typed is not searched."""
+    run_command(
+        monkeypatch, "train", "+sweep=ppo", *SMALL, "algo.window=4", "algo.epochs=1,2", "algo.minibatch_windows=4",
+        "algo.gamma=0.9", "hydra.sweeper.n_trials=3", f"hydra.sweep.dir={tmp_path}", "eval_episodes=30",
+    )  # fmt: skip
+    rows = {row["run"]: row for row in sweep_table(str(tmp_path))}
+    assert set(rows) == {"0", "1", "2"}
+    settings = [OmegaConf.load(tmp_path / name / "config.yaml") for name in rows]
+    assert {values.algo.gamma for values in settings} == {0.9}
+    assert {values.algo.window for values in settings} == {4}
+    assert {values.algo.epochs for values in settings} <= {1, 2}
+    rates = [values.algo.learning_rate for values in settings]
+    assert len(set(rates)) == 3
+    assert all(3e-4 <= rate <= 1e-2 for rate in rates)
+    found = OmegaConf.load(tmp_path / "optimization_results.yaml")
+    best = max(row["validation_success"] for row in rows.values())
+    assert found.best_value == pytest.approx(best)
+    winners = [row["algo.learning_rate"] for row in rows.values() if row["validation_success"] == best]
+    assert found.best_params["algo.learning_rate"] in winners
+
+
+@pytest.mark.slow
+def test_joblib_trains_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    jobs = ["seed=0,1", "total_steps=32", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    run_command(monkeypatch, "train", "--multirun", *TINY_RUN, *jobs, f"hydra.sweep.dir={tmp_path}")
+    assert {(row["run"], row["seed"], row["frames"]) for row in sweep_table(str(tmp_path))} == {
+        ("0", 0, 32),
+        ("1", 1, 32),
+    }
+
+
+def test_a_run_that_diverges_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[int] = []
+
+    def diverge_first(self: Trainer, console: Any) -> None:
+        trained.append(self.config.seed)
+        if self.config.seed == 0:
+            raise NonFiniteLoss("not a number")
+        self.validation = {"success": 0.5, "return": 1.0}
+
+    monkeypatch.setattr(Trainer, "run", diverge_first)
+    run_command(monkeypatch, "train", "--multirun", *TINY_RUN, "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    assert trained == [0, 1]
+    with pytest.raises(SystemExit):  # alone it is an error
+        run_command(monkeypatch, "train", *TINY_RUN, "seed=0", f"hydra.run.dir={tmp_path / 'alone'}")
+
+
+def test_the_command_of_a_job_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Trainer, "run", lambda self, console: setattr(self, "validation", {"success": 0.5, "return": 1})
+    )
+    run_command(monkeypatch, "train", "--multirun", *TINY_RUN, "seed=3,4", f"hydra.sweep.dir={tmp_path}")
+    command = json.loads((tmp_path / "1" / "run.json").read_text())["command"].split()
+    assert command[:3] == ["python", "-m", "hrm_agent.train"]
+    assert {"seed=4", "hydra.mode=RUN", "core.hidden_size=8"} <= set(command)
+    run_command(monkeypatch, "train", *command[3:], f"hydra.run.dir={tmp_path / 'again'}")
+    again, first = ((tmp_path / name / "config.yaml").read_text() for name in ("again", "1"))
+    assert again == first
+
+
+@pytest.mark.parametrize(("argument", "message"), [("objective=spl", "objective=spl: expected one of success, return")])
+def test_an_unknown_objective_is_refused(argument: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_run(compose_config([argument], "train"))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Three runs: finished and tested, finished, and killed before anything was measured."""
+    for name, rate, success, test in (("a", 0.1, 0.5, 0.7), ("deep/b", 0.2, 0.9, None), ("c", 0.1, None, None)):
+        folder = tmp_path / "runs" / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+        (folder / "config.yaml").write_text(f"seed: 0\nalgo: {{learning_rate: {rate}, name: ppo}}\n")
+        if success is not None:
+            last = {"frames": 20, "validation/success": success, "validation/return": -success}
+            first = {"frames": 10, "validation/success": 0.99, "validation/return": 0.0}
+            (folder / "metrics.jsonl").write_text(f'{json.dumps(first)}\n{json.dumps(last)}\n{{"frames": 3')
+        if test is not None:
+            (folder / "eval.json").write_text(json.dumps({"success": test}))
+    return tmp_path / "runs"
+
+
+def test_the_table_holds_what_differs_best_first(runs: Path) -> None:
+    rows = sweep_table(str(runs), sort="validation_success")
+    assert [row["run"] for row in rows] == ["deep/b", "a", "c"]
+    assert rows[0] == {
+        "run": "deep/b", "test_success": None, "validation_success": 0.9, "validation_return": -0.9, "frames": 20,
+        "algo.learning_rate": 0.2,
+    }  # fmt: skip
+    assert [row["run"] for row in sweep_table(str(runs))] == ["a", "deep/b", "c"]  # by test levels, where there are any
+    assert [row["run"] for row in sweep_table(str(runs), sort="validation_return")] == ["a", "deep/b", "c"]
+
+
+def test_the_table_is_written(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for out in ("table.csv", "table.md"):
+        monkeypatch.setattr("sys.argv", ["hrm_agent.sweep_table", f"folder={runs}", f"out={runs / out}"])
+        table_command.main()
+        assert "deep/b" in capsys.readouterr().out
+    with open(runs / "table.csv") as file:
+        assert [row["algo.learning_rate"] for row in csv.DictReader(file)] == ["0.1", "0.2", "0.1"]
+    lines = (runs / "table.md").read_text().splitlines()
+    assert lines[2] == "| a | 0.7 | 0.5 | -0.5 | 20 | 0.1 |"
+    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["folder=absent"], "no such folder"),
+        (["folder={runs}", "sort=loss"], "sort=loss: expected one of test_success"),
+        (["folder={runs}", "out=table.txt"], "ends in .csv or .md"),
+        (["folder={empty}"], "no run in it"),
+        ([], "folder=... is required"),
+    ],
+)
+def test_the_table_refuses_bad_input(
+    arguments: list[str],
+    message: str,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (runs / "empty").mkdir()
+    given = [a.format(runs=runs, empty=runs / "empty") for a in arguments]
+    monkeypatch.setattr("sys.argv", ["hrm_agent.sweep_table", *given])
+    with pytest.raises(SystemExit) as exit_:
+        table_command.main()
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_damaged_run_is_named(runs: Path) -> None:
+    (runs / "a" / "eval.json").write_text("{")
+    with pytest.raises(UsageError, match=r"runs/a: a damaged run"):
+        sweep_table(str(runs))
