@@ -51,12 +51,15 @@ class EncoderConfig:
             size of grid).
         prefix: learned tokens before all others, zero at first: the slots of HRM's puzzle embedding
             (arXiv 2506.21734).
+        join: make one token of all entries of a dictionary that have no grid (the words of a mission, a direction):
+            cheaper than a token each.
     """
 
     crop: int = 0
     patch_size: int = 1
     positions: str = "none"
     prefix: int = 0
+    join: bool = False
 
     def __post_init__(self) -> None:
         if self.crop < 0:
@@ -238,7 +241,10 @@ class DiscreteEncoder(Encoder):
 
 
 class DictEncoder(Encoder):
-    """Dictionary of the above: the tokens of every entry, entries without a grid first, at most one grid."""
+    """Dictionary of the above: the tokens of every entry, entries without a grid first, at most one grid.
+
+    With `join` the tokens without a grid are summed into one, divided by the root of their number.
+    """
 
     def __init__(self, space: gym.spaces.Dict, hidden_size: int, config: EncoderConfig) -> None:
         super().__init__()
@@ -249,17 +255,25 @@ class DictEncoder(Encoder):
                 f"observation space has {len(grids)} grids ({', '.join(grids)}): expected at most one; "
                 "stack them as channels of one grid"
             )
-        self.parts = nn.ModuleDict({k: parts[k] for k in sorted(parts, key=lambda k: (k in grids, k))})
-        self.length = sum(part.length for part in parts.values())
+        self.keys = sorted(parts, key=lambda k: (k in grids, k))
+        self.parts = nn.ModuleList(parts[k] for k in self.keys)
         self.grid = parts[grids[0]].grid if grids else None
+        self.placeless = sum(part.length for part in parts.values() if part.grid is None)
+        cells = sum(part.length for part in parts.values() if part.grid is not None)
+        self.join = config.join and self.placeless > 1
+        self.length = cells + (1 if self.join else self.placeless)
 
     def forward(self, obs: Observation) -> Tensor:
         assert isinstance(obs, Mapping)
-        return torch.cat([part(obs[key]) for key, part in self.parts.items()], dim=-2)
+        tokens = torch.cat([part(obs[key]) for key, part in zip(self.keys, self.parts, strict=True)], dim=-2)
+        if not self.join:
+            return tokens
+        joined = tokens[..., : self.placeless, :].sum(-2, keepdim=True) * self.placeless**-0.5
+        return torch.cat([joined, tokens[..., self.placeless :, :]], dim=-2)
 
     def observe(self, obs: Observation) -> None:
         assert isinstance(obs, Mapping)
-        for key, part in self.parts.items():
+        for key, part in zip(self.keys, self.parts, strict=True):
             part.observe(obs[key])  # type: ignore[operator]
 
 
@@ -355,7 +369,7 @@ def find_grid(encoder: Encoder) -> tuple[GridEncoder, str | None, int] | None:
     if isinstance(encoder, GridEncoder):
         return encoder, None, 0
     if isinstance(encoder, DictEncoder):
-        for key, part in encoder.parts.items():
+        for key, part in zip(encoder.keys, encoder.parts, strict=True):
             if isinstance(part, GridEncoder):
                 return part, key, encoder.length - part.length
     return None

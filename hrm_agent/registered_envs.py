@@ -30,7 +30,7 @@ GENERIC_READOUT = "mean"
 GENERIC_ENV: dict[str, Any] = {
     "options": {},
     "readout": GENERIC_READOUT,
-    "encoder": {"crop": 0, "patch_size": 1, "positions": "none", "prefix": 0},
+    "encoder": {"crop": 0, "patch_size": 1, "positions": "none", "prefix": 0, "join": False},
     "total_steps": 500_000,
 }
 # Mazes are short and their returns lie near 1; most other environments discount by 0.99, and returns may be anything.

@@ -163,6 +163,29 @@ def test_every_patch_of_a_picture_has_its_own_token(shape: tuple[int, ...], grid
     torch.testing.assert_close(encoder(batch)[0, 1], tokens)
 
 
+def test_joined_entries_are_one_token_that_still_tells_all_of_them() -> None:
+    spaces = entries()
+    torch.manual_seed(0)
+    apart = build_encoder(gym.spaces.Dict(spaces), SIZE, EncoderConfig())
+    joined = build_encoder(gym.spaces.Dict(spaces), SIZE, EncoderConfig(join=True))
+    joined.load_state_dict(apart.state_dict())
+    assert joined.grid is not None
+    cells = joined.grid[0] * joined.grid[1]
+    assert joined.length == 1 + cells
+    obs = {k: torch.as_tensor(v) for k, v in gym.spaces.Dict(spaces).sample().items()}
+    tokens, one = apart(obs), joined(obs)
+    assert torch.equal(tokens[-cells:], one[-cells:])
+    torch.testing.assert_close(one[0], tokens[:-cells].sum(0) * (apart.length - cells) ** -0.5)
+
+
+def test_entries_may_have_any_name() -> None:
+    names = ("keys", "values", "items", "type", "a.b", "training", "forward")
+    space = gym.spaces.Dict({name: gym.spaces.Discrete(3) for name in names})
+    encoder = build_encoder(space, SIZE, EncoderConfig())
+    tokens = encoder({name: torch.tensor(i % 3) for i, name in enumerate(names)})
+    assert tokens.shape == (len(names), SIZE)
+
+
 def test_a_small_board_of_bytes_is_no_picture() -> None:
     """MiniGrid's 7x7x3 view has a space of bytes 0 to 255, and holds ids."""
     assert isinstance(build_encoder(gym.spaces.Box(0, 255, (7, 7, 3), np.uint8), SIZE, EncoderConfig()), GridEncoder)
