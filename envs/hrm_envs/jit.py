@@ -17,6 +17,7 @@ _KERNEL_FILES = (
     "planners.py",
     "rng.py",
     "schedule.py",
+    "minihack/doors.py",
 )
 
 

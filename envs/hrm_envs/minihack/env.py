@@ -1,0 +1,240 @@
+"""The environment: a maze of ours, played in NetHack."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from numpy.typing import NDArray
+
+from hrm_envs.batch import MazeBatch, check_seeds, config_from
+from hrm_envs.cells import MOVES, Cell
+from hrm_envs.config import MazeConfig, check_choice
+from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD
+from hrm_envs.limits import requested_limit
+from hrm_envs.minihack.des_file import MAX_DOORS, MAX_HEIGHT, MAX_WIDTH, write_des_file
+from hrm_envs.minihack.doors import DoorSchedule
+from hrm_envs.minihack.glyphs import build_translation, translate
+from hrm_envs.minihack.terrain import Terrain
+from hrm_envs.rendering import render_grid
+from hrm_envs.vector import RENDER_MODES
+
+# Nothing asks, nothing is picked up, nobody follows, and doors stay shut when walked into. Names of NetHack's options.
+_OPTIONS = ("nobones", "nolegacy", "nocmdassist", "nosparkle", "runmode:teleport", "mention_walls",
+            "!autopickup", "!autoopen", "pettype:none")  # fmt: skip
+_NO_LIMIT = 10**9
+# Any level: the one to be played is compiled at reset.
+_FIRST_LEVEL = write_des_file(np.array([[1] * 4, [1, 0, 0, 1], [1] * 4], np.uint8), (), (1, 1), (1, 2))
+
+
+def build_game() -> Any:
+    """A MiniHack task with the four moves N, E, S, W that ends on the stairs down, and keeps its last picture.
+
+    Raises:
+        ModuleNotFoundError: MiniHack is not installed; one line that says how to.
+    """
+    missing = [name for name in ("nle", "minihack", "pkg_resources") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"the MiniHack mazes need {missing[0]}, which is not installed; see the extra: "
+            "pip install 'hrm-agent[minihack]'",
+            name=missing[0],
+        )
+    from minihack.navigation import MiniHackNavigation
+    from nle import nethack
+
+    class Game(MiniHackNavigation):
+        def _quit_game(self, observation: Any, done: bool) -> None:
+            """Not here: the questions at the end of a game would overwrite the picture of the arrival."""
+
+    compass = nethack.CompassDirection
+    return Game(
+        des_file=_FIRST_LEVEL,
+        observation_keys=("glyphs", "tty_chars", "blstats"),
+        actions=(compass.N, compass.E, compass.S, compass.W),
+        options=_OPTIONS,
+        max_episode_steps=_NO_LIMIT,  # counted here, where a redrawing does not count
+    )
+
+
+class MiniHackMazeEnv(gymnasium.Env):
+    """A dynamic maze in NetHack, level for level the one of ``MazeEnv``.
+
+    ## Description
+    The level that ``MazeEnv`` would play under the same parameters, seed and episode is written as a des-file, which
+    NetHack loads: its walls, a doorway on every edge without a wall, NetHack's own doors in the doorways that are
+    closed, stairs down as the goal. While the agent walks, doors close and open on the schedule of ``MazeEnv``: the
+    game's own doors are changed between two moves (``hrm_envs.minihack.terrain``).
+
+    ## Action Space
+    ``Discrete(4)``: the keys with which NetHack moves north, east, south and west.
+
+    ## Observation Space
+    ``Box(0, 5, (H, W), uint8)`` of ``Cell`` ids, translated from NetHack's glyphs. The whole map is known.
+
+    ## Rewards, Starting State, Episode End
+    As in ``MazeEnv``, but NetHack says whether the stairs were reached. A game that ends otherwise raises
+    ``RuntimeError``: nothing in these levels can end it.
+
+    ## Arguments
+    Those of ``MazeConfig`` with ``view="full"``, ``goal_process="static"`` and ``oracle=False``, on mazes of at most
+    9 x 37 cells and 120 edges without a wall. ``render_mode``: ``rgb_array``, or ``ansi`` for NetHack's own screen.
+
+    ## Differences from ``MazeEnv``
+    NetHack's clock stands still when a move is blocked; the environment counts the step. An open door is an empty
+    doorway, as in ``MazeEnv``, not NetHack's open door. The game cannot be saved and restored.
+
+    ## Version History
+    * v0: first version.
+
+    ## References
+    MiniHack: arXiv 2109.13202. NetHack Learning Environment: arXiv 2006.13760.
+
+    Raises:
+        ValueError: for a parameter, seed or action out of range.
+        ModuleNotFoundError: without the extra ``minihack``.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
+
+    def __init__(self, *, render_mode: str | None = None, **parameters: Any) -> None:
+        if render_mode is not None:
+            check_choice("render_mode", render_mode, RENDER_MODES)
+        self.render_mode = render_mode
+        self.config: MazeConfig = config_from(MazeConfig, parameters)
+        _check_fits(self.config)
+        shape = (self.config.height, self.config.width)
+        self.observation_space = spaces.Box(0, int(max(Cell)), shape, np.uint8)
+        self.action_space = spaces.Discrete(4)
+        self._spec: EnvSpec | None = None
+        self._game = build_game()
+        self._cell_of = build_translation()
+        self._levels = MazeBatch(1, self.config)
+        self._playing = False
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """The specification ``gymnasium.make`` built this environment from."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = spec
+        limit = requested_limit()
+        if limit is not None:
+            self.config = replace(self.config, max_episode_steps=limit)
+
+    @property
+    def level_seed(self) -> int:
+        """The level being played; its two highest bits are the seed band."""
+        return int(self._levels.state.level_seed[0])
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Begin episode 0 of ``seed``, or without one the next episode. ``options`` is not used."""
+        if seed is not None:
+            check_seeds(seed, 1)
+        super().reset(seed=seed)
+        self._levels.reset(seed, None if seed is not None else self.np_random)
+        level = self._doors = DoorSchedule(self._levels)
+        width = self.config.width
+        start, goal = divmod(level.start, width), divmod(level.goal, width)
+        self._game.update(write_des_file(level.grid, level.edges, start, goal))
+        dice = self.level_seed % 2**31
+        self._game.seed(dice, dice)  # of whatever NetHack rolls, such as the hero's strength: the same game every time
+        self._game.reset()
+        self._look(self._game.last_observation)
+        self._corner = (self._at[0] - start[1], self._at[1] - start[0])
+        self._terrain = Terrain(self._game.nethack.dlpath)
+        self._terrain.check(level.grid, level.edges, self._to_nethack(0))
+        self._steps, self._playing = 0, True
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        """Move, then let the doors change.
+
+        Raises:
+            gymnasium.error.ResetNeeded: before the first reset, and after an episode's end.
+            ValueError: for an action that is not 0, 1, 2 or 3.
+        """
+        if not self._playing:
+            raise gymnasium.error.ResetNeeded("no episode is under way; call reset() before step()")
+        if np.ndim(action) != 0 or np.asarray(action).dtype.kind not in "iu" or not 0 <= int(action) < len(MOVES):
+            raise ValueError(f"action={action!r} is not 0, 1, 2 or 3; give N, E, S or W")
+        _, _, ended, _, info = self._game.step(int(action))
+        self._steps += 1
+        self._look(self._game.last_observation)
+        arrived = info["end_status"] == self._game.StepStatus.TASK_SUCCESSFUL
+        if ended and not arrived:
+            raise RuntimeError(f"the game of NetHack ended by itself at step {self._steps}: {info['end_status']!r}")
+        if not arrived:
+            self._move_doors()
+        truncated = not arrived and self._steps >= self.config.max_episode_steps
+        self._playing = not (arrived or truncated)
+        facts = {} if self._playing else {"is_success": arrived}
+        return self.observe(), GOAL_REWARD if arrived else STEP_REWARD, arrived, truncated, facts
+
+    def observe(self) -> NDArray[np.uint8]:
+        """The current observation uint8 [H, W]."""
+        (x, y), (height, width) = self._corner, self.observation_space.shape  # type: ignore[misc]
+        return translate(self._glyphs[y : y + height, x : x + width], self._cell_of)
+
+    def _move_doors(self) -> None:
+        (x, y), (left, top) = self._at, self._corner
+        changes = self._doors.advance((y - top) * self.config.width + x - left)
+        for position, closed in changes:
+            self._terrain.set_door(*self._to_nethack(position), closed)
+        if changes:
+            from nle import nethack
+
+            observation, _ = self._game.nethack.step(int(nethack.Command.REDRAW))  # takes no time in the game
+            self._look(observation)
+
+    def _to_nethack(self, position: int) -> tuple[int, int]:
+        """NetHack's (x, y) of a flat position. NLE leaves out NetHack's first column, which is never used."""
+        row, col = divmod(position, self.config.width)
+        return self._corner[0] + col + 1, self._corner[1] + row
+
+    def _look(self, observation: tuple[NDArray, ...]) -> None:
+        """Take over what NLE shows: its buffers are overwritten by the next key."""
+        seen = dict(zip(self._game._observation_keys, observation, strict=True))
+        self._glyphs, self._screen = seen["glyphs"].copy(), seen["tty_chars"]
+        self._at = (int(seen["blstats"][0]), int(seen["blstats"][1]))
+
+    def render(self) -> Any:
+        """The current picture, by ``render_mode``; None without one."""
+        if self.render_mode is None or not hasattr(self, "_glyphs"):
+            return None
+        if self.render_mode == "ansi":
+            return "\n".join(bytes(line).decode("latin-1").rstrip() for line in self._screen)
+        return render_grid(self.observe())
+
+    def close(self) -> None:
+        """End the game and remove NLE's temporary files."""
+        self._game.close()
+
+
+def _check_fits(config: MazeConfig) -> None:
+    """Raises: ValueError for a maze that cannot be built in NetHack."""
+    for name, wanted in (("view", "full"), ("goal_process", "static"), ("oracle", False)):
+        if getattr(config, name) != wanted:
+            raise ValueError(f"{name}={getattr(config, name)!r} is not to be had in NetHack; use {name}={wanted!r}")
+    if config.height > MAX_HEIGHT or config.width > MAX_WIDTH:
+        raise ValueError(
+            f"rows={config.rows}, cols={config.cols} is too large for a level of NetHack; use at most "
+            f"{MAX_HEIGHT // 2} rows and {MAX_WIDTH // 2} columns"
+        )
+    passages = {"scatter": config.edges - int(config.walls or 0), "braid": config.edges, "four_rooms": 4}[config.layout]
+    if passages > MAX_DOORS:
+        raise ValueError(
+            f"rows={config.rows}, cols={config.cols} has up to {passages} places for doors, and a level of NetHack "
+            f"{MAX_DOORS}; use a smaller maze"
+        )
+
+
