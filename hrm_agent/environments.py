@@ -12,14 +12,15 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 import hrm_envs
+from hrm_agent.sources import import_source, wrap_by_source
 from hrm_agent.wrappers import adapt, is_adapted
 
 
 def check_env_id(env_id: str) -> None:
-    """Import the module of `MODULE:ID`, and see that the id is registered.
+    """Import what registers `env_id`, where its prefix or a `MODULE:` before it tells, and see that it is registered.
 
     Raises:
-        ValueError: it is not, with the nearest id that is; or the module cannot be imported.
+        ValueError: it is not, with the nearest id that is; or its package is not installed.
     """
     hrm_envs.register_envs()
     module, _, name = env_id.rpartition(":")
@@ -28,6 +29,7 @@ def check_env_id(env_id: str) -> None:
             importlib.import_module(module)
         except ImportError as error:
             raise ValueError(f"env={env_id}: cannot import {module} ({error}); is its package installed?") from None
+    import_source(name)
     if name in gym.registry:
         return
     near = difflib.get_close_matches(name, gym.registry, n=1, cutoff=0.0)
@@ -55,7 +57,7 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
             if same_step and is_adapted(env.single_observation_space):
                 return env
             env.close()
-        make = [lambda: _with_statistics(adapt(gym.make(name, **(options or {}))))] * num_envs
+        make = [lambda: _with_statistics(adapt(wrap_by_source(gym.make(name, **(options or {})), name)))] * num_envs
         return SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP)
     except TypeError as error:
         raise ValueError(f"env={env_id}: {error}") from None

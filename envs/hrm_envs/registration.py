@@ -13,16 +13,20 @@ MAZES: dict[str, dict[str, Any]] = {
     "PaperMaze-v0": {"rows": 5, "cols": 6, "walls": 10, "doors": 5, "max_episode_steps": 80},
     "PaperFourRooms-v0": {"rows": 6, "cols": 6, "layout": "four_rooms", "doors": 1, "max_episode_steps": 80},
 }
+# The paper's mazes in MiniHack, which is imported when one is made.
+IN_MINIHACK = ("PaperMaze-v0", "PaperFourRooms-v0")
 
 
 def register_envs() -> None:
     """Register every environment of the package; calling it again changes nothing."""
     for name, parameters in MAZES.items():
         _register(name, "hrm_envs.maze:MazeEnv", "hrm_envs.vector:MazeVectorEnv", parameters)
+    for name in IN_MINIHACK:
+        _register(f"MiniHack{name}", "hrm_envs.minihack.env:MiniHackMazeEnv", None, MAZES[name])
     _register("CueMaze-v0", "hrm_envs.cue:CueMazeEnv", "hrm_envs.cue:CueMazeVectorEnv", {})
 
 
-def _register(name: str, entry_point: str, vector_entry_point: str, parameters: dict[str, Any]) -> None:
+def _register(name: str, entry_point: str, vector_entry_point: str | None, parameters: dict[str, Any]) -> None:
     if name in gymnasium.registry:
         return
     # No max_episode_steps here: truncation is the kernel's, which counts it into the episode statistics.
