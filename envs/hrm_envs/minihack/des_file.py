@@ -14,9 +14,7 @@ from hrm_envs.cells import DOOR, WALL
 MAX_HEIGHT, MAX_WIDTH, MAX_DOORS = 19, 75, 120
 
 
-def write_des_file(
-    grid: NDArray[np.uint8], edges: Iterable[int], start: tuple[int, int], goal: tuple[int, int]
-) -> str:
+def write_des_file(grid: NDArray[np.uint8], edges: Iterable[int], start: tuple[int, int], goal: tuple[int, int]) -> str:
     """The des-file of one level: walls, a doorway on every edge where a door may stand, stairs down as the goal.
 
     The map is lit, and known from the start (``premapped``), as in the fast environment with a full view.
@@ -48,8 +46,8 @@ def _wall_or_floor(grid: NDArray[np.uint8], row: int, col: int) -> str:
     """One character of the map. NetHack joins up walls by itself; corners and crossings need no sign."""
     if grid[row, col] != WALL:
         return "."
-    above, below = max(row - 1, 0), min(row + 1, len(grid) - 1)
-    return "|" if grid[above, col] == WALL and grid[below, col] == WALL else "-"
+    inside = 0 < row < len(grid) - 1
+    return "|" if inside and grid[row - 1, col] == WALL and grid[row + 1, col] == WALL else "-"
 
 
 def _square(row: int, col: int) -> str:

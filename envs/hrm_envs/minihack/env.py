@@ -141,6 +141,7 @@ class MiniHackMazeEnv(gymnasium.Env):
         if seed is not None:
             check_seeds(seed, 1)
         super().reset(seed=seed)
+        self._playing = False  # should NetHack refuse the level, no step reaches into the game before
         self._levels.reset(seed, None if seed is not None else self.np_random)
         level = self._doors = DoorSchedule(self._levels)
         width = self.config.width
@@ -217,6 +218,7 @@ class MiniHackMazeEnv(gymnasium.Env):
 
     def close(self) -> None:
         """End the game and remove NLE's temporary files."""
+        self._playing = False
         self._game.close()
 
 
@@ -236,5 +238,3 @@ def _check_fits(config: MazeConfig) -> None:
             f"rows={config.rows}, cols={config.cols} has up to {passages} places for doors, and a level of NetHack "
             f"{MAX_DOORS}; use a smaller maze"
         )
-
-

@@ -49,7 +49,7 @@ class Terrain:
         for function in (self._block, self._unblock):
             function.argtypes, function.restype = (ctypes.c_int, ctypes.c_int), None
         self._show.argtypes, self._show.restype = (ctypes.c_byte, ctypes.c_byte, ctypes.c_int), None
-        self._squares = np.frombuffer(level, _SQUARE).reshape(COLUMNS, ROWS)
+        self._squares = np.frombuffer(memoryview(level), _SQUARE).reshape(COLUMNS, ROWS)
         # CDLL counts as a user of the library and never lets go; NLE could then not load it afresh at its reset.
         close = ctypes.CDLL(None).dlclose
         close.argtypes = (ctypes.c_void_p,)
