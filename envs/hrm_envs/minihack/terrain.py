@@ -45,7 +45,7 @@ class Terrain:
             level = (ctypes.c_uint8 * (COLUMNS * ROWS * _SQUARE.itemsize)).in_dll(loaded, "level")
             self._block, self._unblock, self._show = loaded.block_point, loaded.unblock_point, loaded.map_background
         except (OSError, ValueError, AttributeError) as error:
-            raise RuntimeError(f"doors cannot be moved in this build of nle: {error}; use nle 1.1 to 1.3") from None
+            raise RuntimeError(f"doors cannot be moved in this build of nle: {error}; use nle 1.3.0") from None
         for function in (self._block, self._unblock):
             function.argtypes, function.restype = (ctypes.c_int, ctypes.c_int), None
         self._show.argtypes, self._show.restype = (ctypes.c_byte, ctypes.c_byte, ctypes.c_int), None
@@ -78,7 +78,7 @@ class Terrain:
             row, col = np.argwhere(~right)[0]
             raise RuntimeError(
                 f"row {row}, column {col} of the level is terrain {found['typ'][row, col]} in NetHack's memory, not "
-                "what it was given; doors cannot be moved in this build of nle, use nle 1.1 to 1.3"
+                "what it was given; doors cannot be moved in this build of nle, use nle 1.3.0"
             )
 
     def set_door(self, x: int, y: int, closed: bool) -> None:
