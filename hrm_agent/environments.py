@@ -37,6 +37,12 @@ def check_env_id(env_id: str) -> None:
     raise ValueError(f"env={env_id}: no such environment; did you mean {near[0]}?{hint}")
 
 
+def make_env(env_id: str, options: dict[str, Any] | None = None) -> gym.Env:
+    """One environment in the wrappers that its observations need, of an id that `check_env_id` has passed."""
+    name = env_id.rpartition(":")[2]
+    return adapt(wrap_by_source(gym.make(name, **(options or {})), name))
+
+
 def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None = None) -> VectorEnv:
     """A vector of `num_envs` environments in SAME_STEP autoreset mode.
 
@@ -57,7 +63,7 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
             if same_step and is_adapted(env.single_observation_space):
                 return env
             env.close()
-        make = [lambda: _with_statistics(adapt(wrap_by_source(gym.make(name, **(options or {})), name)))] * num_envs
+        make = [lambda: _with_statistics(make_env(env_id, options))] * num_envs
         return SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP)
     except TypeError as error:
         raise ValueError(f"env={env_id}: {error}") from None

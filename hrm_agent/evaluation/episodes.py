@@ -120,9 +120,10 @@ def known_options(env_id: str, env_options: dict[str, Any]) -> set[str]:
         ValueError: the environment cannot be made with `env_options`.
     """
     env = make_vector_env(env_id, 1, env_options)
-    config = getattr(env.unwrapped, "config", None)
+    singly = getattr(env, "envs", None)  # stepped one by one, they have no common arrays for an oracle to fill
+    config = getattr((env if singly is None else singly[0]).unwrapped, "config", None)
     env.close()
-    return {name for name in ("seed_band", "oracle") if hasattr(config, name)}
+    return {name for name in (("seed_band", "oracle") if singly is None else ("seed_band",)) if hasattr(config, name)}
 
 
 def level_batches(

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from hrm_agent.environments import check_env_id
+from hrm_agent.environments import check_env_id, make_env
 from hrm_agent.evaluation.episodes import PolicyActor, known_options
 from hrm_agent.policy import Policy
-from hrm_agent.wrappers import adapt
 from hrm_envs import Cell
 from hrm_envs.rendering import render_grid
 
@@ -81,7 +80,7 @@ def record_episodes(
     options = {name: value for name, value in env_options.items() if name not in ("oracle", "render_mode")}
     if "seed_band" in known_options(env_id, options):
         options["seed_band"] = band
-    env = adapt(gym.make(env_id, render_mode="rgb_array", **options))
+    env = make_env(env_id, {**options, "render_mode": "rgb_array"})
     frames: list[Frame] = []
     for i in range(episodes):
         frames += _record_episode(policy, env, env_id, seed + i, f"episode {i + 1} of {episodes}")
