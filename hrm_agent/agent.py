@@ -13,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from hrm_agent.card import CARD_FILE, is_card, write_card
 from hrm_agent.checkpoint import CheckpointError, load_tensors, save_tensors, write_atomically
 from hrm_agent.distributions import build_distribution
 from hrm_agent.policy import Policy, PolicyConfig, to_tensors
@@ -175,8 +176,42 @@ class Agent:
         own = (self.info.get("env_options") or {}) if env_id == trained_on else {}
         return env_id, {**own, **(env_options or {})}
 
+    def changed(
+        self,
+        carry: str | None = None,
+        segments: int | None = None,
+        stop: str | None = None,
+        stop_threshold: float | None = None,
+    ) -> Agent:
+        """This agent with settings that it was not trained with: itself where there are none, else a copy.
+
+        Args: see `load`.
+
+        Raises:
+            ValueError: one of the settings is not possible.
+        """
+        if stop_threshold is not None and not isinstance(stop_threshold, int | float):
+            raise ValueError(f"stop_threshold={stop_threshold!r}: expected a number, 0 or more")
+        lesion = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
+        settings = {name: value for name, value in lesion.items() if value is not None}
+        if not settings:
+            return self
+        trained = self.policy.config
+        config = PolicyConfig.from_dict({**trained.to_dict(), **settings})
+        policy = Policy(config, self.observation_space, self.action_space)
+        weights = self.policy.state_dict()
+        if config.carry != trained.carry:
+            weights = _without_carry(weights, policy, trained.carry)
+        policy.load_state_dict(weights)
+        agent = Agent(policy.to(self.policy.device), self.observation_space, self.action_space, self.info)
+        agent.generator.set_state(self.generator.get_state())
+        return agent
+
     def save(self, folder: str | Path) -> None:
-        """Write `agent.json` and `agent.safetensors` into `folder`, the weights last and each atomically."""
+        """Write `agent.json`, a model card (`README.md`) and `agent.safetensors`, the weights last, each atomically.
+
+        A `README.md` that is no card of ours is left as it is.
+        """
         folder = Path(folder)
         description = {
             "agent_version": AGENT_VERSION,
@@ -185,7 +220,7 @@ class Agent:
             "action_space": space_to_dict(self.action_space),
             "info": self.info,
         }
-        write_atomically(folder / AGENT_FILE, (json.dumps(description, indent=2) + "\n").encode())
+        _write_description(folder, description)
         save_tensors(folder / WEIGHTS_FILE, self.policy.state_dict(), {"kind": "agent"})
 
     @classmethod
@@ -212,15 +247,10 @@ class Agent:
             CheckpointError: nothing there, of another version, truncated or altered.
             ValueError: one of the changed settings is not possible.
         """
-        if stop_threshold is not None and not isinstance(stop_threshold, int | float):
-            raise ValueError(f"stop_threshold={stop_threshold!r}: expected a number, 0 or more")
         folder = find_agent_folder(Path(folder), best)
-        description = _read_description(folder)
-        lesion = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
-        changed = {name: value for name, value in lesion.items() if value is not None}
+        description = read_description(folder)
         try:
-            trained_carry = description["policy"]["carry"]
-            config = PolicyConfig.from_dict({**description["policy"], **changed})
+            config = PolicyConfig.from_dict(description["policy"])
             spaces = [space_from_dict(description[f"{name}_space"]) for name in ("observation", "action")]
             info = dict(description["info"])
         except (KeyError, TypeError) as error:
@@ -228,26 +258,52 @@ class Agent:
             raise CheckpointError(f"{folder / AGENT_FILE}: not an agent's description ({reason})") from None
         policy = Policy(config, spaces[0], spaces[1])
         tensors, _ = load_tensors(folder / WEIGHTS_FILE)
-        if config.carry != trained_carry:
-            tensors = _without_carry(tensors, policy, trained_carry)
         try:
             policy.load_state_dict(tensors)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder}: weights do not fit the description in {AGENT_FILE} ({reason})") from None
-        agent = cls(policy, spaces[0], spaces[1], info)
+        agent = cls(policy, spaces[0], spaces[1], info).changed(carry, segments, stop, stop_threshold)
         return agent if observation_space is None else agent.fit(observation_space)
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
+    """What the `agent.json` in an agent's own folder says.
+
+    Raises:
+        CheckpointError: no agent's description, or one of another version.
+    """
     try:
         description = json.loads((folder / AGENT_FILE).read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder / AGENT_FILE}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{folder / AGENT_FILE}: not valid JSON ({error})") from None
     version = description.get("agent_version") if isinstance(description, dict) else None
     if version != AGENT_VERSION:
         raise CheckpointError(f"{folder}: agent version {version}, expected {AGENT_VERSION}")
     return description
+
+
+def add_facts(folder: Path, **facts: Any) -> None:
+    """Add to what a saved agent says of itself (`Agent.info`), in its `agent.json` and its card.
+
+    Args:
+        folder: of the agent itself, not of a run.
+        facts: JSON-able; `card.write_card` says which it shows.
+
+    Raises:
+        CheckpointError: no agent's description there.
+    """
+    description = read_description(folder)
+    _write_description(folder, {**description, "info": {**description["info"], **facts}})
+
+
+def _write_description(folder: Path, description: dict[str, Any]) -> None:
+    write_atomically(folder / AGENT_FILE, (json.dumps(description, indent=2) + "\n").encode())
+    card = folder / CARD_FILE
+    if not card.exists() or is_card(card.read_bytes()):
+        write_atomically(card, write_card(description).encode())
 
 
 def _without_carry(tensors: dict[str, torch.Tensor], policy: Policy, trained_carry: str) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""`python -m hrm_agent.evaluate run=RUN`: an agent on held-out levels, beside the baselines and the bound."""
+"""`python -m hrm_agent.evaluate run=RUN|agent=ID`: an agent on held-out levels, beside the baselines and the bound."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from hrm_agent.evaluation.report import (
     to_json,
 )
 from hrm_agent.parallel import Shards, available_cores
+from hrm_agent.registration import load_agent
 from hrm_envs import MazeVectorEnv
 
 BATCH = 256
@@ -29,7 +30,7 @@ DEFAULT_LEVELS = {"episodes": 1000, "seed": 0, "band": "test", "env": None, "env
 
 
 def evaluate(
-    run: str,
+    run: str | None = None,
     episodes: int = 1000,
     out: str | None = None,
     carry: str | None = None,
@@ -43,13 +44,14 @@ def evaluate(
     stop_threshold: float | None = None,
     level_set: str | None = None,
     baselines: bool = True,
+    agent: str | None = None,
 ) -> dict[str, Any]:
     """Greedy episodes of a trained agent, a random policy and a BFS re-planner on the same levels.
 
     The same call gives the same numbers, but for `ms_per_decision` and `ms_per_decision_batched`.
 
     Args:
-        run: folder of a training run or of an agent.
+        run: folder of a training run or of an agent; or give `agent`.
         episodes: levels `seed ... seed + episodes - 1`, the first episode of each.
         out: file for the JSON, written whole or not at all.
         carry, segments, stop, stop_threshold: a lesion: another carry rule, number of segments or rule for when
@@ -62,6 +64,7 @@ def evaluate(
         env_options: changed keyword arguments of the environment.
         level_set: play exactly this frozen set (`evaluation.level_sets`); it fixes all that chooses levels.
         baselines: play the random policy and the re-planner too; without, they are None.
+        agent: id of a registered agent (`hrm_agent.registry`) in place of `run`.
 
     Returns:
         What is written: the agent's metrics (`report.summarize`), outcome on each level (`report.list_levels`)
@@ -75,14 +78,15 @@ def evaluate(
     """
     if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
         raise ValueError(f"out={out}: expected a file in a folder that exists")
-    agent = Agent.load(run, carry=carry, segments=segments, best=best, stop=stop, stop_threshold=stop_threshold)
-    level = _choose_levels(agent, episodes, seed, band, env, env_options or None, level_set)
+    lesion = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
+    player = load_agent(run, agent, best, **lesion)
+    level = _choose_levels(player, episodes, seed, band, env, env_options or None, level_set)
     probe = make_vector_env(level["env_id"], 1, level["env_options"])
-    agent = agent.fit(probe.single_observation_space)
-    agent.check_fits(probe.single_observation_space, probe.single_action_space)
+    player = player.fit(probe.single_observation_space)
+    player.check_fits(probe.single_observation_space, probe.single_action_space)
     is_maze = isinstance(probe.unwrapped, MazeVectorEnv)
     probe.close()
-    report = {**_play(agent, level, is_maze, baselines), "level_set": level_set, **describe_agent(agent, run)}
+    report = {**_play(player, level, is_maze, baselines), "level_set": level_set, **describe_agent(player, run, agent)}
     if out is not None:
         write_atomically(Path(out), to_json(report))
     return report
@@ -136,7 +140,7 @@ def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool) -
 
 
 def main() -> None:
-    usage = "python -m hrm_agent.evaluate run=RUN [KEY=VALUE] ..."
+    usage = "python -m hrm_agent.evaluate run=RUN|agent=ID [KEY=VALUE] ..."
     with usage_errors():
         options = parse_agent_options(sys.argv[1:], "evaluate", usage)
         report = evaluate(**options)

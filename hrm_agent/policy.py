@@ -323,7 +323,9 @@ class Policy(nn.Module):
 
     def _read(self, latent: Tensor, index: Tensor | None) -> Tensor:
         if index is not None:
-            return latent.take_along_dim(index.view(-1, 1, 1), dim=1).squeeze(1)
+            # Not take_along_dim, which torch.export takes for one of a fixed batch; like it, counts back from the end.
+            at = (index % latent.shape[1]).view(-1, 1, 1).expand(-1, 1, latent.shape[2])
+            return latent.gather(1, at).squeeze(1)
         if self.config.readout == "mean":
             return latent.mean(1)
         return latent[:, 0] if self.config.readout == "first" else latent[:, -1]

@@ -1,4 +1,4 @@
-"""`python -m hrm_agent.shifts run=RUN`: an agent on mazes that differ from its own in one option at a time."""
+"""`python -m hrm_agent.shifts run=RUN|agent=ID`: an agent on mazes that differ from its own in one option at a time."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hrm_agent.agent import Agent
 from hrm_agent.checkpoint import write_atomically
 from hrm_agent.cli import parse_agent_options, usage_errors
 from hrm_agent.evaluation.report import describe_agent, to_json
 from hrm_agent.evaluation.shifts import AXES, base_config, format_header, format_point, list_points, run_shifts
 from hrm_agent.parallel import Shards, available_cores
+from hrm_agent.registration import load_agent
 from hrm_envs.config import MAX_SIDE
 
 
 def shifts(
-    run: str,
+    run: str | None = None,
     episodes: int = 500,
     out: str | None = None,
     axes: list[str] | None = None,
@@ -32,11 +32,12 @@ def shifts(
     env_options: dict[str, Any] | None = None,
     best: bool = True,
     on_record: Callable[[dict[str, Any]], None] | None = None,
+    agent: str | None = None,
 ) -> dict[str, Any]:
     """Greedy episodes on the maze the agent was trained on and on its one-axis shifts (`evaluation.shifts`).
 
     Args:
-        run: folder of a training run or of an agent.
+        run: folder of a training run or of an agent; or give `agent`.
         episodes: levels `seed ... seed + episodes - 1` at each point.
         out: file for the JSON, written whole or not at all.
         axes: which options to shift; None: all of `evaluation.shifts.AXES`.
@@ -47,6 +48,7 @@ def shifts(
         env, env_options: another maze to start from than the one trained on.
         best: of a run's agents, the best on validation levels rather than the last.
         on_record: called with every record as soon as it is there.
+        agent: id of a registered agent (`hrm_agent.registry`) in place of `run`.
 
     Returns:
         What is written: who was played, and `records`, one for each point (`evaluation.shifts.run_shifts`).
@@ -59,16 +61,17 @@ def shifts(
         raise ValueError(f"out={out}: expected a file in a folder that exists")
     if not 1 <= max_size <= MAX_SIDE:
         raise ValueError(f"max_size={max_size}: expected 1 to {MAX_SIDE} cells along each side")
-    agent = Agent.load(run, carry=carry, segments=segments, best=best, stop=stop, stop_threshold=stop_threshold)
-    env_id, options = agent.environment(env, env_options)
+    lesion = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
+    player = load_agent(run, agent, best, **lesion)
+    env_id, options = player.environment(env, env_options)
     points = list_points(base_config(env_id, options), list(AXES) if axes is None else axes, max_size)
     records = []
-    for record in run_shifts(agent, env_id, options, points, episodes, seed, band, Shards(available_cores())):
+    for record in run_shifts(player, env_id, options, points, episodes, seed, band, Shards(available_cores())):
         records.append(record)
         if on_record is not None:
             on_record(record)
     report = {
-        **describe_agent(agent, run),
+        **describe_agent(player, run, agent),
         "seeds": {"first": seed, "count": episodes},
         "band": band,
         "records": records,
@@ -79,7 +82,7 @@ def shifts(
 
 
 def main() -> None:
-    usage = "python -m hrm_agent.shifts run=RUN [KEY=VALUE] ..."
+    usage = "python -m hrm_agent.shifts run=RUN|agent=ID [KEY=VALUE] ..."
     with usage_errors():
         options = parse_agent_options(sys.argv[1:], "shifts", usage)
         shifts(**options, on_record=_say)

@@ -24,7 +24,9 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from hrm_agent import __version__, registered_envs
+from hrm_agent.agent import add_facts, find_agent_folder
 from hrm_agent.algos.ppo import NonFiniteLoss
+from hrm_agent.card import evaluation_facts
 from hrm_agent.checkpoint import CheckpointError, write_atomically
 from hrm_agent.cli import (
     USAGE_ERROR,
@@ -203,6 +205,13 @@ def load_run(folder: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def run_facts(folder: Path) -> dict[str, Any]:
+    """The run's command (the settings, without the place where it was put) and machine, for its agent's card."""
+    run = json.loads((folder / RUN_FILE).read_text())
+    words = [word for word in run["command"].split(" ") if not word.startswith("hydra.")]
+    return {"command": " ".join(words), "machine": run["machine"]}
+
+
 def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
     console = Console()
     where = f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}"
@@ -237,6 +246,7 @@ def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
     console.say(f"at {trainer.frames:,} frames after {trainer.seconds:.0f} s of training")
     if values["test_episodes"]:
         report = evaluate(run=str(folder), episodes=values["test_episodes"], out=str(folder / "eval.json"))
+        add_facts(find_agent_folder(folder), **run_facts(folder), evaluation=evaluation_facts(report))
         print(format_report(report))
     return float(trainer.validation[values.get("objective", "success")])  # the test levels choose nothing
 

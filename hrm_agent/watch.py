@@ -1,4 +1,4 @@
-"""`python -m hrm_agent.watch run=RUN`: episodes of a trained agent as a GIF or an MP4."""
+"""`python -m hrm_agent.watch run=RUN|agent=ID`: episodes of a trained agent as a GIF or an MP4."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hrm_agent.agent import Agent
 from hrm_agent.checkpoint import write_atomically
 from hrm_agent.cli import parse_agent_options, usage_errors
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.video import check_mp4, encode_gif, encode_mp4, record_episodes
+from hrm_agent.registration import load_agent
 
 
 def watch(
-    run: str,
+    run: str | None = None,
     episodes: int = 3,
     out: str = "watch.gif",
     seed: int = 0,
@@ -27,11 +27,12 @@ def watch(
     env_options: dict[str, Any] | None = None,
     stop: str | None = None,
     stop_threshold: float | None = None,
+    agent: str | None = None,
 ) -> Path:
     """Film greedy episodes, with the probability of each action drawn in.
 
     Args:
-        run: folder of a training run or of an agent.
+        run: folder of a training run or of an agent; or give `agent`.
         episodes: levels `seed ... seed + episodes - 1`.
         out: a `.gif` or `.mp4` file, written whole or not at all.
         seed: number of the first level.
@@ -43,6 +44,7 @@ def watch(
             (`Agent.fit`).
         best: of a run's agents, the best on validation levels rather than the last.
         env_options: changed keyword arguments of the environment.
+        agent: id of a registered agent (`hrm_agent.registry`) in place of `run`.
 
     Returns:
         The file written.
@@ -58,20 +60,21 @@ def watch(
         raise ValueError(f"fps={fps}: expected more than 0 frames a second")
     if path.suffix == ".mp4":
         check_mp4()  # before the work is done
-    agent = Agent.load(run, carry=carry, segments=segments, best=best, stop=stop, stop_threshold=stop_threshold)
-    env_id, options = agent.environment(env, env_options)
+    lesion = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
+    player = load_agent(run, agent, best, **lesion)
+    env_id, options = player.environment(env, env_options)
     probe = make_vector_env(env_id, 1, options)
-    agent = agent.fit(probe.single_observation_space)
-    agent.check_fits(probe.single_observation_space, probe.single_action_space)
+    player = player.fit(probe.single_observation_space)
+    player.check_fits(probe.single_observation_space, probe.single_action_space)
     probe.close()
-    frames = record_episodes(agent.policy, env_id, options, episodes, seed, band)
+    frames = record_episodes(player.policy, env_id, options, episodes, seed, band)
     encode = encode_gif if path.suffix == ".gif" else encode_mp4
     write_atomically(path, encode(frames, fps))
     return path
 
 
 def main() -> None:
-    usage = "python -m hrm_agent.watch run=RUN [KEY=VALUE] ..."
+    usage = "python -m hrm_agent.watch run=RUN|agent=ID [KEY=VALUE] ..."
     with usage_errors():
         options = parse_agent_options(sys.argv[1:], "watch", usage)
         print(watch(**options))

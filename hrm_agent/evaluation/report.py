@@ -88,12 +88,13 @@ def list_levels(episodes: Episodes) -> dict[str, Any]:
     }
 
 
-def describe_agent(agent: Agent, run: str) -> dict[str, Any]:
-    """Who was played: the settings it thinks with, how it was trained, and the version that played it."""
+def describe_agent(agent: Agent, run: str | None, agent_id: str | None = None) -> dict[str, Any]:
+    """Who was played: its folder or its registered id, the settings it thinks with, how it was trained, the version."""
     config = agent.policy.config
     names = ("core", "carry", "segments", "stop", "stop_threshold", "time_gradient")
     return {
-        "run": str(run),
+        "run": None if run is None else str(run),
+        "agent": agent_id,
         **{name: getattr(config, name) for name in names},
         "parameters": sum(p.numel() for p in agent.policy.parameters()),
         "frames": agent.info.get("frames"),

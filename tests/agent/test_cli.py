@@ -215,8 +215,8 @@ def test_a_run_is_not_written_over(
 AFTER = [
     ("evaluate", "run=absent", "absent: no such folder"),
     ("watch", "run=absent", "absent: no such folder"),
-    ("evaluate", "", "run=... is required"),
-    ("watch", "", "run=... is required"),
+    ("evaluate", "", "expected run=FOLDER or agent=ID"),
+    ("watch", "", "expected run=FOLDER or agent=ID"),
     ("evaluate", "run=run episode=5", "did you mean episodes?"),
     ("evaluate", "run=run episodes=0", "episodes"),
     ("evaluate", "run=run episodes=abc", "episodes=abc: expected a number"),

@@ -51,4 +51,9 @@ def test_the_wheel_trains_and_evaluates_from_an_empty_folder(tmp_path: Path) -> 
     run(python, "-m", "hrm_agent.watch", "run=run", "episodes=1", "out=film.gif", cwd=empty, env=env)
     assert 0 <= json.loads((empty / "eval.json").read_text())["success"] <= 1
     assert (empty / "film.gif").read_bytes().startswith(b"GIF8")
-    assert sorted(p.name for p in empty.iterdir()) == ["eval.json", "film.gif", "run"]
+    # The shipped agents are in it, and play at once.
+    assert "DynamicMaze-TRM-v0" in run(python, "-m", "hrm_agent.agents", cwd=empty, env={**env, "COLUMNS": "200"})
+    shipped = ("agent=DynamicMaze-TRM-v0", "episodes=50", "out=shipped.json")
+    run(python, "-m", "hrm_agent.evaluate", *shipped, cwd=empty, env=env)
+    assert json.loads((empty / "shipped.json").read_text())["success"] > 0.8
+    assert sorted(p.name for p in empty.iterdir()) == ["eval.json", "film.gif", "run", "shipped.json"]

@@ -1,0 +1,81 @@
+"""`python -m hrm_agent.agents`: the registered agents. With an id: its model card."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from hrm_agent.agent import find_agent_folder
+from hrm_agent.card import CARD_FILE
+from hrm_agent.checkpoint import CheckpointError
+from hrm_agent.cli import UsageError, usage_errors, wants_help
+from hrm_agent.registration import AgentSpec, registry
+
+USAGE = "python -m hrm_agent.agents [ID]"
+COLUMNS = ("id", "environment", "core", "carry", "K", "parameters", "success on test levels", "from")
+
+
+def main() -> None:
+    arguments = sys.argv[1:]
+    if wants_help(arguments):
+        print(f"{USAGE}\n\nWithout an id, the registered agents; with one, its model card.")
+        return
+    with usage_errors():
+        if len(arguments) > 1 or any("=" in a or a.startswith("-") for a in arguments):
+            raise UsageError(f"{' '.join(arguments)}: expected the id of an agent or nothing; {USAGE}")
+        if arguments:
+            print(read_card(registry[arguments[0]]))
+        else:
+            Console().print(list_agents())
+
+
+def read_card(spec: AgentSpec) -> str:
+    """Raises: ValueError if the agent has no card."""
+    if spec.folder is None:
+        raise UsageError(f"agent {spec.id}: is made by {spec.entry} and has no card")
+    path = find_agent_folder(spec.folder) / CARD_FILE
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; saving the agent again writes it")
+    return path.read_text()
+
+
+def list_agents() -> Table:
+    """One line for each registered agent; one that cannot be read says so in its line."""
+    table = Table(*COLUMNS, title=f"{len(registry)} registered agents" if registry else "no agent is registered")
+    for spec in registry.values():
+        table.add_row(spec.id, *_headline(spec), spec.package or "register()")
+    return table
+
+
+def _headline(spec: AgentSpec) -> tuple[str, ...]:
+    empty = ("",) * (len(COLUMNS) - 3)
+    try:
+        description = spec.describe()
+    except CheckpointError as error:
+        return (f"cannot be read: {error}", *empty)
+    if description is None:
+        return (f"made by {spec.entry}", *empty)
+    policy, info = description.get("policy", {}), description.get("info", {})
+    parameters = info.get("parameters")
+    return (
+        str(info.get("env", "?")),
+        str(policy.get("core", "?")),
+        str(policy.get("carry", "?")),
+        str(policy.get("segments", "?")),
+        "?" if parameters is None else f"{parameters:,}",
+        _success(info.get("evaluation") or {}),
+    )
+
+
+def _success(evaluation: dict[str, Any]) -> str:
+    if "success" not in evaluation:
+        return "not evaluated"
+    low, high = evaluation["success_ci95"]
+    return f"{evaluation['success']:.1%} ({low:.1%} to {high:.1%})"
+
+
+if __name__ == "__main__":
+    main()

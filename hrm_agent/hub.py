@@ -1,0 +1,94 @@
+"""Agents on the Hugging Face hub: `push_to_hub` and `from_hub`. Needs the extra `hub`.
+
+Only the three files of an agent travel, `agent.json`, `agent.safetensors` and the card `README.md`; whatever else a
+repository holds is neither downloaded nor looked at, and nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hrm_agent.agent import AGENT_FILE, WEIGHTS_FILE, Agent, find_agent_folder
+from hrm_agent.card import CARD_FILE
+
+FILES = [AGENT_FILE, WEIGHTS_FILE, CARD_FILE]
+
+
+class HubError(ValueError):
+    """The hub could not be reached, or refused; the message is one line."""
+
+
+def push_to_hub(
+    agent: Agent | str | Path,
+    repo_id: str,
+    private: bool = False,
+    token: str | None = None,
+    message: str = "Upload an HRM-Agent policy",
+) -> str:
+    """Upload an agent with its card; the repository is made if there is none.
+
+    Args:
+        agent: an agent, or the folder of an agent or of a training run. It is loaded before anything is sent.
+        repo_id: `owner/name`.
+        private: of a repository that is made.
+        token: of a user who may write there; None: the one that `hf auth login` stored.
+        message: of the commit.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        ValueError: there is no agent, or the hub refuses.
+    """
+    hub = _library()
+    with TemporaryDirectory() as staged:
+        folder = Path(staged)
+        if isinstance(agent, Agent):
+            agent.save(folder)
+        else:
+            source = find_agent_folder(Path(agent))
+            card = source / CARD_FILE
+            if card.is_file():  # perhaps written by hand
+                (folder / CARD_FILE).write_bytes(card.read_bytes())
+            Agent.load(source).save(folder)
+        try:
+            api = hub.HfApi(token=token)
+            address = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=FILES, commit_message=message)
+        except (OSError, ValueError) as error:
+            raise HubError(f"{repo_id}: {_line(error)}") from None
+    return str(address)
+
+
+def from_hub(repo_id: str, revision: str | None = None, token: str | None = None, **settings: Any) -> Agent:
+    """Download an agent (or take it from the hub's local cache) and load it.
+
+    Args:
+        repo_id: `owner/name`.
+        revision: branch, tag or commit; a commit always gives the same agent.
+        token: for a private repository; None: the one that `hf auth login` stored.
+        settings: `carry`, `segments`, `stop`, `stop_threshold`, see `Agent.load`.
+
+    Raises:
+        ValueError: no such repository or revision, no agent in it, or settings that it cannot have.
+    """
+    hub = _library()
+    try:
+        folder = hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=FILES)
+    except (OSError, ValueError) as error:
+        raise HubError(f"{repo_id}: {_line(error)}") from None
+    return Agent.load(folder, **settings)
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise HubError(f"the hub needs an extra: pip install 'hrm-agent[hub]' ({error})") from None
+    return huggingface_hub
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

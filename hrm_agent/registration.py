@@ -1,0 +1,251 @@
+"""Agents by name, as Gymnasium has environments by name: `register`, `make` and the mapping `registry`.
+
+The registry holds the agents that ship with the package (`hrm_agent/agents/`), those that `register` was called for,
+and those of other installed packages, found through the entry-point group `hrm_agent.agents`:
+
+    [project.entry-points."hrm_agent.agents"]
+    MyMaze-TRM-v0 = "my_package.agents:my_maze"     # a callable that returns a folder or an Agent
+    __root__ = "my_package.agents:register_agents"  # any other name: called once, and registers what it likes
+
+An agent's own entry point is imported when the agent is made; the second kind when the registry is first looked into.
+Neither happens on `import hrm_agent`, and a plugin that fails is left out with a warning.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from hrm_agent import agents as shipped
+from hrm_agent.agent import Agent, find_agent_folder, read_description
+
+GROUP = "hrm_agent.agents"
+ID = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*-v[0-9]+")
+ENTRY_POINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+Entry = str | Path | Callable[[], "Agent | str | Path"]
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """A registered agent.
+
+    Attributes:
+        id: its name.
+        entry: a folder (`Path`), an entry point (`"package.module:callable"`) or a callable.
+        package: the installed distribution that brought it; empty where `register` was called by hand.
+    """
+
+    id: str
+    entry: Entry
+    package: str = ""
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder with its files, or None where they are known only once the agent is made."""
+        return self.entry if isinstance(self.entry, Path) else None
+
+    def describe(self) -> dict[str, Any] | None:
+        """What `agent.json` says, read without building the agent; None for an entry point.
+
+        Raises:
+            CheckpointError: there is no agent in the folder, or none of this version.
+        """
+        return None if self.folder is None else read_description(find_agent_folder(self.folder))
+
+    def make(self, **settings: Any) -> Agent:
+        """The agent itself; see `make`."""
+        made: Any = self.entry
+        if isinstance(made, str):
+            made = _import(made, f"agent {self.id}")
+        if not isinstance(made, Path):
+            made = made()
+        if isinstance(made, str | Path):
+            return Agent.load(made, **settings)
+        if not isinstance(made, Agent):
+            raise ValueError(f"agent {self.id}: its entry point returned {made!r}, expected an Agent or a folder")
+        return made.changed(**settings)
+
+
+class AgentRegistry(Mapping[str, AgentSpec]):
+    """Ids -> `AgentSpec`, sorted by id; reading it looks for the agents of other packages first."""
+
+    def __init__(self) -> None:
+        self._specs: dict[str, AgentSpec] = {}
+        self._searched = False
+
+    def __getitem__(self, agent_id: str) -> AgentSpec:
+        self._search()
+        if agent_id not in self._specs:
+            near = difflib.get_close_matches(str(agent_id), self._specs, n=1, cutoff=0.0)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise UnknownAgent(f"agent={agent_id}: no such agent{meant} (python -m hrm_agent.agents lists them)")
+        return self._specs[agent_id]
+
+    def __iter__(self) -> Iterator[str]:
+        self._search()
+        return iter(sorted(self._specs))
+
+    def __len__(self) -> int:
+        self._search()
+        return len(self._specs)
+
+    def __repr__(self) -> str:
+        return f"AgentRegistry({', '.join(self)})"
+
+    def add(self, spec: AgentSpec) -> None:
+        """Raises: ValueError for an id that is badly formed, or taken by something else."""
+        if ID.fullmatch(spec.id) is None:
+            raise ValueError(
+                f"agent id {spec.id!r}: expected letters and digits in groups joined by -, the last of them vN, "
+                "such as DynamicMaze-TRM-v0"
+            )
+        there = self._specs.setdefault(spec.id, spec)
+        if there.entry != spec.entry:
+            raise ValueError(
+                f"agent {spec.id}: already registered, as {there.entry}; give this one another name or version"
+            )
+
+    def _search(self) -> None:
+        if self._searched:
+            return
+        self._searched = True  # first, so that a plugin may read the registry while it is searched
+        for folder in shipped.folders():
+            self.add(AgentSpec(folder.name, folder, "hrm-agent"))
+        for point in entry_points(group=GROUP):
+            package = point.dist.name if point.dist is not None else ""
+            try:
+                self._add_plugin(point, package)
+            except Exception as error:  # whatever another package does, ours goes on
+                reason = f"{type(error).__name__}: {error}"
+                warnings.warn(
+                    f"agents of {package or 'an unknown package'}: entry point {point.name} = {point.value} is left "
+                    f"out ({reason})",
+                    stacklevel=4,
+                )
+
+    def _add_plugin(self, point: EntryPoint, package: str) -> None:
+        if ID.fullmatch(point.name):
+            if not point.attr:
+                raise ValueError("expected package.module:callable")
+            self.add(AgentSpec(point.name, f"{point.module}:{point.attr}", package))
+        elif point.load()() is not None:
+            raise ValueError(f"{point.name} is no agent id, and what it names registers nothing but returns something")
+
+
+class UnknownAgent(KeyError, ValueError):
+    """No agent of this name; a KeyError, as mappings raise, whose message is one line."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+registry = AgentRegistry()
+
+
+def register(id: str, folder_or_entry_point: Entry) -> None:
+    """Give an agent a name; doing so again with the same changes nothing.
+
+    Args:
+        id: groups of letters and digits joined by `-`, the last of them `vN`: `DynamicMaze-TRM-v0`. A change in what
+            the name stands for is a new version.
+        folder_or_entry_point: the folder of an agent or of a training run; or a callable, or its name as
+            `"package.module:callable"`, that takes no arguments and returns an `Agent` or such a folder. Nothing is
+            read or imported before the agent is made.
+
+    Raises:
+        ValueError: a badly formed id, an id that is taken by something else, or another kind of entry.
+    """
+    entry = folder_or_entry_point
+    if isinstance(entry, str) and (Path(entry).exists() or ENTRY_POINT.fullmatch(entry) is None):
+        entry = Path(entry)
+    if isinstance(entry, Path):
+        entry = entry.absolute()  # the name stays right when the working folder changes
+    elif not isinstance(entry, str) and not callable(entry):
+        raise ValueError(f"agent {id}: {entry!r} is no folder, no package.module:callable and no callable")
+    registry.add(AgentSpec(id, entry))
+
+
+def make(id: str, env: gym.Env | gym.vector.VectorEnv | None = None, **settings: Any) -> Agent:
+    """A registered agent.
+
+    Args:
+        id: its name; `"module:NAME"` imports `module` first, which may register it.
+        env: an environment to play; the agent is fitted to the size of its grid (`Agent.fit`) and refused where the
+            spaces do not fit.
+        settings: `carry`, `segments`, `stop`, `stop_threshold`: another setting than it was trained with
+            (`Agent.load`).
+
+    Raises:
+        ValueError: an unknown id (the nearest is named), an agent that cannot be loaded, settings that it cannot
+            have, or spaces that do not fit `env`.
+    """
+    module, _, name = str(id).rpartition(":")
+    if module:
+        _import_module(module, f"agent={id}")
+    unknown = [key for key in settings if key not in SETTINGS]
+    if unknown:
+        raise ValueError(f"{unknown[0]}={settings[unknown[0]]!r}: an agent has no such setting; {', '.join(SETTINGS)}")
+    agent = registry[name].make(**settings)
+    if env is None:
+        return agent
+    observations, actions = _single_spaces(env)
+    try:
+        agent = agent.fit(observations)
+        agent.check_fits(observations, actions)
+    except ValueError as error:
+        raise ValueError(f"agent {name}: {error}") from None
+    return agent
+
+
+SETTINGS = ("carry", "segments", "stop", "stop_threshold")
+
+
+def load_agent(run: str | Path | None, agent: str | None, best: bool = True, **settings: Any) -> Agent:
+    """The agent that a command was asked for: of the folder `run`, or registered as `agent`.
+
+    Raises:
+        ValueError: none or both of them given, or what `Agent.load` and `make` refuse.
+    """
+    if (run is None) == (agent is None):
+        given = "neither" if run is None else f"run={run} and agent={agent}"
+        raise ValueError(
+            f"expected run=FOLDER or agent=ID, one of the two, got {given}; python -m hrm_agent.agents lists the ids"
+        )
+    if agent is not None:
+        return make(agent, **settings)
+    assert run is not None
+    return Agent.load(run, best=best, **settings)
+
+
+def _single_spaces(env: gym.Env | gym.vector.VectorEnv) -> tuple[gym.Space, gym.Space]:
+    if isinstance(env, gym.vector.VectorEnv):
+        return env.single_observation_space, env.single_action_space
+    return env.observation_space, env.action_space
+
+
+def _import(entry_point: str, what: str) -> Any:
+    module, _, path = entry_point.partition(":")
+    found: Any = _import_module(module, what)
+    try:
+        for name in path.split("."):
+            found = getattr(found, name)
+    except AttributeError as error:
+        raise ValueError(f"{what}: {entry_point} does not exist ({error})") from None
+    return found
+
+
+def _import_module(module: str, what: str) -> Any:
+    try:
+        return import_module(module)
+    except (ImportError, ValueError, TypeError) as error:
+        raise ValueError(f"{what}: cannot import {module} ({type(error).__name__}: {error})") from None

@@ -1,0 +1,148 @@
+"""ONNX: the exported graph decides as the agent does, with the state carried by whoever runs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from tiny import ACTIONS, BLOCKS, GRID, MAZE, QUICK, tiny_policy
+
+from hrm_agent import Agent, export
+from hrm_agent.environments import make_vector_env
+from hrm_agent.policy import Policy
+from hrm_agent.spaces import space_from_dict
+
+pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+STEPS, ENVS, TIE = 1000, 3, 1e-5
+# Sizes differ, the kinds of operation do not: a graph costs seconds to make, each operation its share.
+AGENTS: dict[str, dict[str, Any]] = {
+    "trm-conv": {"core_options": QUICK, "segments": 2},
+    "hrm-attention-gate": {
+        "core": "hrm",
+        "core_options": {"H_layers": 1, "L_layers": 1, "H_cycles": 1, "L_cycles": 1, "positions": "rope", **BLOCKS},
+        "carry": "gate",
+    },
+}
+
+
+def open_session(path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("kind", AGENTS)
+def test_a_thousand_steps_of_carried_state_equal_torchs(kind: str, tmp_path: Path) -> None:
+    env = make_vector_env("DynamicMaze-v0", ENVS, MAZE)
+    space = env.single_observation_space
+    agent = Agent(tiny_policy(space, **AGENTS[kind]), space, ACTIONS, {"env": "DynamicMaze-v0", "env_options": MAZE})
+    made = export.export_onnx(agent, tmp_path / "agent.onnx")
+    session = open_session(tmp_path / "agent.onnx")
+    assert [port.name for port in session.get_inputs()] == made["inputs"]
+    assert [port.name for port in session.get_outputs()] == made["outputs"]
+
+    obs, _ = env.reset(seed=0)
+    start, theirs = np.ones(ENVS, bool), None
+    mine = agent.policy.initial_state(ENVS)
+    ends = clear = 0
+    for _ in range(STEPS):
+        logits, value, *theirs = session.run(None, export.to_feed(agent, obs, start, theirs))
+        with torch.no_grad():
+            decision = agent.policy.step(torch.from_numpy(obs), mine, torch.from_numpy(start))
+        mine = decision.state
+        expected = decision.logits.numpy()
+        assert np.abs(logits - expected).max() < 1e-4
+        assert np.abs(value - decision.value.numpy()).max() < 1e-4
+        best = np.sort(expected)[:, -2:]
+        decided = best[:, 1] - best[:, 0] > TIE
+        actions = logits.argmax(-1)
+        assert (actions == expected.argmax(-1))[decided].all()
+        clear += int(decided.sum())
+        # Explores now and then: greedy and untrained, it would stand before one wall for ever.
+        played = np.where(np.random.default_rng(ends + clear).random(ENVS) < 0.3, (actions + 1) % 4, actions)
+        obs, _, terminated, truncated, _ = env.step(played)
+        start = terminated | truncated
+        ends += int(start.sum())
+    assert ends > 100
+    assert clear > 0.99 * STEPS * ENVS
+    env.close()
+
+
+def test_dictionaries_q_values_and_metadata(tmp_path: Path) -> None:
+    space = gym.spaces.Dict(map=GRID, speed=gym.spaces.Box(-1, 1, (2,), np.float64), mode=gym.spaces.Discrete(3))
+    actions = gym.spaces.Discrete(4, start=1)
+    policy = tiny_policy(space, core="gru", heads="q")
+    agent = Agent(policy, space, actions, {"env": "Mine-v0", "note": "é"})
+    made = export.export_onnx(agent, tmp_path / "agent.onnx")
+    assert made["inputs"] == [*(f"obs.{key}" for key in space.spaces), "episode_start", "state_0"]
+    assert made["outputs"] == ["logits", "state_0_next"]  # of Q-values the largest is the value
+    assert made["bytes"] == (tmp_path / "agent.onnx").stat().st_size
+    session = open_session(tmp_path / "agent.onnx")
+    said = session.get_modelmeta().custom_metadata_map
+    assert space_from_dict(json.loads(said["hrm_agent.observation_space"])) == space
+    assert space_from_dict(json.loads(said["hrm_agent.action_space"])) == actions
+    assert json.loads(said["hrm_agent.info"]) == agent.info
+    assert json.loads(said["hrm_agent.policy"]) == json.loads(json.dumps(policy.config.to_dict()))
+    assert {port.shape[0] for port in session.get_inputs()} == {"batch"}
+    for size in (1, 4):
+        obs = export._random_observations(agent, size, np.random.default_rng(size))
+        logits, state = session.run(None, export.to_feed(agent, obs, True, None))
+        chosen, kept = agent.predict(obs)
+        assert (logits.argmax(-1) + 1).tolist() == chosen.tolist()
+        assert state == pytest.approx(kept[0], abs=1e-5)
+
+
+def test_a_graph_that_says_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(tiny_policy(core="feedforward"), GRID, ACTIONS)
+    true_step = Policy.step
+
+    def tampered(self: Policy, *arguments: Any) -> Any:
+        decision = true_step(self, *arguments)
+        factor = 1.001 if torch.compiler.is_exporting() else 1.0
+        return decision._replace(logits=decision.logits * factor)
+
+    monkeypatch.setattr(Policy, "step", tampered)
+    with pytest.raises(export.ExportError, match="gives other numbers than torch: logits is off by"):
+        export.export_onnx(agent, tmp_path / "agent.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["run=agent", "out=agent.pt"], "out=agent.pt: expected a name that ends in .onnx"),
+        (["run=agent", "out=absent/agent.onnx"], "in a folder that exists"),
+        (["run=agent"], "stop=settled: rows that stop thinking at different times"),
+        (["run=agent", "agent=A-v0"], "one of the two"),
+        (["run=absent"], "absent: no such folder"),
+        (["run=agent", "carry=all"], "carry='all'"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_on_one_line(
+    given: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    Agent(tiny_policy(stop="settled", stop_threshold=0.1), GRID, ACTIONS).save(tmp_path / "agent")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hrm_agent.export", *given])
+    with pytest.raises(SystemExit) as ended:
+        export.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert line in said
+    assert said.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["agent"]
+
+
+def test_without_the_extra_the_user_is_told_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(export.ExportError, match=r"pip install 'hrm-agent\[onnx\]'"):
+        export.export_onnx(Agent(tiny_policy(), GRID, ACTIONS), tmp_path / "agent.onnx")
