@@ -44,7 +44,7 @@ def read_card(spec: AgentSpec) -> str:
 
 def list_agents() -> Table:
     """One line for each registered agent; one that cannot be read says so in its line."""
-    table = Table(*COLUMNS, title=f"{len(registry)} registered agents" if registry else "no agent is registered")
+    table = Table(*COLUMNS, title="Registered agents")
     for spec in registry.values():
         table.add_row(spec.id, *_headline(spec), spec.package or "register()")
     return table
