@@ -5,7 +5,9 @@ The graph is a function: the carried state goes in and comes out, as everywhere 
     inputs   obs (one input `obs.KEY` for each entry of a dictionary), the dtype of the observation space, `[B, ...]`
              episode_start  bool `[B]`, true where the observation begins an episode; the state is then not looked at
              state_0, ...   what the last call returned; zeros before the first (none where nothing is carried)
-    outputs  logits         float `[B, A]`; the greedy action is `argmax(logits) + start` of the action space
+    outputs  action         `[B, ...]`, the most probable action, as the environment takes it
+             logits         float `[B, P]`, parameters of the distribution over actions (`hrm_agent.distributions`),
+                            or Q-values
              value          float `[B]`; absent where the logits are Q-values
              state_0_next, ...
 
@@ -33,6 +35,7 @@ from torch.overrides import TorchFunctionMode
 from hrm_agent.agent import Agent
 from hrm_agent.checkpoint import write_atomically
 from hrm_agent.cli import parse_agent_options, usage_errors
+from hrm_agent.distributions import Categorical, Distribution, Gaussian, MultiCategorical
 from hrm_agent.encoders import find_grid
 from hrm_agent.policy import Policy
 from hrm_agent.registration import load_agent
@@ -50,19 +53,49 @@ class ExportError(ValueError):
 
 
 class _DecisionGraph(nn.Module):
-    """`Policy.step` as a function of tensors alone: observations, episode_start, states -> logits, value, states."""
+    """`Policy.step` as a function of tensors: observations, episode_start, states -> action, logits, value, states."""
 
-    def __init__(self, policy: Policy, keys: list[str] | None) -> None:
+    def __init__(self, policy: Policy, distribution: Distribution, keys: list[str] | None) -> None:
         super().__init__()
-        self.policy, self.keys = policy, keys
+        self.policy, self.distribution, self.keys = policy, distribution, keys
         self.with_value = policy.value_head is not None
+        self.to_env = _ToEnv(distribution)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         entries = 1 if self.keys is None else len(self.keys)
         obs = tensors[0] if self.keys is None else dict(zip(self.keys, tensors, strict=False))
         decision = self.policy.step(obs, tensors[entries + 1 :], tensors[entries])
         value = (decision.value,) if self.with_value else ()
-        return (decision.logits, *value, *decision.state)
+        action = self.to_env(self.distribution.best(decision.logits))
+        return (action, decision.logits, *value, *decision.state)
+
+
+class _ToEnv(nn.Module):
+    """`Distribution.to_env` on tensors; `_compare` holds that the two are the same."""
+
+    first: Tensor
+    middle: Tensor
+    span: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, distribution: Distribution) -> None:
+        super().__init__()
+        self.distribution = distribution
+        if isinstance(distribution, Gaussian):
+            self.register_buffer("middle", torch.from_numpy(distribution.middle))
+            self.register_buffer("span", torch.from_numpy(distribution.half))
+            self.register_buffer("low", torch.from_numpy(distribution.low))
+            self.register_buffer("high", torch.from_numpy(distribution.high))
+        elif isinstance(distribution, Categorical | MultiCategorical):
+            self.register_buffer("first", torch.as_tensor(distribution.first))
+
+    def forward(self, actions: Tensor) -> Tensor:
+        if not isinstance(self.distribution, Gaussian):
+            return actions + self.first
+        values = (self.middle + self.span * actions.double()).maximum(self.low).minimum(self.high)
+        dtype = getattr(torch, str(self.distribution.space_dtype))
+        return values.reshape(-1, *self.distribution.space_shape).to(dtype)
 
 
 class _PlainEmbeddings(TorchFunctionMode):
@@ -86,8 +119,8 @@ def export_onnx(agent: Agent, path: str | Path) -> dict[str, Any]:
         `1 + |number|`, over a few random steps with resets.
 
     Raises:
-        ExportError: the extra is missing, the agent stops thinking by itself, its actions are not discrete, torch
-            cannot trace it, or onnxruntime gives other numbers.
+        ExportError: the extra is missing, the agent stops thinking by itself, torch cannot trace it, or onnxruntime
+            gives other numbers.
     """
     _check(agent)
     was_on = agent.policy.device
@@ -121,18 +154,20 @@ def _check(agent: Agent) -> None:
         raise ExportError(
             f"stop={config.stop}: rows that stop thinking at different times are no fixed graph; export with stop=fixed"
         )
-    if not isinstance(agent.action_space, gym.spaces.Discrete):
-        raise ExportError(f"action space {agent.action_space}: only agents with discrete actions can be exported")
 
 
 def _names(agent: Agent) -> tuple[list[str], list[str], _DecisionGraph]:
     space = agent.observation_space
     keys = list(space.spaces) if isinstance(space, gym.spaces.Dict) else None
-    graph = _DecisionGraph(agent.policy, keys).eval()
+    graph = _DecisionGraph(agent.policy, agent.distribution, keys).eval()
     observations = ["obs"] if keys is None else [f"obs.{key}" for key in keys]
     states = [f"state_{i}" for i in range(len(agent.policy.initial_state(1)))]
     value = ["value"] if graph.with_value else []
-    return [*observations, "episode_start", *states], ["logits", *value, *(f"{s}_next" for s in states)], graph
+    return (
+        [*observations, "episode_start", *states],
+        ["action", "logits", *value, *(f"{s}_next" for s in states)],
+        graph,
+    )
 
 
 def _trace(graph: _DecisionGraph, example: list[Tensor], inputs: list[str], outputs: list[str]) -> Any:
@@ -202,7 +237,10 @@ def _compare(agent: Agent, graph: _DecisionGraph, data: bytes, inputs: list[str]
             found = session.run(outputs, feed)
             with torch.no_grad():
                 expected = graph(*tensors)
-            for name, mine, theirs in zip(outputs, expected, found, strict=True):
+            distribution, (action, logits, *_) = agent.distribution, found
+            if not np.array_equal(action, distribution.to_env(distribution.best(torch.from_numpy(logits)))):
+                raise ExportError(f"onnxruntime {onnxruntime.__version__} takes other actions than its logits say")
+            for name, mine, theirs in list(zip(outputs, expected, found, strict=True))[1:]:
                 off = float((np.abs(mine.numpy() - theirs) / (1 + np.abs(mine.numpy()))).max())
                 if not off <= TOLERANCE:
                     raise ExportError(

@@ -55,7 +55,7 @@ def test_a_thousand_steps_of_carried_state_equal_torchs(kind: str, tmp_path: Pat
     mine = agent.policy.initial_state(ENVS)
     ends = clear = 0
     for _ in range(STEPS):
-        logits, value, *theirs = session.run(None, export.to_feed(agent, obs, start, theirs))
+        actions, logits, value, *theirs = session.run(None, export.to_feed(agent, obs, start, theirs))
         with torch.no_grad():
             decision = agent.policy.step(torch.from_numpy(obs), mine, torch.from_numpy(start))
         mine = decision.state
@@ -64,7 +64,7 @@ def test_a_thousand_steps_of_carried_state_equal_torchs(kind: str, tmp_path: Pat
         assert np.abs(value - decision.value.numpy()).max() < 1e-4
         best = np.sort(expected)[:, -2:]
         decided = best[:, 1] - best[:, 0] > TIE
-        actions = logits.argmax(-1)
+        assert np.array_equal(actions, logits.argmax(-1))
         assert (actions == expected.argmax(-1))[decided].all()
         clear += int(decided.sum())
         # Explores now and then: greedy and untrained, it would stand before one wall for ever.
@@ -84,7 +84,7 @@ def test_dictionaries_q_values_and_metadata(tmp_path: Path) -> None:
     agent = Agent(policy, space, actions, {"env": "Mine-v0", "note": "é"})
     made = export.export_onnx(agent, tmp_path / "agent.onnx")
     assert made["inputs"] == [*(f"obs.{key}" for key in space.spaces), "episode_start", "state_0"]
-    assert made["outputs"] == ["logits", "state_0_next"]  # of Q-values the largest is the value
+    assert made["outputs"] == ["action", "logits", "state_0_next"]  # of Q-values the largest is the value
     assert made["bytes"] == (tmp_path / "agent.onnx").stat().st_size
     session = open_session(tmp_path / "agent.onnx")
     said = session.get_modelmeta().custom_metadata_map
@@ -95,10 +95,36 @@ def test_dictionaries_q_values_and_metadata(tmp_path: Path) -> None:
     assert {port.shape[0] for port in session.get_inputs()} == {"batch"}
     for size in (1, 4):
         obs = export._random_observations(agent, size, np.random.default_rng(size))
-        logits, state = session.run(None, export.to_feed(agent, obs, True, None))
+        action, _, state = session.run(None, export.to_feed(agent, obs, True, None))
         chosen, kept = agent.predict(obs)
-        assert (logits.argmax(-1) + 1).tolist() == chosen.tolist()
+        assert action.tolist() == chosen.tolist()
         assert state == pytest.approx(kept[0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("space", "actions"),
+    [
+        (
+            gym.spaces.Box(0, 255, (36, 40, 3), np.uint8),
+            gym.spaces.Box(np.float32([-2, 0]), np.float32([0.001, np.inf])),
+        ),
+        (gym.spaces.Box(-np.inf, np.inf, (3,), np.float32), gym.spaces.MultiDiscrete([3, 2], start=[1, 5])),
+    ],
+    ids=["picture-box", "vector-multidiscrete"],
+)
+def test_other_observations_and_actions(space: gym.Space, actions: gym.Space, tmp_path: Path) -> None:
+    policy = tiny_policy(space, actions=actions, core="gru", readout="mean", crop=0, patch=1)
+    agent = Agent(policy, space, actions)
+    export.export_onnx(agent, tmp_path / "agent.onnx")
+    session, mine, theirs = open_session(tmp_path / "agent.onnx"), None, None
+    random = np.random.default_rng(0)
+    for step in range(20):
+        obs = export._random_observations(agent, 5, random)[""]
+        action, _, _, *theirs = session.run(None, export.to_feed(agent, obs, step == 0, theirs))
+        chosen, mine = agent.predict(obs, mine)
+        assert action.dtype == chosen.dtype
+        assert action == pytest.approx(chosen, abs=1e-4)
+        assert all(actions.contains(a) for a in action)
 
 
 def test_a_graph_that_says_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

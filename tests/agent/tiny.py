@@ -37,7 +37,7 @@ MAZE = {"rows": 3, "cols": 3, "walls": 1, "doors": 1, "max_episode_steps": 9}
 
 def tiny_policy(space: gym.Space = GRID, seed: int = 0, crop: int = 1, patch: int = 2, **changes: Any) -> Policy:
     """A policy of width 8 whose heads are large enough for any difference in the latents to show."""
-    core = changes.pop("core", "trm")
+    core, actions = changes.pop("core", "trm"), changes.pop("actions", ACTIONS)
     settings: dict[str, Any] = {
         "core": core,
         "core_options": CORES[core],
@@ -46,7 +46,7 @@ def tiny_policy(space: gym.Space = GRID, seed: int = 0, crop: int = 1, patch: in
         **changes,
     }
     torch.manual_seed(seed)
-    policy = Policy(PolicyConfig(**settings), space, ACTIONS)
+    policy = Policy(PolicyConfig(**settings), space, actions)
     nn.init.normal_(policy.policy_head.weight)
     return policy
 
