@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.cores import Core
+from hrm_agent.cores import Core, map_state
 
 PolicyState = tuple[Tensor, ...]
 
@@ -89,7 +89,7 @@ class Full(Carry):
 
     def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         fresh = self.core.initial_state(episode_start.shape[0])
-        return type(fresh)(*(_choose(episode_start, f, k) for f, k in zip(fresh, kept, strict=True)))
+        return map_state(lambda f, k: _choose(episode_start, f, k), fresh, kept)
 
     def keep(self, state: Any, output: Tensor | None) -> PolicyState:
         return tuple(state)
@@ -103,9 +103,7 @@ class LastToken(Carry):
 
     def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         fresh = self._token_state(episode_start.shape[0])
-        return type(fresh)(
-            *(_choose(episode_start, f, k.unsqueeze(1).expand_as(f)) for f, k in zip(fresh, kept, strict=True))
-        )
+        return map_state(lambda f, k: _choose(episode_start, f, k.unsqueeze(1).expand_as(f)), fresh, kept)
 
     def keep(self, state: Any, output: Tensor | None) -> PolicyState:
         return tuple(t[:, -1] for t in state)
@@ -132,7 +130,7 @@ class Gate(Carry):
         fresh = self._token_state(episode_start.shape[0])
         gates = self.gate(torch.cat([*kept, tokens], dim=-1)).sigmoid()  # [B, L, fields]
         mixed = (f + g.unsqueeze(-1) * (k - f) for f, k, g in zip(fresh, kept, gates.unbind(-1), strict=True))
-        return type(fresh)(*(_choose(episode_start, f, m) for f, m in zip(fresh, mixed, strict=True)))
+        return map_state(lambda f, m: _choose(episode_start, f, m), fresh, tuple(mixed))
 
     def keep(self, state: Any, output: Tensor | None) -> PolicyState:
         return tuple(state)
@@ -155,7 +153,7 @@ class Output(Carry):
     def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         fresh = self._token_state(episode_start.shape[0])
         told = self.embed(kept[0]).chunk(len(fresh), dim=-1)  # one [B, D] a latent
-        return type(fresh)(*(_choose(episode_start, f, f + t.unsqueeze(1)) for f, t in zip(fresh, told, strict=True)))
+        return map_state(lambda f, t: _choose(episode_start, f, f + t.unsqueeze(1)), fresh, tuple(told))
 
     def keep(self, state: Any, output: Tensor | None) -> PolicyState:
         assert output is not None

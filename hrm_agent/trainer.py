@@ -158,7 +158,7 @@ class Trainer:
                     if self._stop:
                         path = self.save_checkpoint()
                         raise Interrupted(f"stopped at {self.frames:,} frames; checkpoint {path}")
-            self._finish(log)
+            self._finish(log, console)
         finally:
             for s, handler in previous.items():
                 signal.signal(s, handler)
@@ -181,7 +181,7 @@ class Trainer:
         if self._due(self.config.eval_every, before):
             self._validate(log)
         if self._due(self.config.video_every, before):
-            self._film(log)
+            self._film(log, console)
         if self._due(self.config.checkpoint_every, before):
             self.save_checkpoint()
         console.progress(self.frames, {**progress, "validation": self.validation.get("success")})
@@ -211,15 +211,19 @@ class Trainer:
             self.best = reached
             self.agent().save(self.folder / "agents" / "best")
 
-    def _film(self, log: RunLog) -> None:
-        frames = record_episodes(
-            self.policy, self.config.env, self.config.env_options, VIDEO_EPISODES, seed=0, band="validation"
-        )
+    def _film(self, log: RunLog, console: Console) -> None:
+        try:
+            frames = record_episodes(
+                self.policy, self.config.env, self.config.env_options, VIDEO_EPISODES, seed=0, band="validation"
+            )
+        except ValueError as error:
+            console.say(f"no film of this run: {error}")
+            return
         log.video(self.frames, "validation/episodes", encode_gif(frames, VIDEO_FPS), frames[0].shape)
 
-    def _finish(self, log: RunLog) -> None:
+    def _finish(self, log: RunLog, console: Console) -> None:
         self._validate(log)
-        self._film(log)
+        self._film(log, console)
         self.agent().save(self.folder / "agents" / "last")
         self.save_checkpoint()
         log.hyperparameters(self._settings(), {"validation/success": self.validation["success"]})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -80,7 +82,8 @@ def record_episodes(
     options = {name: value for name, value in env_options.items() if name not in ("oracle", "render_mode")}
     if "seed_band" in known_options(env_id, options):
         options["seed_band"] = band
-    env = make_env(env_id, {**options, "render_mode": "rgb_array"})
+    with _drawing(env_id):
+        env = make_env(env_id, {**options, "render_mode": "rgb_array"})
     frames: list[Frame] = []
     for i in range(episodes):
         frames += _record_episode(policy, env, env_id, seed + i, f"episode {i + 1} of {episodes}")
@@ -137,12 +140,23 @@ def _positions(env: gym.Env, obs: Any) -> list[int]:
     return np.flatnonzero(obs == Cell.AGENT).tolist() if _is_maze(env) else []
 
 
+@contextmanager
+def _drawing(env_id: str) -> Iterator[None]:
+    """Where an environment takes no `render_mode`, has no `render`, or lacks the library for it: a ValueError."""
+    try:
+        yield
+    except (TypeError, NotImplementedError, ImportError, gym.error.Error) as error:
+        raise ValueError(f"env={env_id}: draws no picture ({' '.join(str(error).split())})") from error
+
+
 def _picture(env: gym.Env, obs: Any, trail: list[int], probabilities: NDArray | None) -> Frame:
     if _is_maze(env):
         return render_grid(obs, trail=trail, scale=SCALE, action_probabilities=probabilities)
-    picture = env.render()
+    env_id = env.spec.id if env.spec else str(env)
+    with _drawing(env_id):
+        picture: Any = env.render()
     if not isinstance(picture, np.ndarray) or picture.ndim != 3:
-        raise ValueError(f"env={env.spec.id if env.spec else env}: draws no picture; it needs render_mode rgb_array")
+        raise ValueError(f"env={env_id}: draws no picture; it needs render_mode rgb_array")
     return picture[..., :3].astype(np.uint8)
 
 
