@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hrm_agent import registered_envs
-from hrm_agent.config import config_folder
+from hrm_agent.config import GROUPS, config_folder
+from hrm_agent.cores import core_names
 from hrm_agent.environments import check_env_id
 
 USAGE_ERROR = 2
@@ -173,6 +174,8 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
             raise UsageError(f"{missing}: not installed; pip install {PLUGINS[missing]}") from None
         group, _, choice = missing.rpartition("/")
         known = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))  # of a nested group too
+        if group == "core":
+            known = sorted({*known, *core_names()})
         raise UsageError(f"{group}={choice}: no such {group or 'config'}{nearest(choice, known)}") from None
     except ConfigCompositionException as error:
         cause = " ".join(str(x) for x in (error, error.__cause__ or ""))
@@ -182,11 +185,12 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
         chosen = [o for o in overrides if o.startswith(f"{key[1]}=")]
         if (config_folder() / key[1]).is_dir() and chosen:
             raise UsageError(f"{chosen[0]}: add this group with a plus sign, +{chosen[0]}") from None
-        raise UsageError(f"{key[1]}: no such setting{nearest(key[1], known_settings(config_name))}") from None
+        choices = [o for o in overrides if o.partition("=")[0] in GROUPS]
+        raise UsageError(f"{key[1]}: no such setting{nearest(key[1], known_settings(config_name, choices))}") from None
 
 
-def known_settings(config_name: str) -> list[str]:
-    """Dotted names of every setting of the default configuration, and its groups."""
+def known_settings(config_name: str, choices: list[str] | None = None) -> list[str]:
+    """Dotted names of every setting of the configuration with these choices of its groups, and the groups."""
 
     def walk(prefix: str, node: Any) -> Iterator[str]:
         yield prefix
@@ -194,7 +198,7 @@ def known_settings(config_name: str) -> list[str]:
             for key in map(str, node):
                 yield from walk(f"{prefix}.{key}" if prefix else key, node._get_node(key))
 
-    return [name for name in walk("", compose_config([], config_name)) if name]
+    return [name for name in walk("", compose_config(choices or [], config_name)) if name]
 
 
 def nearest(given: str, known: list[str]) -> str:

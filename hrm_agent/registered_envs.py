@@ -1,4 +1,4 @@
-"""`env=ID` without a configuration file: a Hydra source of configurations that knows Gymnasium's registry.
+"""`env=ID` and `core=NAME` without a configuration file: a Hydra source of configurations that knows the registries.
 
 Hydra asks its sources in turn. The shipped files come first, so `configs/env/ID.yaml` wins; for every other id that
 Gymnasium can make, this source answers with a generic node. Ids may name the module that registers them,
@@ -7,6 +7,9 @@ Gymnasium can make, this source answers with a generic node. Ids may name the mo
 What `configs/recommended/algo/ID/ALGO.yaml` and `configs/recommended/core/ID/CORE.yaml` say is laid over the defaults
 of that algorithm and core, beneath an experiment's settings and beneath what is typed. Where there is no such file, and
 the environment is not one of ours, this source answers for the algorithms (`GENERIC_ALGO`).
+
+A core that another package registers (`hrm_agent.cores.register_core`, or the entry-point group `hrm_agent.cores`) has
+the options of its constructor as settings: `core=ring core.gain=0.2`.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from hrm_agent.config import config_folder
+from hrm_agent.cores import core_names, core_options
 from hrm_agent.environments import check_env_id
 
 GENERIC_READOUT = "mean"
@@ -35,11 +39,12 @@ GENERIC_ENV: dict[str, Any] = {
 }
 # Mazes are short and their returns lie near 1; most other environments discount by 0.99, and returns may be anything.
 GENERIC_ALGO: dict[str, dict[str, Any]] = {"ppo": {"gamma": 0.99, "scale_rewards": True}, "dqn": {"gamma": 0.99}}
-KINDS = {"env/": None, "recommended/algo/": "_global_", "recommended/core/": "_global_"}
+GENERIC_HIDDEN_SIZE = 64
+KINDS = {"env/": None, "core/": None, "recommended/algo/": "_global_", "recommended/core/": "_global_"}
 
 
 class RegistrySource(ConfigSource):
-    """`env/ID` and `recommended/{algo,core}/ID/CHOICE` for ids without a file of their own."""
+    """`env/ID`, `core/NAME` and `recommended/{algo,core}/ID/CHOICE` for those without a file of their own."""
 
     @staticmethod
     def scheme() -> str:
@@ -48,7 +53,7 @@ class RegistrySource(ConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         kind, node = _find(config_path)
         if node is None:
-            raise ConfigLoadError(f"no registered environment for {config_path}")
+            raise ConfigLoadError(f"nothing is registered for {config_path}")
         return ConfigResult(self.provider, self.full_path(), node, {"package": KINDS[kind]})
 
     def available(self) -> bool:
@@ -91,7 +96,9 @@ def _find(config_path: str) -> tuple[str, DictConfig | None]:
     for kind in KINDS:
         if config_path.startswith(kind):
             rest = config_path[len(kind) :]
-            return kind, _env_node(rest) if kind == "env/" else _recommended(kind, rest)
+            if kind == "env/":
+                return kind, _env_node(rest)
+            return kind, _core_node(rest) if kind == "core/" else _recommended(kind, rest)
     return "", None
 
 
@@ -103,6 +110,13 @@ def _env_node(env_id: str) -> DictConfig | None:
     module, _, name = env_id.rpartition(":")
     shipped = _shipped(f"env/{name}") if module else None
     return OmegaConf.merge(GENERIC_ENV if shipped is None else shipped, {"id": env_id})  # type: ignore[return-value]
+
+
+def _core_node(name: str) -> DictConfig | None:
+    """Raises: ValueError for a core whose package cannot be loaded."""
+    if name not in core_names():
+        return None
+    return OmegaConf.create({"name": name, "hidden_size": GENERIC_HIDDEN_SIZE, **core_options(name)})
 
 
 def _recommended(kind: str, path: str) -> DictConfig | None:

@@ -58,7 +58,8 @@ def register_core(name: str, core: type[Core]) -> None:
 
     Args:
         name: letters, digits, `_`, `-` and `.`.
-        core: its class; options are the keyword-only arguments of its constructor, each with a default.
+        core: its class; options are the keyword-only arguments of its constructor, each with a default that is a
+            number, a text, a bool, None or a list of these. A file of settings, and a saved agent, hold them.
 
     Raises:
         ValueError: a name that is taken by another class or is none, or a class that is no core.
@@ -70,6 +71,12 @@ def register_core(name: str, core: type[Core]) -> None:
     without = [p.name for p in _options_of(core) if p.default is p.empty]
     if without:
         raise ValueError(f"core {name}: the options {', '.join(without)} need default values")
+    for option in _options_of(core):
+        if not _is_plain(option.default):
+            raise ValueError(
+                f"core {name}: the default of {option.name} is {option.default!r}; expected a number, a text, a bool, "
+                "None or a list of these, which configurations and saved agents can hold"
+            )
     if CORES.get(name, core) is not core:
         raise ValueError(f"core {name!r} is already registered as {CORES[name].__qualname__}; choose another name")
     CORES[name] = core
@@ -117,6 +124,12 @@ def core_options(name: str) -> dict[str, Any]:
 
 def _options_of(core: type[Core]) -> list[inspect.Parameter]:
     return [p for p in inspect.signature(core).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def build_core(
