@@ -18,6 +18,13 @@ UNTRAINED = ("clairvoyant", "bfs_replanner", "random")
 LABELS = {"bfs_replanner": "BFS re-planner", "random": "random policy", "clairvoyant": "clairvoyant bound"}
 NEVER = float("inf")
 NEARLY = 0.01  # below its final success an agent counts as having reached it: the last episodes are a sample
+PAIRS = (  # of throughput.json: what is the same, ours, theirs
+    ("parameters (the library's size), training settings", "gru_as_lstm", "sb3_recurrent_ppo"),
+    ("parameters (our shipped GRU), training settings", "gru", "sb3_recurrent_ppo_as_gru"),
+    ("parameters (our shipped TRM), training settings", "trm", "sb3_recurrent_ppo_as_trm"),
+    ("multiply-adds of a decision, training settings", "trm", "sb3_recurrent_ppo"),
+    ("parameters; each library's own training settings", "trm", "sb3_recurrent_ppo_as_trm_by_default"),
+)
 COLOURS = {
     "trm": "C0", "trm_tuned": "C9", "hrm": "C4", "drc": "C2", "gru": "C6", "feedforward": "C7",
     "sb3_recurrent_ppo": "C3", "sb3_ppo_cnn": "C1", "sb3_ppo_mlp": "C5", "sb3_dqn": "C8",
@@ -197,21 +204,29 @@ def trials_table(trials: list[Record]) -> str:
 
 
 def throughput_table(records: list[Record]) -> str:
-    """Training speed of ours beside sb3-contrib's, and how many times it is."""
-    rows = []
-    for r in records:
-        row = {
-            "agent": r["agent"],
-            "parameters": f"{r['parameters']:,}",
-            "steps/s, median": f"**{r['steps_per_second']:,.0f}**",
-            "each round": " ".join(f"{x:,.0f}" for x in r["rounds"]),
-        }
-        for ours in (x for x in records if not x["agent"].startswith("sb3_")):
-            row[f"{ours['agent']} is"] = f"{ours['steps_per_second'] / r['steps_per_second']:.1f} times as fast"
-            if r is ours:
-                row[f"{ours['agent']} is"] = ""
-        rows.append(row)
+    """Training speed of ours beside sb3-contrib's, in pairs that have something in common."""
+    known, rows = {r["agent"]: r for r in records}, []
+    for same, mine, other in PAIRS:
+        if mine not in known or other not in known:
+            continue
+        pair = (known[mine], known[other])
+        rows.append(
+            {
+                "the same": same,
+                "ours": mine,
+                "sb3-contrib": f"LSTMs of {pair[1]['size']['lstm_size']}",
+                "parameters": versus(pair, "parameters"),
+                "multiply-adds a decision": versus(pair, "macs_per_decision"),
+                "steps/s, median": versus(pair, "steps_per_second"),
+                "each round": " : ".join(" ".join(f"{x:,.0f}" for x in r["rounds"]) for r in pair),
+                "ours is": f"**{pair[0]['steps_per_second'] / pair[1]['steps_per_second']:.2f}** times as fast",
+            }
+        )
     return table(rows) if rows else ""
+
+
+def versus(pair: tuple[Record, Record], name: str) -> str:
+    return " : ".join(f"{r[name]:,.0f}" for r in pair)
 
 
 def figures(folder: Path) -> None:
