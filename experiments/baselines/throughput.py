@@ -2,13 +2,13 @@
 
     python experiments/baselines/throughput.py [--rounds 3] [--seconds 10] [--agents lstm gru_as_lstm]
 
-All collect and train in this one process on the same environments, with the same number of them, steps between updates,
-decisions in a minibatch and passes over a rollout: those of our shipped settings. Parameters are matched to a tenth both
-ways: `lstm` has the size that the library gives it, `gru_as_lstm` is our GRU core with a memory that makes it as large;
-`lstm_as_NAME` is the library's agent with LSTMs that make it as large as ours of that name, which are as shipped, and
-`lstm_as_trm_by_default` trains it by the library's defaults in place of our settings. The rounds go A B C ... A B C ...,
-so that a machine that becomes slower does so for all; in each an agent gets whole iterations (collection and updates)
-until its processor time is over. The first iteration of each does not count. Writes
+All collect and train in this one process on the same environments, with the same number of them, steps between
+updates, decisions in a minibatch and passes over a rollout: those of our shipped settings. Parameters are matched to a
+tenth both ways: `lstm` has the size that the library gives it, `gru_as_lstm` is our GRU core with a memory that makes
+it as large; `lstm_as_NAME` is the library's agent with LSTMs that make it as large as ours of that name, which are as
+shipped, and `lstm_as_trm_by_default` trains it by the library's defaults in place of our settings. The rounds go
+A B C ... A B C ..., so that a machine that becomes slower does so for all; in each an agent gets whole iterations
+(collection and updates) until its processor time is over. The first iteration of each does not count. Writes
 `throughput.json`.
 """
 

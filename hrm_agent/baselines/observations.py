@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-LAYOUTS = ("flat", "planes")
+LAYOUTS = ("flat", "planes", "raw")
 MAX_IDS = 32
 
 
@@ -30,7 +30,8 @@ def build_view(space: gym.Space, layout: str) -> View:
 
     A grid `(H, W)` of ids 0..K-1 becomes K planes of 0 and 1, uint8: `flat` `[K*H*W]`, or `planes` `[K, H, W]`;
     the C channels of a grid `(H, W, C)` one after another. Stable-Baselines3 makes floats of them without scaling,
-    because their largest value is 1 and not an image's 255.
+    because their largest value is 1 and not an image's 255. With `raw` every array stays as it is: for networks that
+    read ids (`hrm_agent.sb3.CoreExtractor`) and for our own agents.
 
     Args:
         space: of one observation of the environment.
@@ -40,6 +41,10 @@ def build_view(space: gym.Space, layout: str) -> View:
         ValueError: no such form of this space.
     """
     assert layout in LAYOUTS
+    if layout == "raw":
+        if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+            raise ValueError(f"observation space {space}: expected one array; use Stable-Baselines3's own environments")
+        return View(space, np.array)
     if isinstance(space, gym.spaces.Box) and np.issubdtype(space.dtype, np.integer) and len(space.shape) in (2, 3):
         return _one_hot(space, layout)
     if layout == "planes":

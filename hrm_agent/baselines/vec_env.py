@@ -30,7 +30,7 @@ class SB3VecEnv(VecEnv):
 
     Args:
         env: the vector environment; closed with this one.
-        layout: `flat` or `planes`, see `observations.build_view`.
+        layout: `flat`, `planes` or `raw`, see `observations.build_view`.
 
     Raises:
         ValueError: another autoreset mode, or spaces that Stable-Baselines3's networks cannot have.
