@@ -74,10 +74,12 @@ def test_one_seed_of_everything_before_the_next_and_nothing_twice(study: ModuleT
 
 
 def test_the_searchs_winner_is_an_arm_of_its_own_unless_it_is_the_default(study: ModuleType, here: Path) -> None:
+    searched = {**CONFIG, "search": "trm"}
     (here / "tuned.json").write_text(json.dumps({**TUNED, "trm": {"settings": {}}}))
-    assert "trm_tuned" not in {arm.name for arm in study.arms_of(CONFIG)}
+    assert "trm_tuned" not in {arm.name for arm in study.arms_of(searched)}
     (here / "tuned.json").write_text(json.dumps({**TUNED, "trm": {"settings": {"algo.gamma": 0.9}}}))
-    options = {arm.name: arm.options for arm in study.arms_of(CONFIG)}
+    assert "trm_tuned" not in {arm.name for arm in study.arms_of({**CONFIG, "search": None})}
+    options = {arm.name: arm.options for arm in study.arms_of(searched)}
     assert options["trm"] == ("core=trm",)
     assert options["trm_tuned"] == options["trm_tuned_fog"] == ("core=trm", "algo.gamma=0.9")
 

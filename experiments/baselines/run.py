@@ -102,7 +102,7 @@ def main() -> None:
         draw()
         return
     config = yaml.safe_load((HERE / "arms.yaml").read_text())
-    arms, seconds = arms_of(config), options.seconds or config["seconds"]
+    arms = arms_of(config)
     jobs = missing(arms, options.seeds or config["seeds"])
     if options.list:
         print("\n".join(f"{arm.name} {seed}" for arm, seed in jobs))
@@ -110,7 +110,9 @@ def main() -> None:
     if options.only:
         jobs = [chosen(arms, *options.only)]
     with ThreadPoolExecutor(options.jobs) as pool:
-        done = list(pool.map(lambda job: run(config, *job, seconds, options.jobs), jobs))
+        done = list(
+            pool.map(lambda job: run(config, *job, time_of(config, job[0], options.seconds), options.jobs), jobs)
+        )
     if not options.only:
         draw()
     if not all(done):
@@ -155,6 +157,11 @@ def chosen(arms: list[Arm], name: str, seed: str) -> tuple[Arm, int]:
     if not seed.isdigit():
         refuse(f"--only {name} {seed}: expected a seed, a number from 0")
     return found[0], int(seed)
+
+
+def time_of(config: dict[str, Any], arm: Arm, given: float | None) -> float:
+    """Seconds of processor time that an agent of Stable-Baselines3 trains."""
+    return given or config["seconds_of"].get(arm.agent, config["seconds"])
 
 
 def run(config: dict[str, Any], arm: Arm, seed: int, seconds: float, jobs: int) -> bool:
