@@ -34,7 +34,9 @@ def note(axes: Axes, x: float, y: float, text: str, colour: str = INK, **how: st
 def draw(axes: Axes) -> None:
     middle = TOP + HEIGHT / 2
     axes.add_patch(
-        FancyBboxPatch((3.75, 2.45), 5.3, 2.35, boxstyle="round,pad=0.02,rounding_size=0.15", fc="none", ec=INK, ls="--")
+        FancyBboxPatch(
+            (3.75, 2.45), 5.3, 2.35, boxstyle="round,pad=0.02,rounding_size=0.15", fc="none", ec=INK, ls="--"
+        )
     )
     note(axes, 6.4, 4.58, "step t: K segments, here K = 3")
 

@@ -1,0 +1,316 @@
+"""Every code block of the documentation and of the README runs or is checked, and the site builds without a warning.
+
+A comment `<!-- test: MARK -->` before a block says what else is to be done with it:
+
+    run [KEY=VALUE ...]   run the commands of a bash block, with these settings added; others are only checked
+    setup run at PATH     put the folder of a training run at PATH before the block
+    file PATH             write the block to a file instead of running it
+    install NAME          make the entry points of a toml block those of an installed distribution
+    without the network   a hub of folders stands in for the Hugging Face hub
+    not installed         needs packages that tests do not have: settings are checked, and nothing that they load
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from hrm_agent import hub, registry, train
+from hrm_agent.cli import check_jobs, open_options, parse_options, wants_help
+from hrm_agent.config import resolve, settings
+from hrm_agent.cores import CORES
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+BLOCK = re.compile(r"^(?:<!-- test: (.+?) -->\n+)?```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# What a reader types that is no command of ours.
+SHELL = (
+    r"pip install .+",
+    r"pytest( -m slow)?",
+    r"tensorboard --logdir runs",
+    r"python -m venv \w+",
+    r"source \w+/bin/activate",
+    r"mkdocs (build --strict|serve)",
+)
+TINY_RUN = (
+    "env=DynamicMaze-v0", "core.hidden_size=8", "core.inner_size=8", "total_steps=256", "algo.num_envs=8",
+    "algo.rollout_steps=4", "algo.window=4", "algo.minibatch_windows=4", "eval_episodes=4", "test_episodes=0", "shards=1",
+)  # fmt: skip
+
+
+class Block(NamedTuple):
+    mark: str
+    language: str
+    code: str
+    line: int  # of its first line in the page
+
+
+def blocks_of(text: str) -> list[Block]:
+    return [
+        Block(found[1] or "", found[2], found[3], text.count("\n", 0, found.start(3))) for found in BLOCK.finditer(text)
+    ]
+
+
+def commands_of(block: Block) -> list[list[str]]:
+    """The words of every command of a bash block, without comments."""
+    commands: list[list[str]] = []
+    for line in block.code.replace("\\\n", " ").splitlines():
+        command: list[str] = []
+        for word in [*shlex.split(line, comments=True), "&&"]:
+            if word != "&&":
+                command.append(word)
+            elif command:
+                commands.append(command)
+                command = []
+    return commands
+
+
+def call(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m MODULE ARGUMENTS`, inside the test's process."""
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    found = importlib.util.find_spec(module)
+    package = found is not None and found.submodule_search_locations is not None
+    importlib.import_module(f"{module}.__main__" if package else module).main()
+
+
+def check_training(arguments: list[str], monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    """As the command checks itself before a run, but for the memory of the machine that the tests run on."""
+    monkeypatch.setattr(train, "check_memory", lambda *_: None)
+    check: Callable[[Any], Any] = train.check_run
+    if wants_help(arguments):
+        arguments = [a for a in arguments if "=" in a]
+    if not installed:
+        arguments = [a for a in arguments if not a.startswith(("hydra/launcher", "hydra.launcher"))]
+        check = lambda cfg: settings(resolve(cfg))  # noqa: E731
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    if "resume" in given:
+        assert set(given) <= {"resume", *train.CHANGEABLE}
+        train.load_run(Path(given["resume"]))
+        return
+    check_jobs(open_options(arguments), "train", check)
+
+
+def check_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    name = module.removeprefix("hrm_agent.")
+    if name == "train":
+        check_training(arguments, monkeypatch, installed)
+    elif name == "parity":
+        assert importlib.util.find_spec(module)  # its arguments are files that the reader must have
+    else:
+        options = parse_options(arguments, name, "")
+        if name == "baselines":
+            from hrm_agent.baselines.training import BaselineRun, RunConfig
+
+            BaselineRun(RunConfig.parse({key: value for key, value in options.items() if key != "out"}))
+
+
+def do_bash(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked, *added = block.mark.split() or [""]
+    for words in commands_of(block):
+        if words[:2] == ["python", "-m"] and words[2].startswith("hrm_agent."):
+            if marked == "run":
+                call(words[2], [*words[3:], *added], monkeypatch)
+            else:
+                check_command(words[2], words[3:], monkeypatch, installed=block.mark != "not installed")
+        elif words[0] == "python" and words[1].startswith("experiments/"):
+            assert (ROOT / words[1]).is_file()
+        else:
+            text = " ".join(words)
+            assert any(re.fullmatch(pattern, text) for pattern in SHELL), f"nothing runs or checks {text!r}"
+
+
+def do_python(block: Block, page: Path, names: dict[str, Any]) -> None:
+    # Empty lines before it: an error then names the line of the page.
+    exec(compile("\n" * block.line + block.code, str(page), "exec"), names)
+
+
+def install(name: str, toml: str, folder: Path) -> None:
+    """A distribution is a folder of metadata on the path; importlib finds it as it finds what pip installs."""
+    points = tomllib.loads(toml)["project"]["entry-points"]
+    sections = [
+        [f"[{group}]", *(f"{key} = {value}" for key, value in found.items())] for group, found in points.items()
+    ]
+    metadata = folder / f"{name}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("\n".join(line for lines in sections for line in lines) + "\n")
+    importlib.invalidate_caches()
+
+
+class FolderHub:
+    """What `hrm_agent.hub` uses of `huggingface_hub`, with a folder for each repository."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def HfApi(self, token: str | None = None) -> FolderHub:
+        return self
+
+    def create_repo(self, repo_id: str, **_: Any) -> str:
+        (self.root / repo_id).mkdir(parents=True)
+        return f"hub/{repo_id}"
+
+    def upload_folder(self, repo_id: str, folder_path: str, **_: Any) -> None:
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+
+    def snapshot_download(self, repo_id: str, **_: Any) -> str:
+        return str(self.root / repo_id)
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        call("hrm_agent.train", [*TINY_RUN, f"hydra.run.dir={folder}"], monkeypatch)
+    return folder
+
+
+@pytest.fixture
+def _left_as_it_was() -> Iterator[None]:
+    """What pages register is gone after the test."""
+    mappings: list[dict[str, Any]] = [CORES, gymnasium.registry, registry._specs]
+    before, modules = [dict(mapping) for mapping in mappings], set(sys.modules)
+    yield
+    for mapping, was in zip(mappings, before, strict=True):
+        mapping.clear()
+        mapping.update(was)
+    for name in set(sys.modules) - modules:
+        if name.split(".")[0] in ("my_project", "my_package"):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+
+
+@pytest.mark.usefixtures("_left_as_it_was")
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks_of(p.read_text())], ids=lambda p: str(p.relative_to(ROOT)))
+def test_code_blocks(page: Path, tmp_path: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(hub, "_library", lambda: FolderHub(tmp_path / "hub"))
+    for folder in ("RUN", "runs/..."):  # the names that pages have for some run
+        shutil.copytree(trained_run, folder)
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in blocks_of(page.read_text()):
+        marked, _, what = block.mark.partition(" ")
+        if block.mark.startswith("setup run at "):
+            shutil.copytree(trained_run, block.mark.removeprefix("setup run at "))
+        if marked == "file":
+            Path(what).parent.mkdir(parents=True, exist_ok=True)
+            Path(what).write_text(block.code)
+            importlib.invalidate_caches()
+        elif block.language == "python":
+            do_python(block, page, names)
+        elif block.language == "bash":
+            do_bash(block, monkeypatch)
+        elif block.language == "toml":
+            assert tomllib.loads(block.code)
+            if marked == "install":
+                install(what, block.code, tmp_path)
+        elif block.language == "yaml":
+            assert isinstance(yaml.safe_load(block.code), dict)
+        else:
+            pytest.fail(f"{page}:{block.line}: nothing runs or checks a block of {block.language or 'no language'}")
+
+
+def test_every_fence_is_seen() -> None:
+    """A block that `BLOCK` overlooks, because it is indented for instance, would pass unseen."""
+    for page in PAGES:
+        assert len(re.findall(r"^\s*```", page.read_text(), re.MULTILINE)) == 2 * len(blocks_of(page.read_text())), page
+
+
+def test_a_wrong_line_is_noticed(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = [
+        "python -m hrm_agent.train core=trmm",
+        "python -m hrm_agent.evaluate run=RUN episode=3",
+        "python -m hrm_agent.train env.options.dors=3",
+        "python -m hrm_agent.baselines baseline=sb3_ppo out=runs/x",
+        "python -m hrm_agent.nothing",
+        "python -m hrm_agent.train resume=RUN seed=1",
+        "rm -rf runs",
+    ]
+    for line in wrong:
+        with pytest.raises((ValueError, AssertionError, OSError)):
+            do_bash(Block("", "bash", line, 0), monkeypatch)
+
+
+# The site
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    pytest.importorskip("mkdocs")
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_environment_has_a_page_of_gymnasiums_form_and_a_picture(hooks: ModuleType) -> None:
+    ours = {name for name, spec in gymnasium.registry.items() if str(spec.entry_point).startswith("hrm_envs.")}
+    assert set(hooks.environment_ids()) == {name for name in ours if not name.startswith("MiniHack")}
+    for name in hooks.environment_ids():
+        page = hooks.environment_page(name)
+        for title in (
+            "Description", "Action Space", "Observation Space", "Starting State", "Rewards", "Episode End", "Arguments",
+            "Version History",
+        ):  # fmt: skip
+            assert f"\n## {title}\n" in page
+        assert "| `max_episode_steps` |" in page
+        env = gymnasium.make(name, render_mode="rgb_array")
+        env.reset(seed=0)
+        with Image.open(DOCS / "images" / f"{name}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), env.render())
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """Links and anchors are checked, those to other hosts are not asked."""
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "NUMBA_DISABLE_JIT": "1"}
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path / "site")],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout + built.stderr
+    for page in (
+        "index",
+        "concepts/index",
+        "environments/PaperMaze-v0/index",
+        "experiments/main_job/index",
+        "api/index",
+    ):
+        assert (tmp_path / "site" / f"{page}.html").is_file()
+
+
+def test_links_of_the_experiments_pages(hooks: ModuleType) -> None:
+    """What is in the repository but not in the site loses its link, what is in neither keeps it and so is reported."""
+    known = SimpleNamespace(get_file_from_path=lambda path: path == "experiments/braid/curves.png" or None)
+    page = "experiments/braid/README.md"
+    for target, expected in (
+        ("curves.png", "[x](curves.png)"),
+        ("results.json", "x"),
+        ("../../hrm_agent/agent.py", "x"),
+        ("missing.json", "[x](missing.json)"),
+        ("https://example.org", "[x](https://example.org)"),
+        ("#claim", "[x](#claim)"),
+    ):
+        assert hooks.LINK.sub(lambda match: hooks._inside(match, page, known), f"[x]({target})") == expected
