@@ -31,6 +31,7 @@ EXPERIMENTS = "experiments"
 SHOWN = (".md", ".png", ".svg", ".gif")
 # An entry of a docstring's list, `name, name: text`, with the further lines of its text.
 ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
+OUTSIDE = re.compile(rf"\]\((?:\.\./)+{EXPERIMENTS}/")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -65,7 +66,7 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     source = page.file.src_uri
     if source.startswith(f"{EXPERIMENTS}/"):
         return LINK.sub(lambda match: _inside(match, source, files), markdown)
-    return markdown.replace("](../experiments/", f"]({relpath(EXPERIMENTS, str(PurePosixPath(source).parent))}/")
+    return OUTSIDE.sub(f"]({relpath(EXPERIMENTS, str(PurePosixPath(source).parent))}/", markdown)
 
 
 def experiment_files() -> list[str]:

@@ -52,7 +52,8 @@ SHELL = (
 )
 TINY_RUN = (
     "env=DynamicMaze-v0", "core.hidden_size=8", "core.inner_size=8", "total_steps=256", "algo.num_envs=8",
-    "algo.rollout_steps=4", "algo.window=4", "algo.minibatch_windows=4", "eval_episodes=4", "test_episodes=0", "shards=1",
+    "algo.rollout_steps=4", "algo.window=4", "algo.minibatch_windows=4", "eval_episodes=4", "test_episodes=0",
+    "shards=1",
 )  # fmt: skip
 
 
@@ -186,6 +187,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def _left_as_it_was() -> Iterator[None]:
     """What pages register is gone after the test."""
+    assert len(registry)  # looks for agents, once
     mappings: list[dict[str, Any]] = [CORES, gymnasium.registry, registry._specs]
     before, modules = [dict(mapping) for mapping in mappings], set(sys.modules)
     yield
