@@ -17,6 +17,7 @@ from hrm_agent.card import CARD_FILE, is_card, write_card
 from hrm_agent.checkpoint import CheckpointError, load_tensors, save_tensors, write_atomically
 from hrm_agent.distributions import build_distribution
 from hrm_agent.policy import Policy, PolicyConfig, to_tensors
+from hrm_agent.sources import refuse_own_module
 from hrm_agent.spaces import space_from_dict, space_to_dict
 
 AGENT_FILE = "agent.json"
@@ -33,6 +34,7 @@ class Agent:
         observation_space, action_space: of a single environment.
         info: JSON-able facts (environment id and options, frames trained, success on validation levels, ...).
         seed: of the actions drawn by `predict(deterministic=False)`.
+        folder: what it was loaded from, the run's where it lies in one; None: it was not loaded.
     """
 
     def __init__(
@@ -42,11 +44,12 @@ class Agent:
         action_space: gym.Space,
         info: dict[str, Any] | None = None,
         seed: int = 0,
+        folder: Path | None = None,
     ) -> None:
         self.policy = policy.eval()
         self.observation_space, self.action_space = observation_space, action_space
         self.distribution = build_distribution(action_space)
-        self.info = info or {}
+        self.info, self.folder = info or {}, folder
         self.generator = torch.Generator().manual_seed(seed)
 
     def __repr__(self) -> str:
@@ -157,7 +160,9 @@ class Agent:
                 "with positions=none and mixing=conv, plays other sizes"
             )
         policy.load_state_dict(weights)
-        fitted = Agent(policy.to(self.policy.device), observation_space, self.action_space, self.info)
+        fitted = Agent(
+            policy.to(self.policy.device), observation_space, self.action_space, self.info, folder=self.folder
+        )
         fitted.generator.set_state(self.generator.get_state())
         return fitted
 
@@ -167,12 +172,15 @@ class Agent:
         """Id and options of the environment it was trained on, or of `env`, with `env_options` changed.
 
         Raises:
-            ValueError: no `env` given, and the agent does not say what it was trained on.
+            ValueError: no `env` given, and the agent does not say what it was trained on, or names a module that lies
+                in its own folder.
         """
         trained_on = self.info.get("env")
         env_id = env or trained_on
         if env_id is None:
             raise ValueError("the agent does not say its environment; give one with env=")
+        if env is None:
+            refuse_own_module(env_id, self.folder)
         own = (self.info.get("env_options") or {}) if env_id == trained_on else {}
         return env_id, {**own, **(env_options or {})}
 
@@ -203,7 +211,9 @@ class Agent:
         if config.carry != trained.carry:
             weights = _without_carry(weights, policy, trained.carry)
         policy.load_state_dict(weights)
-        agent = Agent(policy.to(self.policy.device), self.observation_space, self.action_space, self.info)
+        agent = Agent(
+            policy.to(self.policy.device), self.observation_space, self.action_space, self.info, folder=self.folder
+        )
         agent.generator.set_state(self.generator.get_state())
         return agent
 
@@ -263,7 +273,9 @@ class Agent:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder}: weights do not fit the description in {AGENT_FILE} ({reason})") from None
-        agent = cls(policy, spaces[0], spaces[1], info).changed(carry, segments, stop, stop_threshold)
+        whole = folder.resolve()
+        whole = whole.parents[1] if whole.parent.name == "agents" else whole  # of a run
+        agent = cls(policy, spaces[0], spaces[1], info, folder=whole).changed(carry, segments, stop, stop_threshold)
         return agent if observation_space is None else agent.fit(observation_space)
 
 

@@ -187,7 +187,7 @@ class Collector:
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Inverse of `tensors` and `metadata`.
 
-        An environment without `get_state` cannot be put back: it begins new episodes, from seeds it has not seen.
+        An environment without `get_state` cannot be put back: it begins new episodes, from seeds drawn anew.
 
         Raises:
             KeyError, ValueError: they belong to another policy or number of environments.
@@ -207,7 +207,7 @@ class Collector:
             self.obs = obs[""] if isinstance(self.obs, Tensor) else obs
             self.episode_start = tensors["episode_start"].to(self.device)
         else:
-            obs, _ = self.env.reset(seed=self.seed + self.frames)
+            obs, _ = self.env.reset(seed=_seed_after(self.seed, self.frames))
             self.obs = to_tensors(obs, self.device)
             self.episode_start = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
 
@@ -225,6 +225,12 @@ class Collector:
             "success": float(np.mean(successes)),
             "segments": self.segments,
         }
+
+
+def _seed_after(seed: int, frames: int) -> int:
+    """Where a resumed run's streams of levels begin: far from those of other seeds and of other numbers of frames."""
+    # Below 2^28, where evaluation's seeds begin, also when the number of an environment is added.
+    return int(np.random.SeedSequence([seed, frames]).generate_state(1)[0]) % (2**28 - 2**20)
 
 
 def stack_final_obs(final_obs: Any, rows: np.ndarray, space: gym.Space) -> Any:

@@ -180,8 +180,8 @@ class PictureEncoder(Encoder):
 class VectorEncoder(Encoder):
     """Numbers `[..., *shape]` -> one token `[..., 1, D]`.
 
-    Every entry is divided by its running standard deviation about its running mean, which `observe` keeps; before the
-    first call they are taken as they come.
+    Once `observe` has been called, every entry is divided by its running standard deviation about its running mean;
+    before, and where nobody calls it (DQN), numbers are taken as they come.
     """
 
     grid = None
@@ -201,8 +201,10 @@ class VectorEncoder(Encoder):
 
     def forward(self, obs: Observation) -> Tensor:
         assert isinstance(obs, Tensor)
-        values = (self._flat(obs) - self.mean) / (self.variance + 1e-8).sqrt()
-        return self.linear(values.clamp(-CLIP, CLIP).to(self.linear.weight.dtype)).unsqueeze(-2)
+        values = self._flat(obs)
+        scaled = ((values - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-CLIP, CLIP)
+        values = torch.where(self.count > 0, scaled, values)
+        return self.linear(values.to(self.linear.weight.dtype)).unsqueeze(-2)
 
     def _flat(self, obs: Tensor) -> Tensor:
         return obs.double().reshape(*obs.shape[: obs.dim() - self.dimensions], -1)

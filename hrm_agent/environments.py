@@ -51,8 +51,8 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
     from `options`.
 
     Raises:
-        ValueError: an unknown id, an option that the environment does not take or that is out of range, or
-            observations without an encoding.
+        ValueError: an unknown id, an option that the environment does not take or that is out of range, a library
+            that it needs and that is not installed, or observations without an encoding.
     """
     check_env_id(env_id)
     name = env_id.rpartition(":")[2]  # its module has been imported
@@ -65,8 +65,8 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
             env.close()
         make = [lambda: _with_statistics(make_env(env_id, options))] * num_envs
         return SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP)
-    except TypeError as error:
-        raise ValueError(f"env={env_id}: {error}") from None
+    except (TypeError, ImportError, gym.error.Error) as error:  # an option it has not, or a library it lacks
+        raise ValueError(f"env={env_id}: {' '.join(str(error).split())}") from None
 
 
 def episode_success(env: VectorEnv, infos: dict[str, Any], returns: NDArray) -> NDArray[np.bool_]:

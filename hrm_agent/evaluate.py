@@ -132,7 +132,7 @@ def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool) -
         "bfs_replanner": None if replanned is None else summarize(replanned),
         "clairvoyant": summarize_clairvoyant(played),
         "levels": list_levels(played),
-        "seeds": {"first": level["seed"], "count": level["episodes"]},
+        "seeds": {"first": int(played.seeds[0]), "count": level["episodes"]},
         "level_band": played.level_band,
         "env": level["env_id"],
         "env_options": level["env_options"],

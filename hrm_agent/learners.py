@@ -64,6 +64,7 @@ class PPOLearner(Learner):
         self, policy: Policy, config: PPOConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
     ) -> None:
         self.policy = policy
+        self.same_episodes = hasattr(collector.env, "set_state")  # a resumed run goes on in them
         self.algo = PPO(policy, config, shards, seed)
         self.rollout = Rollout(
             config.rollout_steps,
@@ -102,7 +103,7 @@ class PPOLearner(Learner):
         load_optimizer_tensors(self.algo.optimizer, unflatten("optimizer", tensors))
         self.algo.generator.set_state(tensors["generator/minibatches"])
         if self.scaler is not None:
-            self.scaler.restore(unflatten("scaler", tensors))
+            self.scaler.restore(unflatten("scaler", tensors), self.same_episodes)
 
 
 class DQNLearner(Learner):

@@ -170,9 +170,9 @@ class ReturnScaler:
     def tensors(self) -> dict[str, Tensor]:
         return {"returns": self.returns, "moments": self.moments}
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of `tensors`."""
-        self.returns, self.moments = tensors["returns"].clone(), tensors["moments"].clone()
+    def restore(self, tensors: dict[str, Tensor], same_episodes: bool = True) -> None:
+        """Inverse of `tensors`; where the environments begin new episodes, returns begin at 0."""
+        self.returns, self.moments = tensors["returns"] * same_episodes, tensors["moments"].clone()
 
 
 def minibatches(windows: Windows, size: int, generator: torch.Generator) -> Iterator[Windows]:

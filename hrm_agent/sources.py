@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import gymnasium as gym
 
@@ -58,6 +61,33 @@ def import_source(env_id: str) -> None:
             f"env={env_id}: needs {source.module}, which cannot be imported ({error}); install the extra by "
             f"pip install 'hrm-agent[{source.extra}]'"
         ) from None
+
+
+def refuse_own_module(env_id: str, folder: Path | None) -> None:
+    """An agent's or a run's folder may name the module of its environment, but not bring it along.
+
+    `python -m` looks for modules in the working folder first: beside an agent that somebody sent, `MODULE:ID` would run
+    whatever lies there.
+
+    Args:
+        env_id: as the folder's files say it.
+        folder: where they lie; None: in no folder.
+
+    Raises:
+        ValueError: the module would come from within the folder.
+    """
+    module, _, _ = env_id.rpartition(":")
+    if not module or folder is None or module in sys.modules:
+        return
+    top = module.partition(".")[0]
+    spec = importlib.util.find_spec(top)  # of a top-level module: nothing is run
+    places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
+    for place in places:
+        if place is not None and Path(place).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"env={env_id}: {folder} names the module {top} and brings it along ({place}); loading runs no code "
+                f"from a folder: if you trust it, say env={env_id} yourself"
+            )
 
 
 def wrap_by_source(env: gym.Env, env_id: str) -> gym.Env:

@@ -45,6 +45,7 @@ from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import format_report
 from hrm_agent.learners import AlgoConfig, check_memory
 from hrm_agent.policy import Policy, PolicyConfig
+from hrm_agent.sources import refuse_own_module
 from hrm_agent.tracking import Console
 from hrm_agent.trainer import Interrupted, Trainer, TrainerConfig
 
@@ -176,6 +177,7 @@ def _resume(given: dict[str, str]) -> None:
         except (KeyError, TypeError) as error:
             raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
         check_test_episodes(values)
+        refuse_own_module(parts[0].env, folder)
         _check_parts(*parts)
         if given:
             write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(values)).encode())

@@ -216,16 +216,16 @@ class Trainer:
             frames = record_episodes(
                 self.policy, self.config.env, self.config.env_options, VIDEO_EPISODES, seed=0, band="validation"
             )
-        except ValueError as error:
-            console.say(f"no film of this run: {error}")
+        except Exception as error:  # foreign code draws it, and no film is worth a run
+            console.say(f"no film of this run: {' '.join(str(error).split()) or type(error).__name__}")
             return
         log.video(self.frames, "validation/episodes", encode_gif(frames, VIDEO_FPS), frames[0].shape)
 
     def _finish(self, log: RunLog, console: Console) -> None:
         self._validate(log)
-        self._film(log, console)
         self.agent().save(self.folder / "agents" / "last")
         self.save_checkpoint()
+        self._film(log, console)
         log.hyperparameters(self._settings(), {"validation/success": self.validation["success"]})
 
     def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
@@ -298,7 +298,9 @@ class Trainer:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path}: does not fit this run's settings ({reason})") from None
         self.updates, self.seconds = metadata["updates"], metadata["seconds"]
-        self.best, self.validation = tuple(metadata["best"]), metadata["validation"]
+        best = metadata["best"]  # a number, without the return, in checkpoints of before
+        self.best = tuple(best) if isinstance(best, list) else (float(best), 0.0)
+        self.validation = metadata["validation"]
 
     def resume(self) -> Path:
         """Load the newest checkpoint of the run's folder that is whole.

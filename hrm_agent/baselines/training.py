@@ -176,7 +176,7 @@ class BaselineRun:
             "bfs_replanner": None if replanned is None else summarize(replanned),
             "clairvoyant": summarize_clairvoyant(played),
             "levels": list_levels(played),
-            "seeds": {"first": 0, "count": c.test_episodes},
+            "seeds": {"first": int(played.seeds[0]), "count": c.test_episodes},
             "level_band": played.level_band,
             "env": c.env,
             "env_options": c.env_options,

@@ -126,6 +126,14 @@ def known_options(env_id: str, env_options: dict[str, Any]) -> set[str]:
     return {name for name in (("seed_band", "oracle") if singly is None else ("seed_band",)) if hasattr(config, name)}
 
 
+def first_seed(known: set[str], band: str, seed: int) -> int:
+    """The environment seed of level `seed`, for an environment that knows these options (`known_options`).
+
+    Where an environment has no bands of levels, far-apart seeds keep what is reported from what is selected on.
+    """
+    return seed if "seed_band" in known else UNBANDED_OFFSETS.get(band, 0) + seed
+
+
 def level_batches(
     env_id: str, env_options: dict[str, Any], episodes: int, seed: int, batch: int
 ) -> Iterator[tuple[gym.vector.VectorEnv, NDArray[np.int64]]]:
@@ -176,10 +184,8 @@ def run_episodes(
     known = known_options(env_id, env_options)
     wanted = {"seed_band": band, "oracle": oracle}
     options = {**env_options, **{name: value for name, value in wanted.items() if name in known}}
-    # Where an environment has no bands of levels, far-apart seeds keep what is reported from what is selected on.
-    offset = 0 if "seed_band" in known else UNBANDED_OFFSETS.get(band, 0)
     judged = oracle and "oracle" in known
-    batches = level_batches(env_id, options, episodes, offset + seed, batch)
+    batches = level_batches(env_id, options, episodes, first_seed(known, band, seed), batch)
     joined = Episodes.join([_Batch(env, levels, judged).play(actor, on_step) for env, levels in batches])
     return Episodes(**{**joined.__dict__, "level_band": band if "seed_band" in known else None})
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from hrm_agent.environments import check_env_id, make_env
-from hrm_agent.evaluation.episodes import PolicyActor, known_options
+from hrm_agent.evaluation.episodes import PolicyActor, first_seed, known_options
 from hrm_agent.policy import Policy
 from hrm_envs import Cell
 from hrm_envs.rendering import render_grid
@@ -68,7 +68,7 @@ def record_episodes(
         policy: plays the most probable action.
         env_id, env_options: the environment.
         episodes: the first episode of each of the levels `seed ... seed + episodes - 1`.
-        band: `train`, `validation` or `test`, where the environment has bands.
+        band: `train`, `validation` or `test`; the levels are those that `run_episodes` plays.
 
     Returns:
         uint8 `[h, w, 3]` each, all of one size.
@@ -80,13 +80,15 @@ def record_episodes(
         raise ValueError(f"episodes={episodes}: expected 1 or more")
     check_env_id(env_id)
     options = {name: value for name, value in env_options.items() if name not in ("oracle", "render_mode")}
-    if "seed_band" in known_options(env_id, options):
+    known = known_options(env_id, options)
+    if "seed_band" in known:
         options["seed_band"] = band
     with _drawing(env_id):
         env = make_env(env_id, {**options, "render_mode": "rgb_array"})
     frames: list[Frame] = []
+    first = first_seed(known, band, seed)
     for i in range(episodes):
-        frames += _record_episode(policy, env, env_id, seed + i, f"episode {i + 1} of {episodes}")
+        frames += _record_episode(policy, env, env_id, first + i, f"episode {i + 1} of {episodes}")
     env.close()
     return _same_size(frames)
 
@@ -96,7 +98,7 @@ def _record_episode(policy: Policy, env: gym.Env, title: str, seed: int, episode
     actor.reset(np.array([seed]))
     obs, _ = env.reset(seed=seed)
     limit = getattr(getattr(env.unwrapped, "config", None), "max_episode_steps", None)
-    first = int(getattr(env.action_space, "start", 0))
+    first = int(env.action_space.start) if isinstance(env.action_space, gym.spaces.Discrete) else 0
     threshold = None if env.spec is None else env.spec.reward_threshold
     clairvoyant = getattr(env.unwrapped, "clairvoyant", None)
     bound = "" if clairvoyant is None else _say_bound(clairvoyant())

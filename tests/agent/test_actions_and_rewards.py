@@ -13,9 +13,11 @@ from tiny import CORES
 
 from hrm_agent.agent import Agent
 from hrm_agent.algos.ppo import PPOConfig
-from hrm_agent.collector import Collector
+from hrm_agent.collector import Collector, _seed_after
+from hrm_agent.encoders import VectorEncoder
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.episodes import PolicyActor, RandomActor, run_episodes
+from hrm_agent.evaluation.video import record_episodes
 from hrm_agent.learners import PPOLearner
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy, PolicyConfig
@@ -29,9 +31,11 @@ SETTINGS = {"num_envs": 8, "rollout_steps": 8, "window": 4, "minibatch_windows":
 class Target(gym.Env):
     """The reward is minus the distance between the action and what the observation says, times `scale`."""
 
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
 
-    def __init__(self, actions: str = "box", scale: float = 100.0) -> None:
+    def __init__(self, actions: str = "box", scale: float = 100.0, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
         self.action_space = {"box": BOX, "multi": gym.spaces.MultiDiscrete([3, 5])}[actions]
         self.scale = scale
 
@@ -41,6 +45,7 @@ class Target(gym.Env):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
+        SEEDS.append(seed)
         self.steps = 0
         return self._obs(), {}
 
@@ -53,6 +58,12 @@ class Target(gym.Env):
         reward = -self.scale * float(np.abs(at - self.wanted).sum())
         self.steps += 1
         return self._obs(), reward, False, self.steps >= 5, {}
+
+    def render(self) -> np.ndarray:
+        return np.zeros((20, 30, 3), np.uint8)
+
+
+SEEDS: list[int | None] = []
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +114,43 @@ def test_it_learns_to_answer_what_it_sees(actions: str) -> None:
     assert played.success.mean() > random.success.mean() + 0.3
 
 
+@pytest.mark.parametrize("actions", ["box", "multi"])
+def test_episodes_are_filmed_on_the_levels_that_are_evaluated(actions: str) -> None:
+    learner, _ = make_learner(actions)
+    SEEDS.clear()
+    played = run_episodes(PolicyActor(learner.policy), TARGET, {"actions": actions}, 2, band="validation")
+    evaluated = [s for s in SEEDS if s is not None]
+    SEEDS.clear()
+    frames = record_episodes(learner.policy, TARGET, {"actions": actions}, 2, band="validation")
+    assert len(frames) >= 10
+    filmed = [s for s in SEEDS if s is not None]
+    assert filmed == evaluated == played.seeds.tolist()
+    assert min(filmed) > 2**27  # no level of training
+
+
+def test_a_vector_that_nobody_has_observed_is_taken_as_it_comes() -> None:
+    learner, _ = make_learner()
+    encoder = learner.policy.encoder
+    near, far = encoder(torch.tensor([[50.0, 20.0]])), encoder(torch.tensor([[5000.0, 11.0]]))
+    assert isinstance(encoder, VectorEncoder)
+    torch.testing.assert_close(far - near, torch.tensor([[4950.0, -9.0]]) @ encoder.linear.weight.T[None])
+
+
+def test_resumed_streams_of_levels_are_not_those_of_other_seeds_or_times() -> None:
+    starts = {_seed_after(seed, frames) for seed in range(20) for frames in range(0, 2048 * 20, 2048)}
+    assert len(starts) == 400
+    apart = np.diff(sorted(starts))
+    assert (apart > 128).mean() > 0.99
+    assert max(starts) + 4096 < 2**28
+
+
+def test_returns_of_abandoned_episodes_do_not_reach_into_new_ones() -> None:
+    scaler = ReturnScaler(2, 0.9)
+    scaler.restore({"returns": torch.tensor([5.0, 6.0]), "moments": torch.ones(3)}, same_episodes=False)
+    assert scaler.returns.tolist() == [0.0, 0.0]
+    assert scaler.moments.tolist() == [1.0, 1.0, 1.0]
+
+
 def test_an_agent_for_a_box_is_the_same_after_a_round_through_its_folder(tmp_path: Path) -> None:
     learner, collector = make_learner()
     for _ in range(3):
@@ -127,6 +175,7 @@ def test_what_a_run_learned_of_scales_is_in_its_checkpoint() -> None:
         learner.collect(collector, 0.0)
         learner.update(0.0)
     other, _ = make_learner()
+    other.same_episodes = True  # as with an environment that can be put back
     other.restore(learner.tensors(), learner.metadata())
     other.policy.load_state_dict(learner.policy.state_dict())
     assert other.scaler is not None

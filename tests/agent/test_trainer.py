@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,15 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
     assert_same_end(uninterrupted, folder)
 
 
+@pytest.fixture
+def in_the_foreground() -> Iterator[None]:
+    """Shells let what they start in the background ignore Ctrl-C, and so would the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("in_the_foreground")
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_training_begins_ends_with_one_line(
     sent: signal.Signals,

@@ -1,0 +1,60 @@
+"""A folder's files name an environment's module; they do not bring it. And a library that is missing is one line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from commands import run_command
+from tiny import ACTIONS, GRID, tiny_policy
+
+from hrm_agent.agent import Agent
+from hrm_agent.environments import make_vector_env
+
+EVIL = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()"
+
+
+@pytest.fixture
+def sent(tmp_path: Path) -> Path:
+    """An agent that somebody sent, with a module beside it."""
+    Agent(tiny_policy(), GRID, ACTIONS, {"env": "beside_it:M-v0"}).save(tmp_path)
+    (tmp_path / "beside_it.py").write_text(EVIL)
+    return tmp_path
+
+
+def test_a_module_beside_an_agent_is_not_run(sent: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(sent)
+    monkeypatch.syspath_prepend(str(sent))  # as `python -m` does with the working folder
+    with pytest.raises(SystemExit) as stopped:
+        run_command(monkeypatch, "evaluate", "run=.")
+    assert stopped.value.code == 2
+    assert "if you trust it, say env=beside_it:M-v0 yourself" in capsys.readouterr().err
+    assert not (sent / "ran").exists()
+    assert "beside_it" not in sys.modules
+
+
+def test_a_module_from_elsewhere_or_one_that_the_user_names_is_imported(
+    sent: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Agent.load(sent)
+    monkeypatch.syspath_prepend(str(sent))
+    assert agent.environment(env="beside_it:M-v0") == ("beside_it:M-v0", {})
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "beside_it.py").write_text("")
+    monkeypatch.setattr(sys, "path", [str(elsewhere), *(p for p in sys.path if p != str(sent))])
+    assert agent.environment() == ("beside_it:M-v0", {})
+
+
+def test_a_library_that_an_environment_lacks_is_one_line() -> None:
+    def lacking(**_: Any) -> gym.Env:
+        raise gym.error.DependencyNotInstalled("Box2D is not installed,\nrun `pip install box2d`")
+
+    gym.register("Lacking-v0", lacking)
+    try:
+        with pytest.raises(ValueError, match="env=Lacking-v0: Box2D is not installed, run `pip install box2d`"):
+            make_vector_env("Lacking-v0", 1)
+    finally:
+        del gym.registry["Lacking-v0"]
