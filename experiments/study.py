@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 BASELINES = {"random policy": "random", "BFS re-planner": "bfs_replanner", "clairvoyant bound": "clairvoyant"}
 MEASURED = (
-    "success", "success_ci95", "spl", "excess_steps", "regret_after_material_change", "steps_to_replan",
+    "success", "success_ci95", "return", "spl", "excess_steps", "regret_after_material_change", "steps_to_replan",
     "stale_plan_rate", "regret_by_change", "decisions_by_change", "segments_per_decision", "segments_by_change",
     "macs_per_decision", "ms_per_decision",
 )  # fmt: skip
@@ -239,6 +239,7 @@ def rows_of(records: list[dict[str, Any]], arms: list[str]) -> list[dict[str, st
                 "agent": arm,
                 "success [95% over seeds]": f"**{mean:.3f}** [{low:.3f}, {high:.3f}]",
                 "each seed": " ".join(f"{r['success']:.3f}" for r in runs),
+                **({"return": average(runs, "return", 1)} if runs[0]["spl"] is None else {}),
                 "SPL": average(runs, "spl"),
                 "regret after a material change": average(runs, "regret_after_material_change"),
                 "frames": f"{runs[0]['frames']:,}",

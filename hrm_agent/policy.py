@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -341,5 +342,5 @@ def relative_change(before: State, after: State) -> Tensor:
 def to_tensors(obs: Any, device: torch.device | str = "cpu") -> Observation:
     """Arrays of a vector environment -> tensors; dictionaries entry by entry."""
     if isinstance(obs, dict):
-        return {key: torch.as_tensor(value, device=device) for key, value in obs.items()}
-    return torch.as_tensor(obs, device=device)
+        return {key: to_tensors(value, device) for key, value in obs.items()}  # type: ignore[misc]
+    return torch.as_tensor(np.require(obs, requirements="W"), device=device)  # torch wants memory it could write to
