@@ -76,13 +76,32 @@ def test_channels_of_a_grid_come_one_after_another() -> None:
     assert (planes[:, 4:].argmax(1) == ids[..., 1]).all()
 
 
+def test_a_dictionary_is_its_entries_side_by_side() -> None:
+    space = gym.spaces.Dict(
+        words=gym.spaces.MultiDiscrete([2, 3], start=[0, 5]),
+        map=gym.spaces.Box(0, 3, (2, 2), np.uint8),
+        way=gym.spaces.Discrete(3, start=1),
+    )
+    view = build_view(space, "flat")
+    assert view.space.shape == (4 * 4 + 3 + 5,)
+    one = {"map": np.array([[0, 1], [2, 3]], np.uint8), "way": 2, "words": np.array([1, 7])}
+    shown = view.show({key: np.stack([value, value]) for key, value in one.items()})
+    assert (shown[0] == shown[1]).all()
+    assert view.space.contains(shown[0])
+    grid, way, words = np.split(shown[0], [16, 19])
+    assert (grid.reshape(4, 4).argmax(0) == [0, 1, 2, 3]).all()
+    assert way.tolist() == [0, 1, 0]
+    assert words.tolist() == [0, 1, 0, 0, 1]
+    assert shown[0].sum() == 4 + 1 + 2
+
+
 def test_spaces_without_a_form_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected ids in 0\.\.31"):
         build_view(gym.spaces.Box(0, 255, (4, 4, 3), np.uint8), "flat")
     with pytest.raises(ValueError, match="expected a grid of ids"):
         build_view(gym.spaces.Box(-1.0, 1.0, (4,)), "planes")
     with pytest.raises(ValueError, match="wrap the environment"):
-        build_view(gym.spaces.Dict({"a": gym.spaces.Discrete(2)}), "flat")
+        build_view(gym.spaces.Dict({"a": gym.spaces.Text(2)}), "flat")
 
 
 def test_adapter_tells_of_episode_ends_what_a_single_environment_tells() -> None:
