@@ -27,14 +27,13 @@ import importlib.util
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import yaml
@@ -146,16 +145,32 @@ def train(place: Path, overrides: list[str], jobs: int) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with open(place.parent / f"{place.name}.log", "a") as log:
-        subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=log)
+        peak_memory_mb = run_logged(command, log)
     wall = time.monotonic() - began
     took = {
         "wall_seconds": None if resumed else round(wall, 1),  # of the whole command
-        # of the largest process so far, so an upper bound for this one
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+        "peak_memory_mb": peak_memory_mb,
         "side_by_side": jobs,
         "commit": commit,
     }
     (place / "study.json").write_text(json.dumps(took) + "\n")
+
+
+def run_logged(command: list[str], log: TextIO) -> int:
+    """Run a command to its end, its output going to `log`.
+
+    Returns:
+        Peak resident memory in MiB of this process alone, not of whatever else runs beside it.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # Popen must not wait for it again
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return used.ru_maxrss // 1024
 
 
 def evaluate(place: Path, study: dict[str, Any], **options: Any) -> dict[str, Any]:

@@ -5,14 +5,30 @@ What other projects build on is here and in `hrm_agent.cores`; everything else m
 - `Agent`: `load`, `save`, `predict`, `check_fits`.
 - `register`, `make`, `registry`: agents by name. Entry-point group `hrm_agent.agents`:
   `NAME-vN = "package.module:callable"`.
+- `make_env`: one environment by id, in the wrappers that agents were trained with; what `gymnasium.make` makes of, say,
+  `MiniGrid-DoorKey-5x5-v0` has observations that no agent reads.
 - `hrm_agent.cores`: `Core` and `State`, to write a core; `register_core`, or the entry-point group `hrm_agent.cores`:
   `NAME = "package.module:Class"`. Then `core=NAME` trains it, and its keyword-only arguments are `core.OPTION`.
 - An environment needs nothing of ours: `env=PACKAGE:ID` imports the package, which registers the id with Gymnasium.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import hrm_envs  # noqa: F401 - registers the environments
 from hrm_agent.agent import Agent
 from hrm_agent.registration import make, register, registry
 
+if TYPE_CHECKING:
+    from hrm_agent.environments import make_env
+
 __version__ = "0.1.0"
-__all__ = ["Agent", "__version__", "make", "register", "registry"]
+__all__ = ["Agent", "__version__", "make", "make_env", "register", "registry"]
+
+
+def __getattr__(name: str) -> Any:
+    """`make_env`, imported when it is first asked for: what only loads an agent needs no environments."""
+    if name != "make_env":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hrm_agent.environments import make_env
+
+    return make_env

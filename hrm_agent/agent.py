@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from hrm_agent.card import CARD_FILE, is_card, write_card
+from hrm_agent.card import CARD_FILE, write_card
 from hrm_agent.checkpoint import CheckpointError, load_tensors, save_tensors, write_atomically
 from hrm_agent.distributions import build_distribution
 from hrm_agent.policy import Policy, PolicyConfig, to_tensors
@@ -220,7 +220,7 @@ class Agent:
     def save(self, folder: str | Path) -> None:
         """Write `agent.json`, a model card (`README.md`) and `agent.safetensors`, the weights last, each atomically.
 
-        A `README.md` that is no card of ours is left as it is.
+        A `README.md` that is not, word for word, the card of the agent that was there is left as it is.
         """
         folder = Path(folder)
         description = {
@@ -298,7 +298,7 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def add_facts(folder: Path, **facts: Any) -> None:
-    """Add to what a saved agent says of itself (`Agent.info`), in its `agent.json` and its card.
+    """Add to what a saved agent says of itself (`Agent.info`), in its `agent.json` and, if unedited, its card.
 
     Args:
         folder: of the agent itself, not of a run.
@@ -312,10 +312,22 @@ def add_facts(folder: Path, **facts: Any) -> None:
 
 
 def _write_description(folder: Path, description: dict[str, Any]) -> None:
-    write_atomically(folder / AGENT_FILE, (json.dumps(description, indent=2) + "\n").encode())
+    text = json.dumps(description, indent=2) + "\n"
+    renew = _may_write_card(folder)
+    write_atomically(folder / AGENT_FILE, text.encode())
+    if renew:  # from what was written, so that the same page can be made of it again
+        write_atomically(folder / CARD_FILE, write_card(json.loads(text)).encode())
+
+
+def _may_write_card(folder: Path) -> bool:
+    """Whether there is no page yet, or just the one that the description beside it gives; any other is somebody's."""
     card = folder / CARD_FILE
-    if not card.exists() or is_card(card.read_bytes()):
-        write_atomically(card, write_card(description).encode())
+    if not card.exists():
+        return True
+    try:
+        return card.read_bytes() == write_card(read_description(folder)).encode()
+    except (CheckpointError, KeyError, TypeError, AttributeError):  # the description is missing or damaged
+        return False
 
 
 def _without_carry(tensors: dict[str, torch.Tensor], policy: Policy, trained_carry: str) -> dict[str, torch.Tensor]:

@@ -1,7 +1,8 @@
 """An agent's model card: what `agent.json` says, as a page for people and for the Hugging Face hub.
 
 The page is `README.md` in the agent's folder, with the hub's YAML front matter
-(https://huggingface.co/docs/hub/model-cards). It is made from the description alone, and nothing reads it back.
+(https://huggingface.co/docs/hub/model-cards). It is made from the description alone, so the same description gives
+the same page, and one that differs was written or edited by somebody. Nothing reads it back.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ CARD_FILE = "README.md"
 LIBRARY = "hrm-agent"
 NEEDED = {"env", "env_options", "first_level", "levels", "success", "success_ci95"}
 BASELINES = (("a random policy", "random"), ("BFS re-planner", "bfs_replanner"), ("clairvoyant bound", "clairvoyant"))
-_MARK = f"---\nlibrary_name: {LIBRARY}\n"
 
 
 def evaluation_facts(report: dict[str, Any]) -> dict[str, Any]:
@@ -34,11 +34,6 @@ def evaluation_facts(report: dict[str, Any]) -> dict[str, Any]:
         },
         "hrm_agent_version": report["hrm_agent_version"],
     }
-
-
-def is_card(data: bytes) -> bool:
-    """True for a page that `write_card` made; another must not be overwritten."""
-    return data.startswith(_MARK.encode())
 
 
 def write_card(description: dict[str, Any]) -> str:

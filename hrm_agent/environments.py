@@ -38,9 +38,22 @@ def check_env_id(env_id: str) -> None:
 
 
 def make_env(env_id: str, options: dict[str, Any] | None = None) -> gym.Env:
-    """One environment in the wrappers that its observations need, of an id that `check_env_id` has passed."""
-    name = env_id.rpartition(":")[2]
-    return adapt(wrap_by_source(gym.make(name, **(options or {})), name))
+    """One environment in the wrappers that agents are trained with: just those that its observations need.
+
+    Args:
+        env_id: as Gymnasium knows it, also `MODULE:ID`.
+        options: keyword arguments of the environment, and of `gymnasium.make` (`render_mode`).
+
+    Raises:
+        ValueError: an unknown id, an option that the environment does not take or that is out of range, or
+            observations without an encoding.
+    """
+    check_env_id(env_id)
+    name = env_id.rpartition(":")[2]  # its module has been imported
+    try:
+        return adapt(wrap_by_source(gym.make(name, **(options or {})), name))
+    except TypeError as error:
+        raise ValueError(f"env={env_id}: {error}") from None
 
 
 def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None = None) -> VectorEnv:

@@ -40,7 +40,7 @@ def push_to_hub(
         The address of the repository.
 
     Raises:
-        ValueError: there is no agent, or the hub refuses.
+        ValueError: there is no agent; `HubError`, the hub cannot be reached or refuses.
     """
     hub = _library()
     with TemporaryDirectory() as staged:
@@ -49,16 +49,16 @@ def push_to_hub(
             agent.save(folder)
         else:
             source = find_agent_folder(Path(agent))
-            card = source / CARD_FILE
-            if card.is_file():  # perhaps written by hand
-                (folder / CARD_FILE).write_bytes(card.read_bytes())
             Agent.load(source).save(folder)
+            card = source / CARD_FILE
+            if card.is_file():  # perhaps written or edited by hand
+                (folder / CARD_FILE).write_bytes(card.read_bytes())
         try:
             api = hub.HfApi(token=token)
             address = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=FILES, commit_message=message)
-        except (OSError, ValueError) as error:
-            raise HubError(f"{repo_id}: {_line(error)}") from None
+        except Exception as error:  # its HTTP client has errors of its own kind
+            raise HubError(f"{repo_id}: {_line(error)}") from error
     return str(address)
 
 
@@ -72,13 +72,14 @@ def from_hub(repo_id: str, revision: str | None = None, token: str | None = None
         settings: `carry`, `segments`, `stop`, `stop_threshold`, see `Agent.load`.
 
     Raises:
-        ValueError: no such repository or revision, no agent in it, or settings that it cannot have.
+        ValueError: no agent in the repository, or settings that it cannot have; `HubError`, the hub cannot be reached,
+            or has no such repository or revision.
     """
     hub = _library()
     try:
         folder = hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=FILES)
-    except (OSError, ValueError) as error:
-        raise HubError(f"{repo_id}: {_line(error)}") from None
+    except Exception as error:  # as above
+        raise HubError(f"{repo_id}: {_line(error)}") from error
     return Agent.load(folder, **settings)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hrm_agent.carry import PolicyState, build_carry
 from hrm_agent.cores import State, build_core, map_state
 from hrm_agent.distributions import INITIAL_LOG_STD, build_distribution
-from hrm_agent.encoders import EncoderConfig, Observation, build_encoder, find_grid
+from hrm_agent.encoders import EncoderConfig, GridEncoder, Observation, build_encoder, find_grid
 
 READOUTS = ("agent", "mean", "first", "last")
 HEADS = ("actor_critic", "q")
@@ -318,18 +318,37 @@ class Policy(nn.Module):
     def _readout_index(self, obs: Observation) -> Tensor | None:
         if self.config.readout != "agent" or self._grid is None:
             return None
-        grid, key, before = self._grid
-        cells = obs if isinstance(obs, Tensor) else obs[key or ""]
-        return grid.token_of(cells, self.config.agent_id) + before
+        return agent_token(self._grid, obs, self.config.agent_id)
 
     def _read(self, latent: Tensor, index: Tensor | None) -> Tensor:
-        if index is not None:
-            # Not take_along_dim, which torch.export takes for one of a fixed batch; like it, counts back from the end.
-            at = (index % latent.shape[1]).view(-1, 1, 1).expand(-1, 1, latent.shape[2])
-            return latent.gather(1, at).squeeze(1)
-        if self.config.readout == "mean":
-            return latent.mean(1)
-        return latent[:, 0] if self.config.readout == "first" else latent[:, -1]
+        return read_token(latent, self.config.readout, index)
+
+
+def agent_token(found: tuple[GridEncoder, str | None, int], obs: Observation, agent_id: int) -> Tensor:
+    """Which of an observation's tokens holds the agent's cell, int64 of the observations' leading dimensions.
+
+    Args:
+        found: what `hrm_agent.encoders.find_grid` gives.
+        agent_id: the id that marks the agent.
+    """
+    encoder, key, before = found
+    return encoder.token_of(obs if isinstance(obs, Tensor) else obs[key or ""], agent_id) + before
+
+
+def read_token(output: Tensor, readout: str, index: Tensor | None = None) -> Tensor:
+    """What heads read of a core's output tokens `[B, L, D]`: float `[B, D]`.
+
+    Args:
+        readout: `mean`, `first` or `last`; not looked at where there is an `index`.
+        index: int64 `[B]`, each row's token; below 0 it counts back from the end.
+    """
+    if index is not None:
+        # Not take_along_dim, which torch.export takes for one of a fixed batch; like it, counts back from the end.
+        at = (index % output.shape[1]).view(-1, 1, 1).expand(-1, 1, output.shape[2])
+        return output.gather(1, at).squeeze(1)
+    if readout == "mean":
+        return output.mean(1)
+    return output[:, 0] if readout == "first" else output[:, -1]
 
 
 def relative_change(before: State, after: State) -> Tensor:

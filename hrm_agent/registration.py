@@ -27,6 +27,7 @@ import gymnasium as gym
 
 from hrm_agent import agents as shipped
 from hrm_agent.agent import Agent, find_agent_folder, read_description
+from hrm_agent.wrappers import is_adapted
 
 GROUP = "hrm_agent.agents"
 ID = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*-v[0-9]+")
@@ -62,17 +63,26 @@ class AgentSpec:
         """
         return None if self.folder is None else read_description(find_agent_folder(self.folder))
 
-    def make(self, **settings: Any) -> Agent:
-        """The agent itself; see `make`."""
+    def make(self, best: bool = True, **settings: Any) -> Agent:
+        """The agent itself; see `make`.
+
+        Args:
+            best: where it is a training run, the best of its agents rather than the last.
+
+        Raises:
+            ValueError: the last is asked for of an agent that is made by a function; and see `make`.
+        """
         made: Any = self.entry
         if isinstance(made, str):
             made = _import(made, f"agent {self.id}")
         if not isinstance(made, Path):
             made = made()
         if isinstance(made, str | Path):
-            return Agent.load(made, **settings)
+            return Agent.load(made, best=best, **settings)
         if not isinstance(made, Agent):
             raise ValueError(f"agent {self.id}: its entry point returned {made!r}, expected an Agent or a folder")
+        if not best:
+            raise ValueError(f"which=last: agent {self.id} is made by a function, not read from a run; use which=best")
         return made.changed(**settings)
 
 
@@ -80,7 +90,8 @@ class AgentRegistry(Mapping[str, AgentSpec]):
     """Ids -> `AgentSpec`, sorted by id; reading it looks for the agents of other packages first."""
 
     def __init__(self) -> None:
-        self._specs: dict[str, AgentSpec] = {}
+        # At once, so that their names are taken before anybody registers.
+        self._specs = {folder.name: AgentSpec(folder.name, folder, "hrm-agent") for folder in shipped.folders()}
         self._searched = False
 
     def __getitem__(self, agent_id: str) -> AgentSpec:
@@ -119,8 +130,6 @@ class AgentRegistry(Mapping[str, AgentSpec]):
         if self._searched:
             return
         self._searched = True  # first, so that a plugin may read the registry while it is searched
-        for folder in shipped.folders():
-            self.add(AgentSpec(folder.name, folder, "hrm-agent"))
         for point in entry_points(group=GROUP):
             package = point.dist.name if point.dist is not None else ""
             try:
@@ -180,8 +189,8 @@ def make(id: str, env: gym.Env | gym.vector.VectorEnv | None = None, **settings:
 
     Args:
         id: its name; `"module:NAME"` imports `module` first, which may register it.
-        env: an environment to play; the agent is fitted to the size of its grid (`Agent.fit`) and refused where the
-            spaces do not fit.
+        env: an environment to play, in the wrappers that its observations need (`hrm_agent.make_env`); the agent is
+            fitted to the size of its grid (`Agent.fit`) and refused where the spaces do not fit.
         settings: `carry`, `segments`, `stop`, `stop_threshold`: another setting than it was trained with
             (`Agent.load`).
 
@@ -189,13 +198,11 @@ def make(id: str, env: gym.Env | gym.vector.VectorEnv | None = None, **settings:
         ValueError: an unknown id (the nearest is named), an agent that cannot be loaded, settings that it cannot
             have, or spaces that do not fit `env`.
     """
-    module, _, name = str(id).rpartition(":")
-    if module:
-        _import_module(module, f"agent={id}")
     unknown = [key for key in settings if key not in SETTINGS]
     if unknown:
         raise ValueError(f"{unknown[0]}={settings[unknown[0]]!r}: an agent has no such setting; {', '.join(SETTINGS)}")
-    agent = registry[name].make(**settings)
+    spec = _find(id)
+    agent = spec.make(**settings)
     if env is None:
         return agent
     observations, actions = _single_spaces(env)
@@ -203,7 +210,8 @@ def make(id: str, env: gym.Env | gym.vector.VectorEnv | None = None, **settings:
         agent = agent.fit(observations)
         agent.check_fits(observations, actions)
     except ValueError as error:
-        raise ValueError(f"agent {name}: {error}") from None
+        bare = "" if is_adapted(observations) else "; make it by hrm_agent.make_env, which adds the wrappers it lacks"
+        raise ValueError(f"agent {spec.id}: {error}{bare}") from None
     return agent
 
 
@@ -214,7 +222,8 @@ def load_agent(run: str | Path | None, agent: str | None, best: bool = True, **s
     """The agent that a command was asked for: of the folder `run`, or registered as `agent`.
 
     Raises:
-        ValueError: none or both of them given, or what `Agent.load` and `make` refuse.
+        ValueError: none or both of them given, the last (`best` false) of an agent that is made by a function, or
+            what `Agent.load` and `make` refuse.
     """
     if (run is None) == (agent is None):
         given = "neither" if run is None else f"run={run} and agent={agent}"
@@ -222,9 +231,17 @@ def load_agent(run: str | Path | None, agent: str | None, best: bool = True, **s
             f"expected run=FOLDER or agent=ID, one of the two, got {given}; python -m hrm_agent.agents lists the ids"
         )
     if agent is not None:
-        return make(agent, **settings)
+        return _find(agent).make(best, **settings)
     assert run is not None
     return Agent.load(run, best=best, **settings)
+
+
+def _find(agent_id: str) -> AgentSpec:
+    """A registered agent; of `"module:NAME"` the module is imported first."""
+    module, _, name = str(agent_id).rpartition(":")
+    if module:
+        _import_module(module, f"agent={agent_id}")
+    return registry[name]
 
 
 def _single_spaces(env: gym.Env | gym.vector.VectorEnv) -> tuple[gym.Space, gym.Space]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from hrm_agent.config import config_folder, typed
 from hrm_agent.cores import build_core
 from hrm_agent.encoders import EncoderConfig, Observation, build_encoder, find_grid
-from hrm_agent.policy import READOUTS
+from hrm_agent.policy import READOUTS, agent_token, read_token
 
 
 class CoreExtractor(BaseFeaturesExtractor):
@@ -89,18 +89,10 @@ class CoreExtractor(BaseFeaturesExtractor):
         state = self.core.initial_state(tokens.shape[0])
         for _ in range(self.segments):
             output, state = self.core(tokens, state)
-        return self._read(output, obs)
-
-    def _read(self, output: Tensor, obs: Observation) -> Tensor:
-        """One token of `[N, L, D]`."""
+        index = None
         if self.readout == "agent" and self._grid is not None:
-            grid, key, before = self._grid
-            cells = obs if isinstance(obs, Tensor) else obs[key or ""]
-            index = grid.token_of(cells, self.agent_id) + before
-            return output.take_along_dim(index.view(-1, 1, 1), dim=1).squeeze(1)
-        if self.readout == "mean":
-            return output.mean(1)
-        return output[:, 0] if self.readout == "first" else output[:, -1]
+            index = agent_token(self._grid, obs, self.agent_id)
+        return read_token(output, self.readout, index)
 
 
 class _Original(NamedTuple):

@@ -29,7 +29,8 @@ def sweep_table(folder: str, out: str | None = None, sort: str | None = None) ->
     """What the runs below `folder` reached, and the settings in which they differ.
 
     Args:
-        folder: searched at any depth; runs without a result (interrupted, or still going on) come last.
+        folder: searched at any depth for runs of `hrm_agent.train` (`run.json` beside `config.yaml`); those without a
+            result (interrupted, or still going on) come last.
         out: a `.csv` or `.md` file, written whole or not at all.
         sort: one of `RESULTS`, the largest first, equals by the others; None: the first of them that any run has.
 
@@ -45,7 +46,9 @@ def sweep_table(folder: str, out: str | None = None, sort: str | None = None) ->
     if out is not None and (Path(out).suffix not in SUFFIXES or not Path(out).absolute().parent.is_dir()):
         raise UsageError(f"out={out}: expected a name that ends in {' or '.join(SUFFIXES)}, in a folder that exists")
     root = existing_folder(folder, "folder")
-    runs = [(path.parent, *_read_run(path.parent)) for path in sorted(root.rglob("run.json"))]
+    # What else writes a run.json, as the agents of Stable-Baselines3 do, has settings of another kind.
+    folders = [path.parent for path in sorted(root.rglob("run.json")) if (path.parent / "config.yaml").is_file()]
+    runs = [(path, *_read_run(path)) for path in folders]
     if not runs:
         raise UsageError(f"folder={folder}: no run in it")
     differing = _differing([values for _, values, _ in runs])

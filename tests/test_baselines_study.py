@@ -50,6 +50,7 @@ def test_the_page_says_what_the_records_say(study: ModuleType) -> None:
 
 def test_records_are_whole(study: ModuleType) -> None:
     records = study.study.load(FOLDER / "results.json")
+    assert records, f"{FOLDER / 'results.json'}: no records; run.py makes them"
     keys = [(r["arm"], r["seed"]) for r in records]
     assert len(keys) == len(set(keys))
     for r in records:
@@ -103,6 +104,24 @@ def test_every_command_is_accepted_and_both_worlds_are_the_same_for_all(study: M
             run, _, _ = settings(resolve(compose_config(given, "train")))
             assert (run.total_steps, run.shards) == (400_000, 1)
         assert (run.env, run.env_options, run.seed, run.clock) == (CONFIG["env"], world, 2, "cpu")
+
+
+def test_a_run_of_theirs_that_was_cut_short_is_begun_anew(
+    study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the evaluation and the note of what it took, its record would lack its commit and memory."""
+    trained: list[Path] = []
+
+    def train_baseline(command: list[str], place: Path, jobs: int) -> None:
+        trained.append(place)
+        (place / "study.json").write_text("{}")
+
+    monkeypatch.setattr(study, "train_baseline", train_baseline)
+    (tmp_path / "eval.json").write_text('{"success": 0.5}')
+    arm = study.Arm("sb3_dqn", False, ())
+    for _ in range(2):
+        assert study.train_and_measure(CONFIG, arm, 0, 1.0, 1, tmp_path) == {"success": 0.5}
+    assert trained == [tmp_path]
 
 
 @pytest.mark.parametrize(

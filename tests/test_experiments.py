@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +32,26 @@ def study_module() -> ModuleType:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "study.yaml").read_text())
+
+
+def test_memory_is_of_the_one_command_and_failures_are_told(tmp_path: Path) -> None:
+    """In a process of its own: a child's peak is never below that of the process that began it."""
+    program = f"""
+import subprocess, sys
+sys.path.insert(0, {str(ROOT / "experiments")!r})
+from study import run_logged
+log = open({str(tmp_path / "log")!r}, "a")
+large, small = (run_logged([sys.executable, "-c", f"print(len(bytearray({{mb}} << 20)))"], log) for mb in (300, 1))
+assert large > 300 and small < 150, (large, small)
+try:
+    run_logged([sys.executable, "-c", "raise SystemExit(3)"], log)
+except subprocess.CalledProcessError as error:
+    assert error.returncode == 3
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert (tmp_path / "log").read_text().split() == [str(300 << 20), str(1 << 20)]
 
 
 @pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)

@@ -17,7 +17,6 @@ import argparse
 import fcntl
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -188,7 +187,8 @@ def train_and_measure(
 ) -> dict[str, Any]:
     """The evaluator's report on test levels; what is finished already is not done again."""
     if arm.is_sb3:
-        if not (place / "eval.json").exists():
+        # Its command measures it too; what it took is noted last.
+        if not all((place / name).exists() for name in ("eval.json", "study.json")):
             train_baseline(arm.command(config, seed, seconds, place), place, jobs)
     else:
         if not study.is_trained(place):
@@ -203,21 +203,22 @@ def train_baseline(command: list[str], place: Path, jobs: int) -> None:
     """Train and measure an agent of Stable-Baselines3, anew if it was interrupted; fields as `study.train`'s."""
     shutil.rmtree(place, ignore_errors=True)
     commit, began = study.commit_of_code(), time.monotonic()
-    logged([sys.executable, *command], place)
+    peak_memory_mb = logged([sys.executable, *command], place)
     took = {
         "wall_seconds": round(time.monotonic() - began, 1),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024,
+        "peak_memory_mb": peak_memory_mb,
         "side_by_side": jobs,
         "commit": commit,
     }
     (place / "study.json").write_text(json.dumps(took) + "\n")
 
 
-def logged(command: list[str], place: Path) -> None:
+def logged(command: list[str], place: Path) -> int:
+    """Run a command, its output going to the log of a run; its peak memory in MiB."""
     print(" ".join(["python", *command[1:]]), flush=True)
     place.parent.mkdir(parents=True, exist_ok=True)
     with open(place.parent / f"{place.name}.log", "a") as log:
-        subprocess.run(command, cwd=study.ROOT, check=True, stdout=log, stderr=log)
+        return study.run_logged(command, log)
 
 
 def describe(config: dict[str, Any], arm: Arm, seed: int, place: Path, report: dict[str, Any]) -> dict[str, Any]:

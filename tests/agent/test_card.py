@@ -14,7 +14,7 @@ from tiny import ACTIONS, GRID, MAZE, tiny_policy
 
 from hrm_agent import Agent
 from hrm_agent.agent import add_facts
-from hrm_agent.card import BASELINES, evaluation_facts, is_card, write_card
+from hrm_agent.card import BASELINES, evaluation_facts, write_card
 from hrm_agent.checkpoint import CheckpointError
 from hrm_agent.evaluate import evaluate
 
@@ -82,12 +82,32 @@ def test_a_page_that_is_no_card_is_left_alone_and_a_card_is_renewed(tmp_path: Pa
     assert (tmp_path / "README.md").read_text() == "# My agents\n"
     (tmp_path / "README.md").unlink()
     tiny_agent().save(tmp_path)
-    before = (tmp_path / "README.md").read_bytes()
-    assert is_card(before)
+    assert (tmp_path / "README.md").read_text().startswith("---\nlibrary_name: hrm-agent\n")
     tiny_agent({**INFO, "frames": 99_999}).save(tmp_path)
     assert b"99,999" in (tmp_path / "README.md").read_bytes()
     with pytest.raises(CheckpointError):
         add_facts(tmp_path / "absent", license="mit")
+
+
+def test_a_card_with_words_of_its_owner_is_left_alone(tmp_path: Path) -> None:
+    tiny_agent().save(tmp_path)
+    card = tmp_path / "README.md"
+    edited = card.read_text() + "\nTrained on a train.\n"
+    card.write_text(edited)
+    tiny_agent({**INFO, "frames": 99_999}).save(tmp_path)
+    add_facts(tmp_path, license="mit")
+    assert card.read_text() == edited
+    assert Agent.load(tmp_path).info["license"] == "mit"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "{}", '{"agent_version": 1}', '{"agent_version": 1, "info": []}'])
+def test_a_damaged_description_does_not_cost_the_page_beside_it(damage: str, tmp_path: Path) -> None:
+    tiny_agent().save(tmp_path)
+    page = (tmp_path / "README.md").read_bytes()
+    (tmp_path / "agent.json").write_text(damage)
+    tiny_agent({**INFO, "frames": 99_999}).save(tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == page
+    assert Agent.load(tmp_path).info["frames"] == 99_999
 
 
 @pytest.mark.parametrize("info", [{}, {"evaluation": {"success": 0.5}, "env": None}, {"evaluation": "good"}])

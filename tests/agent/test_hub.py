@@ -17,6 +17,10 @@ from hrm_agent.hub import FILES, HubError, from_hub, push_to_hub
 hub = pytest.importorskip("huggingface_hub")
 
 
+class ConnectError(Exception):
+    """As the library's HTTP client raises it: neither an OSError nor a ValueError."""
+
+
 class FakeHub:
     """`create_repo`, `upload_folder` and `snapshot_download` on a folder of this machine."""
 
@@ -30,6 +34,8 @@ class FakeHub:
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
         if repo_id.startswith("forbidden/"):
             raise hub.errors.HFValidationError("403 Client Error.\n\nNot yours.")
+        if repo_id.startswith("offline/"):
+            raise ConnectError("[Errno -3] Temporary failure\nin name resolution")
         self.calls.append((repo_id, private, exist_ok))
         (self.root / repo_id).mkdir(parents=True, exist_ok=True)
         return f"https://huggingface.co/{repo_id}"
@@ -40,6 +46,8 @@ class FakeHub:
     def snapshot_download(
         self, repo_id: str, *, revision: str | None, token: str | None, allow_patterns: list[str]
     ) -> str:
+        if repo_id.startswith("offline/"):
+            raise ConnectError("[Errno -3] Temporary failure\nin name resolution")
         if not (self.root / repo_id).is_dir() or revision == "absent":
             raise hub.errors.LocalEntryNotFoundError("404\nNot Found")
         local = self.root / "cache" / repo_id
@@ -106,6 +114,15 @@ def test_a_folder_goes_up_with_its_own_page_and_without_its_other_files(fake: Fa
     assert (fake.root / "me/maze/agent.safetensors").read_bytes() == (folder / "agent.safetensors").read_bytes()
 
 
+def test_a_card_with_words_of_its_owner_goes_up_as_it_is(fake: FakeHub, tmp_path: Path) -> None:
+    tiny_agent().save(tmp_path)
+    card = tmp_path / "README.md"
+    card.write_text(card.read_text().replace("## Use", "## Thanks\n\nTo all.\n\n## Use"))
+    push_to_hub(tmp_path, "me/maze")
+    assert "To all." in card.read_text()
+    assert (fake.root / "me/maze/README.md").read_bytes() == card.read_bytes()
+
+
 def test_what_else_a_repository_holds_stays_there(fake: FakeHub) -> None:
     push_to_hub(tiny_agent(), "me/maze")
     (fake.root / "me/maze/agent.py").write_text("raise SystemExit('executed')")
@@ -126,6 +143,8 @@ def test_nothing_goes_up_that_cannot_be_loaded(fake: FakeHub, tmp_path: Path) ->
 def test_refusals_are_one_line(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     refused: tuple[Any, ...] = (
         lambda: push_to_hub(tiny_agent(), "forbidden/maze"),
+        lambda: push_to_hub(tiny_agent(), "offline/maze"),
+        lambda: from_hub("offline/maze"),
         lambda: from_hub("me/absent"),
         lambda: from_hub("me/absent", revision="absent"),
     )
@@ -134,6 +153,7 @@ def test_refusals_are_one_line(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -
             call()
         assert "\n" not in str(caught.value)
         assert "/" in str(caught.value)
+        assert caught.value.__cause__ is not None
     (fake.root / "me/empty").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"agent\.json missing"):
         from_hub("me/empty")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import hrm_agent
 from hrm_agent import Agent, registration
 from hrm_agent.agents.__main__ import main as list_agents
 from hrm_agent.checkpoint import CheckpointError
+from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluate import evaluate
-from hrm_agent.registration import AgentRegistry
+from hrm_agent.registration import AgentRegistry, load_agent
 from hrm_agent.shifts import shifts
 from hrm_agent.watch import watch
 
@@ -135,6 +137,80 @@ def test_an_environment_is_checked_and_grids_of_other_sizes_fit(folder: Path) ->
     assert actions.shape == (2,)
     with pytest.raises(ValueError, match=r"agent A-v0: .* do not fit"):
         hrm_agent.make("A-v0", env=gym.make("CartPole-v1"))
+
+
+class Spoken(gym.Env):
+    """Observations that agents see only in a wrapper."""
+
+    observation_space = gym.spaces.Dict(
+        {"seen": gym.spaces.Discrete(3), "said": gym.spaces.Text(4, charset="ab"), "lit": gym.spaces.MultiBinary(2)}
+    )
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, quiet: bool = False, render_mode: str | None = None) -> None:
+        self.quiet, self.render_mode = quiet, render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return {"seen": 1, "said": "" if self.quiet else "ab", "lit": np.ones(2, np.int8)}, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.reset()[0], 0.0, True, False, {}
+
+
+@pytest.fixture
+def spoken() -> Iterator[str]:
+    gym.register("Spoken-v0", entry_point=Spoken)
+    yield "Spoken-v0"
+    gym.registry.pop("Spoken-v0")
+
+
+def test_an_agent_trained_in_wrappers_plays_what_make_env_makes(spoken: str, tmp_path: Path) -> None:
+    trained_in = make_vector_env(spoken, 1)
+    spaces = trained_in.single_observation_space, trained_in.single_action_space
+    policy = tiny_policy(spaces[0], actions=spaces[1], readout="mean", positions="none", crop=0, patch=1)
+    Agent(policy, *spaces, {"env": spoken}).save(tmp_path / "agent")
+    hrm_agent.register("Spoken-MLP-v0", tmp_path / "agent")
+    env = hrm_agent.make_env(spoken)
+    agent = hrm_agent.make("Spoken-MLP-v0", env=env)
+    action, _ = agent.predict(env.reset(seed=0)[0])
+    assert action in env.action_space
+    for bare in (gym.make(spoken), gym.make_vec(spoken, num_envs=2, vectorization_mode="sync")):
+        with pytest.raises(ValueError, match=r"agent Spoken-MLP-v0: .*; make it by hrm_agent\.make_env") as caught:
+            hrm_agent.make("Spoken-MLP-v0", env=bare)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="do not fit") as caught:
+        hrm_agent.make("Spoken-MLP-v0", env=gym.make("CartPole-v1"))
+    assert "make_env" not in str(caught.value)  # wrappers would not help there
+
+
+def test_make_env_takes_options_and_refuses_on_one_line(spoken: str) -> None:
+    quiet, loud = (hrm_agent.make_env(spoken, {"quiet": quiet}).reset(seed=0)[0]["said"] for quiet in (True, False))
+    assert not np.array_equal(quiet, loud)
+    assert hrm_agent.make_env("hrm_envs:DynamicMaze-v0", MAZE).observation_space == GRID
+    for arguments, reason in (
+        (("Spokn-v0",), "did you mean Spoken-v0"),
+        (("no_such_module:Maze-v0",), "cannot import no_such_module"),
+        ((spoken, {"loud": True}), "env=Spoken-v0: .*loud"),
+    ):
+        with pytest.raises(ValueError, match=reason) as caught:
+            hrm_agent.make_env(*arguments)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        hrm_agent.no_such_name  # noqa: B018
+
+
+def test_an_agent_of_minigrid_plays_minigrid(tmp_path: Path) -> None:
+    pytest.importorskip("minigrid")
+    env = hrm_agent.make_env("MiniGrid-DoorKey-5x5-v0")
+    policy = tiny_policy(
+        env.observation_space, actions=env.action_space, readout="mean", positions="none", crop=0, patch=1
+    )
+    Agent(policy, env.observation_space, env.action_space).save(tmp_path)
+    hrm_agent.register("DoorKey-TRM-v0", tmp_path)
+    assert hrm_agent.make("DoorKey-TRM-v0", env=env).predict(env.reset(seed=0)[0])[0] in env.action_space
+    with pytest.raises(ValueError, match=r"make it by hrm_agent\.make_env"):
+        hrm_agent.make("DoorKey-TRM-v0", env=gym.make("MiniGrid-DoorKey-5x5-v0"))
 
 
 # Another installed package: what pip leaves behind of one, without pip.
@@ -271,6 +347,45 @@ def test_a_registry_that_nobody_filled_holds_what_ships() -> None:
     assert all(fresh[name].package == "hrm-agent" for name in SHIPPED)
     with pytest.raises(CheckpointError):
         registration.AgentSpec("A-v0", Path("absent")).describe()
+
+
+def test_registering_before_the_first_look_breaks_nothing(folder: Path) -> None:
+    fresh = AgentRegistry()
+    with pytest.raises(ValueError, match=f"{SHIPPED[0]}: already registered"):
+        fresh.add(registration.AgentSpec(SHIPPED[0], folder))
+    fresh.add(registration.AgentSpec("A-v0", folder))
+    assert {"A-v0", *SHIPPED} <= set(fresh)
+    assert fresh[SHIPPED[0]].package == "hrm-agent"
+
+
+def test_an_agent_of_a_plugin_whose_name_is_taken_is_left_out_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [EntryPoint(name, "guest_agents:guest", registration.GROUP) for name in ("A-v0", SHIPPED[0], "Guest-v0")]
+    monkeypatch.setattr(registration, "entry_points", lambda group: points)
+    fresh = AgentRegistry()
+    fresh.add(registration.AgentSpec("A-v0", folder))
+    with pytest.warns(UserWarning, match="already registered") as warned:
+        assert set(fresh) == {"A-v0", "Guest-v0", *SHIPPED}
+    assert len(warned) == 2
+    assert fresh["A-v0"].folder == folder
+
+
+def test_which_agent_of_a_registered_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for name, segments in (("best", 1), ("last", 3)):
+        tiny_agent(segments=segments).save(run / "agents" / name)
+    hrm_agent.register("Run-v0", run)
+    hrm_agent.register("Called-v0", lambda: run)
+    hrm_agent.register("Made-v0", tiny_agent)
+    for name in ("Run-v0", "Called-v0"):
+        assert hrm_agent.make(name).policy.segments == 1
+        assert load_agent(None, name, best=True).policy.segments == 1
+        assert load_agent(None, name, best=False).policy.segments == 3
+    assert load_agent(None, "Run-v0", best=False, carry="reset").policy.config.carry == "reset"
+    with pytest.raises(ValueError, match="which=last: agent Made-v0 is made by a function") as caught:
+        load_agent(None, "Made-v0", best=False)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_shipped_agents_are_small() -> None:

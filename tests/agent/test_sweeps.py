@@ -216,6 +216,15 @@ def test_the_table_refuses_bad_input(
     assert message in capsys.readouterr().err
 
 
+def test_what_another_program_left_is_no_run(runs: Path) -> None:
+    expected = sweep_table(str(runs))
+    (runs / "baseline").mkdir()
+    (runs / "baseline" / "run.json").write_text('{"command": "python -m hrm_agent.baselines"}')
+    assert sweep_table(str(runs)) == expected
+    with pytest.raises(UsageError, match="no run in it"):
+        sweep_table(str(runs / "baseline"))
+
+
 def test_a_damaged_run_is_named(runs: Path) -> None:
     (runs / "a" / "eval.json").write_text("{")
     with pytest.raises(UsageError, match=r"runs/a: a damaged run"):
