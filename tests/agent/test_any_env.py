@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from commands import run_command
 from omegaconf import OmegaConf
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from hrm_agent.cli import UsageError, check_jobs, command_overrides, compose_config
 from hrm_agent.config import config_folder, resolve, settings
 from hrm_agent.environments import make_vector_env
-from hrm_agent.policy import Policy
+from hrm_agent.policy import Policy, to_tensors
 from hrm_agent.registered_envs import GENERIC_READOUT, path_safe
 from hrm_agent.train import check_run
 from hrm_envs import MazeVectorEnv
@@ -151,7 +152,12 @@ def test_minigrids_mission_and_direction_reach_the_core() -> None:
     run, policy, _ = settings(resolve(cfg))
     env = make_vector_env(run.env, 1, run.env_options)
     made = Policy(policy, env.single_observation_space, env.single_action_space)
-    assert made.encoder.length == 1 + 13 + 7 * 7  # direction, words, cells
+    assert made.encoder.length == 2  # what is seen; the direction with the words
+    obs, _ = env.reset(seed=0)
+    tokens = made.encoder(to_tensors(obs))
+    for part in ("direction", "mission", "image"):
+        changed = {**obs, part: np.zeros_like(obs[part]) if obs[part].any() else obs[part] + 1}
+        assert (made.encoder(to_tensors(changed)) != tokens).any(), part
 
 
 def test_a_folder_of_the_users_own_configurations(tmp_path: Path) -> None:
