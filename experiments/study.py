@@ -234,7 +234,7 @@ def store(path: Path, record: dict[str, Any]) -> None:
 
 
 def mean_interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean over seeds and Student's 95% interval, cut to [0, 1]."""
+    """Mean over seeds and Student's 95% interval, cut to [0, 1]; of one seed all of it."""
     mean, n = float(np.mean(values)), len(values)
     half = T95[n - 1] * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else float("nan")
     return mean, max(0.0, mean - half), min(1.0, mean + half)
@@ -249,6 +249,8 @@ def rows_of(records: list[dict[str, Any]], arms: list[str]) -> list[dict[str, st
         if not runs:
             continue
         mean, low, high = mean_interval([r["success"] for r in runs])
+        if len(runs) == 1:  # nothing to say about seeds: Wilson's, over levels
+            low, high = runs[0]["success_ci95"]
         rows.append(
             {
                 "agent": arm,
