@@ -36,6 +36,7 @@ from hrm_agent import hub, registry, train
 from hrm_agent.cli import check_jobs, open_options, parse_options, wants_help
 from hrm_agent.config import resolve, settings
 from hrm_agent.cores import CORES
+from hrm_agent.sources import import_source
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -188,6 +189,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _left_as_it_was() -> Iterator[None]:
     """What pages register is gone after the test."""
     assert len(registry)  # looks for agents, once
+    import_source("MiniGrid-Empty-5x5-v0")  # a module registers once: taken back, its environments would be gone
     mappings: list[dict[str, Any]] = [CORES, gymnasium.registry, registry._specs]
     before, modules = [dict(mapping) for mapping in mappings], set(sys.modules)
     yield
