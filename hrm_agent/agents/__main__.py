@@ -16,6 +16,7 @@ from hrm_agent.registration import AgentSpec, registry
 
 USAGE = "python -m hrm_agent.agents [ID]"
 COLUMNS = ("id", "environment", "core", "carry", "K", "parameters", "success on test levels", "from")
+WIDE = 1000  # columns of a pipe or a file: no line is broken there
 
 
 def main() -> None:
@@ -29,7 +30,8 @@ def main() -> None:
         if arguments:
             print(read_card(registry[arguments[0]]))
         else:
-            Console().print(list_agents())
+            terminal = Console()
+            (terminal if terminal.is_terminal else Console(width=WIDE)).print(list_agents())
 
 
 def read_card(spec: AgentSpec) -> str:
@@ -45,6 +47,8 @@ def read_card(spec: AgentSpec) -> str:
 def list_agents() -> Table:
     """One line for each registered agent; one that cannot be read says so in its line."""
     table = Table(*COLUMNS, title="Registered agents")
+    table.columns[0].no_wrap = True  # an id is there to be copied
+    table.columns[0].min_width = max((len(agent_id) for agent_id in registry), default=0)
     for spec in registry.values():
         table.add_row(spec.id, *_headline(spec), spec.package or "register()")
     return table
