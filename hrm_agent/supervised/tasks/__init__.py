@@ -1,0 +1,40 @@
+"""Puzzle tasks by name: mazes, Sudoku, ARC-AGI, and files in the published formats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from hrm_agent.cores.base import check_choice
+from hrm_agent.supervised.tasks.base import Answers, Examples, Task, TaskSpec
+
+__all__ = ["TASKS", "Answers", "Examples", "Task", "TaskSpec", "build_task"]
+
+TASKS = {
+    "maze": "maze:MazeTask",
+    "maze_views": "maze_views:MazeViewsTask",
+    "sudoku": "sudoku:SudokuTask",
+    "arc": "arc:ArcTask",
+    "csv": "published_csv:CsvTask",
+}
+"""Name -> module of this package and class; imported when asked for, as some need further packages."""
+
+
+def build_task(name: str, options: dict[str, Any], seed: int = 0) -> Task:
+    """The task called `name`.
+
+    Args:
+        options: keyword arguments of the task's class, `task.NAME` on the command line.
+        seed: of what a task draws once and for all, such as which puzzles a small training set holds.
+
+    Raises:
+        ValueError: an unknown task or option, or one out of range.
+        ModuleNotFoundError: the task needs a package that is not installed; the message says which extra has it.
+    """
+    module, _, kind = TASKS[check_choice("task", name, list(TASKS))].partition(":")
+    make: Callable[..., Task] = getattr(import_module(f"hrm_agent.supervised.tasks.{module}"), kind)
+    try:
+        return make(**options, seed=seed)
+    except TypeError as error:
+        raise ValueError(f"task={name}: {error}") from None

@@ -1,0 +1,127 @@
+"""What a puzzle task gives to training and evaluation, whatever the puzzle."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrm_agent.supervised.losses import IGNORED_LABEL
+
+BANDS = ("train", "validation", "test")
+
+
+class Examples(NamedTuple):
+    """N puzzles of L tokens.
+
+    Attributes:
+        inputs: int32 `[N, L]`, ids below `TaskSpec.input_ids`; of a grid in row-major order.
+        labels: int32 `[N, L]`, ids below `TaskSpec.answer_ids`, or -100 where no answer is asked for.
+        puzzle_identifiers: int32 `[N]`, below `TaskSpec.num_puzzles`; 0 is "no puzzle in particular".
+    """
+
+    inputs: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    puzzle_identifiers: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def rows(self, index: Any) -> Examples:
+        """Some of the N puzzles (`len` counts puzzles, so tuple indexing would surprise)."""
+        return Examples(self.inputs[index], self.labels[index], self.puzzle_identifiers[index])
+
+
+class Answers(NamedTuple):
+    """What a model says of N puzzles after each of S segments.
+
+    Attributes:
+        tokens: int16 `[S, N, L]`, the most probable answer ids.
+        q_halt: float32 `[S, N]`, logit of "this answer is right".
+        segments: int64 `[N]`, segments thought: S, or fewer where the model halted by itself; later rows of
+            `tokens` repeat the answer at which it halted.
+    """
+
+    tokens: NDArray[np.int16]
+    q_halt: NDArray[np.float32]
+    segments: NDArray[np.int64]
+
+    @property
+    def last(self) -> NDArray[np.int16]:
+        """int16 `[N, L]`, the final answers."""
+        return self.tokens[-1]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """Shape of a task's puzzles.
+
+    Attributes:
+        sequence_length: tokens L of a puzzle.
+        input_ids, answer_ids: number of ids of inputs and of answers (equal in the published tasks).
+        num_puzzles: number of puzzle identifiers, 0 included; 1: the task does not tell puzzles apart.
+        grid: rows and columns, where the tokens are a grid.
+    """
+
+    sequence_length: int
+    input_ids: int
+    answer_ids: int
+    num_puzzles: int = 1
+    grid: tuple[int, int] | None = None
+
+
+Solve = Callable[[Examples], Answers]
+"""Runs the model that is evaluated on any number of puzzles."""
+
+
+class Task(ABC):
+    """Where labelled puzzles come from, and how answers are scored.
+
+    Everything is a function of the arguments: a task holds data, but no position in them, so that a run resumes
+    exactly from the state of its generator. Validation and test puzzles are never among those for training, nor are
+    their images under the task's augmentations.
+    """
+
+    spec: TaskSpec
+
+    @abstractmethod
+    def draw(self, generator: np.random.Generator, count: int) -> Examples:
+        """`count` training puzzles, augmented as the task's settings say."""
+
+    @abstractmethod
+    def examples(self, band: str, count: int) -> Examples:
+        """The first `count` puzzles of a fixed set (`validation` or `test`), as they are.
+
+        Raises:
+            ValueError: there are fewer; the message says how many.
+        """
+
+    def score(self, examples: Examples, answers: NDArray) -> dict[str, NDArray]:
+        """Numbers per puzzle, each `[N]`; answers int `[N, L]`.
+
+        `exact` (bool): every labelled cell is right. `cells` (float): fraction of labelled cells that are right. A
+        task may add its own, such as `valid`: right although another right answer is the label.
+        """
+        return exact_and_cells(examples.labels, answers)
+
+    def evaluate(self, solve: Solve, band: str, count: int) -> dict[str, Any] | None:
+        """An evaluation of the task's own (ARC's voting), JSON-able; None: `score` says all."""
+        return None
+
+
+def exact_and_cells(labels: NDArray, answers: NDArray) -> dict[str, NDArray]:
+    """`exact` bool `[N]` and `cells` float64 `[N]` of labels and answers int `[N, L]`; see `Task.score`."""
+    labelled = labels != IGNORED_LABEL
+    right = (labels == answers) & labelled
+    counts = labelled.sum(-1)
+    return {"exact": right.sum(-1) == counts, "cells": right.sum(-1) / np.maximum(counts, 1)}
+
+
+def check_band(band: str) -> None:
+    """Raises: ValueError unless `band` is one that is evaluated on."""
+    if band not in BANDS[1:]:
+        raise ValueError(f"band={band!r}: expected validation or test")
