@@ -75,3 +75,45 @@ class AdamATan2(torch.optim.Optimizer):
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state
+
+
+class SignSGD(torch.optim.Optimizer):
+    """`p *= 1 - lr * weight_decay`, then `p -= lr * sign(gradient)`, on the rows that have a gradient.
+
+    What HRM and TRM train their puzzle embeddings with: a step has one size however rarely a puzzle is seen, no moments
+    are kept, and rows of puzzles that are not in the batch are left alone.
+
+    Args:
+        params: parameters or groups; one with a sparse gradient (`torch.nn.Embedding(sparse=True)`) is changed only in
+            its rows.
+        lr, weight_decay: see above.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    def __init__(self, params: Iterable[Any], lr: float = 1e-2, weight_decay: float = 0.0) -> None:
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"{name}={value}: expected 0 or more")
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update; returns what `closure` returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            keep = 1 - group["lr"] * group["weight_decay"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                if p.grad.is_sparse:
+                    gradient = p.grad.coalesce()  # one row a puzzle, the sum over the batch
+                    rows = gradient.indices()[0]
+                    p[rows] = p[rows] * keep - group["lr"] * gradient.values().sign()
+                else:
+                    p.mul_(keep).sub_(p.grad.sign(), alpha=group["lr"])
+        return loss

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 METRICS_FILE = "metrics.jsonl"
 PLAIN_LINES = 10
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class RunLog:
@@ -25,14 +27,15 @@ class RunLog:
     Args:
         folder: of the run.
         frames: where the run (re)starts; what an interrupted run logged after it is dropped.
+        unit: what `frames` counts, and the name of that number in `metrics.jsonl`.
     """
 
-    def __init__(self, folder: Path, frames: int) -> None:
+    def __init__(self, folder: Path, frames: int, unit: str = "frames") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / METRICS_FILE
+        self.path, self.unit = folder / METRICS_FILE, unit
         if self.path.exists():
             lines = self.path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["frames"] <= frames]
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)[unit] <= frames]
             self.path.write_text("".join(line + "\n" for line in kept))
         self.file = open(self.path, "a")  # noqa: SIM115 - closed by close()
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=frames + 1 if frames else None)
@@ -47,7 +50,7 @@ class RunLog:
         }
         for name, value in flat.items():
             self.writer.add_scalar(name, value, frames)
-        self.file.write(json.dumps({"frames": frames, **flat}) + "\n")
+        self.file.write(json.dumps({self.unit: frames, **flat}) + "\n")
         self.file.flush()
 
     def video(self, frames: int, tag: str, gif: bytes, shape: tuple[int, ...]) -> None:
@@ -104,7 +107,10 @@ class Console:
         if numbers.get("validation") is not None:
             parts.append(f"{numbers['validation']:.3f} greedy on validation levels")
         parts.append(f"{numbers['frames_per_second']:,.0f} steps/s")
-        status = "  ".join(parts)
+        self.status(frames, "  ".join(parts))
+
+    def status(self, frames: int, status: str) -> None:
+        """How far the run is, on the progress bar; elsewhere a line now and then."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=frames, status=status)
         elif frames >= self._next_line:

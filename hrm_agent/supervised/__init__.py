@@ -1,13 +1,18 @@
-"""The recurrent cores on labelled puzzles: model and loss."""
+"""The recurrent cores on labelled puzzles: model, loss, training and evaluation."""
 
-from hrm_agent.supervised.losses import PuzzleLoss, puzzle_loss, stablemax_log_probabilities
+from hrm_agent.supervised.files import ModelConfig, build_model, load_model, save_model
+from hrm_agent.supervised.losses import PuzzleLoss, puzzle_loss, stablemax_cross_entropy
 from hrm_agent.supervised.model import PuzzleModel, load_published, model_from_published
 
 __all__ = [
+    "ModelConfig",
     "PuzzleLoss",
     "PuzzleModel",
+    "build_model",
+    "load_model",
     "load_published",
     "model_from_published",
     "puzzle_loss",
-    "stablemax_log_probabilities",
+    "save_model",
+    "stablemax_cross_entropy",
 ]

@@ -1,58 +1,110 @@
-"""The supervised loss of HRM and TRM: stablemax cross-entropy and a halting loss, summed over the batch."""
+"""The supervised loss of HRM and TRM: stablemax cross-entropy and losses of halting, summed over the batch."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORED_LABEL = -100
 HALTING_WEIGHT = 0.5
+CROSS_ENTROPIES = ("stablemax", "softmax")
 
 
 class PuzzleLoss(NamedTuple):
-    """Sums over the batch, each a scalar: `total = stablemax + 0.5 * q_halt`."""
+    """Sums over the batch, each a scalar: `total = answers + 0.5 * (q_halt + q_continue)`.
+
+    Attributes:
+        answers: cross-entropy, averaged over each sequence's labels.
+        q_halt: of the logit that says whether the answer is right.
+        q_continue: of HRM's second logit, 0 where it is not trained.
+        exact: bool[B], every label is the arg max.
+        right, labelled: int64[B], labels that are the arg max, and labels.
+    """
 
     total: Tensor
-    stablemax: Tensor
+    answers: Tensor
     q_halt: Tensor
+    q_continue: Tensor
+    exact: Tensor
+    right: Tensor
+    labelled: Tensor
 
 
-def stablemax_log_probabilities(logits: Tensor) -> Tensor:
-    """Logarithm of stablemax over the last dimension (Prieto et al. 2025, arXiv 2501.04697).
+class _StablemaxCrossEntropy(torch.autograd.Function):
+    """`-log(s(x_label) / sum s(x))` with its gradient written out, in float32.
+
+    The published code computes it in double precision, which many devices lack or are slow in. It need not: both
+    branches of s are exact in float32 once written as `1 + |x|` and its reciprocal, the logarithm of either is plus or
+    minus `log(1 + |x|)`, and the gradient `(p_j - [j = label]) / (1 + |x_j|)` has no difference of large numbers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        magnitude = logits.abs().add_(1)
+        s = torch.where(logits >= 0, magnitude, magnitude.reciprocal())
+        total = s.sum(dim=-1, keepdim=True)
+        picked = s.gather(-1, labels[..., None])
+        ctx.save_for_backward(magnitude, s.div_(total), labels)
+        return (total.log_() - picked.log())[..., 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        magnitude, probabilities, labels = ctx.saved_tensors
+        at = labels[..., None]
+        back = probabilities.scatter(-1, at, probabilities.gather(-1, at) - 1)
+        return back.div_(magnitude).mul_(gradient[..., None]), None
+
+
+def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Negative log-likelihood under stablemax (Prieto et al. 2025, arXiv 2501.04697), float32[...].
 
     Stablemax replaces softmax's exponential by `s(x) = x + 1` for `x >= 0` and `1 / (1 - x)` below.
 
     Args:
-        logits: float[..., V].
-
-    Returns:
-        float64[..., V]: the published code computes this loss in double precision.
+        logits: float[..., V]; half precision is widened first.
+        labels: int64[...], from 0 to V - 1.
     """
-    x = logits.double()
-    # Each branch is evaluated where it is finite only, or its gradient elsewhere would be 0 * inf.
-    s = torch.where(x >= 0, x + 1, 1 / (1 - x.clamp(max=0)))
-    return s.log() - s.sum(dim=-1, keepdim=True).log()
+    loss: Tensor = _StablemaxCrossEntropy.apply(logits.float(), labels)
+    return loss
 
 
-def puzzle_loss(logits: Tensor, q_halt: Tensor, labels: Tensor) -> PuzzleLoss:
+def puzzle_loss(
+    logits: Tensor,
+    q_halt: Tensor,
+    labels: Tensor,
+    q_continue: Tensor | None = None,
+    continue_target: Tensor | None = None,
+    cross_entropy: str = "stablemax",
+) -> PuzzleLoss:
     """Cross-entropy averaged over each sequence's labels, and whether the sequence was exactly right.
 
     Args:
         logits: float[B, L, V].
         q_halt: float[B], logit of "halt now"; its target is 1 where every label is the arg max.
-        labels: int64[B, L]; -100 is ignored.
-
-    Returns:
-        The sums over the batch; `stablemax` and so `total` are float64.
+        labels: int[B, L]; -100 is ignored.
+        q_continue: float[B], HRM's logit of "think on"; None trains `q_halt` alone, as TRM does.
+        continue_target: float[B], probability that thinking on leads to the right answer; goes with `q_continue`.
+        cross_entropy: `stablemax`, as published, or `softmax`.
     """
     labelled = labels != IGNORED_LABEL
     safe = labels.masked_fill(~labelled, 0).long()
-    picked = stablemax_log_probabilities(logits).gather(-1, safe[..., None])[..., 0]
-    counts = labelled.sum(dim=-1).clamp(min=1)
-    stablemax = (-picked.masked_fill(~labelled, 0).sum(dim=-1) / counts).sum()
-    exact = ((logits.argmax(dim=-1) == safe) | ~labelled).all(dim=-1)
-    halting = F.binary_cross_entropy_with_logits(q_halt, exact.to(q_halt.dtype), reduction="sum")
-    return PuzzleLoss(stablemax + HALTING_WEIGHT * halting, stablemax, halting)
+    if cross_entropy == "stablemax":
+        losses = stablemax_cross_entropy(logits, safe)
+    else:
+        losses = F.cross_entropy(logits.float().transpose(1, 2), safe, reduction="none")
+    counts = labelled.sum(dim=-1)
+    answers = (losses.masked_fill(~labelled, 0).sum(dim=-1) / counts.clamp(min=1)).sum()
+    right = ((logits.argmax(dim=-1) == safe) & labelled).sum(dim=-1)
+    exact = right == counts
+    halting = F.binary_cross_entropy_with_logits(q_halt.float(), exact.float(), reduction="sum")
+    continuing = halting.new_zeros(())
+    if q_continue is not None:
+        assert continue_target is not None
+        continuing = F.binary_cross_entropy_with_logits(q_continue.float(), continue_target, reduction="sum")
+    total = answers + HALTING_WEIGHT * (halting + continuing)
+    return PuzzleLoss(total, answers, halting, continuing, exact, right, counts)

@@ -26,7 +26,7 @@ from hrm_agent.supervised import (
     load_published,
     model_from_published,
     puzzle_loss,
-    stablemax_log_probabilities,
+    stablemax_cross_entropy,
 )
 from hrm_agent.supervised.model import name_from_published
 
@@ -117,7 +117,7 @@ def puzzle_numbers(model: PuzzleModel, inputs: Tensor) -> dict[str, Tensor]:
         values = {"z_H": state[0], "z_L": state[1], "logits": logits}
         values |= {"q_halt_logits": q_halt, "q_continue_logits": q_continue}
         numbers |= {f"segment{n}/{name}": value.detach() for name, value in values.items()}
-    numbers |= {"loss/stablemax": loss.stablemax.detach(), "loss/q_halt": loss.q_halt.detach()}
+    numbers |= {"loss/stablemax": loss.answers.detach(), "loss/q_halt": loss.q_halt.detach()}
     for name, parameter in model.named_parameters():
         if name != "puzzles.weight":
             assert parameter.grad is not None
@@ -375,17 +375,35 @@ def test_a_puzzle_embedding_too_large_for_its_slots_is_refused() -> None:
         )
 
 
+def stablemax_reference(logits: Tensor, labels: Tensor) -> Tensor:
+    """The definition, in double precision: each branch is evaluated where it is finite only."""
+    x = logits.double()
+    s = torch.where(x >= 0, x + 1, 1 / (1 - x.clamp(max=0)))
+    return -(s / s.sum(dim=-1, keepdim=True)).log().gather(-1, labels[..., None])[..., 0]
+
+
 def test_stablemax_is_a_distribution_and_its_gradient_is_finite() -> None:
     logits = torch.tensor([[-1e6, -1.0, 0.0, 1.0, 3.0]], requires_grad=True)
-    log_probabilities = stablemax_log_probabilities(logits)
-    assert log_probabilities.dtype == torch.float64
-    probabilities = log_probabilities.exp()[0]
-    assert probabilities.sum().item() == pytest.approx(1)
-    s = torch.tensor([1 / (1 + 1e6), 0.5, 1, 2, 4], dtype=torch.float64)
-    torch.testing.assert_close(probabilities, s / s.sum())
-    log_probabilities[0, 0].backward()
+    losses = stablemax_cross_entropy(logits.expand(5, -1), torch.arange(5))
+    s = torch.tensor([1 / (1 + 1e6), 0.5, 1, 2, 4])
+    torch.testing.assert_close((-losses).exp(), s / s.sum())
+    losses[0].backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e4])
+def test_stablemax_in_single_precision_is_the_double_one(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = (scale * torch.randn(64, 11, generator=generator)).requires_grad_()
+    labels, weights = torch.randint(11, (64,), generator=generator), torch.randn(64, generator=generator)
+    ours = stablemax_cross_entropy(logits, labels)
+    (gradient,) = torch.autograd.grad((ours * weights).sum(), logits)
+    theirs = stablemax_reference(logits, labels)
+    (expected,) = torch.autograd.grad((theirs * weights).sum(), logits)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_loss_averages_each_sequence_and_asks_for_exact_ones() -> None:
@@ -395,10 +413,10 @@ def test_loss_averages_each_sequence_and_asks_for_exact_ones() -> None:
     q_halt = torch.tensor([2.0, 2.0, 2.0])
     loss = puzzle_loss(logits, q_halt, labels)
     right, wrong = -torch.log(torch.tensor(6 / 8)), -torch.log(torch.tensor(1 / 8))
-    assert loss.stablemax.item() == pytest.approx((right + (3 * right + wrong) / 4).item(), rel=1e-5)
+    assert loss.answers.item() == pytest.approx((right + (3 * right + wrong) / 4).item(), rel=1e-5)
     halt = torch.nn.functional.softplus(torch.tensor([-2.0, 2.0, -2.0])).sum()
     assert loss.q_halt.item() == pytest.approx(halt.item())
-    assert loss.total.item() == pytest.approx(loss.stablemax.item() + 0.5 * loss.q_halt.item())
+    assert loss.total.item() == pytest.approx(loss.answers.item() + 0.5 * loss.q_halt.item())
     # Logits at ignored labels do not matter.
     logits[0, 2:] += 1.0
     assert puzzle_loss(logits, q_halt, labels).total.item() == loss.total.item()

@@ -1,0 +1,341 @@
+"""One optimizer step per segment: the training of HRM (arXiv 2506.21734) and TRM (arXiv 2510.04871).
+
+A batch of puzzles is thought about for one segment at a time. After every segment the answers are judged, the weights
+take a step, and the latents go on, without gradient, into the next segment. A puzzle that has halted, by the model's
+own decision or after the most segments, is replaced by a new one with a fresh latent; so a batch holds puzzles at
+every stage of thought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
+from hrm_agent.cores import State, map_state
+from hrm_agent.optim import AdamATan2, SignSGD
+from hrm_agent.parallel import Shards
+from hrm_agent.policy import CACHE_BYTES, NonFiniteNumbers
+from hrm_agent.supervised.losses import CROSS_ENTROPIES, puzzle_loss
+from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.supervised.tasks.base import Examples
+
+HALTINGS = ("halt_only", "q_learning")
+PRECISIONS = ("float32", "bfloat16")
+
+Draw = Callable[[np.random.Generator, int], Examples]
+"""Training puzzles, see `hrm_agent.supervised.tasks.base.Task.draw`."""
+
+
+@dataclass(frozen=True)
+class SupervisedConfig:
+    """Settings of training; every one can be changed on the command line as `training.NAME=VALUE`."""
+
+    batch_size: int = 768  # puzzles thought about side by side
+    max_segments: int = 16  # after which a puzzle is replaced, whatever the model says
+    halting: str = "halt_only"  # halt_only (TRM) | q_learning (HRM: one more forward pass for the target)
+    exploration: float = 0.1  # share of puzzles that must think for a random number of segments at least
+    cross_entropy: str = "stablemax"  # or softmax
+    optimizer: str = "adam_atan2"  # or adamw
+    learning_rate: float = 1e-4
+    warmup: int = 2000  # steps over which learning rates rise from 0
+    anneal: bool = False  # learning rates go linearly to 0 over the run, after the warm-up; published: constant
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 1.0
+    max_grad_norm: float = 0.0  # 0: no clipping, as published
+    puzzle_learning_rate: float = 1e-4  # of the puzzle embeddings, by sign-SGD
+    puzzle_weight_decay: float = 1.0
+    ema: float = 0.999  # exponential moving average of the weights, which is what is evaluated; 0: none (HRM)
+    precision: str = "float32"  # of the matrix products: float32 | bfloat16; weights and sums stay float32
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_segments"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name}={getattr(self, name)}: expected 1 or more")
+        for name in ("learning_rate",):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"training.{name}={getattr(self, name)}: expected a number above 0")
+        for name in ("warmup", "weight_decay", "max_grad_norm", "puzzle_learning_rate", "puzzle_weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"training.{name}={getattr(self, name)}: expected 0 or more")
+        for name in ("beta1", "beta2", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"training.{name}={getattr(self, name)}: expected a number from 0 to below 1")
+        if not 0 <= self.exploration <= 1:
+            raise ValueError(f"training.exploration={self.exploration}: expected a number from 0 to 1")
+        choices = {
+            "halting": HALTINGS,
+            "cross_entropy": CROSS_ENTROPIES,
+            "optimizer": ("adam_atan2", "adamw"),
+            "precision": PRECISIONS,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"training.{name}={getattr(self, name)!r}: expected one of {', '.join(known)}")
+
+
+class DeepSupervision:
+    """A model, the puzzles it is thinking about, and one training step on them.
+
+    Args:
+        model: trained in place.
+        config: see `SupervisedConfig`.
+        draw: where new puzzles come from.
+        seed: of the puzzles drawn and of exploration.
+        shards: threads that a batch is split over.
+    """
+
+    def __init__(self, model: PuzzleModel, config: SupervisedConfig, draw: Draw, seed: int, shards: Shards) -> None:
+        self.model, self.config, self.draw, self.shards = model, config, draw, shards
+        self.device = model.lm_head.weight.device
+        self.generator = np.random.default_rng(seed)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        own = [] if model.puzzles is None else [model.puzzles.weight]
+        self.weights = [p for p in self.parameters if all(p is not x for x in own)]
+        self.optimizer = build_optimizer(self.weights, config)
+        self.puzzle_optimizer = SignSGD(own, config.puzzle_learning_rate, config.puzzle_weight_decay) if own else None
+        self.averages = [p.detach().clone() for p in self.weights] if config.ema else []
+        self.steps = 0
+        self.seen = 0  # puzzles begun
+        count = config.batch_size
+        self.halted = torch.ones(count, dtype=torch.bool)
+        self.segments = torch.zeros(count, dtype=torch.int64)  # that each puzzle has been thought about
+        self.state = map_state(Tensor.contiguous, model.initial_state(count))
+        self.batch: dict[str, Tensor] = {}
+
+    def step(self, done: float) -> dict[str, float]:
+        """Think for one segment and learn from it. `done`: fraction of the run that is over, for annealing.
+
+        Returns means over the batch: `loss`, `answers_loss`, `q_halt_loss`, `q_continue_loss`; `cells` and `exact` of
+        the answers after this segment; of the puzzles that halted, `exact_at_halt`, `q_halt_accuracy` and `segments`
+        (left out where none did); `gradient_norm`, `learning_rate`.
+
+        Raises:
+            NonFiniteNumbers: before any weight is touched.
+        """
+        self._replace_halted()
+        count = self.config.batch_size
+        slices = self.shards.slices(count, rows_at_once(self.model))
+        # Each worker looks at its own rows: their state is overwritten only when their gradient is known.
+        parts = self.shards.map(self._think, slices)
+        gradients = _sum_gradients([p["gradients"] for p in parts])
+        norm = self._take_step(gradients, done)
+        totals = {name: sum(p["sums"][name] for p in parts) for name in parts[0]["sums"]}
+        q_halt, q_continue, exact = (
+            torch.cat([p[name] for p in parts]).cpu() for name in ("halt", "continue", "exact")
+        )
+        self.segments += 1
+        self._decide_halts(q_halt, q_continue)
+        self.steps += 1
+        measured = {name: total / count for name, total in totals.items() if name not in ("right", "labelled")}
+        measured |= {"cells": totals["right"] / max(totals["labelled"], 1), "exact": exact.double().mean().item()}
+        if self.halted.any():
+            over = self.halted
+            measured["exact_at_halt"] = exact[over].double().mean().item()
+            measured["q_halt_accuracy"] = ((q_halt >= 0) == exact)[over].double().mean().item()
+            measured["segments"] = self.segments[over].double().mean().item()
+        return {**measured, "gradient_norm": norm, "learning_rate": self._learning_rate(done)}
+
+    def _replace_halted(self) -> None:
+        rows = self.halted.nonzero()[:, 0]
+        if not len(rows):
+            return
+        fresh = self.draw(self.generator, len(rows))
+        new = to_batch(fresh, self.device)
+        rows = rows.to(self.device)
+        if not self.batch:
+            self.batch = {name: value.clone() for name, value in new.items()}
+        for name, value in new.items():
+            self.batch[name][rows] = value
+        for kept, initial in zip(self.state, self.model.initial_state(1), strict=True):
+            kept[rows] = initial[0]
+        self.segments[self.halted] = 0
+        self.seen += len(rows)
+
+    def _think(self, rows: slice) -> dict[str, Any]:
+        """One segment of some rows: their share of the gradient, and what they say; writes their new state."""
+        config = self.config
+        batch = {name: value[rows] for name, value in self.batch.items()}
+        state = map_state(lambda s: s[rows], self.state)
+        with torch.enable_grad():  # grad mode is per thread
+            with self._precision():
+                new, logits, q_halt, q_continue = self.model(state, batch)
+            target = self._continue_target(new, batch, rows) if config.halting == "q_learning" else None
+            loss = puzzle_loss(
+                logits,
+                q_halt,
+                batch["labels"],
+                None if target is None else q_continue,
+                target,
+                config.cross_entropy,
+            )
+            gradients = torch.autograd.grad(loss.total / config.batch_size, self.parameters, allow_unused=True)
+        for kept, thought in zip(self.state, new, strict=True):
+            kept[rows] = thought.detach()
+        sums = {
+            "loss": loss.total.item(),
+            "answers_loss": loss.answers.item(),
+            "q_halt_loss": loss.q_halt.item(),
+            "q_continue_loss": loss.q_continue.item(),
+            "right": loss.right.sum().item(),
+            "labelled": loss.labelled.sum().item(),
+        }
+        says = {"halt": q_halt.detach().float(), "continue": q_continue.detach().float(), "exact": loss.exact}
+        return {"gradients": gradients, "sums": sums, **says}
+
+    @torch.no_grad()
+    def _continue_target(self, state: State, batch: dict[str, Tensor], rows: slice) -> Tensor:
+        """HRM's target: what the better choice after one more segment is worth; after the last, halting alone."""
+        with self._precision():
+            _, _, q_halt, q_continue = self.model(map_state(Tensor.detach, state), batch)
+        last = (self.segments[rows] + 1 >= self.config.max_segments).to(q_halt.device)
+        return torch.where(last, q_halt, torch.maximum(q_halt, q_continue)).float().sigmoid()
+
+    def _decide_halts(self, q_halt: Tensor, q_continue: Tensor) -> None:
+        """Which puzzles are over: by the most segments, or by the model's word once exploration lets it speak."""
+        most = self.config.max_segments
+        over = self.segments >= most
+        if most > 1:
+            says_so = q_halt > (q_continue if self.config.halting == "q_learning" else 0)
+            count = len(over)
+            explores = self.generator.random(count) < self.config.exploration
+            least = np.where(explores, self.generator.integers(2, most + 1, count), 0)
+            over = over | (says_so & (self.segments >= torch.from_numpy(least)))
+        self.halted = over
+
+    def _precision(self) -> AbstractContextManager:
+        return autocast(self.config.precision, self.device)
+
+    def _learning_rate(self, done: float) -> float:
+        """Relative to the settings' for all parameters; times the network's own."""
+        return self.config.learning_rate * self._schedule(done)
+
+    def _schedule(self, done: float) -> float:
+        warm = min(1.0, (self.steps + 1) / self.config.warmup) if self.config.warmup else 1.0
+        return warm * (1.0 - done if self.config.anneal else 1.0)
+
+    def _take_step(self, gradients: list[Tensor | None], done: float) -> float:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        limit = self.config.max_grad_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, limit)
+        if not torch.isfinite(norm):
+            raise NonFiniteNumbers(f"gradient norm is {norm.item()}")
+        scale = self._schedule(done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * scale
+        self.optimizer.step()
+        if self.puzzle_optimizer is not None:
+            for group in self.puzzle_optimizer.param_groups:
+                group["lr"] = self.config.puzzle_learning_rate * scale
+            self.puzzle_optimizer.step()
+        if self.averages:
+            with torch.no_grad():
+                torch._foreach_lerp_(self.averages, list(self.weights), 1 - self.config.ema)
+        return float(norm)
+
+    def averaged(self) -> AbstractContextManager[PuzzleModel]:
+        """The model with the averaged weights, which are taken out again when the context ends."""
+        return _Averaged(self.model, self.weights, self.averages)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint needs beside `metadata`."""
+        saved = {
+            **flatten("model", dict(self.model.state_dict())),
+            **flatten("optimizer", optimizer_tensors(self.optimizer)),
+            **{f"average/{i}": a for i, a in enumerate(self.averages)},
+            **{f"state/{i}": s for i, s in enumerate(self.state)},
+            "halted": self.halted,
+            "segments": self.segments,
+        }
+        return {**saved, **flatten("batch", self.batch)}
+
+    def metadata(self) -> dict[str, Any]:
+        return {"steps": self.steps, "seen": self.seen, "generator": self.generator.bit_generator.state}
+
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Inverse of `tensors` and `metadata`.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: they belong to other settings.
+        """
+        if tensors["halted"].shape != self.halted.shape:
+            raise ValueError(f"a batch of {len(tensors['halted'])} puzzles, expected {len(self.halted)}")
+        self.model.load_state_dict(unflatten("model", tensors))
+        load_optimizer_tensors(self.optimizer, unflatten("optimizer", tensors))
+        for i, average in enumerate(self.averages):
+            average.copy_(tensors[f"average/{i}"])
+        for i, kept in enumerate(self.state):
+            kept.copy_(tensors[f"state/{i}"])
+        self.halted, self.segments = tensors["halted"].clone(), tensors["segments"].clone()
+        self.batch = {name: t.to(self.device) for name, t in unflatten("batch", tensors).items()}
+        self.generator.bit_generator.state = metadata["generator"]
+        self.steps, self.seen = metadata["steps"], metadata["seen"]
+
+
+class _Averaged:
+    def __init__(self, model: PuzzleModel, weights: list[nn.Parameter], averages: list[Tensor]) -> None:
+        self.model, self.weights, self.averages = model, weights, averages
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for weight, average in zip(self.weights, self.averages, strict=False):
+            held = weight.clone()
+            weight.copy_(average)
+            average.copy_(held)
+
+    def __enter__(self) -> PuzzleModel:
+        self._swap()
+        return self.model
+
+    def __exit__(self, *_: object) -> None:
+        self._swap()
+
+
+def build_optimizer(weights: list[nn.Parameter], config: SupervisedConfig) -> torch.optim.Optimizer:
+    """The optimizer of everything but puzzle embeddings."""
+    betas = (config.beta1, config.beta2)
+    if config.optimizer == "adam_atan2":
+        return AdamATan2(weights, config.learning_rate, betas, config.weight_decay)
+    return torch.optim.AdamW(weights, config.learning_rate, betas, weight_decay=config.weight_decay)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """Matrix products in bfloat16 where `precision` says so."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def rows_at_once(model: PuzzleModel) -> int | None:
+    """Puzzles that are best thought about together; None: as many as there are (see `hrm_agent.policy`)."""
+    if model.lm_head.weight.device.type != "cpu":
+        return None
+    widest = max(m.out_features for m in model.core.modules() if isinstance(m, nn.Linear))
+    return max(1, CACHE_BYTES // (4 * model.core.length * widest))
+
+
+def to_batch(examples: Examples, device: torch.device) -> dict[str, Tensor]:
+    """`inputs`, `labels` and `puzzle_identifiers`, int32, as the model takes them."""
+    arrays = {
+        "inputs": examples.inputs,
+        "labels": examples.labels,
+        "puzzle_identifiers": examples.puzzle_identifiers,
+    }
+    return {name: torch.from_numpy(np.ascontiguousarray(array, np.int32)).to(device) for name, array in arrays.items()}
+
+
+def _sum_gradients(parts: list[tuple[Tensor | None, ...]]) -> list[Tensor | None]:
+    """Parameter by parameter over the parts of a batch, in their order."""
+
+    def summed() -> Iterator[Tensor | None]:
+        for gradients in zip(*parts, strict=True):
+            present = [g for g in gradients if g is not None]
+            yield sum(present[1:], present[0]) if present else None
+
+    return list(summed())

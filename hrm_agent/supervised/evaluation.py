@@ -1,0 +1,143 @@
+"""Answers of a puzzle model after every segment, and scores of them with intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hrm_agent.cores import map_state
+from hrm_agent.evaluation.metrics import wilson_interval
+from hrm_agent.parallel import Shards
+from hrm_agent.supervised.deep_supervision import autocast, rows_at_once, to_batch
+from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.supervised.tasks.base import Answers, Examples, Task
+
+EVALUATION_BATCH = 256
+
+
+class Solver:
+    """Runs a model on puzzles: `solver(examples) -> Answers`.
+
+    Args:
+        model: never changed here.
+        segments: S, of every puzzle; the most of them where puzzles may halt.
+        halting: None: all S segments are run, as published. `halt_only`: a puzzle is over when its `q_halt` is above
+            0; `q_learning`: above its `q_continue`. What is over is not computed any further.
+        shards: threads that puzzles are dealt out to.
+        precision: see `SupervisedConfig`.
+    """
+
+    def __init__(
+        self,
+        model: PuzzleModel,
+        segments: int,
+        halting: str | None = None,
+        shards: Shards | None = None,
+        precision: str = "float32",
+    ) -> None:
+        self.model, self.segments, self.halting, self.precision = model, segments, halting, precision
+        self.shards = shards or Shards(1)
+
+    def __call__(self, examples: Examples) -> Answers:
+        largest = min(rows_at_once(self.model) or EVALUATION_BATCH, EVALUATION_BATCH)
+        parts = self.shards.map(
+            lambda rows: self._solve(examples.rows(rows)), self.shards.slices(len(examples), largest)
+        )
+        tokens, q_halt, segments = zip(*parts, strict=True)
+        return Answers(np.concatenate(tokens, 1), np.concatenate(q_halt, 1), np.concatenate(segments))
+
+    @torch.no_grad()
+    def _solve(self, examples: Examples) -> Answers:
+        device = self.model.lm_head.weight.device
+        batch = to_batch(examples, device)
+        batch.pop("labels")  # a model that could see them would be right for the wrong reason
+        count, length = examples.inputs.shape
+        tokens = np.zeros((self.segments, count, length), np.int16)
+        q_halts = np.zeros((self.segments, count), np.float32)
+        thought = np.full(count, self.segments)
+        rows = np.arange(count)  # that still think
+        state = self.model.initial_state(count)
+        for segment in range(self.segments):
+            with autocast(self.precision, device):
+                state, logits, q_halt, q_continue = self.model(state, batch)
+            if segment and len(rows) < count:
+                tokens[segment], q_halts[segment] = tokens[segment - 1], q_halts[segment - 1]
+            tokens[segment, rows] = logits.argmax(-1).cpu().numpy()
+            q_halts[segment, rows] = q_halt.float().cpu().numpy()
+            if self.halting is None or segment == self.segments - 1:
+                continue
+            on = q_halt <= (q_continue if self.halting == "q_learning" else 0)
+            keep = on.cpu().numpy()
+            thought[rows[~keep]] = segment + 1
+            rows = rows[keep]
+            if not len(rows):
+                tokens[segment + 1 :], q_halts[segment + 1 :] = tokens[segment], q_halts[segment]
+                break
+            if not keep.all():
+                state = map_state(lambda s, on=on: s[on], state)
+                batch = {name: value[on] for name, value in batch.items()}
+        return Answers(tokens, q_halts, thought)
+
+
+def evaluate_model(
+    solver: Solver, task: Task, band: str, count: int, halting: str = "halt_only", curves: bool = True
+) -> dict[str, Any]:
+    """Scores of a model on the first `count` puzzles of a band, all segments being run.
+
+    Args:
+        halting: by which rule `halted` says what halting would have made of it.
+        curves: with the scores after every segment, and what later segments repaired.
+
+    Returns:
+        For every score of the task (`exact`, `cells`, perhaps more) its mean and `NAME_ci95`: Wilson's interval of a
+        yes-or-no score, the normal one of a fraction. Then `puzzles`, `segments`; `q_halt_accuracy`, of the last
+        `q_halt` as a judge of `exact`; `halted`: the same scores and mean segments with halting at inference; `curves`
+        by score, a list over segments; `repaired` and `spoiled`: fractions of the puzzles that were wrong after the
+        first segment and right after the last, and the other way round. What the task's own evaluation gives is added
+        under `task`.
+    """
+    examples = task.examples(band, count)
+    answers = solver(examples)
+    after = [task.score(examples, tokens) for tokens in answers.tokens] if curves else []
+    scores = after[-1] if after else task.score(examples, answers.last)
+    report: dict[str, Any] = {"band": band, "puzzles": len(examples), "segments": solver.segments}
+    report |= summarise(scores)
+    report["q_halt_accuracy"] = float(((answers.q_halt[-1] > 0) == scores["exact"]).mean())
+    stopped = halt_early(solver, halting, examples, answers)
+    report["halted"] = {**summarise(task.score(examples, stopped.last)), "segments": float(stopped.segments.mean())}
+    if curves:
+        report["curves"] = {name: [float(s[name].mean()) for s in after] for name in scores}
+        right = [np.asarray(s.get("valid", s["exact"]), bool) for s in after]
+        report["repaired"] = float((~right[0] & right[-1]).mean())
+        report["spoiled"] = float((right[0] & ~right[-1]).mean())
+    own = task.evaluate(solver, band, count)
+    if own is not None:
+        report["task"] = own
+    return report
+
+
+def halt_early(solver: Solver, halting: str, examples: Examples, answers: Answers) -> Answers:
+    """What halting at inference makes of puzzles, from their `answers` after all segments where these tell."""
+    if halting != "halt_only":  # the second logit is not among the answers
+        return Solver(solver.model, solver.segments, halting, solver.shards, solver.precision)(examples)
+    over = answers.q_halt > 0
+    at = np.where(over.any(0), over.argmax(0), len(over) - 1)
+    rows = np.arange(len(examples))
+    return Answers(answers.tokens[at, rows][None], answers.q_halt[at, rows][None], at + 1)
+
+
+def summarise(scores: dict[str, NDArray]) -> dict[str, Any]:
+    """Mean and 95% interval of each score `[N]`; see `evaluate_model`."""
+    summary: dict[str, Any] = {}
+    for name, values in scores.items():
+        mean, count = float(values.mean()), len(values)
+        if values.dtype == bool:
+            interval = list(wilson_interval(int(values.sum()), count))
+        else:
+            half = 1.96 * float(values.std()) / count**0.5
+            interval = [max(0.0, mean - half), min(1.0, mean + half)]
+        summary |= {name: mean, f"{name}_ci95": interval}
+    return summary

@@ -1,0 +1,103 @@
+"""A puzzle model from its settings, and as a file that other projects can load."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hrm_agent.checkpoint import CheckpointError, load_tensors, save_tensors
+from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.supervised.tasks.base import TaskSpec
+
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that, with the task's shape, defines a puzzle model.
+
+    Args:
+        core: name of the core (`hrm_agent.cores.build_core`).
+        core_options: its options, without `hidden_size`, `length` and `grid`.
+        hidden_size: channels D.
+        puzzle_embedding_size, slots, crop, patch_size: see `PuzzleModel`.
+        positions: `learned`, or None for the core's own.
+    """
+
+    core: str = "trm"
+    core_options: dict[str, Any] = field(default_factory=dict)
+    hidden_size: int = 512
+    puzzle_embedding_size: int = 0
+    slots: int | None = None
+    positions: str | None = None
+    crop: int = 0
+    patch_size: int = 1
+
+
+def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel:
+    """Raises: ValueError where the settings do not fit each other or the task."""
+    options = dict(config.core_options)
+    own = options.pop("positions", "none")
+    return PuzzleModel(
+        vocabulary_size=spec.input_ids,
+        sequence_length=spec.sequence_length,
+        num_puzzles=spec.num_puzzles,
+        hidden_size=config.hidden_size,
+        puzzle_embedding_size=config.puzzle_embedding_size,
+        slots=config.slots,
+        positions=config.positions or own,
+        grid=spec.grid,
+        answer_ids=spec.answer_ids,
+        crop=config.crop,
+        patch_size=config.patch_size,
+        core=config.core,
+        core_options=options,
+    )
+
+
+def save_model(folder: Path, model: PuzzleModel, config: ModelConfig, spec: TaskSpec) -> Path:
+    """Write the weights and all that is needed to build the model again."""
+    metadata = {"kind": "puzzle_model", "model": asdict(config), "spec": asdict(spec)}
+    save_tensors(folder / MODEL_FILE, dict(model.state_dict()), metadata)
+    return folder / MODEL_FILE
+
+
+def find_model(path: str | Path, best: bool = False) -> Path:
+    """The file of a model: `path` may be the file, its folder, or a run with `models/best` and `models/last`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(path)
+    name = "best" if best else "last"
+    for candidate in (path, path / MODEL_FILE, path / "models" / name / MODEL_FILE):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(
+        f"{path}: no puzzle model there; expected {MODEL_FILE}, its folder, or a run of hrm_agent.supervise"
+    )
+
+
+def load_model(path: str | Path, best: bool = False) -> PuzzleModel:
+    """What `save_model` wrote, in evaluation mode.
+
+    Args:
+        path: see `find_model`.
+        best: of a run, the model that was best on validation puzzles, not the last.
+
+    Raises:
+        ValueError: there is no model, or the file is damaged or holds something else.
+    """
+    file = find_model(path, best)
+    tensors, metadata = load_tensors(file)
+    if metadata.get("kind") != "puzzle_model":
+        raise CheckpointError(f"{file}: holds a {metadata.get('kind', 'file of an unknown kind')}, not a puzzle model")
+    spec = dict(metadata["spec"])
+    spec["grid"] = tuple(spec["grid"]) if spec["grid"] else None
+    try:
+        model = build_model(ModelConfig(**metadata["model"]), TaskSpec(**spec))
+        model.load_state_dict(tensors)
+    except (TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: does not fit this version ({' '.join(str(error).split())[:200]})") from None
+    return model.eval()

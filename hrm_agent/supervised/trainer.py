@@ -1,0 +1,204 @@
+"""Supervised training: think a segment and learn, evaluate, log, checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrm_agent import __version__
+from hrm_agent.checkpoint import write_atomically
+from hrm_agent.parallel import Shards
+from hrm_agent.run_loop import RunLoop
+from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
+from hrm_agent.supervised.evaluation import Solver, evaluate_model
+from hrm_agent.supervised.files import ModelConfig, build_model, save_model
+from hrm_agent.supervised.tasks import build_task
+from hrm_agent.tracking import CLOCKS, Console, RunLog
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run's own settings, beside the model's and the training's.
+
+    Args:
+        task, task_options: name of the task (`hrm_agent.supervised.tasks.TASKS`) and keyword arguments.
+        seed: of weights, puzzles and exploration.
+        total_steps: optimizer steps, one for each segment of a batch.
+        max_seconds: of training, evaluation and checkpoints not counted, after which the run ends although steps are
+            left; 0: no limit. What is annealed reaches its end with whichever limit is nearer.
+        clock: what all seconds of training are counted by, `wall` or `cpu` (processor time of the whole process).
+        checkpoint_every: steps between checkpoints; 0: only at the beginning and at the end.
+        keep_checkpoints: how many are kept.
+        eval_every, eval_puzzles: evaluation on validation puzzles, every so many steps (0: only at the end).
+        eval_segments: of an evaluation; 0: as many as in training.
+        log_every: steps between lines of the log, which hold means over the steps between.
+        shards: threads that share the batch.
+        device: `cpu`, or a CUDA device.
+    """
+
+    task: str
+    seed: int
+    total_steps: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    eval_every: int
+    eval_puzzles: int
+    log_every: int
+    shards: int
+    device: str
+    task_options: dict[str, Any] = field(default_factory=dict)
+    eval_segments: int = 0
+    max_seconds: float = 0.0
+    clock: str = "wall"
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "keep_checkpoints", "eval_puzzles", "log_every", "shards"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
+        for name in ("seed", "checkpoint_every", "eval_every", "eval_segments", "max_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"clock={self.clock}: expected {' or '.join(CLOCKS)}")
+        check_device(self.device)
+
+
+def check_device(device: str) -> None:
+    """Raises: ValueError unless it is the CPU or a CUDA device that torch sees."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device={device}: expected cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: torch {torch.__version__} sees no CUDA device; use device=cpu")
+
+
+class SupervisedTrainer(RunLoop):
+    """Args:
+    config, model_config, training: see their classes.
+    folder: of the run; checkpoints, models and logs go there.
+
+    Raises:
+        ValueError: settings that do not fit each other or the task. Nothing has been written then.
+        ModuleNotFoundError: the task needs a package that is not installed.
+    """
+
+    unit = "steps"
+
+    def __init__(self, config: RunConfig, model_config: ModelConfig, training: SupervisedConfig, folder: Path) -> None:
+        now = CLOCKS[config.clock]
+        super().__init__(folder, config.keep_checkpoints, config.total_steps, config.max_seconds, now)
+        self.config, self.model_config = config, model_config
+        self.shards = Shards(config.shards)
+        self.task = build_task(config.task, config.task_options, config.seed)
+        torch.manual_seed(config.seed)
+        self.model = build_model(model_config, self.task.spec).to(config.device)
+        self.learner = DeepSupervision(self.model, training, self.task.draw, config.seed, self.shards)
+        self.best = -1.0
+        self.validation: dict[str, Any] = {}
+        self._sums: dict[str, list[float]] = defaultdict(list)
+
+    @property
+    def position(self) -> int:
+        return self.learner.steps
+
+    def iterate(self, log: RunLog, console: Console) -> None:
+        before, done, began = self.position, self.done, self.now()
+        with self.naming_checkpoint():
+            measured = self.learner.step(done)
+        self.seconds += self.now() - began
+        for name, value in measured.items():
+            self._sums[name].append(value)
+        if self.due(self.config.log_every, before):
+            self._log(log, console)
+        if self.due(self.config.eval_every, before):
+            self.validate(log)
+        if self.due(self.config.checkpoint_every, before):
+            self.save_checkpoint()
+
+    def _log(self, log: RunLog, console: Console) -> None:
+        means = {name: sum(values) / len(values) for name, values in self._sums.items()}
+        self._sums.clear()
+        speed = self.position * self.learner.config.batch_size / self.seconds
+        train = {**means, "puzzles": self.learner.seen, "samples_per_second": speed, "seconds": self.seconds}
+        log.scalars(self.position, train=train)
+        parts = [f"{self.position:,} steps", f"loss {means['loss']:.3f}", f"cells {means['cells']:.3f}"]
+        if "exact_at_halt" in means:
+            parts.append(f"exact {means['exact_at_halt']:.3f} when halted")
+        if self.validation:
+            parts.append(f"{self.validation[self.score]:.3f} {self.score} on validation puzzles")
+        console.status(self.position, "  ".join([*parts, f"{speed:,.0f} samples/s"]))
+
+    @property
+    def score(self) -> str:
+        """What models are compared by: `valid` where the task has it."""
+        return "valid" if "valid" in self.validation else "exact"
+
+    def evaluate(self, band: str, puzzles: int) -> dict[str, Any]:
+        """`evaluate_model` with the averaged weights."""
+        training = self.learner.config
+        with self.learner.averaged() as model:
+            segments = self.config.eval_segments or training.max_segments
+            solver = Solver(model, segments, None, self.shards, training.precision)
+            return evaluate_model(solver, self.task, band, puzzles, training.halting)
+
+    def validate(self, log: RunLog) -> None:
+        self.validation = self.evaluate("validation", self.config.eval_puzzles)
+        log.scalars(self.position, validation=self.validation)
+        if self.validation[self.score] >= self.best:  # of equals the later, which has seen more
+            self.best = self.validation[self.score]
+            self.save("best")
+
+    def save(self, name: str) -> None:
+        """Keep the averaged weights as `models/NAME`."""
+        folder = self.folder / "models" / name
+        with self.learner.averaged() as model:
+            save_model(folder, model, self.model_config, self.task.spec)
+        write_atomically(folder / "model.json", (json.dumps(self.info(), indent=2) + "\n").encode())
+
+    def info(self) -> dict[str, Any]:
+        """Where a model comes from."""
+        c, m = self.config, self.model_config
+        return {
+            "task": c.task,
+            "task_options": c.task_options,
+            "core": m.core,
+            "seed": c.seed,
+            "steps": self.position,
+            "puzzles": self.learner.seen,
+            "samples": self.position * self.learner.config.batch_size,
+            "seconds": round(self.seconds, 1),
+            "clock": c.clock,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "max_segments": self.learner.config.max_segments,
+            "halting": self.learner.config.halting,
+            "validation": self.validation,
+            "hrm_agent_version": __version__,
+        }
+
+    def finish(self, log: RunLog, console: Console) -> None:
+        self.validate(log)
+        self.save("last")
+        self.save_checkpoint()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.learner.tensors()
+
+    def metadata(self) -> dict[str, Any]:
+        own = {"best": self.best, "validation": self.validation, "sums": dict(self._sums)}
+        return {**own, "hrm_agent_version": __version__, "learner": self.learner.metadata()}
+
+    def restore(self, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> None:
+        self.learner.restore(tensors, metadata["learner"])
+        self.best, self.validation = metadata["best"], metadata["validation"]
+        self._sums.clear()
+        self._sums.update(metadata["sums"])
