@@ -185,7 +185,7 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
         chosen = [o for o in overrides if o.startswith(f"{key[1]}=")]
         if (config_folder() / key[1]).is_dir() and chosen:
             raise UsageError(f"{chosen[0]}: add this group with a plus sign, +{chosen[0]}") from None
-        choices = [o for o in overrides if o.partition("=")[0] in GROUPS]
+        choices = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "task")]
         raise UsageError(f"{key[1]}: no such setting{nearest(key[1], known_settings(config_name, choices))}") from None
 
 

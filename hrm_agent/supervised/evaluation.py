@@ -141,3 +141,22 @@ def summarise(scores: dict[str, NDArray]) -> dict[str, Any]:
             interval = [max(0.0, mean - half), min(1.0, mean + half)]
         summary |= {name: mean, f"{name}_ci95": interval}
     return summary
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """A report as a few lines for the terminal."""
+    halted = report["halted"]
+    lines = [f"{report['puzzles']} {report['band']} puzzles, {report['segments']} segments each"]
+    for name in [key for key in report if f"{key}_ci95" in report]:
+        low, high = report[f"{name}_ci95"]
+        lines.append(f"  {name:<8} {report[name]:.3f} [{low:.3f}, {high:.3f}]   halting by itself: {halted[name]:.3f}")
+    lines.append(f"  segments {report['segments']:.1f}                  halting by itself: {halted['segments']:.1f}")
+    if "curves" in report:
+        name = "valid" if "valid" in report["curves"] else "exact"
+        curve = "  ".join(f"{value:.3f}" for value in report["curves"][name])
+        lines += [f"  {name} after each segment: {curve}"]
+        lines += [f"  wrong after the first segment and right in the end: {report['repaired']:.3f}"]
+    for name, value in report.get("task", {}).items():
+        if isinstance(value, int | float | str):
+            lines.append(f"  {name}: {value}")
+    return "\n".join(lines)

@@ -1,0 +1,35 @@
+"""From the composed configuration of `hrm_agent.supervise` to the typed settings of each part."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from hrm_agent.config import typed
+from hrm_agent.supervised.deep_supervision import SupervisedConfig
+from hrm_agent.supervised.files import ModelConfig
+from hrm_agent.supervised.trainer import RunConfig
+
+OWN_HALTING = {"hrm": "q_learning"}
+"""What `training.halting=auto` stands for; TRM's rule for all other cores."""
+
+
+def settings(values: dict[str, Any]) -> tuple[RunConfig, ModelConfig, SupervisedConfig]:
+    """The typed settings of a run; `values` comes from `hrm_agent.config.resolve`.
+
+    Raises:
+        ValueError: a value that is out of range or of the wrong type.
+    """
+    fields = [f.name for f in dataclasses.fields(RunConfig)]
+    run = {name: values[name] for name in fields if name in values and name not in ("task", "task_options")}
+    task, core, training = dict(values["task"]), dict(values["core"]), dict(values["training"])
+    name = core.pop("name")
+    model = {**values["model"], "core": name, "hidden_size": core.pop("hidden_size"), "core_options": core}
+    if training.get("halting") == "auto":
+        training["halting"] = OWN_HALTING.get(name, "halt_only")
+    task_name = task.pop("name")
+    return (
+        typed(RunConfig, {**run, "task": task_name, "task_options": task}, ""),
+        typed(ModelConfig, model, "model"),
+        typed(SupervisedConfig, training, "training"),
+    )
