@@ -21,13 +21,10 @@ _KERNEL_FILES = (
 )
 
 
-def _source_stamp() -> tuple[tuple[int, int], ...]:
+def _source_stamp(*more: Path) -> tuple[tuple[int, int], ...]:
     folder = Path(__file__).parent
-    stats = [(folder / name).stat() for name in _KERNEL_FILES if (folder / name).exists()]
+    stats = [path.stat() for path in (*(folder / name for name in _KERNEL_FILES), *more) if path.exists()]
     return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
-
-
-_STAMP = _source_stamp()
 
 
 def kernel(function: Callable[..., Any], allocates: bool = True) -> Any:
@@ -35,13 +32,14 @@ def kernel(function: Callable[..., Any], allocates: bool = True) -> Any:
 
     numba's cache looks at the defining file alone, but a kernel also holds the inlined code of functions
     from other files: editing those would leave stale machine code behind. The stamp therefore covers every
-    file that holds kernels. Should numba's private cache object change shape, numba's own stamp is kept.
+    file that holds kernels, and the function's own, which may lie in another package. Should numba's private
+    cache object change shape, numba's own stamp is kept.
     """
     options: dict[str, Any] = {"cache": True, "_nrt": allocates}
     dispatcher = njit(**options)(function)
     cache_file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if cache_file is not None and hasattr(cache_file, "_source_stamp"):
-        cache_file._source_stamp = _STAMP
+        cache_file._source_stamp = _source_stamp(Path(function.__code__.co_filename))
     return dispatcher
 
 
