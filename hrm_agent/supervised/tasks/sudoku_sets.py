@@ -1,0 +1,160 @@
+"""Sets of Sudoku puzzles: made in order, and those that took long kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import time
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hrm_agent.checkpoint import write_atomically
+from hrm_agent.supervised.tasks.base import BANDS
+from hrm_agent.supervised.tasks.sudoku_rules import CELLS, GENERATOR, grid_bands, make_puzzles, solve_many
+
+KEEP_FROM_SECONDS = 5.0
+"""A set that took longer to make is kept on disk."""
+_CHUNK = 64
+_log = logging.getLogger(__name__)
+
+
+class Puzzles(NamedTuple):
+    """N puzzles: `clues` (0 where blank) and `solutions` uint8 `[N, 81]`, `guesses` int64 `[N]`."""
+
+    clues: NDArray[np.uint8]
+    solutions: NDArray[np.uint8]
+    guesses: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """What puzzles to make: see `make_puzzles`; max_guesses -1 is no limit."""
+
+    min_guesses: int
+    max_guesses: int
+    min_clues: int
+
+
+def make(difficulty: Difficulty, band: str, seeds: NDArray[np.int64]) -> Puzzles:
+    """A puzzle for each of int64 `[N]` seeds.
+
+    Raises:
+        ValueError: the generator found none so hard.
+    """
+    puzzles = _empty(len(seeds))
+    made = make_puzzles(seeds, BANDS.index(band), *asdict(difficulty).values(), *puzzles)
+    if made < len(seeds):
+        raise ValueError(
+            f"min_guesses={difficulty.min_guesses}, max_guesses={difficulty.max_guesses}, "
+            f"min_clues={difficulty.min_clues}: the generator found no such puzzle on 100 grids; give fewer guesses, a "
+            "wider range, or fewer clues"
+        )
+    return puzzles
+
+
+class PuzzleSet:
+    """The puzzles of a stream of seeds, as many as were asked for; the first N are the same however many follow.
+
+    Args:
+        difficulty: of the puzzles.
+        band: `train`, `validation` or `test`.
+        seed: selects the stream.
+        folder: where sets that took long are kept; None: nowhere.
+    """
+
+    def __init__(self, difficulty: Difficulty, band: str, seed: int, folder: Path | None) -> None:
+        self.difficulty, self.band, self.seed, self.folder = difficulty, band, seed, folder
+        self._made = _empty(0)
+
+    def first(self, count: int) -> Puzzles:
+        """The first `count` puzzles."""
+        if len(self._made.clues) < count:
+            self._made = self._read()
+        if len(self._made.clues) < count:
+            self._make(count)
+        return Puzzles(self._made.clues[:count], self._made.solutions[:count], self._made.guesses[:count])
+
+    @property
+    def path(self) -> Path | None:
+        """The file of this set."""
+        if self.folder is None:
+            return None
+        key = json.dumps([GENERATOR, asdict(self.difficulty), self.band, self.seed], sort_keys=True)
+        return self.folder / f"sudoku-{self.band}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+
+    def _make(self, count: int) -> None:
+        seeds = np.random.default_rng([self.seed, BANDS.index(self.band)]).integers(2**62, size=count)
+        parts, have = [self._made], len(self._made.clues)
+        begun = time.monotonic()
+        while have < count:
+            parts.append(make(self.difficulty, self.band, seeds[have : min(have + _CHUNK, count)]))
+            have += len(parts[-1].clues)
+            if len(parts) == 2 and (expected := (time.monotonic() - begun) / _CHUNK * (count - have)) > 10:
+                _log.warning("making %d Sudoku puzzles for %s takes about %.0f s", count, self.band, expected)
+        self._made = Puzzles(
+            np.concatenate([part.clues for part in parts]),
+            np.concatenate([part.solutions for part in parts]),
+            np.concatenate([part.guesses for part in parts]),
+        )
+        if time.monotonic() - begun > KEEP_FROM_SECONDS:
+            self._keep()
+
+    def _keep(self) -> None:
+        """To disk; where that cannot be written the set is made anew the next time."""
+        if self.path is None:
+            return
+        file = io.BytesIO()
+        np.savez_compressed(file, **self._made._asdict())
+        try:
+            write_atomically(self.path, file.getvalue())
+        except OSError as error:
+            _log.warning("the Sudoku puzzles are not kept: %s", error)
+
+    def _read(self) -> Puzzles:
+        """What an earlier process kept, once it is known to be such puzzles; else nothing."""
+        if self.path is None or not self.path.is_file():
+            return _empty(0)
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                kept = Puzzles(file["clues"], file["solutions"], file["guesses"])
+            if not self._holds_puzzles(kept):
+                raise ValueError("it holds other puzzles")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            _log.warning("%s is passed over: %s", self.path, error)
+            return _empty(0)
+        return kept
+
+    def _holds_puzzles(self, kept: Puzzles) -> bool:
+        """Whether they are what this set would make, as far as their solutions tell."""
+        count = len(kept.clues)
+        expected = [((count, CELLS), np.uint8), ((count, CELLS), np.uint8), ((count,), np.int64)]
+        if [(array.shape, array.dtype) for array in (kept.clues, kept.solutions, kept.guesses)] != expected:
+            return False
+        solutions, found, guesses = solve_many(kept.clues)
+        most = self.difficulty.max_guesses
+        return bool(
+            (found == 1).all()
+            and np.array_equal(solutions, kept.solutions)
+            and np.array_equal(guesses, kept.guesses)
+            and (guesses >= self.difficulty.min_guesses).all()
+            and (most < 0 or (guesses <= most).all())
+            and (grid_bands(solutions) == BANDS.index(self.band)).all()
+        )
+
+
+def cache_folder() -> Path:
+    """Where puzzles are kept: `hrm_agent` in `$XDG_CACHE_HOME`, or in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hrm_agent"
+
+
+def _empty(count: int) -> Puzzles:
+    clues = np.zeros((count, CELLS), np.uint8)
+    return Puzzles(clues, clues.copy(), np.zeros(count, np.int64))
