@@ -234,17 +234,22 @@ def draw_mazes(family, seeds, band, min_path, unique, tries, inputs, labels, rej
     return len(seeds)
 
 
-@kernel
-def valid_paths(inputs, answers, width):
+def valid_paths(inputs: NDArray, answers: NDArray, width: int) -> NDArray[np.bool_]:
     """Whether what answers mark is, with start and goal, exactly the positions of a shortest path.
 
     Args:
-        inputs: int32 [N, G], mazes with one start and one goal each, row-major in rows of `width`.
+        inputs: int [N, G], mazes with one start and one goal each, row-major in rows of `width`.
         answers: int [N, G]; only where they say `PATH` matters, and not at start and goal.
 
     Returns:
         bool [N]; False where no path exists.
     """
+    # One type each, or every further one would be compiled for.
+    return _valid_paths(np.ascontiguousarray(inputs, np.int32), np.ascontiguousarray(answers, np.int32), width)
+
+
+@kernel
+def _valid_paths(inputs, answers, width):
     size = inputs.shape[1]
     walkable, distances = np.empty(size, np.bool_), np.empty(size, np.int32)
     queue, valid = np.empty(size, np.int32), np.zeros(len(inputs), np.bool_)
