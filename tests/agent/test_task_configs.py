@@ -1,0 +1,56 @@
+"""Shipped settings of tasks hold every option, and the page of tasks says what was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from hrm_agent.supervised.tasks import build_task
+from hrm_agent.supervised.tasks.maze import MazeTask
+from hrm_agent.supervised.tasks.published_csv import CsvTask
+from hrm_agent.supervised.tasks.sudoku import SudokuTask
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = {
+    "maze": MazeTask,
+    "maze_hard": MazeTask,
+    "sudoku": SudokuTask,
+    "sudoku_extreme": SudokuTask,
+    "csv": CsvTask,
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_files_hold_every_option(name: str) -> None:
+    options = yaml.safe_load((ROOT / "configs" / "task" / f"{name}.yaml").read_text())
+    kind = options.pop("name")
+    assert set(options) == set(inspect.signature(SHIPPED[name]).parameters) - {"seed"}
+    if kind == name:  # the plain ones have the defaults
+        for option, parameter in inspect.signature(SHIPPED[name]).parameters.items():
+            assert option == "seed" or parameter.default in (inspect.Parameter.empty, options[option]), option
+    if name == "csv":
+        assert options["train"] == options["test"] == "???"
+        return
+    task = build_task(kind, {**options, "train_puzzles": 4})
+    assert isinstance(task, SHIPPED[name])
+    drawn = task.draw(np.random.default_rng(0), 4)
+    assert task.score(drawn, drawn.labels)["valid"].all()
+    if name == "maze_hard":
+        assert task.spec.grid == (31, 31)
+        assert ((drawn.labels == 5).sum(1) + 1 > 110).all()
+
+
+def test_the_table_is_that_of_the_records() -> None:
+    path = ROOT / "experiments" / "supervised" / "measure_tasks.py"
+    spec = importlib.util.spec_from_file_location("measure_tasks", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.TABLE.findall(module.PAGE.read_text()) == [module.table(json.loads(module.RECORDS.read_text()))]
