@@ -52,7 +52,7 @@ class SupervisedConfig:
     max_grad_norm: float = 0.0  # 0: no clipping, as published
     puzzle_learning_rate: float = 1e-4  # of the puzzle embeddings, by sign-SGD
     puzzle_weight_decay: float = 1.0
-    ema: float = 0.999  # exponential moving average of the weights, which is what is evaluated; 0: none (HRM)
+    ema: float = 0.999  # decay of the average of the weights that is evaluated, less in the first steps; 0: none (HRM)
     precision: str = "float32"  # of the matrix products: float32 | bfloat16; weights and sums stay float32
 
     def __post_init__(self) -> None:
@@ -238,7 +238,9 @@ class DeepSupervision:
             self.puzzle_optimizer.step()
         if self.averages:
             with torch.no_grad():
-                torch._foreach_lerp_(self.averages, list(self.weights), 1 - self.config.ema)
+                # A young average would be mostly the random weights that it began with.
+                decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
+                torch._foreach_lerp_(self.averages, list(self.weights), 1 - decay)
         return float(norm)
 
     def averaged(self) -> AbstractContextManager[PuzzleModel]:
