@@ -7,6 +7,7 @@ observation after an episode's end is the first of the next episode, the last on
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hrm_agent.carry import PolicyState
+from hrm_agent.demonstrations import Demonstrations
 from hrm_agent.encoders import Observation, map_observation
 from hrm_agent.environments import episode_success
 from hrm_agent.parallel import Shards
@@ -59,8 +61,9 @@ class Collector:
         self.env, self.policy, self.shards, self.seed = env, policy, shards, seed
         self.device = policy.device
         self.generator = torch.Generator().manual_seed(seed)
-        obs, _ = env.reset(seed=seed * env.num_envs)
+        obs, infos = env.reset(seed=seed * env.num_envs)
         self.obs = to_tensors(obs, self.device)
+        self.optimal = self._optimal_actions(infos)  # bool [N, A] at `obs`, where the environment says
         self.state = policy.initial_state(env.num_envs)
         self.episode_start = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
         self.frames = 0
@@ -110,6 +113,36 @@ class Collector:
                 outcome.final_obs,
             )
 
+    @torch.no_grad()
+    def demonstrate(self, demonstrations: Demonstrations, choose: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Fill `demonstrations` with T steps of every environment and the actions that are optimal there.
+
+        The policy thinks at every step, whoever acts: the states are its own.
+
+        Args:
+            choose: from labels bool `[N, A]`, all false where there are none, and the policy's parameters `[N, P]` to
+                the actions int64 `[N]` that are taken.
+
+        Raises:
+            NonFiniteNumbers: the policy's logits are not finite.
+        """
+        for t in range(demonstrations.steps):
+            if t % demonstrations.window == 0:
+                demonstrations.write_state(t // demonstrations.window, self.state)
+            demonstrations.write_obs(t, self.obs)
+            demonstrations.episode_start[t] = self.episode_start
+            labels = demonstrations.labels[t]
+            labels[:] = False if self.optimal is None else self.optimal
+            decision = self._decide(self.obs, self.state, self.episode_start)
+            if not torch.isfinite(decision.logits).all():
+                raise NonFiniteNumbers("the policy's logits are not finite")
+            self._advance(choose(labels, decision.logits), decision)
+        demonstrations.write_state(demonstrations.steps // demonstrations.window, self.state)
+
+    def _optimal_actions(self, infos: dict[str, Any]) -> Tensor | None:
+        mask = infos.get("optimal_actions")
+        return None if mask is None else torch.as_tensor(mask, dtype=torch.bool, device=self.device)
+
     def _advance(self, actions: Tensor, decision: Decision) -> Outcome:
         """Step the environments; the collector then stands at the new observations."""
         self.state = decision.state
@@ -121,6 +154,7 @@ class Collector:
             stacked = stack_final_obs(infos["final_obs"], ended, self.env.single_observation_space)
             final_obs = to_tensors(stacked, self.device)
         self.obs = to_tensors(obs, self.device)
+        self.optimal = self._optimal_actions(infos)
         self.episode_start = torch.as_tensor(terminated | truncated, device=self.device)
         self.frames += self.env.num_envs
         self._count_episodes(infos)
@@ -177,6 +211,8 @@ class Collector:
             "episode_start": self.episode_start,
             "generator": self.generator.get_state(),
         }
+        if self.optimal is not None:
+            saved["optimal_actions"] = self.optimal
         if hasattr(self.env, "get_state"):
             saved |= {f"env/{key}": torch.as_tensor(value) for key, value in self.env.get_state().items()}
         return saved
@@ -206,9 +242,12 @@ class Collector:
             obs = {key[4:]: t.to(self.device) for key, t in tensors.items() if key.startswith("obs/")}
             self.obs = obs[""] if isinstance(self.obs, Tensor) else obs
             self.episode_start = tensors["episode_start"].to(self.device)
+            optimal = tensors.get("optimal_actions")
+            self.optimal = None if optimal is None else optimal.to(self.device)
         else:
-            obs, _ = self.env.reset(seed=_seed_after(self.seed, self.frames))
+            obs, infos = self.env.reset(seed=_seed_after(self.seed, self.frames))
             self.obs = to_tensors(obs, self.device)
+            self.optimal = self._optimal_actions(infos)
             self.episode_start = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
 
     def statistics(self) -> dict[str, float]:

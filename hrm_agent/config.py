@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from hrm_agent.algos.dqn import DQNConfig
+from hrm_agent.algos.imitation import DAggerConfig, ImitationConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.encoders import EncoderConfig
 from hrm_agent.learners import AlgoConfig
@@ -18,8 +19,14 @@ from hrm_agent.parallel import available_cores
 from hrm_agent.policy import PolicyConfig
 from hrm_agent.trainer import TrainerConfig
 
-ALGORITHMS: dict[str, type[AlgoConfig]] = {"ppo": PPOConfig, "dqn": DQNConfig}
-HEADS = {"ppo": "actor_critic", "dqn": "q"}
+ALGORITHMS: dict[str, type[AlgoConfig]] = {
+    "ppo": PPOConfig,
+    "dqn": DQNConfig,
+    "bc": ImitationConfig,
+    "dagger": DAggerConfig,
+}
+# Imitation leaves the value untrained; fine-tuning by PPO has a place for it.
+HEADS = {"ppo": "actor_critic", "dqn": "q", "bc": "actor_critic", "dagger": "actor_critic"}
 TRAINER_SETTINGS = tuple(f.name for f in dataclasses.fields(TrainerConfig) if f.name not in ("env", "env_options"))
 GROUPS = ("env", "core", "carry", "algo")
 POLICY_SETTINGS = ("segments", "stop", "stop_threshold", "time_gradient", "readout", "encoder")

@@ -82,6 +82,43 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
         raise ValueError(f"env={env_id}: {' '.join(str(error).split())}") from None
 
 
+def make_labelled_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None = None) -> VectorEnv:
+    """`make_vector_env` of an environment that tells which actions are optimal, for imitation.
+
+    That is `infos["optimal_actions"]`, bool `[N, A]`, from `reset` and from every `step`, of the observations that are
+    returned with it; a row without any is not learned from. Where the environment gives none as it is, it is made
+    with `oracle=True`, which our own understand.
+
+    Raises:
+        ValueError: see `make_vector_env`; or no such labels, or actions that are not Discrete.
+    """
+    options = dict(options or {})
+    for given in (options, {**options, "oracle": True}):
+        try:
+            probe = make_vector_env(env_id, 1, given)
+        except ValueError:
+            if given is options:
+                raise
+            break  # it has no such option
+        mask, actions = probe.reset()[1].get("optimal_actions"), probe.single_action_space
+        probe.close()
+        if mask is None:
+            continue
+        if not isinstance(actions, gym.spaces.Discrete):
+            raise ValueError(f"env={env_id}: imitation (algo=bc, dagger) needs Discrete actions, not {actions}")
+        mask = np.asarray(mask)
+        if mask.dtype != np.bool_ or mask.shape != (1, actions.n):
+            raise ValueError(
+                f"env={env_id}: infos['optimal_actions'] is {mask.dtype}{list(mask.shape)} for one environment; "
+                f"expected bool[1, {actions.n}]"
+            )
+        return make_vector_env(env_id, num_envs, given)
+    raise ValueError(
+        f"env={env_id}: it does not tell which actions are optimal; imitation (algo=bc, dagger) needs "
+        "infos['optimal_actions'], bool [N, A], from reset and step; use algo=ppo or dqn"
+    )
+
+
 def episode_success(env: VectorEnv, infos: dict[str, Any], returns: NDArray) -> NDArray[np.bool_]:
     """Which episodes were successes, bool `[N]`; only the entries of those that have just ended mean anything.
 

@@ -1,7 +1,7 @@
 """An algorithm with the buffer it learns from: what the training loop asks to collect and to update.
 
-The loop, checkpoints and logs are the same for PPO, which learns from the rollout just collected, and for DQN, which
-learns from a replay of the last many steps.
+The loop, checkpoints and logs are the same for PPO and imitation, which learn from the rollout just collected, and for
+DQN, which learns from a replay of the last many steps.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import gymnasium as gym
 from torch import Tensor
 
 from hrm_agent.algos.dqn import DQN, DQNConfig
+from hrm_agent.algos.imitation import DAggerConfig, Imitation, ImitationConfig, drive
 from hrm_agent.algos.ppo import PPO, PPOConfig
 from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
 from hrm_agent.collector import Collector
+from hrm_agent.demonstrations import Demonstrations
+from hrm_agent.environments import make_labelled_vector_env, make_vector_env
 from hrm_agent.parallel import Shards, total_memory
 from hrm_agent.policy import Policy
 from hrm_agent.replay import Replay, replay_size
 from hrm_agent.rollout import ReturnScaler, Rollout
 
-AlgoConfig = PPOConfig | DQNConfig
+AlgoConfig = PPOConfig | DQNConfig | ImitationConfig
 
 
 class Learner(ABC):
@@ -37,6 +40,10 @@ class Learner(ABC):
     @abstractmethod
     def update(self, progress: float) -> dict[str, float]:
         """Train on the buffer; returns what was measured, nothing before there is enough to learn from."""
+
+    def statistics(self) -> dict[str, float]:
+        """What the log shows of the data, beside the episodes."""
+        return {}
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -134,12 +141,84 @@ class DQNLearner(Learner):
         self.replay.restore(unflatten("replay", tensors), metadata["replay"])
 
 
+class ImitationLearner(Learner):
+    """Behaviour cloning or DAgger on the last rollout.
+
+    What was collected before is not kept: levels are without end, so that new labels cost no more than old ones
+    (DAgger as published aggregates, for want of new ones; Ross et al. 2011, arXiv 1011.0686).
+    """
+
+    def __init__(
+        self, policy: Policy, config: ImitationConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
+    ) -> None:
+        self.name = "dagger" if isinstance(config, DAggerConfig) else "bc"
+        self.policy = policy
+        self.algo = Imitation(policy, config, shards, seed)
+        self.demonstrations = Demonstrations(
+            config.rollout_steps,
+            config.num_envs,
+            config.window,
+            space,
+            collector.state,
+            policy.device,
+            policy.distribution.outputs,
+        )
+        self.labels = 0  # steps with a label, over the run
+
+    def collect(self, collector: Collector, progress: float) -> None:
+        config, distribution = self.algo.config, self.policy.distribution
+        beta = config.beta(progress)
+
+        def choose(labels: Tensor, params: Tensor) -> Tensor:
+            return drive(labels, params, distribution, beta, config.teacher_noise, collector.generator)
+
+        collector.demonstrate(self.demonstrations, choose)
+        self.labels += self.demonstrations.labelled_steps
+
+    def update(self, progress: float) -> dict[str, float]:
+        measured = self.algo.update(self.demonstrations, progress)
+        self.policy.encoder.observe(self.demonstrations.obs)  # afterwards, as PPO: the states are of the old statistics
+        return measured
+
+    def statistics(self) -> dict[str, float]:
+        return {"labels": self.labels}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            **flatten("optimizer", optimizer_tensors(self.algo.optimizer)),
+            "generator/minibatches": self.algo.generator.get_state(),
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        return {"labels": self.labels}
+
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        load_optimizer_tensors(self.algo.optimizer, unflatten("optimizer", tensors))
+        self.algo.generator.set_state(tensors["generator/minibatches"])
+        self.labels = metadata["labels"]
+
+
+def build_env(config: AlgoConfig, env_id: str, num_envs: int, options: dict[str, Any]) -> gym.vector.VectorEnv:
+    """The vector environment that an algorithm collects from.
+
+    Imitation switches its oracle on, here and nowhere else: `options` stay what they are for evaluation.
+
+    Raises:
+        ValueError: see `make_vector_env` and `make_labelled_vector_env`.
+    """
+    make = make_labelled_vector_env if isinstance(config, ImitationConfig) else make_vector_env
+    return make(env_id, num_envs, options)
+
+
 def build_learner(
     policy: Policy, config: AlgoConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
 ) -> Learner:
     """The learner of an algorithm's settings."""
-    kind = DQNLearner if isinstance(config, DQNConfig) else PPOLearner
-    return kind(policy, config, space, collector, shards, seed)  # type: ignore[arg-type]
+    if isinstance(config, ImitationConfig):
+        return ImitationLearner(policy, config, space, collector, shards, seed)
+    if isinstance(config, DQNConfig):
+        return DQNLearner(policy, config, space, collector, shards, seed)
+    return PPOLearner(policy, config, space, collector, shards, seed)
 
 
 def check_memory(policy: Policy, config: AlgoConfig, space: gym.Space) -> None:

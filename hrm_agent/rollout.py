@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +12,20 @@ from torch import Tensor
 
 from hrm_agent.carry import PolicyState
 from hrm_agent.encoders import Observation, map_observation
+
+
+class Foldable(Protocol):
+    """Windows of any kind: `minibatches` draws from them."""
+
+    @property
+    def episode_start(self) -> Tensor:
+        """bool `[k, B]`."""
+
+    def columns(self, index: Tensor | slice) -> Self:
+        """Some of the B windows."""
+
+
+Some = TypeVar("Some", bound=Foldable)
 
 
 class Windows(NamedTuple):
@@ -118,21 +132,24 @@ class Rollout:
     def windows(self, advantages: Tensor, returns: Tensor) -> Windows:
         """All windows of the rollout: B = num_envs * T / k columns, ordered by (window, environment)."""
 
-        def fold(x: Tensor) -> Tensor:  # [T, N, ...] -> [k, T/k * N, ...]
-            x = x.unflatten(0, (-1, self.window)).transpose(0, 1)
-            return x.flatten(1, 2)
-
         return Windows(
-            map_observation(fold, self.obs),
-            fold(self.actions),
-            fold(self.log_probs),
-            fold(self.values),
-            fold(self.episode_start),
-            fold(advantages),
-            fold(returns),
-            tuple(s[:-1].flatten(0, 1) for s in self.states),
-            tuple(s[1:].flatten(0, 1) for s in self.states),
+            map_observation(self.fold, self.obs),
+            self.fold(self.actions),
+            self.fold(self.log_probs),
+            self.fold(self.values),
+            self.fold(self.episode_start),
+            self.fold(advantages),
+            self.fold(returns),
+            *self.folded_states(),
         )
+
+    def fold(self, x: Tensor) -> Tensor:
+        """`[T, N, ...]` -> `[k, T/k * N, ...]`."""
+        return x.unflatten(0, (-1, self.window)).transpose(0, 1).flatten(1, 2)
+
+    def folded_states(self) -> tuple[PolicyState, PolicyState]:
+        """What was kept before the first and after the last step of every window, tensors `[T/k * N, ...]`."""
+        return tuple(s[:-1].flatten(0, 1) for s in self.states), tuple(s[1:].flatten(0, 1) for s in self.states)
 
 
 class ReturnScaler:
@@ -175,10 +192,10 @@ class ReturnScaler:
         self.returns, self.moments = tensors["returns"] * same_episodes, tensors["moments"].clone()
 
 
-def minibatches(windows: Windows, size: int, generator: torch.Generator) -> Iterator[Windows]:
+def minibatches(windows: Some, size: int, generator: torch.Generator) -> Iterator[Some]:
     """All windows once, in random order, `size` at a time."""
-    order = torch.randperm(windows.returns.shape[1], generator=generator)
-    for index in order.to(windows.returns.device).split(size):
+    order = torch.randperm(windows.episode_start.shape[1], generator=generator)
+    for index in order.to(windows.episode_start.device).split(size):
         yield windows.columns(index)
 
 

@@ -40,10 +40,9 @@ from hrm_agent.cli import (
     wants_help,
 )
 from hrm_agent.config import ALGORITHMS, config_folder, resolve, settings
-from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import format_report
-from hrm_agent.learners import AlgoConfig, check_memory
+from hrm_agent.learners import AlgoConfig, build_env, check_memory
 from hrm_agent.policy import Policy, PolicyConfig
 from hrm_agent.sources import refuse_own_module
 from hrm_agent.tracking import Console
@@ -112,7 +111,7 @@ def check_run(cfg: DictConfig) -> None:
 
 def _check_parts(config: TrainerConfig, policy: PolicyConfig, algo: AlgoConfig) -> None:
     """Raises: ValueError if the parts of a run do not fit each other, or not into the machine."""
-    env = make_vector_env(config.env, 1, config.env_options)
+    env = build_env(algo, config.env, 1, config.env_options)
     made = Policy(policy, env.single_observation_space, env.single_action_space)
     check_memory(made.to(config.device), algo, env.single_observation_space)
     env.close()

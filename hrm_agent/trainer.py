@@ -28,10 +28,9 @@ from hrm_agent.checkpoint import (
     unflatten,
 )
 from hrm_agent.collector import Collector
-from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
-from hrm_agent.learners import AlgoConfig, build_learner
+from hrm_agent.learners import AlgoConfig, build_env, build_learner
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import NonFiniteNumbers, Policy, PolicyConfig
 from hrm_agent.tracking import Console, RunLog
@@ -116,7 +115,7 @@ class Trainer:
         self.config, self.folder = config, folder
         self.now = CLOCKS[config.clock]
         self.shards = Shards(config.shards)
-        self.env = make_vector_env(config.env, algo_config.num_envs, config.env_options)
+        self.env = build_env(algo_config, config.env, algo_config.num_envs, config.env_options)
         torch.manual_seed(config.seed)
         space = self.env.single_observation_space
         self.policy = Policy(policy_config, space, self.env.single_action_space).to(config.device)
@@ -174,7 +173,11 @@ class Trainer:
         updated = self.now()
         self.updates += 1
         self.seconds += updated - began
-        progress = {**self.collector.statistics(), "frames_per_second": self.frames / self.seconds}
+        progress = {
+            **self.collector.statistics(),
+            **self.learner.statistics(),
+            "frames_per_second": self.frames / self.seconds,
+        }
         if self._due(self.config.log_every, before):
             speed = {"collect_seconds": collected - began, "update_seconds": updated - collected}
             log.scalars(self.frames, train=progress, loss=losses, time=speed)
@@ -253,6 +256,7 @@ class Trainer:
             "time_gradient": p.time_gradient,
             "seed": c.seed,
             "frames": self.frames,
+            **self.learner.statistics(),
             "seconds": round(self.seconds, 1),
             "clock": c.clock,
             "parameters": sum(x.numel() for x in self.policy.parameters()),

@@ -1,0 +1,220 @@
+"""Imitation of a teacher that marks the optimal actions: behaviour cloning and DAgger, on windows as PPO's.
+
+Behaviour cloning learns where the teacher drives; DAgger (Ross et al. 2011, arXiv 1011.0686) more and more where the
+policy itself does, with the teacher's labels there. The teacher may know what the policy cannot see (the oracle of our
+mazes knows the whole map, in fog too), but not the future. Whoever drives, the carried state is the policy's own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hrm_agent.algos.ppo import NonFiniteLoss, state_drift
+from hrm_agent.demonstrations import Demonstrations, LabelledWindows
+from hrm_agent.distributions import Distribution
+from hrm_agent.parallel import Shards
+from hrm_agent.policy import Policy
+from hrm_agent.rollout import minibatches
+
+
+@dataclass(frozen=True)
+class ImitationConfig:
+    """Settings of behaviour cloning: the teacher drives. Each can be changed as `algo.NAME=VALUE`."""
+
+    num_envs: int = 128  # environments stepped side by side
+    rollout_steps: int = 16  # steps of each environment between updates
+    window: int = 8  # consecutive steps unrolled in training
+    minibatch_windows: int = 64  # windows in a minibatch
+    epochs: int = 1  # passes over a rollout
+    learning_rate: float = 3e-3
+    anneal: bool = True  # learning rate goes linearly to 0 over the run
+    max_grad_norm: float = 0.5
+    weight_decay: float = 0.0
+    teacher_noise: float = 0.0  # share of the teacher's actions that are any, drawn uniformly
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "rollout_steps", "window", "minibatch_windows", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"algo.{name}={getattr(self, name)}: expected 1 or more")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"algo.{name}={getattr(self, name)}: expected a number above 0")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"algo.weight_decay={self.weight_decay}: expected 0 or more")
+        self._check_fractions("teacher_noise")
+        if self.rollout_steps % self.window:
+            raise ValueError(
+                f"algo.rollout_steps={self.rollout_steps} does not divide into windows of algo.window={self.window} "
+                "steps: make it a multiple"
+            )
+        windows = self.num_envs * self.rollout_steps // self.window
+        if windows % self.minibatch_windows:
+            raise ValueError(
+                f"algo.minibatch_windows={self.minibatch_windows} does not divide the {windows} windows of a "
+                f"rollout (num_envs={self.num_envs} x rollout_steps={self.rollout_steps} / window={self.window})"
+            )
+
+    def _check_fractions(self, *names: str) -> None:
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"algo.{name}={getattr(self, name)}: expected a number from 0 to 1")
+
+    def beta(self, progress: float) -> float:
+        """Probability that the teacher acts, `progress` (0 to 1) into the run."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class DAggerConfig(ImitationConfig):
+    """Settings of DAgger: those of behaviour cloning, and how the teacher lets go."""
+
+    beta_start: float = 1.0  # probability, at every step, that the teacher acts rather than the policy
+    beta_fraction: float = 0.3  # of the run, over which it goes linearly to 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_fractions("beta_start", "beta_fraction")
+
+    def beta(self, progress: float) -> float:
+        if progress >= self.beta_fraction:
+            return 0.0
+        return self.beta_start * (1.0 - progress / self.beta_fraction)
+
+
+class Imitation:
+    """Loss and update of one policy; its value head, where there is one, is left as it is.
+
+    Args:
+        policy: trained in place; over a finite number of actions.
+        config: see `ImitationConfig`.
+        shards: threads that a minibatch is split over.
+        seed: of the minibatch order.
+    """
+
+    def __init__(self, policy: Policy, config: ImitationConfig, shards: Shards, seed: int) -> None:
+        self.policy, self.config, self.shards = policy, config, shards
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, eps=1e-5, weight_decay=config.weight_decay, fused=True
+        )
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def update(self, demonstrations: Demonstrations, progress: float) -> dict[str, float]:
+        """Train on one rollout. `progress`: fraction of the run that is done, for annealing.
+
+        Returns what was measured: loss and agreement as means over labelled steps, in nats and as a fraction.
+
+        Raises:
+            NonFiniteLoss: before any weight is changed by the offending minibatch.
+        """
+        config = self.config
+        learning_rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        windows = demonstrations.labelled_windows()
+        sums: dict[str, float] = defaultdict(float)
+        drifts = {}
+        labelled = steps = 0
+        for epoch in range(config.epochs):
+            drift, batches = 0.0, 0
+            for batch in minibatches(windows, config.minibatch_windows, self.generator):
+                rows = int(batch.labels.any(-1).sum())
+                if not rows:  # everybody is cut off
+                    continue
+                measured = self._train(batch, rows)
+                drift += measured.pop("state_drift")
+                sums["gradient_norm"] += measured.pop("gradient_norm")
+                for name, value in measured.items():
+                    sums[name] += value * rows
+                labelled, batches = labelled + rows, batches + 1
+            steps += batches
+            if batches:
+                drifts[f"state_drift_epoch{epoch}"] = drift / batches
+        norm = sums.pop("gradient_norm", 0.0)
+        return {
+            **{name: total / labelled for name, total in sums.items()},
+            **({"gradient_norm": norm / steps} if steps else {}),
+            **drifts,
+            "labelled_fraction": demonstrations.labelled_steps / demonstrations.episode_start.numel(),
+            "beta": config.beta(progress),
+            "learning_rate": learning_rate,
+        }
+
+    def _train(self, batch: LabelledWindows, rows: int) -> dict[str, float]:
+        """One optimizer step on a minibatch, its gradient summed over the shards in a fixed order."""
+
+        def gradient(part: slice) -> tuple[tuple[Tensor, ...], dict[str, float]]:
+            own = batch.columns(part)
+            loss, measured = self.loss(own, rows)
+            measured["state_drift"] *= own.episode_start.numel() / batch.episode_start.numel()
+            return torch.autograd.grad(loss, self.parameters, allow_unused=True), measured
+
+        columns = batch.episode_start.shape[1]
+        parts = self.shards.map(gradient, self.shards.slices(columns, self.policy.rows_at_once))
+        for parameter, *grads in zip(self.parameters, *(g for g, _ in parts), strict=True):
+            present = [g for g in grads if g is not None]
+            parameter.grad = sum(present[1:], present[0]) if present else None
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        if not torch.isfinite(norm):
+            raise NonFiniteLoss(f"gradient norm is {norm.item()}")
+        self.optimizer.step()
+        total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
+        return {**total, "gradient_norm": norm.item()}
+
+    def loss(self, batch: LabelledWindows, rows: int) -> tuple[Tensor, dict[str, float]]:
+        """`-log` of the probability of all optimal actions together, over the labelled steps of the batch.
+
+        It is the cross-entropy where one action is optimal, and asks for no particular one where several are. The sum
+        is divided by `rows`, so that the losses of a minibatch's shards add up.
+
+        Returns the loss (scalar with a graph) and its parts; `state_drift` is of the batch alone.
+        """
+        decision = self.policy.unroll(batch.obs, batch.state, batch.episode_start)
+        labelled = batch.labels.any(-1)
+        log_probs = decision.logits.log_softmax(-1)
+        # Where nothing is marked everything is: of probability 1, without the NaN of an empty sum.
+        wanted = batch.labels | ~labelled.unsqueeze(-1)
+        surprise = -log_probs.masked_fill(~wanted, -torch.inf).logsumexp(-1)
+        loss = torch.where(labelled, surprise, 0.0).sum() / rows
+        with torch.no_grad():
+            best = self.policy.distribution.best(decision.logits)
+            agrees = batch.labels.gather(-1, best.unsqueeze(-1)).squeeze(-1)
+            measured = {
+                "imitation_loss": loss.item(),
+                "agreement": agrees.sum().item() / rows,
+                "state_drift": state_drift(batch.next_state, decision.state),
+            }
+        return loss, measured
+
+
+def drive(
+    labels: Tensor,
+    params: Tensor,
+    distribution: Distribution,
+    beta: float,
+    noise: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Actions int64 `[N]`: with probability `beta` the teacher's, else drawn from the policy; each step anew.
+
+    The teacher takes any of the optimal actions, all alike; where there is none, because the goal is cut off, any
+    action at all. With probability `noise` it does so elsewhere too, so that mistakes and their remedies are seen.
+
+    Args:
+        labels: bool `[N, A]`, the optimal actions.
+        params: float `[N, A]`, the policy's logits.
+        generator: on the CPU, whatever the device, so that one stream of numbers serves everywhere.
+    """
+    size = labels.shape[0]
+    anything = (torch.rand(size, generator=generator) < noise) | ~labels.any(-1).cpu()
+    weights = (labels.cpu() | anything.unsqueeze(-1)).float()
+    teacher = torch.multinomial(weights, 1, generator=generator).squeeze(-1).to(labels.device)
+    if beta >= 1.0:
+        return teacher
+    own, _ = distribution.sample(params, generator)
+    taught = torch.rand(size, generator=generator) < beta
+    return torch.where(taught.to(labels.device), teacher, own)

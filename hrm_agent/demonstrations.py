@@ -1,0 +1,73 @@
+"""Rollouts with the actions that a teacher finds optimal at every step, and the windows that imitation learns from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from hrm_agent.carry import PolicyState
+from hrm_agent.encoders import Observation, map_observation
+from hrm_agent.rollout import Rollout
+
+
+class LabelledWindows(NamedTuple):
+    """B windows of k consecutive steps; every tensor is `[k, B, ...]` but `state`, whose tensors are `[B, ...]`.
+
+    `labels` bool `[k, B, A]` marks the optimal actions; a step without any has no label. `state` is what was kept
+    before the first step, `next_state` after the last, both as the collector had them.
+    """
+
+    obs: Observation
+    labels: Tensor
+    episode_start: Tensor  # bool
+    state: PolicyState
+    next_state: PolicyState
+
+    def columns(self, index: Tensor | slice) -> LabelledWindows:
+        """Some of the B windows."""
+        return LabelledWindows(
+            map_observation(lambda value: value[:, index], self.obs),
+            self.labels[:, index],
+            self.episode_start[:, index],
+            tuple(t[index] for t in self.state),
+            tuple(t[index] for t in self.next_state),
+        )
+
+
+class Demonstrations(Rollout):
+    """A rollout whose rewards and actions do not matter: what is learned from are the labels.
+
+    Args:
+        steps, num_envs, window, space, state, device: see `Rollout`.
+        actions: A, the number of actions there are.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        num_envs: int,
+        window: int,
+        space: gym.Space,
+        state: PolicyState,
+        device: torch.device | str,
+        actions: int,
+    ) -> None:
+        super().__init__(steps, num_envs, window, space, state, device)
+        self.labels = torch.zeros(steps, num_envs, actions, dtype=torch.bool, device=device)
+
+    @property
+    def labelled_steps(self) -> int:
+        """How many of the T * N steps have a label."""
+        return int(self.labels.any(-1).sum())
+
+    def labelled_windows(self) -> LabelledWindows:
+        """All windows: B = num_envs * T / k columns, ordered by (window, environment)."""
+        return LabelledWindows(
+            map_observation(self.fold, self.obs),
+            self.fold(self.labels),
+            self.fold(self.episode_start),
+            *self.folded_states(),
+        )
