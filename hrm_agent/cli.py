@@ -39,6 +39,7 @@ HYDRA_FLAGS = (
     "-sc",
     "--shell-completion",
 )
+LIST = re.compile(r"^((?:init_parts|freeze)=)(\w+(?:,\w+)+)$")
 PLUGINS = {
     "hydra/sweeper/optuna": "'hrm-agent[sweep]'",
     "hydra/launcher/joblib": "'hrm-agent[sweep]'",
@@ -71,7 +72,12 @@ def wants_help(arguments: list[str]) -> bool:
 
 
 def open_options(arguments: list[str]) -> list[str]:
-    """`env.options.NAME=VALUE` adds the parameter or changes it: the configuration lists none of them."""
+    """`env.options.NAME=VALUE` adds the parameter or changes it: the configuration lists none of them.
+
+    `init_parts=core,encoder` is a list where nothing is swept over.
+    """
+    if not {"-m", "--multirun"} & set(arguments):
+        arguments = [LIST.sub(r"\1[\2]", a) for a in arguments]
     return [f"++{a}" if a.startswith("env.options.") else a for a in arguments]
 
 

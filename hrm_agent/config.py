@@ -82,6 +82,11 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, AlgoC
         encoder=typed(EncoderConfig, values["encoder"], "encoder"),
     )
     trainer = {name: values[name] for name in TRAINER_SETTINGS if name in values}  # runs of before may lack the newest
+    for part_list in ("init_parts", "freeze"):
+        if isinstance(trainer.get(part_list), list):
+            trainer[part_list] = ",".join(map(str, trainer[part_list]))
+    if trainer.get("init_from") is not None:
+        trainer["init_from"] = str(trainer["init_from"])  # a folder may be called 0
     env = {"env": values["env"]["id"], "env_options": dict(values["env"]["options"] or {})}
     return typed(TrainerConfig, {**env, **trainer}, ""), policy, typed(ALGORITHMS[name], algo, "algo")
 

@@ -27,7 +27,7 @@ from hrm_agent import __version__, registered_envs
 from hrm_agent.agent import add_facts, find_agent_folder
 from hrm_agent.algos.ppo import NonFiniteLoss
 from hrm_agent.card import evaluation_facts
-from hrm_agent.checkpoint import CheckpointError, write_atomically
+from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, write_atomically
 from hrm_agent.cli import (
     USAGE_ERROR,
     UsageError,
@@ -46,7 +46,7 @@ from hrm_agent.learners import AlgoConfig, build_env, check_memory
 from hrm_agent.policy import Policy, PolicyConfig
 from hrm_agent.sources import refuse_own_module
 from hrm_agent.tracking import Console
-from hrm_agent.trainer import Interrupted, Trainer, TrainerConfig
+from hrm_agent.trainer import CHECKPOINTS, Interrupted, Trainer, TrainerConfig, prepare
 
 RUN_VERSION = 1
 RUN_FILE = "run.json"
@@ -109,10 +109,11 @@ def check_run(cfg: DictConfig) -> None:
     _check_parts(*settings(values))
 
 
-def _check_parts(config: TrainerConfig, policy: PolicyConfig, algo: AlgoConfig) -> None:
+def _check_parts(config: TrainerConfig, policy: PolicyConfig, algo: AlgoConfig, fresh: bool = True) -> None:
     """Raises: ValueError if the parts of a run do not fit each other, or not into the machine."""
     env = build_env(algo, config.env, 1, config.env_options)
     made = Policy(policy, env.single_observation_space, env.single_action_space)
+    prepare(made, config, fresh)
     check_memory(made.to(config.device), algo, env.single_observation_space)
     env.close()
 
@@ -177,7 +178,7 @@ def _resume(given: dict[str, str]) -> None:
             raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
         check_test_episodes(values)
         refuse_own_module(parts[0].env, folder)
-        _check_parts(*parts)
+        _check_parts(*parts, fresh=CheckpointFolder(folder / CHECKPOINTS).latest() is None)
         if given:
             write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(values)).encode())
     _run(folder, values, resume=True)
@@ -227,6 +228,8 @@ def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
                 console.say(where)
             if checkpoint:
                 console.say(f"going on from {checkpoint}")
+            elif trainer.config.init_from:
+                console.say(f"weights of {trainer.config.init_parts} from {trainer.config.init_from}")
             trainer.run(console)
     except CheckpointError as error:
         fail(str(error), 2)

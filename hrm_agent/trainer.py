@@ -30,11 +30,13 @@ from hrm_agent.checkpoint import (
 from hrm_agent.collector import Collector
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
+from hrm_agent.initial_weights import freeze, initialise, parse_parts
 from hrm_agent.learners import AlgoConfig, build_env, build_learner
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import NonFiniteNumbers, Policy, PolicyConfig
 from hrm_agent.tracking import Console, RunLog
 
+CHECKPOINTS = "checkpoints"
 VIDEO_EPISODES = 2
 VIDEO_FPS = 8
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -60,6 +62,10 @@ class TrainerConfig:
         log_every: frames between lines of the log.
         shards: threads that share the batch.
         device: `cpu`, or a CUDA device.
+        init_from: agent, run or supervised model whose weights the run starts from (`initial_weights.initialise`); not
+            looked at where there is a checkpoint to go on from.
+        init_parts: of them, `encoder`, `core`, `carry`, `heads`, separated by commas, or `all`.
+        freeze: likewise, the parts that are not trained.
     """
 
     env: str
@@ -76,6 +82,9 @@ class TrainerConfig:
     device: str
     max_seconds: float = 0.0
     clock: str = "wall"
+    init_from: str | None = None
+    init_parts: str = "core,encoder"
+    freeze: str = ""
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "keep_checkpoints", "eval_episodes", "log_every", "shards"):
@@ -84,6 +93,9 @@ class TrainerConfig:
         for name in ("seed", "checkpoint_every", "eval_every", "video_every", "max_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        parse_parts(self.freeze, "freeze")
+        if not parse_parts(self.init_parts, "init_parts"):
+            raise ValueError(f"init_parts={self.init_parts}: expected at least one part of a policy, or all")
         if self.clock not in CLOCKS:
             raise ValueError(f"clock={self.clock}: expected {' or '.join(CLOCKS)}")
         try:
@@ -98,6 +110,20 @@ class TrainerConfig:
 
 class Interrupted(Exception):
     """The run was asked to stop; a checkpoint has been written."""
+
+
+def prepare(policy: Policy, config: TrainerConfig, fresh: bool) -> None:
+    """Give a new policy the weights that the run starts from, and freeze what is not trained.
+
+    Args:
+        fresh: the run begins; False: it is resumed, and its weights come from a checkpoint.
+
+    Raises:
+        ValueError: weights that do not fit, or nothing left to train.
+    """
+    if fresh and config.init_from:
+        initialise(policy, config.init_from, parse_parts(config.init_parts, "init_parts"))
+    freeze(policy, parse_parts(config.freeze, "freeze"))
 
 
 class Trainer:
@@ -118,11 +144,13 @@ class Trainer:
         self.env = build_env(algo_config, config.env, algo_config.num_envs, config.env_options)
         torch.manual_seed(config.seed)
         space = self.env.single_observation_space
-        self.policy = Policy(policy_config, space, self.env.single_action_space).to(config.device)
+        self.checkpoints = CheckpointFolder(folder / CHECKPOINTS, config.keep_checkpoints)
+        policy = Policy(policy_config, space, self.env.single_action_space)
+        prepare(policy, config, fresh=self.checkpoints.latest() is None)
+        self.policy = policy.to(config.device)
         self.collector = Collector(self.env, self.policy, config.seed, self.shards)
         self.learner = build_learner(self.policy, algo_config, space, self.collector, self.shards, config.seed)
         self.algo = self.learner.algo
-        self.checkpoints = CheckpointFolder(folder / "checkpoints", config.keep_checkpoints)
         self.updates = 0
         self.seconds = 0.0  # of training, resumed parts included
         self.best = (-1.0, 0.0)  # success and return on validation levels
