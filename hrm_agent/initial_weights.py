@@ -15,6 +15,7 @@ from hrm_agent.agent import AGENT_FILE, WEIGHTS_FILE, find_agent_folder, read_de
 from hrm_agent.checkpoint import CheckpointError, load_tensors
 from hrm_agent.encoders import find_grid
 from hrm_agent.policy import Policy
+from hrm_agent.registration import registry
 
 PARTS: dict[str, tuple[str, ...]] = {
     "encoder": ("encoder.",),
@@ -62,14 +63,14 @@ def initialise(policy: Policy, source: str | Path, parts: tuple[str, ...]) -> No
     """Copy the weights of `parts` from `source` into the policy; all of them, or none where one does not fit.
 
     Args:
-        source: the folder of an agent or of a training run (its best agent); or of a supervised model, of its run, or
-            its file.
+        source: the folder of an agent or of a training run (its best agent), or the id of a registered agent; or the
+            folder of a supervised model, of its run, or its file.
 
     Raises:
         CheckpointError: nothing usable there, truncated or altered.
         ValueError: weights of a part are missing, left over or of another shape. The policy is as it was.
     """
-    source = Path(source)
+    source = _locate(source)
     theirs, made_with = _read(source, policy)
     own = policy.state_dict()
     chosen: dict[str, Tensor] = {}
@@ -115,10 +116,18 @@ def _belongs(name: str, part: str) -> bool:
     return name.startswith(PARTS[part])
 
 
+def _locate(source: str | Path) -> Path:
+    path, name = Path(source), str(source)
+    if path.exists():
+        return path
+    folder = registry[name].folder if name in registry else None
+    if folder is None:
+        raise CheckpointError(f"init_from={source}: no such file or folder, nor a registered agent with one")
+    return folder
+
+
 def _read(source: Path, policy: Policy) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
     """Weights under the names of `policy`, and the settings of the policy they are of, where it was one."""
-    if not source.exists():
-        raise CheckpointError(f"init_from={source}: no such file or folder")
     try:
         return _rename(supervised_weights(source), policy), None
     except CheckpointError:

@@ -62,7 +62,7 @@ class TrainerConfig:
         log_every: frames between lines of the log.
         shards: threads that share the batch.
         device: `cpu`, or a CUDA device.
-        init_from: agent, run or supervised model whose weights the run starts from (`initial_weights.initialise`); not
+        init_from: agent, run or supervised model, whose weights the run starts from (`initial_weights.initialise`); not
             looked at where there is a checkpoint to go on from.
         init_parts: of them, `encoder`, `core`, `carry`, `heads`, separated by commas, or `all`.
         freeze: likewise, the parts that are not trained.

@@ -242,20 +242,29 @@ def test_dagger_with_the_teacher_at_the_wheel_is_behaviour_cloning(tmp_path: Pat
     assert not torch.equal(seen[0][1], seen[1][1])
 
 
-@pytest.mark.parametrize("dagger", [False, True])
-def test_it_learns_the_way_through_a_small_maze(dagger: bool, tmp_path: Path) -> None:
-    algo = {"num_envs": 64, "rollout_steps": 8, "window": 4, "minibatch_windows": 32, "learning_rate": 1e-2}
+# Where the policy drives, the states are those that it does not master yet.
+@pytest.mark.parametrize(("dagger", "expected"), [(False, 0.75), (True, 0.55)])
+def test_it_learns_the_way_through_a_small_maze(dagger: bool, expected: float, tmp_path: Path) -> None:
+    algo: dict[str, Any] = {
+        "num_envs": 64,
+        "rollout_steps": 8,
+        "window": 4,
+        "minibatch_windows": 32,
+        "learning_rate": 1e-2,
+    }
+    if dagger:
+        algo["beta_fraction"] = 0.9
     core = {**QUICK, "layers": 2, "inner_size": 32}
     trainer = make_imitation_trainer(
-        tmp_path, dagger, algo=algo, total_steps=20_480, policy={"hidden_size": 32, "core_options": core}
+        tmp_path, dagger, algo=algo, total_steps=24_576, policy={"hidden_size": 32, "core_options": core}
     )
     trainer.run(Console())
     assert isinstance(trainer.learner, ImitationLearner)
     labels = trainer.learner.demonstrations.labels
     chance = float(labels[labels.any(-1)].float().mean())
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-2])
-    assert chance < 0.45
-    assert last["loss/agreement"] > 0.8
+    assert chance < 0.35
+    assert last["loss/agreement"] > expected
 
 
 @pytest.mark.parametrize("dagger", [False, True])
@@ -327,7 +336,7 @@ def telling() -> Any:
 
 def test_any_environment_that_tells_will_do(telling: str, tmp_path: Path) -> None:
     trainer = make_imitation_trainer(
-        tmp_path, env=telling, env_options={}, policy={"readout": "mean"}, total_steps=3200,
+        tmp_path, env=telling, env_options={}, policy={"readout": "mean", "carry": "reset"}, total_steps=3200,
         algo={"learning_rate": 1e-2, "max_grad_norm": 10.0},
     )  # fmt: skip
     trainer.run(Console())

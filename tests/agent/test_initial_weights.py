@@ -14,6 +14,8 @@ from torch import Tensor
 
 from hrm_agent.checkpoint import CheckpointError, save_tensors
 from hrm_agent.initial_weights import PARTS, freeze, initialise, parse_parts, supervised_weights
+from hrm_agent.policy import Policy
+from hrm_agent.registration import registry
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.tracking import Console
 from hrm_agent.trainer import Trainer
@@ -112,6 +114,13 @@ def test_a_model_that_does_not_fit_changes_nothing(
     assert all(torch.equal(before[name], t) for name, t in policy.state_dict().items())
 
 
+def test_a_registered_agent_is_a_source_too(tmp_path: Path) -> None:
+    agent = registry["DynamicMaze-TRM-v0"].make()
+    policy = Policy(agent.policy.config, agent.observation_space, agent.action_space)
+    initialise(policy, "DynamicMaze-TRM-v0", tuple(PARTS))
+    assert all(torch.equal(t, policy.state_dict()[name]) for name, t in agent.policy.state_dict().items())
+
+
 def test_of_an_agent_it_says_which_setting_differs(trained: Path) -> None:
     policy = tiny_policy(core_options={**QUICK, "layers": 2})
     with pytest.raises(ValueError, match=r"is missing there \(core.layers=1 there, 2 here\)"):
@@ -124,7 +133,7 @@ def test_of_an_agent_it_says_which_setting_differs(trained: Path) -> None:
 
 def test_what_is_no_source_is_refused(trained: Path, tmp_path: Path) -> None:
     policy = tiny_policy(core_options=QUICK)
-    with pytest.raises(CheckpointError, match="nowhere: no such file or folder"):
+    with pytest.raises(CheckpointError, match="nowhere: no such file or folder, nor a registered agent"):
         initialise(policy, tmp_path / "nowhere", ("core",))
     with pytest.raises(CheckpointError, match=r"neither an agent .* nor a supervised model"):
         initialise(policy, tmp_path, ("core",))
