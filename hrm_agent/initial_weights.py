@@ -16,6 +16,7 @@ from hrm_agent.checkpoint import CheckpointError, load_tensors
 from hrm_agent.encoders import find_grid
 from hrm_agent.policy import Policy
 from hrm_agent.registration import registry
+from hrm_agent.supervised.files import MODEL_FILE, find_model
 
 PARTS: dict[str, tuple[str, ...]] = {
     "encoder": ("encoder.",),
@@ -23,8 +24,6 @@ PARTS: dict[str, tuple[str, ...]] = {
     "carry": ("carry.",),
     "heads": ("policy_head.", "value_head.", "free_params"),
 }
-MODEL_FILE = "model.safetensors"
-MODEL_FOLDER = "model"
 MODEL_ENCODER = "patches.encoder.embedding"
 
 
@@ -100,15 +99,20 @@ def supervised_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a supervised model, under its own names.
 
     Args:
-        path: its file, the folder that holds it as `model.safetensors`, or that of the run, which holds it in `model/`.
+        path: its file, its folder, or its run (the best model, else the last).
 
     Raises:
         CheckpointError: none of these, truncated or altered.
     """
-    path = Path(path)
-    for file in (path, path / MODEL_FILE, path / MODEL_FOLDER / MODEL_FILE):
-        if file.is_file():
-            return load_tensors(file)[0]
+    return load_tensors(_model_file(Path(path)))[0]
+
+
+def _model_file(path: Path) -> Path:
+    for best in (True, False):
+        try:
+            return find_model(path, best)
+        except ValueError:
+            pass
     raise CheckpointError(f"{path}: no supervised model in it ({MODEL_FILE} is missing)")
 
 
@@ -127,25 +131,27 @@ def _locate(source: str | Path) -> Path:
 
 
 def _read(source: Path, policy: Policy) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """Weights under the names of `policy`, and the settings of the policy they are of, where it was one."""
+    """Weights under the names of `policy`, and the settings that they were made with, as far as they are known."""
     try:
-        return _rename(supervised_weights(source), policy), None
+        file = _model_file(source)
     except CheckpointError:
-        if source.is_file() or any((source / f / MODEL_FILE).is_file() for f in ("", MODEL_FOLDER)):
-            raise
-    try:
-        folder = find_agent_folder(source)
-    except CheckpointError:
-        raise CheckpointError(
-            f"init_from={source}: neither an agent ({AGENT_FILE}) nor a supervised model ({MODEL_FILE}) in it"
-        ) from None
-    return load_tensors(folder / WEIGHTS_FILE)[0], read_description(folder).get("policy")
+        try:
+            folder = find_agent_folder(source)
+        except CheckpointError:
+            raise CheckpointError(
+                f"init_from={source}: neither an agent ({AGENT_FILE}) nor a supervised model ({MODEL_FILE}) in it"
+            ) from None
+        return load_tensors(folder / WEIGHTS_FILE)[0], read_description(folder).get("policy")
+    tensors, metadata = load_tensors(file)
+    if metadata.get("kind") == "agent":  # its own file, rather than its folder
+        return tensors, None
+    made_with = dict(metadata.get("model") or {})
+    made_with["encoder"] = {k: made_with[k] for k in ("crop", "patch_size") if k in made_with}
+    return _rename(tensors, policy), made_with
 
 
 def _rename(weights: dict[str, Tensor], policy: Policy) -> dict[str, Tensor]:
-    """Those weights of a supervised model that a policy has a place for; an agent's own file is taken as it is."""
-    if "policy_head.weight" in weights:
-        return weights
+    """Those weights of a supervised model that a policy has a place for."""
     renamed = {name: tensor for name, tensor in weights.items() if _belongs(name, "core")}
     grid = find_grid(policy.encoder)
     if grid is not None and MODEL_ENCODER in weights:

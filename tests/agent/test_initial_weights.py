@@ -16,7 +16,9 @@ from hrm_agent.checkpoint import CheckpointError, save_tensors
 from hrm_agent.initial_weights import PARTS, freeze, initialise, parse_parts, supervised_weights
 from hrm_agent.policy import Policy
 from hrm_agent.registration import registry
+from hrm_agent.supervised.files import ModelConfig, build_model, save_model
 from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.supervised.tasks.base import TaskSpec
 from hrm_agent.tracking import Console
 from hrm_agent.trainer import Trainer
 
@@ -52,25 +54,24 @@ def test_the_chosen_parts_are_copied_and_no_others(parts: str, where: str, train
         assert same(mine, fresh, part) == (not chosen)
 
 
-def puzzle_model(**changes: Any) -> PuzzleModel:
-    settings: dict[str, Any] = {
-        "vocabulary_size": IDS, "sequence_length": 49, "num_puzzles": 1, "hidden_size": 8, "puzzle_embedding_size": 0,
-        "grid": (7, 7), "crop": 1, "patch_size": 2, "core_options": QUICK, "positions": "none",
-    }  # fmt: skip
+def save_puzzle_model(folder: Path, ids: int = IDS, **changes: Any) -> PuzzleModel:
+    settings: dict[str, Any] = {"hidden_size": 8, "crop": 1, "patch_size": 2, "core_options": QUICK, **changes}
+    config, spec = ModelConfig(**settings), TaskSpec(49, ids, ids, grid=(7, 7))
     torch.manual_seed(5)
-    return PuzzleModel(**{**settings, **changes})
-
-
-def save_model(folder: Path, **changes: Any) -> PuzzleModel:
-    model = puzzle_model(**changes)
-    save_tensors(folder / "model.safetensors", model.state_dict(), {"kind": "model"})
+    model = build_model(config, spec)
+    save_model(folder, model, config, spec)
     return model
 
 
 @pytest.mark.parametrize("positions", ["none", "learned"])
 def test_core_and_encoder_of_a_supervised_model_think_in_a_policy(positions: str, tmp_path: Path) -> None:
-    model = save_model(tmp_path / "run" / "model")
-    for path in (tmp_path / "run", tmp_path / "run" / "model", tmp_path / "run" / "model" / "model.safetensors"):
+    run, best = tmp_path / "run", tmp_path / "run" / "models" / "best"
+    save_puzzle_model(tmp_path / "run" / "models" / "last")
+    model = save_puzzle_model(best)
+    for parameter in model.parameters():  # unlike the last
+        parameter.data.mul_(1.5)
+    save_tensors(best / "model.safetensors", dict(model.state_dict()), {"kind": "puzzle_model"})
+    for path in (run, best, best / "model.safetensors"):
         assert supervised_weights(path).keys() == model.state_dict().keys()
         policy = tiny_policy(core_options=QUICK, positions=positions)
         head = policy.policy_head.weight.clone()
@@ -90,11 +91,11 @@ def test_core_and_encoder_of_a_supervised_model_think_in_a_policy(positions: str
         (
             {"hidden_size": 16},
             ("core",),
-            r"core\..* is \[.*16.*\] there and \[.*8.*\] here; give this",
+            r"core\..* is \[.*16.*\] there and \[.*8.*\] here \(core.hidden_size=16 there, 8 here\); give this",
         ),
         ({"core": "gru", "core_options": {}}, ("core",), r"core\.cell\..* is there, and not in this policy"),
         ({"core_options": {**QUICK, "layers": 2}}, ("core",), "core.* is there, and not in this policy"),
-        ({"vocabulary_size": 8}, ("encoder", "core"), r"encoder.embedding is \[36, 8\] there and \[28, 8\] here"),
+        ({"ids": 8}, ("encoder", "core"), r"encoder.embedding is \[36, 8\] there and \[28, 8\] here"),
         (
             {"crop": 0, "patch_size": 1},
             ("encoder",),
@@ -106,7 +107,7 @@ def test_core_and_encoder_of_a_supervised_model_think_in_a_policy(positions: str
 def test_a_model_that_does_not_fit_changes_nothing(
     model: dict[str, Any], parts: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
-    save_model(tmp_path, **model)
+    save_puzzle_model(tmp_path, **model)
     policy = tiny_policy(core_options=QUICK)
     before = {name: t.clone() for name, t in policy.state_dict().items()}
     with pytest.raises(ValueError, match=message):
@@ -135,6 +136,8 @@ def test_what_is_no_source_is_refused(trained: Path, tmp_path: Path) -> None:
     policy = tiny_policy(core_options=QUICK)
     with pytest.raises(CheckpointError, match="nowhere: no such file or folder, nor a registered agent"):
         initialise(policy, tmp_path / "nowhere", ("core",))
+    save_puzzle_model(tmp_path / "last_only" / "models" / "last")
+    initialise(policy, tmp_path / "last_only", ("core",))
     with pytest.raises(CheckpointError, match=r"neither an agent .* nor a supervised model"):
         initialise(policy, tmp_path, ("core",))
     shutil.copytree(trained / "agents" / "best", tmp_path / "damaged")
