@@ -2,6 +2,8 @@
 # Kernels carry no annotations: numba infers their types; docstrings give shapes and dtypes.
 """Baselines that do not learn: uniformly random actions, and breadth-first re-planning at every step."""
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,6 +74,36 @@ def _replan(observations, actions):
         actions[i] = action
 
 
+@inner
+def _follow(grid, distances, path):
+    """Mark the way from the agent to the target, the first of N, E, S, W at every step."""
+    height, width = grid.shape
+    path[:] = 0
+    for row in range(1, height - 1):
+        for col in range(1, width - 1):
+            if grid[row, col] == AGENT:
+                r, c, going = row, col, True
+                path[r, c] = 1
+                while going:
+                    going = False
+                    for k in range(4):
+                        next_row, next_col = r + _MOVES[k, 0], c + _MOVES[k, 1]
+                        if 0 <= distances[next_row, next_col] < distances[r, c]:
+                            r, c, going = next_row, next_col, True
+                            path[r, c] = 1
+                            break
+
+
+@kernel
+def _plan(observations, path, distances):
+    queue = np.empty(observations[0].size, np.int64)
+    for i in range(len(observations)):
+        _search(observations[i], False, distances[i], queue)
+        if _first_step(observations[i], distances[i]) < 0:
+            _search(observations[i], True, distances[i], queue)
+        _follow(observations[i], distances[i], path[i])
+
+
 def _check(observations: NDArray, num_envs: int | None) -> NDArray[np.uint8]:
     array = np.ascontiguousarray(observations)
     if array.ndim != 3 or array.dtype != np.uint8 or (num_envs is not None and len(array) != num_envs):
@@ -115,3 +147,33 @@ class ReplanPolicy:
         actions = np.empty(len(array), np.int64)
         _replan(array, actions)
         return actions
+
+
+class Plans(NamedTuple):
+    """What `ReplanPolicy` has in mind at N observations.
+
+    Attributes:
+        path: bool [N, H, W], the way it would go, from the agent to the target, both included; the agent alone where
+            there is none.
+        distances: int32 [N, H, W], steps to the nearest target under the same rules, -1 where cut off; past closed
+            doors where the agent is cut off otherwise.
+    """
+
+    path: NDArray[np.bool_]
+    distances: NDArray[np.int32]
+
+
+def replan(observations: NDArray[np.uint8]) -> Plans:
+    """The whole paths whose first steps `ReplanPolicy` takes.
+
+    Args:
+        observations: uint8 [N, H, W] of Cell ids.
+
+    Raises:
+        ValueError: anything else.
+    """
+    array = _check(observations, None)
+    path, distances = np.empty(array.shape, np.bool_), np.empty(array.shape, np.int32)
+    if len(array):
+        _plan(array, path, distances)
+    return Plans(path, distances)
