@@ -1,0 +1,216 @@
+"""A model of paths (`tasks.maze_views`) as an agent: it solves what it sees, takes one step, solves again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from hrm_agent import __version__
+from hrm_agent.cores import CORES, State, map_state
+from hrm_agent.cores.base import check_at_least
+from hrm_agent.environments import make_vector_env
+from hrm_agent.evaluation.episodes import MOVES, RandomActor, ReplanActor, run_in_shards
+from hrm_agent.evaluation.report import list_levels, median_ms, summarize, summarize_clairvoyant
+from hrm_agent.parallel import Shards
+from hrm_agent.supervised.model import PuzzleModel
+from hrm_envs import Cell, MazeVectorEnv
+
+ON_PATH = 1
+"""The answer id of cells on the path; 0 is the other."""
+
+
+class PathActor:
+    """Goes where the model says that the path leads, for `hrm_agent.evaluation.episodes.run_episodes`.
+
+    Of the agent's four neighbours that are no wall it takes the one with the largest logit of being on the path
+    (answer 1 against answer 0), the first of N, E, S, W among equals. A closed door is not excluded: a path that
+    leads through it means to wait in front of it, as the re-planner does that the model learns from.
+
+    Args:
+        model: of `maze_views`, for grids of this size; never changed here.
+        segments: K, segments of thought at every step, all of them.
+        carry: begin to think with the latent of the environment step before, which was about another view, rather
+            than with the initial one; episodes begin with the initial one either way.
+
+    Attributes:
+        segments: int64 `[N]`, segments of the last decision.
+
+    Raises:
+        ValueError: fewer than one segment.
+    """
+
+    def __init__(self, model: PuzzleModel, segments: int, carry: bool = False) -> None:
+        self.model, self.carry = model, carry
+        self._thinks_for = check_at_least("segments", segments, 1)
+        self.segments = np.zeros(0, np.int64)
+        self.state: State = ()
+
+    def reset(self, seeds: NDArray[np.int64]) -> None:
+        self.state = self.model.initial_state(len(seeds))
+
+    @torch.no_grad()
+    def act(self, obs: NDArray[np.uint8]) -> NDArray[np.int64]:
+        if not self.carry:
+            self.state = self.model.initial_state(len(obs))
+        self.state, margin = think(self.model, self.state, obs, self._thinks_for)
+        self.segments = np.full(len(obs), self._thinks_for, np.int64)
+        return step_along(obs, margin.cpu().numpy())
+
+    def keep(self, rows: NDArray[np.int64]) -> None:
+        index = torch.as_tensor(rows)
+        self.state = map_state(lambda s: s[index.to(s.device)], self.state)
+
+
+def think(model: PuzzleModel, state: State, obs: NDArray[np.uint8], segments: int) -> tuple[State, Tensor]:
+    """Think about observations uint8 `[N, H, W]`.
+
+    Returns:
+        The state after `segments` segments, and the logit of being on the path against not being on it, float
+        `[N, H, W]`, after the last of them.
+    """
+    device = model.lm_head.weight.device
+    inputs = torch.as_tensor(np.ascontiguousarray(obs), device=device).int().flatten(1)
+    batch = {"inputs": inputs, "puzzle_identifiers": torch.zeros(len(obs), dtype=torch.int32, device=device)}
+    for _ in range(segments):
+        state, logits, _, _ = model(state, batch)
+    return state, (logits[..., ON_PATH] - logits[..., 1 - ON_PATH]).float().view(obs.shape)
+
+
+def step_along(grids: NDArray[np.uint8], margin: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Moves int64 `[N]` to the agent's neighbour with the largest margin `[N, H, W]` that is no wall."""
+    rows = np.arange(len(grids))
+    row, col = np.divmod((grids == Cell.AGENT).reshape(len(grids), -1).argmax(1), grids.shape[2])
+    beside = [(rows, row + down, col + right) for down, right in MOVES]
+    worth = np.stack([np.where(grids[at] == Cell.WALL, -np.inf, margin[at]) for at in beside], 1)
+    return worth.argmax(1)
+
+
+def check_fits(model: PuzzleModel, env_id: str, env_options: dict[str, Any]) -> None:
+    """Raises: ValueError unless the environment is a maze of the size that the model answers for."""
+    env = make_vector_env(env_id, 1, env_options)
+    is_maze, space = isinstance(env.unwrapped, MazeVectorEnv), env.single_observation_space
+    env.close()
+    if not is_maze or space.shape is None:
+        raise ValueError(f"env={env_id}: expected a maze such as DynamicMaze-v0; a path policy needs the agent's cell")
+    shape = space.shape
+    if model.patches is None:
+        sized, answers = model.core.length - model.prefix == np.prod(shape), model.lm_head.out_features
+    else:
+        sized = model.patches.cells == shape
+        answers = model.lm_head.out_features // model.patches.encoder.patch_size**2
+    if not sized or answers != 2:
+        raise ValueError(
+            f"env={env_id}: its views have {shape[0]} x {shape[1]} cells, each on a path or not, but the model is for "
+            f"{'such' if sized else 'other'} puzzles with {answers} answer ids; give a model of task=maze_views that "
+            "was trained on mazes of this size"
+        )
+
+
+def evaluate_path_policy(
+    model: PuzzleModel,
+    env: str,
+    env_options: dict[str, Any] | None = None,
+    episodes: int = 1000,
+    segments: int = 8,
+    carry: bool = False,
+    seed: int = 0,
+    band: str = "test",
+    baselines: bool = True,
+    batch: int = 256,
+    shards: Shards | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Greedy episodes of a path policy, reported as `hrm_agent.evaluate.evaluate` reports those of an agent.
+
+    Args:
+        model: see `PathActor`.
+        env, env_options: a maze of the size that the model is for.
+        episodes: levels `seed ... seed + episodes - 1`, the first episode of each.
+        segments, carry: see `PathActor`.
+        seed: number of the first level.
+        band: `train`, `validation` or `test`.
+        baselines: play the random policy and the re-planner too; without, they are None.
+        batch: environments stepped together.
+        shards: threads to deal the levels over.
+        about: what the report says of how the model was trained: `run`, `frames` (for a supervised model, labelled
+            examples seen), `seconds`, `training_seed`.
+
+    Returns:
+        The same entries, with `carry` `full` or `reset`.
+
+    Raises:
+        ValueError: a model that does not fit the environment, or a setting out of range.
+    """
+    options = dict(env_options or {})
+    check_fits(model, env, options)
+    level: dict[str, Any] = {"env_id": env, "env_options": options, "episodes": episodes, "seed": seed, "band": band}
+    played = run_in_shards(lambda: PathActor(model, segments, carry), **level, batch=batch, shards=shards)
+    at_random = run_in_shards(RandomActor, **level, batch=batch) if baselines else None
+    replanned = run_in_shards(ReplanActor, **level, batch=batch) if baselines else None
+    return {
+        **summarize(played),
+        **measure_path_cost(model, env, options, segments, batch),
+        "random": None if at_random is None else summarize(at_random),
+        "bfs_replanner": None if replanned is None else summarize(replanned),
+        "clairvoyant": summarize_clairvoyant(played),
+        "levels": list_levels(played),
+        "seeds": {"first": int(played.seeds[0]), "count": episodes},
+        "level_band": played.level_band,
+        "env": env,
+        "env_options": options,
+        "level_set": None,
+        **describe(model, segments, carry, about or {}),
+    }
+
+
+def describe(model: PuzzleModel, segments: int, carry: bool, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of `hrm_agent.evaluation.report.describe_agent`."""
+    core = next((name for name, kind in CORES.items() if type(model.core) is kind), type(model.core).__name__)
+    return {
+        "run": about.get("run"),
+        "agent": None,
+        "core": core,
+        "carry": "full" if carry else "reset",
+        "segments": segments,
+        "stop": "fixed",
+        "stop_threshold": 0.0,
+        "time_gradient": "detached",  # deep supervision cuts it between any two segments
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **{name: about.get(name) for name in ("frames", "seconds", "training_seed")},
+        "hrm_agent_version": __version__,
+    }
+
+
+def measure_path_cost(
+    model: PuzzleModel, env_id: str, env_options: dict[str, Any], segments: int, batch: int = 256
+) -> dict[str, Any]:
+    """What one decision costs, entries and units as of `hrm_agent.evaluation.report.measure_cost`."""
+    env = make_vector_env(env_id, batch, env_options)
+    views, _ = env.reset(seed=0)
+    env.close()
+    one, many = _decision(model, views[:1], segments), _decision(model, views, segments)
+    # Only attention's plain form is made of products that the counter knows on every device.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        one()
+    return {
+        "macs_per_decision": counter.get_total_flops() // 2,
+        "ms_per_decision": median_ms(one),
+        "ms_per_decision_batched": median_ms(many) / batch,
+        "batch": batch,
+    }
+
+
+def _decision(model: PuzzleModel, views: NDArray[np.uint8], segments: int) -> Callable[[], None]:
+    actor = PathActor(model, segments)
+
+    def decide() -> None:
+        actor.act(views)
+
+    return decide
