@@ -134,12 +134,12 @@ def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> 
     print(f"{arm} seed {seed}: success {record['success']:.3f} after {record['seconds']:.0f} s", flush=True)
 
 
-def train(place: Path, overrides: list[str], jobs: int) -> None:
+def train(place: Path, overrides: list[str], jobs: int, module: str = "hrm_agent.train") -> None:
     """One training run in a process of its own, begun or gone on with; what it took goes into `study.json`."""
-    command = [sys.executable, "-m", "hrm_agent.train", *overrides, f"hydra.run.dir={place}"]
+    command = [sys.executable, "-m", module, *overrides, f"hydra.run.dir={place}"]
     resumed = (place / "run.json").exists()
     if resumed:
-        command = [sys.executable, "-m", "hrm_agent.train", f"resume={place}"]
+        command = [sys.executable, "-m", module, f"resume={place}"]
     commit = commit_of_code()
     print(" ".join(["python", *command[1:]]), flush=True)
     place.parent.mkdir(parents=True, exist_ok=True)

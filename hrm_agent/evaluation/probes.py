@@ -50,7 +50,7 @@ def cell_targets(maps: NDArray[np.uint8], grid: GridEncoder) -> CellTargets:
         maps: `[M, H, W]` without fog.
         grid: the encoder that makes the tokens.
     """
-    slots, inside = _token_slots(grid)
+    slots, inside = token_places(grid)
     flat, rows = maps.reshape(len(maps), -1), np.arange(len(maps))
     to_goal, to_agent = (distances_from(maps, cell).reshape(flat.shape) for cell in (Cell.GOAL, Cell.AGENT))
     patches = flat[:, slots]  # [M, L, places]
@@ -64,7 +64,7 @@ def cell_targets(maps: NDArray[np.uint8], grid: GridEncoder) -> CellTargets:
     return CellTargets(on_path, usable & (length >= 0), np.log1p(np.maximum(ahead, 0)), usable & (ahead >= 0))
 
 
-def _token_slots(grid: GridEncoder) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def token_places(grid: GridEncoder) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Flat grid positions `[L, places]` of each token's patch, and which of them lie inside the grid."""
     (height, width), (rows, cols), p = grid.shape[:2], grid.grid or (0, 0), grid.patch_size
     token_row, token_col = (axis.reshape(-1, 1) for axis in np.divmod(np.arange(rows * cols), cols))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.tasks import build_task
-from hrm_agent.supervised.tasks.maze_views import MazeViewsTask
+from hrm_agent.supervised.tasks.maze_views import MazeViewsTask, on_any_path
 from hrm_envs import Cell, MazeVectorEnv, ReplanPolicy
 from hrm_envs.planners import replan
 
@@ -96,6 +96,14 @@ def test_paths_are_those_of_an_independent_search_and_begin_as_the_replanner_doe
     if len(expected[0]) > 1:
         (row, col), (next_row, next_col) = expected[0][:2]
         assert MOVES[ReplanPolicy().act(grid[None])[0]] == (next_row - row, next_col - col)
+
+
+@settings(max_examples=100, deadline=None)
+@given(views())
+def test_cells_on_any_path_are_those_of_all_paths(grid: NDArray[np.uint8]) -> None:
+    every = paths(grid, limit=10_000)
+    expected = mark(grid, [place for path in every for place in path])
+    np.testing.assert_array_equal(on_any_path(grid[None], replan(grid[None]))[0], expected)
 
 
 @pytest.fixture(scope="module")

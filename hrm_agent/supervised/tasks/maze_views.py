@@ -185,6 +185,20 @@ def is_shortest_path(grids: NDArray[np.uint8], marked: NDArray[np.bool_], plans:
     return complete & connected & (marked & agent).any((1, 2))
 
 
+def on_any_path(grids: NDArray[np.uint8], plans: Plans) -> NDArray[np.bool_]:
+    """Cells on some shortest path from the agent to a target, both ends included: bool `[N, H, W]`.
+
+    Where there is no path at all, the agent alone. Arguments as in `is_shortest_path`.
+    """
+    reached = grids == Cell.AGENT
+    while True:
+        from_there = (_beside(reached, False) & (_beside(plans.distances, -1) == plans.distances + 1)).any(0)
+        further = reached | (from_there & (plans.distances >= 0))
+        if (further == reached).all():
+            return reached
+        reached = further
+
+
 def begins_well(grids: NDArray[np.uint8], marked: NDArray[np.bool_], plans: Plans) -> NDArray[np.bool_]:
     """Whether the first of N, E, S, W beside the agent that is marked and no wall is nearer to the target: bool `[N]`.
 
