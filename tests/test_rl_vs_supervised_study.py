@@ -117,7 +117,7 @@ def test_policies_are_trained_in_the_same_world_by_the_same_clock(study: ModuleT
     arguments = study.policy_command(CONFIG, arm, world, 2)
     start = [a for a in arguments if a.startswith("init_from=")]
     base = CONFIG["policies"][arm].get("from")
-    assert start == ([f"init_from=runs/studies/rl_vs_supervised/{world}_{base}_seed2"] if base else [])
+    assert start == ([f"init_from=runs/studies/rl_vs_supervised/{world}_{base}_seed2/models/last"] if base else [])
     run, policy, _ = settings(resolve(compose_config(open_options(arguments), "train")))
     assert (run.env, run.env_options, run.seed) == (CONFIG["env"], CONFIG["worlds"][world], 2)
     assert (run.clock, run.max_seconds, run.shards, run.total_steps) == ("cpu", CONFIG["seconds"], 1, study.UNLIMITED)
@@ -137,16 +137,15 @@ def test_a_reading_is_recorded_with_what_its_run_took(
 
     def train(place: Path, overrides: list[str], jobs: int, module: str) -> None:
         trained.append([module, *overrides])
-        (place / "model").mkdir(parents=True)
-        (place / "model" / "model.safetensors").touch()
-        (place / "config.yaml").write_text(yaml.safe_dump({"task": {"pool": 50}}))
-        lines = [{"train/seconds": 1.0, "train/examples": 64}, {"train/seconds": 2.5, "train/examples": 128}]
-        (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (place / "models" / "last").mkdir(parents=True)
+        info = {"task_options": {"pool": 50}, "puzzles": 128, "samples": 640, "seconds": 2.5}
+        (place / "models" / "last" / "model.json").write_text(json.dumps(info))
+        (place / "eval.json").write_text(json.dumps(dict.fromkeys(("exact", "valid", "action", "cells"), 0.5)))
         command = f"python -m {module} {' '.join(overrides)} hydra.run.dir={place}"
         (place / "run.json").write_text(json.dumps({"command": command}))
 
     monkeypatch.setattr(study.study, "train", train)
-    monkeypatch.setattr("hrm_agent.supervised.load_model", lambda place: make_model(), raising=False)
+    monkeypatch.setattr("hrm_agent.supervised.load_model", lambda place: make_model())
     monkeypatch.setattr("hrm_agent.evaluation.report.TIMED_CALLS", 1)
     monkeypatch.setattr(study, "LEVELS", 5)
     for arm in ("path_1", "path_1_carried"):

@@ -53,6 +53,7 @@ from hrm_envs.planners import replan  # noqa: E402
 RESULTS = HERE / "latents.json"
 BATCH = 500
 SUPERVISED = "path"
+FINISHED = "eval.json"  # what a supervised run writes last
 
 Read = Callable[[Tensor], Tensor]
 """Views uint8 `[N, H, W]` -> latents float `[N, L, F]` of the L tokens of the grid."""
@@ -85,7 +86,7 @@ def measure(config: dict[str, Any], world: str, seed: int, fit: int, test: int) 
     known = {(r["measurement"], r["world"], r["seed"], r["network"]) for r in study.load(RESULTS)}
     wanted = [n for n in networks_of(config) if ("probe", world, seed, n) not in known]
     place = place_of(world, SUPERVISED, seed)
-    if not wanted or not (place / "model" / "model.safetensors").exists():
+    if not wanted or not (place / FINISHED).exists():
         return
     readers = find_readers(config, world, seed)
     grid = grid_of(readers[SUPERVISED][1])
@@ -128,7 +129,7 @@ def find_readers(config: dict[str, Any], world: str, seed: int) -> dict[str, tup
     readers: dict[str, tuple[Read, Any]] = {SUPERVISED: (model_reader(model), model)}
     seeds = config["seeds"]
     following = place_of(world, SUPERVISED, seeds[(seeds.index(seed) + 1) % len(seeds)])
-    if len(seeds) > 1 and (following / "model" / "model.safetensors").exists():
+    if len(seeds) > 1 and (following / FINISHED).exists():
         other = load_model(following)
         readers["path_of_next_seed"] = (model_reader(other), other)
     policy = None

@@ -34,7 +34,8 @@ import study  # noqa: E402
 
 RESULTS = HERE / "results.json"
 ENOUGH = 0.9
-UNLIMITED = 10**9  # frames: the clock ends every run
+MODEL = Path("models") / "last"  # of a supervised run
+UNLIMITED = 10**9  # frames or steps: the clock ends every run
 LEVELS = 1_000
 POINTS = 60  # of a learning curve
 SAMPLED = ("ppo", "dqn")  # algorithms whose own actions are what training episodes show
@@ -145,20 +146,25 @@ def policy_command(config: dict[str, Any], arm: str, world: str, seed: int) -> l
     """Overrides of `hrm_agent.train`."""
     options = [f"env.options.{name}={value}" for name, value in config["worlds"][world].items()]
     given, base = config["policies"][arm]["options"], config["policies"][arm].get("from")
-    start = [f"init_from={place_of(world, base, seed).relative_to(study.ROOT)}"] if base else []
-    always = [*config["core"], f"total_steps={UNLIMITED}", *config["validated"]]
+    start = [f"init_from={place_of(world, base, seed).relative_to(study.ROOT) / MODEL}"] if base else []
+    always = [*config["core"], *config["validated"]]
     return [f"env={config['env']}", *options, *given, *start, *always, *limits(config, seed)]
 
 
 def limits(config: dict[str, Any], seed: int) -> list[str]:
-    return [f"seed={seed}", f"max_seconds={config['seconds']}", *config["alone"]]
+    return [f"seed={seed}", f"total_steps={UNLIMITED}", f"max_seconds={config['seconds']}", *config["alone"]]
+
+
+def is_trained(place: Path) -> bool:
+    """Whether a supervised run is finished; its scores on test views are written last."""
+    return (place / "eval.json").exists()
 
 
 def train_supervised(config: dict[str, Any], arm: str, world: str, seed: int, jobs: int) -> Path:
     """The folder of a finished supervised run; whoever needs it first trains it, others wait."""
     place = place_of(world, arm, seed)
     with locked(place.name):
-        if not (place / "model" / "model.safetensors").exists():
+        if not is_trained(place):
             study.train(place, supervised_command(config, arm, world, seed), jobs, "hrm_agent.supervise")
     return place
 
@@ -190,15 +196,16 @@ def read(config: dict[str, Any], job: Job, jobs: int) -> tuple[dict[str, Any], d
 
 
 def supervised_facts(place: Path) -> dict[str, Any]:
-    """What a supervised run took: `seconds` of training, `labels` that there are, `labels_used` with repetitions."""
-    values = yaml.safe_load((place / "config.yaml").read_text())
-    lines = metrics(place)
-    last = {name: value for line in lines for name, value in line.items()}
-    used = last.get("train/examples")
+    """What a supervised run took: `seconds` of training, labelled views there were (`labels`) and those begun to think
+    about (`labels_used`, with repetitions), `samples` (one for every segment of each); and its scores on test views."""
+    info = json.loads((place / MODEL / "model.json").read_text())
+    tested = json.loads((place / "eval.json").read_text())
     return {
-        "seconds": round(float(last["train/seconds"]), 1),
-        "labels": values["task"].get("pool"),
-        "labels_used": None if used is None else int(used),
+        "seconds": info["seconds"],
+        "labels": info["task_options"]["pool"],
+        "labels_used": info["puzzles"],
+        "samples": info["samples"],
+        "test_views": {name: tested[name] for name in ("exact", "valid", "action", "cells")},
     }
 
 
