@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from hrm_agent.cores.base import check_at_least, check_choice, check_grid, linear, truncated_normal_
 
-MIXINGS = ("attention", "mlp", "conv", "attention_conv", "attention_local")
+MIXINGS = ("attention", "mlp", "conv", "units", "attention_conv", "attention_local")
 POSITIONS = ("rope", "rope2d", "none")
 NORM_EPS = 1e-5
 ROPE_THETA = 10_000.0
@@ -213,6 +213,51 @@ class ConvMixing(nn.Module):
             weight.mul_(gain)
 
 
+class UnitsMixing(nn.Module):
+    """Sums over the units of a Sudoku in attention's place: every cell hears its row, its column and its tile.
+
+    One weight per channel and kind of unit; the sums are divided by the root of a unit's size. The tokens are a square
+    grid of n^2 x n^2 cells, whose tiles are n x n; tokens before it are heard by all as in `ConvMixing`.
+    """
+
+    def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        checked = check_grid(grid, length)
+        self.side = 0 if checked is None else checked[0]
+        self.tile = math.isqrt(self.side)
+        if checked is None or checked[0] != checked[1] or self.tile**2 != self.side:
+            raise ValueError(f"mixing=units needs a square grid with square tiles, such as 9x9, but grid={grid}")
+        self.prefix = length - self.side**2
+        # Rows: weights of a cell's row, column and tile.
+        self.weight = nn.Parameter(truncated_normal_(torch.empty(3, hidden_size), 3**-0.5))
+        self.pooled = nn.Parameter(torch.ones(2, hidden_size)) if self.prefix else None
+
+    def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
+        if self.pooled is None:
+            return rms_norm(x + self._units(x))
+        placeless, cells = x[:, : self.prefix], x[:, self.prefix :]
+        heard = self.pooled[0] * placeless.mean(dim=1, keepdim=True)
+        from_grid = self.pooled[1] * cells.mean(dim=1, keepdim=True)
+        return rms_norm(x + heard + torch.cat([from_grid.expand_as(placeless), self._units(cells)], dim=1))
+
+    def _units(self, cells: Tensor) -> Tensor:
+        batch, length, channels = cells.shape
+        n, t = self.side, self.tile
+        row, col, tile = self.weight * n**-0.5
+        grid = cells.view(batch, n, n, channels)
+        by_tile = grid.view(batch, t, t, t, t, channels)  # [B, band, row in it, stack, column in it, D]
+        sums = tile * by_tile.sum(dim=(2, 4), keepdim=True)
+        mixed = sums.expand_as(by_tile).reshape(batch, n, n, channels)
+        mixed = mixed + row * grid.sum(dim=2, keepdim=True) + col * grid.sum(dim=1, keepdim=True)
+        return mixed.view(batch, length, channels)
+
+    @torch.no_grad()
+    def scale(self, gain: float) -> None:
+        """Multiply the initial weights."""
+        for weight in self.parameters():
+            weight.mul_(gain)
+
+
 class Block(nn.Module):
     """Token mixing, then a SwiGLU over channels; both residual and normed afterwards.
 
@@ -221,8 +266,9 @@ class Block(nn.Module):
         length: tokens L, prefix included.
         grid: rows and columns of the tokens after the prefix; needed by `attention_conv` and `attention_local`.
         num_heads: attention heads; they must divide D.
-        mixing: `attention`, `mlp` (SwiGLU over positions), `conv`, `attention_conv` (attention, and a
-            convolution inside the SwiGLU over channels) or `attention_local` (attention with `OffsetBias`).
+        mixing: `attention`, `mlp` (SwiGLU over positions), `conv`, `units` (a cell's row, column and tile),
+            `attention_conv` (attention, and a convolution inside the SwiGLU over channels) or `attention_local`
+            (attention with `OffsetBias`).
         expansion: published width rule of the SwiGLUs, see `swiglu_width`.
         inner_size: width of the SwiGLUs, in place of the rule.
         branch_gain: factor on the initial weights that end a residual branch (convolution, attention's output,
@@ -251,6 +297,8 @@ class Block(nn.Module):
         self.mixer: nn.Module
         if mixing == "conv":
             self.mixer = ConvMixing(hidden_size, length, grid)
+        elif mixing == "units":
+            self.mixer = UnitsMixing(hidden_size, length, grid)
         elif mixing == "mlp":
             self.mixer = PositionMLPMixing(length, swiglu_width(length, expansion, inner_size))
         else:
@@ -266,7 +314,7 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def _scale_branches(self, gain: float) -> None:
-        if isinstance(self.mixer, ConvMixing):
+        if isinstance(self.mixer, ConvMixing | UnitsMixing):
             self.mixer.scale(gain)
         else:
             end = "swiglu.down.weight" if self.mixing == "mlp" else "out.weight"
