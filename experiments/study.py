@@ -122,7 +122,7 @@ def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> 
         # the cost of the whole run; the agent evaluated may be an earlier one
         **{name: last[name] for name in ("frames", "seconds")},
         "evaluated_at_frames": report["frames"],
-        "command": "python -m hrm_agent.train " + " ".join(overrides),
+        "command": command_of(place),
         **trained,
     }
     with _write:
@@ -154,6 +154,15 @@ def train(place: Path, overrides: list[str], jobs: int, module: str = "hrm_agent
         "commit": commit,
     }
     (place / "study.json").write_text(json.dumps(took) + "\n")
+
+
+def command_of(place: Path) -> str:
+    """What was typed to begin a run, without its folder, as the run itself wrote it down.
+
+    Not the arm's overrides of today: a run put there by hand may rest on other settings than those that ship now.
+    """
+    words = json.loads((place / "run.json").read_text())["command"].split(" ")
+    return " ".join(word for word in words if not word.startswith("hydra.run.dir="))
 
 
 def run_logged(command: list[str], log: TextIO) -> int:
