@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from hrm_agent.registered_envs import GENERIC_ALGO
+
 ROOT = Path(__file__).resolve().parents[1]
+RECORDS = sorted(ROOT.glob("experiments/*/*.json"))
 STUDIES = sorted(p.parent for p in ROOT.glob("experiments/*/study.yaml"))
 REQUIRED = {
     "agent", "env", "algo", "core", "carry", "segments", "seed", "frames", "seconds", "success", "success_ci95",
@@ -85,3 +90,58 @@ def test_outcomes_on_levels_and_lesions_belong_to_records(folder: Path, study_mo
         assert (lesion["agent"], lesion["seed"]) in records
         assert lesion["options"] == lesions[lesion["lesion"]]["options"]
         assert lesion["agent"] in lesions[lesion["lesion"]]["arms"]
+
+
+# Where the records come from
+
+
+def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def _whole_history() -> None:
+    if not (ROOT / ".git").exists() or git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
+        pytest.skip("no checkout with its history")
+
+
+@pytest.mark.usefixtures("_whole_history")
+@pytest.mark.parametrize("file", RECORDS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_the_commit_of_a_record_is_there(file: Path) -> None:
+    """In the history of what is checked out, or else named on the study's page."""
+    page = file.with_name("README.md")
+    told = page.read_text() if page.exists() else ""
+    for commit in set(re.findall(r'"commit": "([^"]*?)(?:-dirty)?"', file.read_text())):
+        if f"`{commit}`" not in told:
+            assert git("merge-base", "--is-ancestor", commit, "HEAD").returncode == 0, commit
+
+
+@pytest.mark.usefixtures("_whole_history")
+@pytest.mark.parametrize("agent", ["DoorKey", "MemoryS7", "MemoryS7-reset"])
+def test_a_command_leans_on_no_later_settings(agent: str, study_module: ModuleType) -> None:
+    """What has shipped for an environment since the commit of the record is in the record's command."""
+    [record] = [r for r in study_module.load(ROOT / "experiments/foreign/results.json") if r["agent"] == agent]
+    generic = set(leaves({"algo": GENERIC_ALGO["ppo"]}))  # as at these commits already
+    for file in (f"configs/env/{record['env']}.yaml", f"configs/recommended/algo/{record['env']}/ppo.yaml"):
+        then = yaml.safe_load(git("show", f"{record['commit']}:{file}").stdout) or {}
+        now = yaml.safe_load((ROOT / file).read_text())
+        for name, value in leaves(now):
+            if (name, value) not in generic | set(leaves(then)):
+                assert re.search(rf"\b{re.escape(name)}=", record["command"]), f"{name}={value} shipped later"
+
+
+def leaves(node: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Every setting of a configuration file by its full name, but for what describes the environment itself."""
+    found: list[tuple[str, str]] = []
+    for key, value in node.items():
+        if isinstance(value, dict):
+            found += leaves(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", str(value)))
+    return found
+
+
+def test_a_record_has_the_command_that_was_typed(tmp_path: Path, study_module: ModuleType) -> None:
+    typed = "python -m hrm_agent.train env=X-v0 algo.gamma=0.98 hydra.run.dir=/somewhere/else seed=0"
+    (tmp_path / "run.json").write_text(json.dumps({"command": typed}))
+    assert study_module.command_of(tmp_path) == "python -m hrm_agent.train env=X-v0 algo.gamma=0.98 seed=0"
