@@ -21,6 +21,7 @@ from hrm_agent.sources import refuse_own_module
 from hrm_agent.spaces import space_from_dict, space_to_dict
 
 AGENT_FILE = "agent.json"
+RUN_FILE = "run.json"  # of a training run, whose agents lie in RUN/agents/NAME
 WEIGHTS_FILE = "agent.safetensors"
 AGENT_VERSION = 1
 CARRY_WEIGHTS = "carry."
@@ -257,7 +258,9 @@ class Agent:
             CheckpointError: nothing there, of another version, truncated or altered.
             ValueError: one of the changed settings is not possible.
         """
-        folder = find_agent_folder(Path(folder), best)
+        given = Path(folder)
+        folder = find_agent_folder(given, best)
+        origin = _whole_folder(given, folder)
         description = read_description(folder)
         try:
             config = PolicyConfig.from_dict(description["policy"])
@@ -273,9 +276,7 @@ class Agent:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder}: weights do not fit the description in {AGENT_FILE} ({reason})") from None
-        whole = folder.resolve()
-        whole = whole.parents[1] if whole.parent.name == "agents" else whole  # of a run
-        agent = cls(policy, spaces[0], spaces[1], info, folder=whole).changed(carry, segments, stop, stop_threshold)
+        agent = cls(policy, spaces[0], spaces[1], info, folder=origin).changed(carry, segments, stop, stop_threshold)
         return agent if observation_space is None else agent.fit(observation_space)
 
 
@@ -363,3 +364,13 @@ def find_agent_folder(folder: Path, best: bool = True) -> Path:
     if not folder.exists():
         raise CheckpointError(f"{folder}: no such folder; give the folder of a run or of an agent")
     raise CheckpointError(f"{folder}: no agent in it ({AGENT_FILE} missing); give the folder of a run or of an agent")
+
+
+def _whole_folder(given: Path, found: Path) -> Path:
+    """All that came with the agent in `found`, absolute: what the user gave, or the run in which that lies."""
+    folder, own = given.resolve(), found.resolve()
+    if folder != own:
+        return folder
+    # Without a run's own file `agents` is a name like any other: ~/agents/mine is no reason to mistrust all of ~.
+    run = folder.parents[1] if folder.parent.name == "agents" else None
+    return folder if run is None or not (run / RUN_FILE).is_file() else run

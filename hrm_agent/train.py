@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from hrm_agent import __version__, registered_envs
-from hrm_agent.agent import add_facts, find_agent_folder
+from hrm_agent.agent import RUN_FILE, add_facts, find_agent_folder
 from hrm_agent.algos.ppo import NonFiniteLoss
 from hrm_agent.card import evaluation_facts
 from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, write_atomically
@@ -49,7 +49,6 @@ from hrm_agent.tracking import Console
 from hrm_agent.trainer import CHECKPOINTS, Interrupted, Trainer, TrainerConfig, prepare
 
 RUN_VERSION = 1
-RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 INTERRUPTED = 130
 WORST = {"success": 0.0, "return": float("-inf")}  # of each objective, what a run that diverged is given

@@ -48,6 +48,35 @@ def test_a_module_from_elsewhere_or_one_that_the_user_names_is_imported(
     assert agent.environment() == ("beside_it:M-v0", {})
 
 
+@pytest.mark.parametrize("in_a_run", [True, False])
+def test_a_folder_called_agents_is_a_run_only_with_a_run_beside_it(
+    in_a_run: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Agents kept in ~/agents: what is installed elsewhere in ~ did not come with them."""
+    folder = tmp_path / "agents" / "mine"
+    Agent(tiny_policy(), GRID, ACTIONS, {"env": "installed_at_home:M-v0"}).save(folder)
+    site = tmp_path / "venv" / "site-packages"
+    site.mkdir(parents=True)
+    (site / "installed_at_home.py").write_text("")
+    monkeypatch.syspath_prepend(str(site))
+    if in_a_run:
+        (tmp_path / "run.json").write_text("{}")
+        with pytest.raises(ValueError, match="brings it along"):
+            Agent.load(folder).environment()
+    else:
+        assert Agent.load(folder).environment() == ("installed_at_home:M-v0", {})
+
+
+def test_nothing_beside_an_agent_of_a_sent_run_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the sender left out what makes the folder a run."""
+    Agent(tiny_policy(), GRID, ACTIONS, {"env": "beside_runs_agents:M-v0"}).save(tmp_path / "agents" / "last")
+    (tmp_path / "beside_runs_agents.py").write_text(EVIL)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="brings it along"):
+        Agent.load(tmp_path).environment()
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_library_that_an_environment_lacks_is_one_line() -> None:
     def lacking(**_: Any) -> gym.Env:
         raise gym.error.DependencyNotInstalled("Box2D is not installed,\nrun `pip install box2d`")
