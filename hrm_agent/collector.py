@@ -18,7 +18,7 @@ from torch import Tensor
 from hrm_agent.carry import PolicyState
 from hrm_agent.demonstrations import Demonstrations
 from hrm_agent.encoders import Observation, map_observation
-from hrm_agent.environments import episode_success
+from hrm_agent.environments import episode_statistics, episode_success
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Decision, NonFiniteNumbers, Policy, to_tensors
 from hrm_agent.replay import Replay
@@ -193,13 +193,12 @@ class Collector:
         return values
 
     def _count_episodes(self, infos: dict[str, Any]) -> None:
-        # Wrapped environments report in the info of the episode's last step.
-        report = infos if "_episode" in infos else infos.get("final_info", {})
-        if "_episode" not in report:
+        reported = episode_statistics(infos)
+        if reported is None:
             return
-        stats = report["episode"]
+        stats, ended = reported
         success = episode_success(self.env, infos, np.asarray(stats["r"]))
-        for i in np.flatnonzero(report["_episode"]):
+        for i in np.flatnonzero(ended):
             self.episodes.append((float(stats["r"][i]), int(stats["l"][i]), bool(success[i])))
 
     def tensors(self) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -45,15 +47,12 @@ def make_env(env_id: str, options: dict[str, Any] | None = None) -> gym.Env:
         options: keyword arguments of the environment, and of `gymnasium.make` (`render_mode`).
 
     Raises:
-        ValueError: an unknown id, an option that the environment does not take or that is out of range, or
-            observations without an encoding.
+        ValueError: an unknown id, an option that the environment does not take or that is out of range, a library
+            that it needs and that is not installed, or observations without an encoding.
     """
     check_env_id(env_id)
-    name = env_id.rpartition(":")[2]  # its module has been imported
-    try:
-        return adapt(wrap_by_source(gym.make(name, **(options or {})), name))
-    except TypeError as error:
-        raise ValueError(f"env={env_id}: {error}") from None
+    with _one_line(env_id):
+        return _make(env_id, options)
 
 
 def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None = None) -> VectorEnv:
@@ -64,21 +63,38 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
     from `options`.
 
     Raises:
-        ValueError: an unknown id, an option that the environment does not take or that is out of range, a library
-            that it needs and that is not installed, or observations without an encoding.
+        ValueError: as `make_env`.
     """
     check_env_id(env_id)
-    name = env_id.rpartition(":")[2]  # its module has been imported
-    try:
+    name = _without_module(env_id)
+    with _one_line(env_id):
         if gym.spec(name).vector_entry_point is not None:
             env = gym.make_vec(name, num_envs=num_envs, vectorization_mode="vector_entry_point", **(options or {}))
             same_step = env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP
             if same_step and is_adapted(env.single_observation_space):
                 return env
             env.close()
-        make = [lambda: _with_statistics(make_env(env_id, options))] * num_envs
+        make = [lambda: gym.wrappers.RecordEpisodeStatistics(_make(env_id, options))] * num_envs
         return SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP)
-    except (TypeError, ImportError, gym.error.Error) as error:  # an option it has not, or a library it lacks
+
+
+def _make(env_id: str, options: dict[str, Any] | None) -> gym.Env:
+    """One environment in its wrappers, of an id that has been checked."""
+    name = _without_module(env_id)
+    return adapt(wrap_by_source(gym.make(name, **(options or {})), name))
+
+
+def _without_module(env_id: str) -> str:
+    """The id alone: by the time that it is made its module has been imported."""
+    return env_id.rpartition(":")[2]
+
+
+@contextmanager
+def _one_line(env_id: str) -> Iterator[None]:
+    """What making an environment raises over an option it has not or a library it lacks, as a ValueError's one line."""
+    try:
+        yield
+    except (TypeError, ImportError, gym.error.Error) as error:
         raise ValueError(f"env={env_id}: {' '.join(str(error).split())}") from None
 
 
@@ -119,6 +135,18 @@ def make_labelled_vector_env(env_id: str, num_envs: int, options: dict[str, Any]
     )
 
 
+def episode_statistics(infos: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.bool_]] | None:
+    """Return (`r`) and length (`l`) of the episodes that ended, arrays `[N]` by name, and for whom they are given.
+
+    Environments with a vector implementation of their own report beside the step's infos, wrapped ones in the info of
+    the episode's last step. The mask is bool `[N]`; None where no episode ended, or the environment counts none.
+    """
+    for source in (infos, infos.get("final_info", {})):
+        if "_episode" in source:
+            return source["episode"], source["_episode"]
+    return None
+
+
 def episode_success(env: VectorEnv, infos: dict[str, Any], returns: NDArray) -> NDArray[np.bool_]:
     """Which episodes were successes, bool `[N]`; only the entries of those that have just ended mean anything.
 
@@ -135,7 +163,3 @@ def episode_success(env: VectorEnv, infos: dict[str, Any], returns: NDArray) -> 
     single = getattr(env, "envs", [env])[0]
     threshold = getattr(single.spec, "reward_threshold", None)
     return returns > 0 if threshold is None else returns >= threshold
-
-
-def _with_statistics(env: gym.Env) -> gym.Env:
-    return gym.wrappers.RecordEpisodeStatistics(env)

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 
 from hrm_agent.baselines.observations import View, build_view
 from hrm_agent.collector import stack_final_obs
-from hrm_agent.environments import episode_success
+from hrm_agent.environments import episode_statistics, episode_success
 
 
 class SB3VecEnv(VecEnv):
@@ -81,7 +81,8 @@ class SB3VecEnv(VecEnv):
         self, each: list[dict[str, Any]], ended: NDArray[np.int64], cut_off: NDArray[np.bool_], infos: dict[str, Any]
     ) -> None:
         final = self.view.show(stack_final_obs(infos["final_obs"], ended, self.env.single_observation_space))
-        statistics = _episode_statistics(infos)
+        reported = episode_statistics(infos)
+        statistics = None if reported is None else reported[0]
         success = None if statistics is None else episode_success(self.env, infos, np.asarray(statistics["r"]))
         for row, i in enumerate(ended):
             info = each[i]
@@ -107,11 +108,3 @@ class SB3VecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type, indices: VecEnvIndices = None) -> list[bool]:
         """False: nothing wraps one environment of a batch, so `evaluate_policy` counts episodes by itself."""
         return [False for _ in self._get_indices(indices)]
-
-
-def _episode_statistics(infos: dict[str, Any]) -> dict[str, Any] | None:
-    """Arrays `[N]` by name of the episodes that ended; wrapped environments report in the last step's info."""
-    for source in (infos, infos.get("final_info", {})):
-        if "_episode" in source:
-            return source["episode"]
-    return None

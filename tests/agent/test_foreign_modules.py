@@ -11,8 +11,9 @@ import pytest
 from commands import run_command
 from tiny import ACTIONS, GRID, tiny_policy
 
+from hrm_agent import environments
 from hrm_agent.agent import Agent
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments import make_env, make_vector_env
 
 EVIL = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()"
 
@@ -77,13 +78,35 @@ def test_nothing_beside_an_agent_of_a_sent_run_is_run(tmp_path: Path, monkeypatc
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_library_that_an_environment_lacks_is_one_line() -> None:
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids that are looked up in the registry, in order."""
+    seen: list[str] = []
+    check = environments.check_env_id
+    monkeypatch.setattr(environments, "check_env_id", lambda env_id: (seen.append(env_id), check(env_id))[1])
+    return seen
+
+
+def test_an_id_is_looked_up_once_for_a_whole_vector(counted: list[str]) -> None:
+    make_vector_env("CartPole-v1", 5).close()
+    assert counted == ["CartPole-v1"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        gym.error.DependencyNotInstalled("Box2D is not installed,\nrun `pip install box2d`"),
+        ImportError("Box2D is not installed,\nrun `pip install box2d`"),
+    ],
+)
+def test_a_library_that_an_environment_lacks_is_one_line(error: Exception) -> None:
     def lacking(**_: Any) -> gym.Env:
-        raise gym.error.DependencyNotInstalled("Box2D is not installed,\nrun `pip install box2d`")
+        raise error
 
     gym.register("Lacking-v0", lacking)
     try:
-        with pytest.raises(ValueError, match="env=Lacking-v0: Box2D is not installed, run `pip install box2d`"):
-            make_vector_env("Lacking-v0", 1)
+        for make in (lambda: make_vector_env("Lacking-v0", 1), lambda: make_env("Lacking-v0")):
+            with pytest.raises(ValueError, match="env=Lacking-v0: Box2D is not installed, run `pip install box2d`"):
+                make()
     finally:
         del gym.registry["Lacking-v0"]
