@@ -18,6 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 METRICS_FILE = "metrics.jsonl"
 PLAIN_LINES = 10
+# What seconds of training are counted by: `cpu` is processor time of the whole process.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 

@@ -7,8 +7,7 @@ that was killed and resumed ends with the same weights, bit for bit on a CPU, as
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,12 +33,11 @@ from hrm_agent.initial_weights import freeze, initialise, parse_parts
 from hrm_agent.learners import AlgoConfig, build_env, build_learner
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import NonFiniteNumbers, Policy, PolicyConfig
-from hrm_agent.tracking import Console, RunLog
+from hrm_agent.tracking import CLOCKS, Console, RunLog
 
 CHECKPOINTS = "checkpoints"
 VIDEO_EPISODES = 2
 VIDEO_FPS = 8
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,11 +21,10 @@ from hrm_agent.config import typed
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.episodes import Actor, RandomActor, ReplanActor, run_in_shards
 from hrm_agent.evaluation.report import list_levels, summarize, summarize_clairvoyant
-from hrm_agent.tracking import RunLog
+from hrm_agent.tracking import CLOCKS, RunLog
 from hrm_envs import MazeVectorEnv
 
 BATCH = 256
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
