@@ -35,7 +35,7 @@ WORLDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def follow(config: dict[str, Any], seed: int, steps: int) -> None:
+def assert_schedules_agree(config: dict[str, Any], seed: int, steps: int) -> None:
     """The schedule beside the kernel, under random moves: the doors of every step are the same."""
     env, batch = MazeEnv(**config), MazeBatch(1, MazeConfig(**config))
     env.reset(seed=seed)
@@ -61,7 +61,7 @@ def follow(config: dict[str, Any], seed: int, steps: int) -> None:
 @pytest.mark.parametrize("name", ["paper, restless", "paper, four rooms", "independent", "periodic", "tiny"])
 def test_the_schedule_is_the_kernel_s(name: str) -> None:
     for seed in range(20):
-        follow(WORLDS[name], seed, 90)
+        assert_schedules_agree(WORLDS[name], seed, 90)
 
 
 def test_a_level_as_a_des_file() -> None:
