@@ -21,7 +21,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hrm_agent import registered_envs
+from hrm_agent import config_source
 from hrm_agent.config import GROUPS, config_folder
 from hrm_agent.cores import core_names
 from hrm_agent.environments import check_env_id
@@ -168,7 +168,7 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
     Raises:
         UsageError: an unknown choice or setting, with the nearest one that exists.
     """
-    registered_envs.install()
+    config_source.install()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
             return compose(config_name, overrides, return_hydra_config=hydra)

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from hrm_agent import __version__, registered_envs
+from hrm_agent import __version__, config_source
 from hrm_agent.agent import RUN_FILE, add_facts, find_agent_folder
 from hrm_agent.algos.ppo import NonFiniteLoss
 from hrm_agent.card import evaluation_facts
@@ -87,7 +87,7 @@ def _main() -> None:
             check_jobs(arguments, "train", check_run)
             _check_run_folder(given.get("hydra.run.dir"))
     sys.argv[0] = "hrm_agent.train"
-    registered_envs.install()
+    config_source.install()
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="train")(_start)()
 
 

@@ -18,9 +18,9 @@ from omegaconf import OmegaConf
 
 from hrm_agent.cli import UsageError, check_jobs, command_overrides, compose_config
 from hrm_agent.config import config_folder, resolve, settings
+from hrm_agent.config_source import GENERIC_READOUT, path_safe
 from hrm_agent.environments import make_vector_env
 from hrm_agent.policy import Policy, to_tensors
-from hrm_agent.registered_envs import GENERIC_READOUT, path_safe
 from hrm_agent.train import check_run
 from hrm_envs import MazeVectorEnv
 
