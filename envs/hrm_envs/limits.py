@@ -6,8 +6,12 @@ which then would report no episode statistics, and could never make them longer 
 """
 
 import inspect
+from typing import Any
 
 import gymnasium
+from gymnasium.envs.registration import EnvSpec
+
+from hrm_envs.batch import Batch
 
 
 def requested_limit() -> int | None:
@@ -24,3 +28,35 @@ def requested_limit() -> int | None:
     if limit is None:
         limit = getattr(caller.f_locals.get("env_spec"), "max_episode_steps", None)
     return limit if isinstance(limit, int) and limit > 0 else None
+
+
+class LevelEnv(gymnasium.Env):
+    """A single environment over a batch of one level, which obeys the time limit that ``gymnasium.make`` is given.
+
+    A subclass sets ``batch``, and leaves the setter of ``spec`` as it is: ``requested_limit`` counts frames.
+    """
+
+    batch: Batch
+    _spec: EnvSpec | None = None
+
+    @property
+    def config(self) -> Any:
+        """The parameters in force."""
+        return self.batch.config
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """The specification ``gymnasium.make`` built this environment from."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = spec
+        limit = requested_limit()
+        if limit is not None:
+            self.batch.limit_episodes(limit)
+
+    @property
+    def level_seed(self) -> int:
+        """The level being played; its two highest bits are the seed band."""
+        return int(self.batch.state.level_seed[0])

@@ -5,19 +5,18 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from hrm_envs.batch import Batch, MazeBatch, check_seeds, config_from
 from hrm_envs.cells import Cell
 from hrm_envs.config import MazeConfig, check_choice
 from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD
-from hrm_envs.limits import requested_limit
+from hrm_envs.limits import LevelEnv
 from hrm_envs.rendering import render_ansi, render_grid
 from hrm_envs.vector import RENDER_MODES
 
 
-class MazeEnv(gymnasium.Env):
+class MazeEnv(LevelEnv):
     """A maze whose doors, and whose goal if so wished, move while the agent walks.
 
     ## Description
@@ -76,28 +75,10 @@ class MazeEnv(gymnasium.Env):
         shape = (self.config.height, self.config.width)
         self.observation_space = spaces.Box(0, int(max(Cell)), shape, np.uint8)
         self.action_space = spaces.Discrete(4)
-        self._spec: EnvSpec | None = None
         self._trail: list[int] = []
 
     def _build_batch(self, parameters: dict[str, Any]) -> Batch:
         return MazeBatch(1, config_from(MazeConfig, parameters))
-
-    @property
-    def config(self) -> Any:
-        """The parameters in force."""
-        return self.batch.config
-
-    @property
-    def spec(self) -> EnvSpec | None:
-        """The specification ``gymnasium.make`` built this environment from."""
-        return self._spec
-
-    @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:
-        self._spec = spec
-        limit = requested_limit()
-        if limit is not None:
-            self.batch.limit_episodes(limit)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -145,11 +126,6 @@ class MazeEnv(gymnasium.Env):
     def clairvoyant(self) -> int:
         """Earliest possible arrival in steps from now, knowing the schedule; -1 if impossible in time."""
         return int(self.batch.clairvoyant()[0])
-
-    @property
-    def level_seed(self) -> int:
-        """The level being played; its two highest bits are the seed band."""
-        return int(self.batch.state.level_seed[0])
 
     def get_state(self) -> dict[str, NDArray]:
         """Everything the future depends on, as arrays by name; ``set_state`` takes it back exactly."""

@@ -136,6 +136,17 @@ def test_both_worlds_in_lockstep(name: str) -> None:
 
 @needs_minihack
 @pytest.mark.parametrize("name", IN_MINIHACK)
+def test_the_time_limit_of_make_is_the_environment_s(name: str) -> None:
+    """Where the limit is longer than the registered one too, and without a wrapper that would cut episodes short."""
+    for limit in (3, 500):
+        env = gymnasium.make(f"MiniHack{name}", max_episode_steps=limit)
+        assert env.unwrapped.config.max_episode_steps == limit
+        assert env.unwrapped.spec.id == f"MiniHack{name}"
+        env.close()
+
+
+@needs_minihack
+@pytest.mark.parametrize("name", IN_MINIHACK)
 def test_made_by_its_id(name: str) -> None:
     env = gymnasium.make(f"MiniHack{name}", seed_band="validation", max_episode_steps=3)
     fast = gymnasium.make(name, seed_band="validation")

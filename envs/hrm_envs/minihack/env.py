@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 
 from hrm_envs.batch import MazeBatch, check_seeds, config_from
 from hrm_envs.cells import MOVES, Cell
 from hrm_envs.config import MazeConfig, check_choice
 from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD
-from hrm_envs.limits import requested_limit
+from hrm_envs.limits import LevelEnv
 from hrm_envs.minihack.des_file import MAX_DOORS, MAX_HEIGHT, MAX_WIDTH, write_des_file
 from hrm_envs.minihack.doors import DoorSchedule
 from hrm_envs.minihack.glyphs import build_translation, translate
@@ -62,7 +60,7 @@ def build_game() -> Any:
     )
 
 
-class MiniHackMazeEnv(gymnasium.Env):
+class MiniHackMazeEnv(LevelEnv):
     """A dynamic maze in NetHack, level for level the one of ``MazeEnv``.
 
     ## Description
@@ -100,39 +98,22 @@ class MiniHackMazeEnv(gymnasium.Env):
         ModuleNotFoundError: without the extra ``minihack``.
     """
 
+    batch: MazeBatch
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
 
     def __init__(self, *, render_mode: str | None = None, **parameters: Any) -> None:
         if render_mode is not None:
             check_choice("render_mode", render_mode, RENDER_MODES)
         self.render_mode = render_mode
-        self.config: MazeConfig = config_from(MazeConfig, parameters)
-        _check_fits(self.config)
+        config = config_from(MazeConfig, parameters)
+        _check_fits(config)
+        self.batch = MazeBatch(1, config)  # of the fast environment: it lays out the levels and is never stepped
         shape = (self.config.height, self.config.width)
         self.observation_space = spaces.Box(0, int(max(Cell)), shape, np.uint8)
         self.action_space = spaces.Discrete(4)
-        self._spec: EnvSpec | None = None
         self._game = build_game()
         self._cell_of = build_translation()
-        self._levels = MazeBatch(1, self.config)
         self._playing = False
-
-    @property
-    def spec(self) -> EnvSpec | None:
-        """The specification ``gymnasium.make`` built this environment from."""
-        return self._spec
-
-    @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:
-        self._spec = spec
-        limit = requested_limit()
-        if limit is not None:
-            self.config = replace(self.config, max_episode_steps=limit)
-
-    @property
-    def level_seed(self) -> int:
-        """The level being played; its two highest bits are the seed band."""
-        return int(self._levels.state.level_seed[0])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -142,8 +123,8 @@ class MiniHackMazeEnv(gymnasium.Env):
             check_seeds(seed, 1)
         super().reset(seed=seed)
         self._playing = False  # should NetHack refuse the level, no step reaches into the game before
-        self._levels.reset(seed, None if seed is not None else self.np_random)
-        level = self._doors = DoorSchedule(self._levels)
+        self.batch.reset(seed, None if seed is not None else self.np_random)
+        level = self._doors = DoorSchedule(self.batch)
         width = self.config.width
         start, goal = divmod(level.start, width), divmod(level.goal, width)
         self._game.update(write_des_file(level.grid, level.edges, start, goal))
