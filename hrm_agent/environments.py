@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 import hrm_envs
 from hrm_agent.sources import import_source, wrap_by_source
 from hrm_agent.wrappers import adapt, is_adapted
+from hrm_envs.batch import Batch
 
 
 def check_env_id(env_id: str) -> None:
@@ -133,6 +134,12 @@ def make_labelled_vector_env(env_id: str, num_envs: int, options: dict[str, Any]
         f"env={env_id}: it does not tell which actions are optimal; imitation (algo=bc, dagger) needs "
         "infos['optimal_actions'], bool [N, A], from reset and step; use algo=ppo or dqn"
     )
+
+
+def is_compiled(env: VectorEnv) -> bool:
+    """False where the first reset and step of an environment of ours will compile it, which takes about a minute."""
+    batch = getattr(env.unwrapped, "batch", None)
+    return not isinstance(batch, Batch) or batch.is_compiled()
 
 
 def episode_statistics(infos: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.bool_]] | None:

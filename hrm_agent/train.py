@@ -219,8 +219,8 @@ def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
     try:
         with _terminated_like_interrupted():  # here too: a launcher may call this in a process of its own
             if not resume:
-                console.say(where)  # at once: the first run on a machine compiles its environments
-            trainer = Trainer(*settings(values), folder)
+                console.say(where)  # at once: compiling the environments may take a minute
+            trainer = Trainer(*settings(values), folder, console)
             # A run that was killed before its first checkpoint begins anew: a fresh trainer is where it was.
             checkpoint = trainer.resume() if resume and trainer.checkpoints.paths() else None
             if resume:

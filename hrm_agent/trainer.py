@@ -27,6 +27,7 @@ from hrm_agent.checkpoint import (
     unflatten,
 )
 from hrm_agent.collector import Collector
+from hrm_agent.environments import is_compiled
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.initial_weights import freeze, initialise, parse_parts
@@ -38,6 +39,7 @@ from hrm_agent.tracking import CLOCKS, Console, RunLog
 CHECKPOINTS = "checkpoints"
 VIDEO_EPISODES = 2
 VIDEO_FPS = 8
+COMPILES = "compiling the environments (first run on this machine: about a minute)"
 
 
 @dataclass(frozen=True)
@@ -128,18 +130,26 @@ class Trainer:
     """Args:
     config, policy_config, algo_config: see their classes.
     folder: of the run; checkpoints, agents and logs go there.
+    console: told before the environments are compiled, which is silent and long; None: nobody is.
 
     Raises:
         ValueError: settings that do not fit each other or the environment. Nothing has been written then.
     """
 
     def __init__(
-        self, config: TrainerConfig, policy_config: PolicyConfig, algo_config: AlgoConfig, folder: Path
+        self,
+        config: TrainerConfig,
+        policy_config: PolicyConfig,
+        algo_config: AlgoConfig,
+        folder: Path,
+        console: Console | None = None,
     ) -> None:
         self.config, self.folder = config, folder
         self.now = CLOCKS[config.clock]
         self.shards = Shards(config.shards)
         self.env = build_env(algo_config, config.env, algo_config.num_envs, config.env_options)
+        if console is not None and not is_compiled(self.env):
+            console.say(COMPILES)
         torch.manual_seed(config.seed)
         space = self.env.single_observation_space
         self.checkpoints = CheckpointFolder(folder / CHECKPOINTS, config.keep_checkpoints)

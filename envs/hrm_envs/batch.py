@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_envs.config import MazeConfig
+from hrm_envs.jit import is_cached
 from hrm_envs.kernel import (
     CHANGED,
     MATERIAL,
@@ -59,7 +60,7 @@ def check_seeds(seed: Any, num_envs: int) -> NDArray[np.int64]:
 class Batch:
     """N environments of one kind behind one kernel: seeding, stepping, statistics, saving.
 
-    A subclass sets the attributes below and implements ``_begin``, ``_advance`` and ``clairvoyant``.
+    A subclass sets the attributes below and implements ``is_compiled``, ``_begin``, ``_advance`` and ``clairvoyant``.
 
     Attributes:
         config: the family's parameters.
@@ -98,6 +99,10 @@ class Batch:
     def known_doors(self, i: int) -> list[int]:
         """Positions of environment i that hold a door for the whole episode, open or closed."""
         return []
+
+    def is_compiled(self) -> bool:
+        """Whether the first reset and step are as fast as any, rather than a minute of compilation."""
+        raise NotImplementedError
 
     def reset(self, seed: Any, generator: np.random.Generator | None) -> None:
         """Begin episode 0 of ``seed``, or each environment's next episode when ``seed`` is None.
@@ -174,6 +179,10 @@ class MazeBatch(Batch):
         shown = self.state.grid if config.view == "full" else self.state.shown
         self.observations = shown.reshape(num_envs, config.height, config.width)
         self.final_observations = self.outcome.final_obs.reshape(self.observations.shape)
+
+    def is_compiled(self) -> bool:
+        """Whether the first reset and step are as fast as any, rather than a minute of compilation."""
+        return is_cached(run_batch)
 
     def _begin(self) -> None:
         run_batch(self.rules, self.geometry, self.state, self.outcome, self._scratch, _NO_ACTIONS, RESET)

@@ -43,6 +43,20 @@ def kernel(function: Callable[..., Any], allocates: bool = True) -> Any:
     return dispatcher
 
 
+def is_cached(kernel: Any) -> bool:
+    """Whether the machine code of a ``kernel`` lies on disk, newer than every file that it was compiled from.
+
+    True as well where numba does not say (its cache is private, and there is none with ``NUMBA_DISABLE_JIT``).
+    """
+    index = getattr(getattr(getattr(kernel, "_cache", None), "_cache_file", None), "_index_path", None)
+    if index is None or kernel.signatures:
+        return True
+    try:
+        return Path(index).stat().st_mtime_ns >= max(changed for changed, _ in _STAMP)
+    except OSError:
+        return False
+
+
 def hot_kernel(function: Callable[..., Any]) -> Any:
     """``kernel`` without reference counts, for a function that allocates no array.
 

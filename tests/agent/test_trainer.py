@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tiny import MAZE, make_dqn_trainer, make_trainer
 
 from hrm_agent import train
+from hrm_agent import trainer as trainer_module
 from hrm_agent.agent import Agent
 from hrm_agent.algos.ppo import PPO, NonFiniteLoss
 from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, load_tensors
@@ -410,3 +411,18 @@ def test_a_run_ends_with_its_time_and_so_does_what_is_annealed(tmp_path: Path) -
 def test_a_time_limit_that_cannot_be_is_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         make_trainer(tmp_path, **wrong)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_compilation_is_announced_before_it_begins(
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(trainer_module, "is_compiled", lambda env: compiled)
+    monkeypatch.setattr(Console, "say", lambda self, text: order.append(text))
+    collector = trainer_module.Collector
+    monkeypatch.setattr(trainer_module, "Collector", lambda *a: (order.append("first reset"), collector(*a))[1])
+    made = make_trainer(tmp_path)
+    order.clear()
+    Trainer(made.config, made.policy.config, made.algo.config, tmp_path, Console())
+    assert order == ([] if compiled else [trainer_module.COMPILES]) + ["first reset"]

@@ -1,7 +1,10 @@
 """What ``gymnasium.make`` sees: the environment checker, parameters, and limits."""
 
+import importlib.util
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,6 +14,7 @@ from gymnasium.utils.env_checker import check_env
 
 import hrm_envs
 from hrm_envs import MazeConfig
+from hrm_envs.jit import is_cached, kernel
 
 IDS = (
     "DynamicMaze-v0",
@@ -137,3 +141,33 @@ def test_importing_compiles_nothing_and_needs_no_torch() -> None:
         for _ in range(3)
     )
     assert best < 0.5
+
+
+def test_a_kernel_is_cached_once_it_was_compiled_from_what_lies_there(tmp_path: Path) -> None:
+    (tmp_path / "doubling.py").write_text("def double(x):\n    return 2 * x\n")
+    spec = importlib.util.spec_from_file_location("doubling", tmp_path / "doubling.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    fresh = kernel(module.double)
+    assert not is_cached(fresh)
+    assert fresh(2) == 4
+    assert is_cached(fresh)
+    assert is_cached(kernel(module.double))  # as in the next process: nothing loaded yet
+    os.utime(fresh._cache._cache_file._index_path, (0, 0))  # older than the kernels' files
+    assert not is_cached(kernel(module.double))
+    assert is_cached(module.double)  # plain Python under NUMBA_DISABLE_JIT: nothing will be compiled
+
+
+@pytest.mark.parametrize("name", ["DynamicMaze-v0", "CueMaze-v0"])
+def test_an_environment_that_nobody_has_compiled_says_so(name: str, tmp_path: Path) -> None:
+    code = (
+        f"import gymnasium; env = gymnasium.make_vec('hrm_envs:{name}', num_envs=1); "
+        "print(env.unwrapped.batch.is_compiled())"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.stdout.strip() == "False", done.stderr
