@@ -32,6 +32,7 @@ SHOWN = (".md", ".png", ".svg", ".gif")
 # An entry of a docstring's list, `name, name: text`, with the further lines of its text.
 ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 OUTSIDE = re.compile(rf"\]\((?:\.\./)+{EXPERIMENTS}/")
+SOURCE_OF = re.compile(r"\[`([\w-]+)`\]\((?:\.\./)+envs/hrm_envs/\w+\.py\)")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -62,11 +63,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """`../experiments/` is right in the repository; in the site it is a folder beside the pages."""
+    """Links that are right in the repository, made right in the site.
+
+    There `experiments/` is a folder beside the pages, and an environment, whose link leads to its source in the
+    repository, has a page.
+    """
     source = page.file.src_uri
     if source.startswith(f"{EXPERIMENTS}/"):
         return LINK.sub(lambda match: _inside(match, source, files), markdown)
-    return OUTSIDE.sub(f"]({relpath(EXPERIMENTS, str(PurePosixPath(source).parent))}/", markdown)
+    folder = str(PurePosixPath(source).parent)
+    markdown = SOURCE_OF.sub(lambda match: _page_of(match, folder), markdown)
+    return OUTSIDE.sub(f"]({relpath(EXPERIMENTS, folder)}/", markdown)
 
 
 def experiment_files() -> list[str]:
@@ -86,6 +93,11 @@ def _inside(match: re.Match[str], source: str, files: Files) -> str:
     if "://" in target or not target or files.get_file_from_path(path) or files.get_file_from_path(f"{path}/README.md"):
         return match[0]
     return match[2] if (ROOT / path).exists() else match[0]  # mkdocs warns of what exists nowhere
+
+
+def _page_of(match: re.Match[str], folder: str) -> str:
+    name = match[1]
+    return f"[`{name}`]({relpath(f'environments/{name}.md', folder)})" if name in environment_ids() else match[0]
 
 
 def environment_page(name: str) -> str:

@@ -318,3 +318,24 @@ def test_links_of_the_experiments_pages(hooks: ModuleType) -> None:
         ("#claim", "[x](#claim)"),
     ):
         assert hooks.LINK.sub(lambda match: hooks._inside(match, page, known), f"[x]({target})") == expected
+
+
+def test_links_lead_somewhere_in_a_clone() -> None:
+    """Pages are read on the repository's own site too, where those that the site generates do not exist."""
+    found = 0
+    for page in (*PAGES, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("experiments/**/*.md"))):
+        text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s#]+)", text):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+                found += 1
+    assert found > 20
+
+
+def test_environments_have_pages_in_the_site(hooks: ModuleType) -> None:
+    for uri, text, expected in (
+        ("environments/index.md", "[`CueMaze-v0`](../../envs/hrm_envs/cue.py)", "[`CueMaze-v0`](CueMaze-v0.md)"),
+        ("minihack.md", "[`PaperMaze-v0`](../envs/hrm_envs/x.py)", "[`PaperMaze-v0`](environments/PaperMaze-v0.md)"),
+    ):
+        page = SimpleNamespace(file=SimpleNamespace(src_uri=uri))
+        assert hooks.on_page_markdown(text, page=page, config=None, files=None) == expected
