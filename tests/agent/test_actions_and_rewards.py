@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -15,7 +16,7 @@ from hrm_agent.agent import Agent
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.collector import Collector, _seed_after
 from hrm_agent.encoders import VectorEncoder
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments import episode_success, make_vector_env
 from hrm_agent.evaluation.episodes import PolicyActor, RandomActor, run_episodes
 from hrm_agent.evaluation.video import record_episodes
 from hrm_agent.learners import PPOLearner
@@ -261,3 +262,23 @@ def test_a_success_that_the_last_info_tells_is_believed() -> None:
         assert run_episodes(Alternate(gym.spaces.Discrete(2)), "Told-v0", {}, 4).success.tolist() == [False, True] * 2
     finally:
         del gym.registry["Told-v0"]
+
+
+@pytest.mark.parametrize(
+    ("infos", "threshold", "expected"),
+    [
+        ({"episode": {"success": [0, 1, 0]}, "final_info": {"is_success": [1, 0, 1]}}, 0.0, [False, True, False]),
+        ({"final_info": {"episode": {"success": [0, 0, 1]}, "success": [1, 1, 0]}}, 0.0, [False, False, True]),
+        ({"final_info": {"is_success": [1, 0, 1], "success": [0, 1, 0]}}, 9.0, [True, False, True]),
+        ({"final_info": {"success": [1, 0, 0]}}, 9.0, [True, False, False]),
+        ({"final_info": {}}, 2.0, [False, True, True]),
+        ({}, -1.0, [True, True, True]),
+        ({}, None, [False, True, True]),
+    ],
+)
+def test_what_a_success_is_in_order(infos: dict[str, Any], threshold: float | None, expected: list[bool]) -> None:
+    """The statistics' word, the last info's, a return that reaches the threshold, a return above 0."""
+    single = SimpleNamespace(spec=SimpleNamespace(reward_threshold=threshold))
+    success = episode_success(SimpleNamespace(envs=[single]), infos, np.array([0.0, 2.0, 3.0]))  # type: ignore[arg-type]
+    assert success.dtype == bool
+    assert success.tolist() == expected

@@ -105,6 +105,17 @@ def test_drawn_and_inverted_actions_come_in_proportion_to_their_probability(name
         torch.testing.assert_close(counts / 40_000, expected, rtol=0, atol=0.012)
 
 
+def test_gaussian_quantiles_are_those_of_torch() -> None:
+    """Entry by entry and rising with the number, so that common numbers couple actions of different policies."""
+    distribution = build_distribution(gym.spaces.Box(-1.0, 1.0, (2,)))
+    params = params_of(distribution, 50)
+    rolls = torch.rand(50, distribution.rolls, generator=torch.Generator().manual_seed(2))
+    mean, log_std = params.chunk(2, -1)
+    expected = torch.distributions.Normal(mean, log_std.exp()).icdf(rolls)
+    torch.testing.assert_close(distribution.quantile(params, rolls), expected, rtol=1e-4, atol=1e-4)
+    assert torch.isfinite(distribution.quantile(params, torch.zeros_like(rolls))).all()
+
+
 @given(low=st.floats(-10, 10), width=st.floats(0.1, 10), at=st.floats(-1, 1))
 @settings(max_examples=50)
 def test_the_bounds_of_a_box_are_minus_one_and_one(low: float, width: float, at: float) -> None:
