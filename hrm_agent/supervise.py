@@ -15,7 +15,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from hrm_agent import registered_envs
+from hrm_agent import config_source
 from hrm_agent.checkpoint import write_atomically
 from hrm_agent.cli import UsageError, check_jobs, existing_folder, fail, usage_errors, wants_help
 from hrm_agent.config import config_folder, resolve
@@ -65,7 +65,7 @@ def _main() -> None:
             check_jobs(arguments, "supervise", check_run)
             check_run_folder(given.get("hydra.run.dir"))
     sys.argv[0] = COMMAND
-    registered_envs.install()
+    config_source.install()
     hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="supervise")(_start)()
 
 
