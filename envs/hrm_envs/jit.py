@@ -51,8 +51,9 @@ def is_cached(kernel: Any) -> bool:
     index = getattr(getattr(getattr(kernel, "_cache", None), "_cache_file", None), "_index_path", None)
     if index is None or kernel.signatures:
         return True
+    stamp = _source_stamp(Path(kernel.py_func.__code__.co_filename))
     try:
-        return Path(index).stat().st_mtime_ns >= max(changed for changed, _ in _STAMP)
+        return Path(index).stat().st_mtime_ns >= max(changed for changed, _ in stamp)
     except OSError:
         return False
 

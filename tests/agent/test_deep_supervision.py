@@ -271,7 +271,7 @@ def test_averages_come_and_go() -> None:
         assert model is ours.model
     assert_same(inside, averages)
     assert_same(weights(ours), before)
-    assert any(not torch.equal(a, b) for a, b in zip(inside, [p for p in ours.weights], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(inside, list(ours.weights), strict=True))
 
 
 def test_averages_follow_their_formula() -> None:
