@@ -32,7 +32,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from hrm_agent import hub, registry, train
+from hrm_agent import hub, registry, supervise, train
 from hrm_agent.cli import check_jobs, open_options, parse_options, wants_help
 from hrm_agent.config import resolve, settings
 from hrm_agent.cores import CORES
@@ -114,6 +114,8 @@ def check_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
     name = module.removeprefix("hrm_agent.")
     if name == "train":
         check_training(arguments, monkeypatch, installed)
+    elif name == "supervise":
+        check_jobs(open_options(arguments), "supervise", supervise.check_run)
     elif name == "parity":
         assert importlib.util.find_spec(module)  # its arguments are files that the reader must have
     else:
