@@ -155,10 +155,16 @@ class ArcTask(Task):
             name = self.puzzles[puzzle].name
             # By name, so that a task has the same images whichever other tasks there are.
             random = np.random.default_rng([self.seed, *name.encode()])
-            first = 1 + puzzle * (1 + self.augmentations)
             used = self.puzzles[puzzle].used_colours
-            self._images[puzzle] = draw_augmentations(random, self.augmentations, used, first)
+            self._images[puzzle] = draw_augmentations(random, self.augmentations, used, self._first(puzzle))
         return self._images[puzzle]
+
+    def identifier(self, puzzle: int) -> int:
+        """That of the task `puzzles[puzzle]` as it is; nothing is augmented to tell it."""
+        return int(self._images[puzzle].identifiers[0]) if puzzle in self._images else self._first(puzzle)
+
+    def _first(self, puzzle: int) -> int:
+        return 1 + puzzle * (1 + self.augmentations)
 
     def _read_identifiers(self, path: Path) -> int:
         """Take the images from a published file; returns the number of identifiers."""
@@ -223,7 +229,7 @@ class ArcTask(Task):
         made = []
         for i, n in self.asked(band, count):
             tokens = (to_tokens(grid, self.side) for grid in self.puzzles[i].asked[n])
-            made.append((*tokens, self.images(i).identifiers[0]))
+            made.append((*tokens, self.identifier(i)))
         return _stacked(made, self.side)
 
     def evaluate(self, solve: Solve, band: str, count: int) -> dict[str, Any]:

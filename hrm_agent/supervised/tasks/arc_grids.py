@@ -93,8 +93,8 @@ def draw_augmentations(
     symmetries = np.concatenate([[0], random.integers(SYMMETRIES, size=trials)]).astype(np.uint8)
     colours = np.tile(np.arange(COLOURS, dtype=np.uint8), (trials + 1, 1))
     colours[1:, 1:] = random.permuted(colours[1:, 1:], axis=1)
-    images = np.column_stack([symmetries, colours[:, used]])
-    _, first = np.unique(images, axis=0, return_index=True)
+    digits = np.column_stack([symmetries, colours[:, used]]).astype(np.int64)
+    _, first = np.unique(digits @ 10 ** np.arange(digits.shape[1]), return_index=True)
     kept = np.sort(first)[: count + 1]
     identifiers = first_identifier + np.arange(len(kept), dtype=np.int32)
     return Augmentations(identifiers, symmetries[kept], colours[kept])
