@@ -261,6 +261,18 @@ def test_it_learns_and_says_so() -> None:
     assert report["curves"]["exact"][-1] == report["exact"]
 
 
+@pytest.mark.slow
+def test_compiled_blocks_learn_the_same() -> None:
+    plain, fused = (learner(dataclasses.replace(PLAIN, compile=compiled)) for compiled in (False, True))
+    for _ in range(3):
+        assert plain.step(0.0) == pytest.approx(fused.step(0.0), rel=1e-4, abs=1e-6)
+    assert_same(weights(plain), weights(fused), rtol=1e-3, atol=1e-5)
+    assert set(fused.model.state_dict()) == set(plain.model.state_dict())
+    with fused.averaged() as model:  # of any number of puzzles, without compiling anew
+        assert len(Solver(model, 2)(Copying().examples("test", 7)).last) == 7
+    assert fused.model.core.net._compiled_call_impl is not None
+
+
 def test_averages_come_and_go() -> None:
     ours = learner()
     for _ in range(5):
