@@ -1,0 +1,155 @@
+"""Training samples per second of one deep-supervision step: ours against the published recipe written plainly.
+
+    python experiments/speed/deep_supervision.py [--rounds 7] [--seconds 3] [--only NAME ...]
+
+The same weights, batch and settings on either side (`plain_recipe.py`), measured in turns in one process after a check
+that their losses and their weights after two steps are equal. A sample is one puzzle for one segment. Ratios are the
+medians over rounds of what both did in the same round; on a shared machine these are steadier than the rates.
+Results go to `deep_supervision.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from plain_recipe import PlainModel, PlainTraining
+
+from hrm_agent.parallel import Shards, available_cores
+from hrm_agent.supervised import ModelConfig, build_model
+from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
+from hrm_agent.supervised.tasks.base import Examples, TaskSpec
+
+HERE = Path(__file__).parent
+SUDOKU = TaskSpec(sequence_length=81, input_ids=11, answer_ids=11, grid=(9, 9))
+TRM = {"layers": 2, "H_cycles": 3, "L_cycles": 6}
+# Published shapes at a width that two cores can train: a Sudoku's tokens, head size 64, prefix of one slot.
+CASES: dict[str, dict[str, Any]] = {
+    "trm_mlp_128": {"core": "trm", "width": 128, "options": {**TRM, "mixing": "mlp", "positions": "none"}},
+    "trm_attention_128": {"core": "trm", "width": 128, "options": {**TRM, "mixing": "attention", "positions": "rope"}},
+    "hrm_128": {
+        "core": "hrm",
+        "width": 128,
+        "options": {"H_layers": 4, "L_layers": 4, "mixing": "attention", "positions": "rope"},
+    },
+    "trm_attention_512": {"core": "trm", "width": 512, "options": {**TRM, "mixing": "attention", "positions": "rope"}},
+}
+SETTINGS = {"learning_rate": 1e-4, "weight_decay": 1.0, "ema": 0.999}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def draw(generator: np.random.Generator, count: int) -> Examples:
+    """Puzzles that cost nothing to make: the core is what is measured."""
+    tokens = generator.integers(1, 11, (2, count, 81), dtype=np.int32)
+    return Examples(tokens[0], tokens[1], np.zeros(count, np.int32))
+
+
+def contestants(
+    case: dict[str, Any], batch: int, precision: str, compiled: bool
+) -> tuple[Callable, Callable, Any, Any]:
+    """One step of ours and one of the plain recipe, from the same weights and puzzles."""
+    torch.manual_seed(0)
+    heads = case["width"] // 64
+    config = ModelConfig(
+        case["core"],
+        {**case["options"], "num_heads": heads},
+        case["width"],
+        puzzle_embedding_size=case["width"],
+        slots=1,
+    )
+    model = build_model(config, SUDOKU)
+    matrices = DTYPES[precision]
+    plain = PlainModel(model, case["options"]["mixing"], heads, matrices)
+    q_learning = case["core"] == "hrm"
+    puzzles = draw(np.random.default_rng(0), batch)
+    given = tuple(torch.from_numpy(t).long() for t in (puzzles.inputs, puzzles.labels))
+    theirs = PlainTraining(plain, batch, lambda: given, q_learning, **SETTINGS)
+    settings = SupervisedConfig(
+        batch_size=batch, halting="q_learning" if q_learning else "halt_only", warmup=0, puzzle_learning_rate=0.0,
+        precision=precision, compile=compiled, **SETTINGS,
+    )  # fmt: skip
+    cores = available_cores()
+    ours = DeepSupervision(
+        model, settings, lambda generator, count: draw(generator, batch).rows(slice(count)), 0, Shards(cores)
+    )
+    ours.draw = lambda generator, count: puzzles.rows(slice(count))
+    return lambda: ours.step(0.0), theirs.step, ours, theirs
+
+
+def check(case: dict[str, Any], compiled: bool) -> float:
+    """Largest difference of losses and of the answer head's weights after two steps, in float32."""
+    step, plain_step, ours, theirs = contestants(case, 8, "float32", compiled)
+    worst = 0.0
+    for _ in range(2):
+        worst = max(worst, abs(step()["loss"] - plain_step()))
+    difference = (ours.model.lm_head.weight - theirs.model.lm_head).abs().max().item()
+    return max(worst, difference)
+
+
+def rate(step: Callable[[], Any], seconds: float, batch: int, threads: int) -> float:
+    """Samples per second."""
+    torch.set_num_threads(threads)
+    step()
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        step()
+        count += 1
+    return count * batch / (time.perf_counter() - began)
+
+
+def measure(name: str, precision: str, compiled: bool, batch: int, rounds: int, seconds: float) -> dict[str, Any]:
+    case, cores = CASES[name], available_cores()
+    difference = check(case, compiled)
+    torch.compiler.reset()  # or the shapes of every case would count towards one limit
+    step, plain_step, ours, _ = contestants(case, batch, precision, compiled)
+    torch.set_num_threads(1)
+    step()  # compiles
+    pairs = [(rate(step, seconds, batch, 1), rate(plain_step, seconds, batch, cores)) for _ in range(rounds)]
+    ratios = [a / b for a, b in pairs]
+    record = {
+        "case": name, "precision": precision, "compiled": compiled, "batch": batch,
+        "parameters": sum(p.numel() for p in ours.model.parameters()),
+        "ours": statistics.median(a for a, _ in pairs), "plain": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(ratios), "ratios": ratios, "largest_difference": difference,
+    }  # fmt: skip
+    print(f"{name} {precision}{' compiled' if compiled else ''}: {record['ours']:.1f} against {record['plain']:.1f} "
+          f"samples/s, ratio {record['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
+          f"difference {difference:.1e}", flush=True)  # fmt: skip
+    return record
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each side in a round")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES), metavar="NAME")
+    options = parser.parse_args()
+    records = [
+        measure(name, precision, compiled, options.batch, options.rounds, options.seconds)
+        for name in options.only
+        for precision in DTYPES
+        for compiled in (False, True)
+    ]
+    machine = {
+        "processor": platform.machine(),
+        "cores": available_cores(),
+        "torch": torch.__version__,
+        "load": os.getloadavg(),
+    }
+    command = f"python experiments/speed/deep_supervision.py --rounds {options.rounds} --seconds {options.seconds:g}"
+    result = {"command": command, "machine": machine, "records": records}
+    (HERE / "deep_supervision.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
