@@ -15,6 +15,7 @@ import torch
 import yaml
 from test_experiments import REQUIRED, ROOT
 
+from hrm_agent.checkpoint import save_tensors
 from hrm_agent.cli import compose_config, open_options
 from hrm_agent.config import resolve, settings
 from hrm_agent.encoders import EncoderConfig
@@ -176,6 +177,15 @@ def test_frames_to_90_are_of_those_who_act_themselves(study: ModuleType) -> None
     assert drawer.training_time([{"seconds_before": 150.0, "seconds": 149.6}]) == "150 + 150 s"
 
 
+def test_labels_are_those_of_the_whole_run(study: ModuleType, tmp_path: Path) -> None:
+    """As the newest checkpoint counts them: a line of the log comes before the end."""
+    assert study.labelled_steps(tmp_path) == 0
+    for frames, labels in ((100, 90), (200, 170)):
+        path = tmp_path / "checkpoints" / f"{frames:012d}.safetensors"
+        save_tensors(path, {"x": torch.zeros(1)}, {"learner": {"labels": labels}})
+    assert study.labelled_steps(tmp_path) == 170
+
+
 def test_curves_know_the_time(study: ModuleType) -> None:
     lines = [
         {"frames": 100, "train/frames_per_second": 50.0},
@@ -253,6 +263,14 @@ def test_latents_of_a_model_and_of_a_policy_with_its_weights_are_the_same(latent
         after = [r(grids).flatten(0, 1) for r in read]
     torch.testing.assert_close(after[0], after[1])
     assert linear_cka(*after) == pytest.approx(1)
+
+
+def test_networks_that_should_start_apart_have_other_seeds(latents: ModuleType) -> None:
+    seeds = CONFIG["seeds"]
+    assert [latents.next_seed(seeds, seed) for seed in seeds] == [*seeds[1:], seeds[0]]
+    assert max(seeds) < latents.FRESH_SEEDS
+    with pytest.raises(ValueError, match="expected two or more"):
+        latents.next_seed([0], 0)
 
 
 def test_path_policies_are_measured_as_any_agent() -> None:

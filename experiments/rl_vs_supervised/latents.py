@@ -7,8 +7,9 @@ the same views of levels that no run was trained on, of the supervised model, of
 weights, of those that did not, and of random weights. Two measurements, added to `latents.json` where they are missing:
 `probe`, how well a linear probe tells whether a cell is on a shortest path (AUC; cells that show agent or goal are left
 out), and `cka`, linear centred kernel alignment with the supervised model's latents, cells being the examples.
-`path_of_next_seed` is the supervised model of another seed: as alike as training of this kind makes networks that start
-apart. `input` are the tokens before thinking.
+Equal seeds begin with equal weights, so what did not start with the supervised weights is taken from the next seed; so
+is `path_of_next_seed`, the supervised model that shows how alike training of this kind makes networks that start apart.
+`input` are the tokens before thinking.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ from hrm_envs.planners import replan  # noqa: E402
 
 RESULTS = HERE / "latents.json"
 BATCH = 500
+FRESH_SEEDS = 1000
+"""Of random weights: no run has such a seed."""
 SUPERVISED = "path"
 FINISHED = "eval.json"  # what a supervised run writes last
 
@@ -127,21 +130,33 @@ def find_readers(config: dict[str, Any], world: str, seed: int) -> dict[str, tup
 
     model = load_model(place_of(world, SUPERVISED, seed))
     readers: dict[str, tuple[Read, Any]] = {SUPERVISED: (model_reader(model), model)}
-    seeds = config["seeds"]
-    following = place_of(world, SUPERVISED, seeds[(seeds.index(seed) + 1) % len(seeds)])
-    if len(seeds) > 1 and (following / FINISHED).exists():
+    other_seed = next_seed(config["seeds"], seed)
+    following = place_of(world, SUPERVISED, other_seed)
+    if (following / FINISHED).exists():
         other = load_model(following)
         readers["path_of_next_seed"] = (model_reader(other), other)
     policy = None
-    for arm in config["policies"]:
-        if study.is_trained(place_of(world, arm, seed)):
-            policy = Agent.load(place_of(world, arm, seed), best=False).policy
+    for arm, how in config["policies"].items():
+        place = place_of(world, arm, seed if how.get("from") else other_seed)
+        if study.is_trained(place):
+            policy = Agent.load(place, best=False).policy
             readers[arm] = (policy_reader(policy), policy)
     if policy is not None:
-        fresh = fresh_policy(policy, config["env"], config["worlds"][world], seed)
+        fresh = fresh_policy(policy, config["env"], config["worlds"][world], FRESH_SEEDS + seed)
         readers["random"] = (policy_reader(fresh), fresh)
     readers["input"] = (input_reader(model), model)
     return readers
+
+
+def next_seed(seeds: list[int], seed: int) -> int:
+    """The one after it, after the last the first.
+
+    Raises:
+        ValueError: there is no other.
+    """
+    if len(seeds) < 2:
+        raise ValueError(f"seeds={seeds}: expected two or more, as networks that start apart are compared")
+    return seeds[(seeds.index(seed) + 1) % len(seeds)]
 
 
 def model_reader(model: PuzzleModel) -> Read:

@@ -221,20 +221,28 @@ def act(config: dict[str, Any], job: Job, jobs: int) -> tuple[dict[str, Any], di
     report = study.evaluate_beside_baselines(place, {"which": "last"}, world)
     info = json.loads((place / "agents" / "last" / "agent.json").read_text())["info"]
     lines = metrics(place)
-    labels = [line["train/labels"] for line in lines if "train/labels" in line]
+    labels = labelled_steps(place)
     sampled = [[*at(line), line["train/success"]] for line in lines if "train/success" in line]
     reached = next((c[:2] for c in sampled if c[2] >= ENOUGH), None) if info["algo"] in SAMPLED else None
     record = {
         **{name: info[name] for name in ("algo", "core", "carry", "segments", "time_gradient", "frames", "seconds")},
         "seconds_before": before,
-        "labels": int(labels[-1]) if labels else 0,
-        "labels_used": int(labels[-1]) if labels else 0,
+        "labels": labels,
+        "labels_used": labels,
         "frames_to_90": reached[0] if reached else None,
         "seconds_to_90": reached[1] if reached else None,
         "curve": thinned(on_validation(lines)),
         **took(place),
     }
     return record, report
+
+
+def labelled_steps(place: Path) -> int:
+    """Steps for which the oracle told an imitating policy what to do, over the whole run; 0 for the others."""
+    from hrm_agent.checkpoint import CheckpointFolder, load_tensors
+
+    path = CheckpointFolder(place / "checkpoints").latest()
+    return 0 if path is None else load_tensors(path)[1].get("learner", {}).get("labels", 0)
 
 
 def metrics(place: Path) -> list[dict[str, Any]]:
