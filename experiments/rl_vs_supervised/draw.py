@@ -17,7 +17,7 @@ WORLDS = ("static", "dynamic", "fog")
 UNTRAINED = ("clairvoyant", "bfs_replanner", "random")
 LABELS = {"bfs_replanner": "BFS re-planner", "random": "random policy", "clairvoyant": "clairvoyant bound"}
 NOTHING_YET = "No record yet."
-CURVES = {"ppo": "C0", "dqn": "C8", "bc": "C1", "dagger": "C3", "finetune": "C2", "finetune_frozen": "C9"}
+CURVES = {"ppo": "C0", "dqn": "C8", "bc": "C1", "dagger": "C3", "finetune": "C2"}
 LEVELS = {"path": ("C4", "-"), "bfs_replanner": ("0.4", "--")}
 
 
