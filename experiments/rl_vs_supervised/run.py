@@ -178,12 +178,12 @@ def read(config: dict[str, Any], job: Job, jobs: int) -> tuple[dict[str, Any], d
     place = train_supervised(config, how["of"], job.world, job.seed, jobs)
     trained = supervised_facts(place)
     report = evaluate_path_policy(
-        load_model(place), config["env"], options, LEVELS, how["segments"], how["carry"],
+        load_model(place), config["env"], options, LEVELS, how["segments"], how["carry"], how.get("halting"),
         baselines=not measured_references(job.world),
     )  # fmt: skip
     record = {
         "algo": "supervised",
-        **{name: report[name] for name in ("core", "carry", "segments", "time_gradient")},
+        **{name: report[name] for name in ("core", "carry", "segments", "stop", "time_gradient")},
         "frames": 0,
         "seconds_before": 0.0,
         "frames_to_90": None,

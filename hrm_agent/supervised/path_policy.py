@@ -14,11 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hrm_agent import __version__
 from hrm_agent.cores import CORES, State, map_state
-from hrm_agent.cores.base import check_at_least
+from hrm_agent.cores.base import check_at_least, check_choice
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.episodes import MOVES, RandomActor, ReplanActor, run_in_shards
 from hrm_agent.evaluation.report import list_levels, median_ms, summarize, summarize_clairvoyant
 from hrm_agent.parallel import Shards
+from hrm_agent.supervised.deep_supervision import HALTINGS
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_envs import Cell, MazeVectorEnv
 
@@ -35,19 +36,25 @@ class PathActor:
 
     Args:
         model: of `maze_views`, for grids of this size; never changed here.
-        segments: K, segments of thought at every step, all of them.
+        segments: K, segments of thought at every step; the most of them with `halting`.
         carry: begin to think with the latent of the environment step before, which was about another view, rather
             than with the initial one; episodes begin with the initial one either way.
+        halting: when to stop thinking about a view, decided for each by itself: None: after K segments. `halt_only`:
+            also when `q_halt` is above 0; `q_learning`: when it is above `q_continue`
+            (`hrm_agent.supervised.evaluation.Solver`). A model that was trained with halting has seldom seen a view
+            for more segments than it asks for, and may spoil there what it had right.
 
     Attributes:
         segments: int64 `[N]`, segments of the last decision.
 
     Raises:
-        ValueError: fewer than one segment.
+        ValueError: fewer than one segment, or an unknown rule for halting.
     """
 
-    def __init__(self, model: PuzzleModel, segments: int, carry: bool = False) -> None:
-        self.model, self.carry = model, carry
+    def __init__(self, model: PuzzleModel, segments: int, carry: bool = False, halting: str | None = None) -> None:
+        if halting is not None:
+            check_choice("halting", halting, HALTINGS)
+        self.model, self.carry, self.halting = model, carry, halting
         self._thinks_for = check_at_least("segments", segments, 1)
         self.segments = np.zeros(0, np.int64)
         self.state: State = ()
@@ -59,8 +66,7 @@ class PathActor:
     def act(self, obs: NDArray[np.uint8]) -> NDArray[np.int64]:
         if not self.carry:
             self.state = self.model.initial_state(len(obs))
-        self.state, margin = think(self.model, self.state, obs, self._thinks_for)
-        self.segments = np.full(len(obs), self._thinks_for, np.int64)
+        self.state, margin, self.segments = think(self.model, self.state, obs, self._thinks_for, self.halting)
         return step_along(obs, margin.cpu().numpy())
 
     def keep(self, rows: NDArray[np.int64]) -> None:
@@ -68,19 +74,33 @@ class PathActor:
         self.state = map_state(lambda s: s[index.to(s.device)], self.state)
 
 
-def think(model: PuzzleModel, state: State, obs: NDArray[np.uint8], segments: int) -> tuple[State, Tensor]:
+def think(
+    model: PuzzleModel, state: State, obs: NDArray[np.uint8], segments: int, halting: str | None = None
+) -> tuple[State, Tensor, NDArray[np.int64]]:
     """Think about observations uint8 `[N, H, W]`.
 
     Returns:
-        The state after `segments` segments, and the logit of being on the path against not being on it, float
-        `[N, H, W]`, after the last of them.
+        The state, and the logit of being on the path against not being on it, float `[N, H, W]`, after the last
+        segment of each; and how many these were, int64 `[N]`: `segments`, or fewer with `halting` (see `PathActor`).
     """
     device = model.lm_head.weight.device
     inputs = torch.as_tensor(np.ascontiguousarray(obs), device=device).int().flatten(1)
     batch = {"inputs": inputs, "puzzle_identifiers": torch.zeros(len(obs), dtype=torch.int32, device=device)}
+    margin, thought = torch.zeros(inputs.shape, device=device), np.zeros(len(obs), np.int64)
+    kept, rows = map_state(Tensor.clone, state), torch.arange(len(obs), device=device)  # those that still think
     for _ in range(segments):
-        state, logits, _, _ = model(state, batch)
-    return state, (logits[..., ON_PATH] - logits[..., 1 - ON_PATH]).float().view(obs.shape)
+        state, logits, q_halt, q_continue = model(state, batch)
+        margin[rows] = (logits[..., ON_PATH] - logits[..., 1 - ON_PATH]).float()
+        thought[rows.cpu().numpy()] += 1
+        if halting is None:
+            continue
+        map_state(lambda all_, some, at=rows: all_.index_copy_(0, at, some.to(all_.dtype)), kept, state)
+        on = q_halt <= (q_continue if halting == "q_learning" else 0)
+        rows = rows[on]
+        if not len(rows):
+            break
+        state, batch = map_state(lambda s, on=on: s[on], state), {name: value[on] for name, value in batch.items()}
+    return state if halting is None else kept, margin.view(obs.shape), thought
 
 
 def step_along(grids: NDArray[np.uint8], margin: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -120,6 +140,7 @@ def evaluate_path_policy(
     episodes: int = 1000,
     segments: int = 8,
     carry: bool = False,
+    halting: str | None = None,
     seed: int = 0,
     band: str = "test",
     baselines: bool = True,
@@ -133,7 +154,7 @@ def evaluate_path_policy(
         model: see `PathActor`.
         env, env_options: a maze of the size that the model is for.
         episodes: levels `seed ... seed + episodes - 1`, the first episode of each.
-        segments, carry: see `PathActor`.
+        segments, carry, halting: see `PathActor`.
         seed: number of the first level.
         band: `train`, `validation` or `test`.
         baselines: play the random policy and the re-planner too; without, they are None.
@@ -143,7 +164,7 @@ def evaluate_path_policy(
             examples seen), `seconds`, `training_seed`.
 
     Returns:
-        The same entries, with `carry` `full` or `reset`.
+        The same entries, with `carry` `full` or `reset` and `stop` `fixed` or the rule for halting.
 
     Raises:
         ValueError: a model that does not fit the environment, or a setting out of range.
@@ -151,12 +172,13 @@ def evaluate_path_policy(
     options = dict(env_options or {})
     check_fits(model, env, options)
     level: dict[str, Any] = {"env_id": env, "env_options": options, "episodes": episodes, "seed": seed, "band": band}
-    played = run_in_shards(lambda: PathActor(model, segments, carry), **level, batch=batch, shards=shards)
+    played = run_in_shards(lambda: PathActor(model, segments, carry, halting), **level, batch=batch, shards=shards)
     at_random = run_in_shards(RandomActor, **level, batch=batch) if baselines else None
     replanned = run_in_shards(ReplanActor, **level, batch=batch) if baselines else None
+    summary = summarize(played)
     return {
-        **summarize(played),
-        **measure_path_cost(model, env, options, segments, batch),
+        **summary,
+        **measure_path_cost(model, env, options, segments, batch, halting, summary["segments_per_decision"]),
         "random": None if at_random is None else summarize(at_random),
         "bfs_replanner": None if replanned is None else summarize(replanned),
         "clairvoyant": summarize_clairvoyant(played),
@@ -166,11 +188,13 @@ def evaluate_path_policy(
         "env": env,
         "env_options": options,
         "level_set": None,
-        **describe(model, segments, carry, about or {}),
+        **describe(model, segments, carry, halting, about or {}),
     }
 
 
-def describe(model: PuzzleModel, segments: int, carry: bool, about: Mapping[str, Any]) -> dict[str, Any]:
+def describe(
+    model: PuzzleModel, segments: int, carry: bool, halting: str | None, about: Mapping[str, Any]
+) -> dict[str, Any]:
     """The entries of `hrm_agent.evaluation.report.describe_agent`."""
     core = next((name for name, kind in CORES.items() if type(model.core) is kind), type(model.core).__name__)
     return {
@@ -179,7 +203,7 @@ def describe(model: PuzzleModel, segments: int, carry: bool, about: Mapping[str,
         "core": core,
         "carry": "full" if carry else "reset",
         "segments": segments,
-        "stop": "fixed",
+        "stop": halting or "fixed",
         "stop_threshold": 0.0,
         "time_gradient": "detached",  # deep supervision cuts it between any two segments
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -189,26 +213,42 @@ def describe(model: PuzzleModel, segments: int, carry: bool, about: Mapping[str,
 
 
 def measure_path_cost(
-    model: PuzzleModel, env_id: str, env_options: dict[str, Any], segments: int, batch: int = 256
+    model: PuzzleModel,
+    env_id: str,
+    env_options: dict[str, Any],
+    segments: int,
+    batch: int = 256,
+    halting: str | None = None,
+    segments_used: float | None = None,
 ) -> dict[str, Any]:
-    """What one decision costs, entries and units as of `hrm_agent.evaluation.report.measure_cost`."""
+    """What one decision costs, entries and units as of `hrm_agent.evaluation.report.measure_cost`.
+
+    Args:
+        model, segments, halting: see `PathActor`.
+        env_id, env_options: whose first views are decided on.
+        batch: for `ms_per_decision_batched`.
+        segments_used: mean segments of a decision, which `macs_per_decision` is for; None: all.
+    """
     env = make_vector_env(env_id, batch, env_options)
     views, _ = env.reset(seed=0)
     env.close()
-    one, many = _decision(model, views[:1], segments), _decision(model, views, segments)
+    one, many = _decision(model, views[:1], segments, halting), _decision(model, views, segments, halting)
     # Only attention's plain form is made of products that the counter knows on every device.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        one()
+        _decision(model, views[:1], 1)()
+    used = segments if segments_used is None else segments_used
     return {
-        "macs_per_decision": counter.get_total_flops() // 2,
+        "macs_per_decision": round(counter.get_total_flops() // 2 * used),
         "ms_per_decision": median_ms(one),
         "ms_per_decision_batched": median_ms(many) / batch,
         "batch": batch,
     }
 
 
-def _decision(model: PuzzleModel, views: NDArray[np.uint8], segments: int) -> Callable[[], None]:
-    actor = PathActor(model, segments)
+def _decision(
+    model: PuzzleModel, views: NDArray[np.uint8], segments: int, halting: str | None = None
+) -> Callable[[], None]:
+    actor = PathActor(model, segments, halting=halting)
 
     def decide() -> None:
         actor.act(views)

@@ -12,12 +12,13 @@ import torch
 from test_evaluation import BUSY, MAZE, TIMINGS, assert_same, save_agent
 from torch import Tensor, nn
 
+from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.episodes import ReplanActor, run_episodes
 from hrm_agent.evaluation.report import format_report, to_json
 from hrm_agent.parallel import Shards
 from hrm_agent.supervised.model import PuzzleModel
-from hrm_agent.supervised.path_policy import PathActor, evaluate_path_policy, step_along
+from hrm_agent.supervised.path_policy import PathActor, evaluate_path_policy, step_along, think
 from hrm_envs import Cell
 from hrm_envs.planners import replan
 
@@ -34,11 +35,11 @@ class Thoughts(NamedTuple):
 
 
 class Oracle(nn.Module):
-    """The re-planner's paths once it has thought for `needs` segments; before, it says that no cell is on a path."""
+    """The re-planner's paths once it has thought for `needs` segments; before, all cells are alike."""
 
-    def __init__(self, needs: int = 1) -> None:
+    def __init__(self, needs: int = 1, spoils: int = 10**6) -> None:
         super().__init__()
-        self.needs = needs
+        self.needs, self.spoils = needs, spoils
         self.lm_head = nn.Linear(1, 2)
         self.began_with: list[list[int]] = []
 
@@ -51,7 +52,10 @@ class Oracle(nn.Module):
         self.began_with.append(state.count[:, 0].int().tolist())
         count = state.count + 1
         logits = torch.nn.functional.one_hot(torch.from_numpy(path).long(), 2) * (count >= self.needs)[..., None]
-        return Thoughts(count), logits.float(), None, None
+        # It would stop once it knows, a long way before it takes everything back.
+        q_halt = torch.where((count[:, 0] >= self.needs) & (count[:, 0] < self.spoils), 1.0, -1.0)
+        logits = torch.where((count >= self.spoils)[..., None], -logits, logits)
+        return Thoughts(count), logits.float(), q_halt, torch.full_like(q_halt, 0.5)
 
 
 def make_model(side: int = 9, answer_ids: int = 2, **changes: Any) -> PuzzleModel:
@@ -84,6 +88,39 @@ def test_segments_are_thought_and_counted() -> None:
         assert played.segments is not None
         np.testing.assert_array_equal(played.segments, segments * played.steps)
     assert patient.success.mean() > hasty.success.mean() + 0.3
+
+
+@pytest.mark.parametrize("rule", ["halt_only", "q_learning"])
+def test_halting_keeps_what_was_right_and_counts_what_was_thought(rule: str) -> None:
+    halted, stubborn = (
+        run_episodes(PathActor(Oracle(needs=2, spoils=4), 5, halting=halting), MAZE, BUSY, 40)
+        for halting in (rule, None)
+    )
+    reference = run_episodes(ReplanActor(), MAZE, BUSY, 40)
+    np.testing.assert_array_equal(halted.steps, reference.steps)
+    assert halted.segments is not None
+    np.testing.assert_array_equal(halted.segments, 2 * halted.steps)
+    assert stubborn.success.mean() < halted.success.mean() - 0.3
+
+
+def test_each_view_halts_by_itself() -> None:
+    """Some after the first segment, some later or never: as if each had been alone."""
+    model, env = make_model(), make_vector_env(MAZE, 40)
+    torch.nn.init.normal_(model.halting_head.weight)
+    torch.nn.init.zeros_(model.halting_head.bias)
+    views, _ = env.reset(seed=3)
+    inputs = torch.from_numpy(views).int().flatten(1)
+    with torch.no_grad():
+        batch = {"inputs": inputs, "puzzle_identifiers": torch.zeros(40, dtype=torch.int32)}
+        _, _, q_halt, _ = model(model.initial_state(40), batch)
+        model.halting_head.bias[0] = -q_halt.median()  # half of them stop at once
+        state, margin, thought = think(model, model.initial_state(40), views, 4, "halt_only")
+        assert 10 < (thought == 1).sum() < 30
+        for row in range(40):
+            alone, own, _ = think(model, model.initial_state(1), views[[row]], int(thought[row]))
+            torch.testing.assert_close(margin[row], own[0])
+            for kept, expected in zip(state, alone, strict=True):
+                torch.testing.assert_close(kept[row], expected[0])
 
 
 def test_the_latent_is_carried_within_episodes_only() -> None:
@@ -170,6 +207,8 @@ def test_a_model_of_something_else_is_refused_in_one_line(changes: dict[str, Any
     assert "\n" not in str(error.value)
 
 
-def test_a_path_policy_thinks() -> None:
+def test_a_path_policy_thinks_and_halts_by_a_rule_that_there_is() -> None:
+    with pytest.raises(ValueError, match="unknown halting 'halt'; did you mean 'halt_only'"):
+        PathActor(make_model(), 2, halting="halt")
     with pytest.raises(ValueError, match="segments=0"):
         PathActor(make_model(), 0)
