@@ -24,6 +24,7 @@ sys.path.insert(0, str(HERE.parent))
 import study  # noqa: E402
 
 RESULTS = HERE / "results.json"
+SPEED = HERE.parent / "speed" / "deep_supervision.json"
 COMMAND = "hrm_agent.supervise"
 PAGES = (HERE / "README.md", study.ROOT / "README.md")
 
@@ -114,13 +115,34 @@ def arc_rows(records: list[dict[str, Any]]) -> list[dict[str, str]]:
     return rows
 
 
+def speed_rows() -> list[dict[str, str]]:
+    """One row a case and precision, of what `experiments/speed/deep_supervision.py` measured."""
+    if not SPEED.exists():
+        return []
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for record in json.loads(SPEED.read_text())["records"]:
+        about = {"case": f"`{record['case']}`", "products": record["precision"], "batch": str(record["batch"])}
+        row = rows.setdefault((record["case"], record["precision"]), about)
+        kind = "compiled" if record["compiled"] else "eager"
+        if kind == "eager":
+            row["plain, samples/s"] = f"{record['plain']:.1f}"
+        row[f"ours {kind}, samples/s"] = f"{record['ours']:.1f}"
+        low, high = min(record["ratios"]), max(record["ratios"])
+        row[f"ratio {kind}, median (range)"] = f"**{record['ratio']:.2f}** ({low:.2f} to {high:.2f})"
+    return list(rows.values())
+
+
 def shown(value: float | str) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def tables(records: list[dict[str, Any]], runs: dict[str, Any]) -> dict[str, str]:
     """What stands between the marks of the pages."""
-    found = {"supervised": rows_of(records, runs), "supervised_arc": arc_rows(records)}
+    found = {
+        "supervised": rows_of(records, runs),
+        "supervised_arc": arc_rows(records),
+        "deep_supervision": speed_rows(),
+    }
     return {name: study.table(rows) if rows else "No record yet." for name, rows in found.items()}
 
 
