@@ -37,6 +37,18 @@ def total_memory(device: torch.device) -> int | None:
         return None
 
 
+def check_device(device: str) -> None:
+    """Raises: ValueError unless it is the CPU or a CUDA device that torch sees."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"device={device}: expected cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: torch {torch.__version__} sees no CUDA device; use device=cpu")
+
+
 class Shards:
     """Runs a function over `count` slices of a batch, one thread each; `count=1` runs in the calling thread.
 

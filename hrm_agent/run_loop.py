@@ -4,49 +4,97 @@ from __future__ import annotations
 
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from torch import Tensor
 
+from hrm_agent import __version__
 from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, load_tensors
+from hrm_agent.parallel import Shards, check_device
 from hrm_agent.policy import NonFiniteNumbers
-from hrm_agent.tracking import Console, RunLog
+from hrm_agent.tracking import CLOCKS, Console, RunLog
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Settings of every training run, whatever is trained; it goes on in units, environment frames or optimizer steps.
+
+    Args:
+        seed: of everything random.
+        total_steps: units that the run ends after.
+        max_seconds: of training, evaluation and checkpoints not counted, after which the run ends although units
+            are left; 0: no limit. What is annealed reaches its end with whichever limit is nearer. Such a run
+            depends on the speed of the machine and cannot be repeated exactly.
+        clock: what all seconds of training are counted by: `wall`, or `cpu`, processor time of the whole process
+            (on a machine with other work on it, one shard's seconds on a core of its own).
+        checkpoint_every: units between checkpoints; 0: only at the beginning and at the end.
+        keep_checkpoints: how many are kept.
+        eval_every: units between evaluations; 0: only at the end.
+        log_every: units between lines of the log.
+        shards: threads that share the batch.
+        device: `cpu`, or a CUDA device.
+
+    Raises:
+        ValueError: a setting out of range, or a device that is not there.
+    """
+
+    seed: int
+    total_steps: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    eval_every: int
+    log_every: int
+    shards: int
+    device: str
+    max_seconds: float = 0.0
+    clock: str = "wall"
+
+    def __post_init__(self) -> None:
+        self._check_least(1, "total_steps", "keep_checkpoints", "log_every", "shards")
+        self._check_least(0, "seed", "checkpoint_every", "eval_every", "max_seconds")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"clock={self.clock}: expected {' or '.join(CLOCKS)}")
+        check_device(self.device)
+
+    def _check_least(self, least: int, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected {least} or more")
 
 
 class Interrupted(Exception):
     """The run was asked to stop; a checkpoint has been written."""
 
 
-class NonFiniteRun(NonFiniteNumbers):
-    """Numbers are NaN or infinite; the message says which checkpoint is good."""
-
-
 class RunLoop(ABC):
     """Iterates until `done` is 1, and can be interrupted and resumed between iterations.
 
     Args:
-        folder: of the run; checkpoints and logs go there.
-        keep_checkpoints: how many are kept.
-        total: what `position` counts to.
-        max_seconds: of iterations, after which the run is done although `position` is below `total`; 0: no limit.
-        now: the clock.
+        config: see `LoopConfig`.
+        folder: of the run; checkpoints and logs go there, at the first of them.
 
     Attributes:
+        now: the clock of `seconds`.
         seconds: of iterations, resumed parts included; evaluation and checkpoints are not counted.
     """
 
     unit = "frames"
     """What `position` counts, in messages and in `metrics.jsonl`."""
 
-    def __init__(
-        self, folder: Path, keep_checkpoints: int, total: int, max_seconds: float, now: Callable[[], float]
-    ) -> None:
-        self.folder, self.total, self.max_seconds, self.now = folder, total, max_seconds, now
-        self.checkpoints = CheckpointFolder(folder / "checkpoints", keep_checkpoints)
+    config: LoopConfig
+
+    def __init__(self, config: LoopConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.now = CLOCKS[config.clock]
+        self.shards = Shards(config.shards)
+        self.checkpoints = CheckpointFolder(folder / CHECKPOINTS, config.keep_checkpoints)
         self.seconds = 0.0
         self._stop = False
 
@@ -82,13 +130,14 @@ class RunLoop(ABC):
     @property
     def done(self) -> float:
         """How much of the run is over, 0 to 1."""
-        return min(1.0, max(self.position / self.total, self.seconds / self.max_seconds if self.max_seconds else 0.0))
+        limit = self.config.max_seconds
+        return min(1.0, max(self.position / self.config.total_steps, self.seconds / limit if limit else 0.0))
 
     def run(self, console: Console) -> None:
         """Train to the end.
 
         Raises:
-            NonFiniteRun: with the checkpoint to go back to in its message.
+            NonFiniteNumbers: with the checkpoint to go back to in its message.
             Interrupted: after Ctrl-C or SIGTERM.
         """
         log = RunLog(self.folder, self.position, self.unit)
@@ -96,7 +145,7 @@ class RunLoop(ABC):
         try:
             if self.checkpoints.latest() is None:
                 self.save_checkpoint()  # so that there is always one to go back to, and a full disk shows at once
-            with console.training(self.total, self.position):
+            with console.training(self.config.total_steps, self.position):
                 while self.done < 1.0:
                     self.iterate(log, console)
                     if self._stop:
@@ -117,7 +166,7 @@ class RunLoop(ABC):
             last = self.checkpoints.latest()
             where = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
             message = f"{error} at {self.position:,} {self.unit}; {where}; try a lower learning rate"
-            raise NonFiniteRun(message) from None
+            raise NonFiniteNumbers(message) from None
 
     def due(self, every: int, before: int) -> bool:
         """True once in every `every`, of an iteration that began at `before`; never where `every` is 0."""
@@ -125,8 +174,8 @@ class RunLoop(ABC):
 
     def save_checkpoint(self) -> Path:
         """Write everything needed to go on as if nothing had happened."""
-        metadata = {"kind": "checkpoint", "seconds": self.seconds, **self.metadata()}
-        return self.checkpoints.save(self.position, self.tensors(), metadata)
+        own = {"kind": "checkpoint", "hrm_agent_version": __version__, "seconds": self.seconds}
+        return self.checkpoints.save(self.position, self.tensors(), {**own, **self.metadata()})
 
     def load_checkpoint(self, path: Path) -> None:
         """Go back to where `save_checkpoint` was called.
@@ -137,10 +186,10 @@ class RunLoop(ABC):
         tensors, metadata = load_tensors(path)
         try:
             self.restore(tensors, metadata)
+            self.seconds = metadata["seconds"]
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path}: does not fit this run's settings ({reason})") from None
-        self.seconds = metadata["seconds"]
 
     def resume(self) -> Path:
         """Load the newest checkpoint of the run's folder that is whole.

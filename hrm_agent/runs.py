@@ -1,4 +1,4 @@
-"""Run folders: what says how a run was started, and what all commands do that start or resume one."""
+"""Run folders, and what the commands that start and resume runs have in common: `train` and `supervise`."""
 
 from __future__ import annotations
 
@@ -7,27 +7,94 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from hrm_agent import __version__
+from hrm_agent import __version__, config_source
+from hrm_agent.agent import RUN_FILE
 from hrm_agent.checkpoint import CheckpointError, write_atomically
-from hrm_agent.cli import USAGE_ERROR, UsageError, fail
-from hrm_agent.run_loop import Interrupted, NonFiniteRun, RunLoop
+from hrm_agent.cli import (
+    USAGE_ERROR,
+    UsageError,
+    check_jobs,
+    existing_folder,
+    fail,
+    open_options,
+    usage_errors,
+    wants_help,
+)
+from hrm_agent.config import config_folder, resolve
+from hrm_agent.policy import NonFiniteNumbers
+from hrm_agent.run_loop import Interrupted, RunLoop
 from hrm_agent.tracking import Console
 
 RUN_VERSION = 1
-RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 INTERRUPTED = 130
+
+Loop = TypeVar("Loop", bound=RunLoop)
+Settings = TypeVar("Settings")
+
+
+def run_command(
+    name: str,
+    check: Callable[[DictConfig], Any],
+    start: Callable[[DictConfig], float],
+    resume: Callable[[dict[str, str]], Any],
+) -> None:
+    """What `python -m hrm_agent.NAME` does with its command line.
+
+    Args:
+        name: of the command, and of its configuration.
+        check: refuses a run's configuration by a ValueError, before anything is written.
+        start: a run in Hydra's run folder; returns what a sweeper compares. Hydra names the job after its module.
+        resume: goes on with a run, from the `KEY=VALUE` given.
+    """
+    try:
+        with terminated_like_interrupted():
+            arguments = sys.argv[1:] = open_options(sys.argv[1:])
+            given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
+            if given.get("resume", "null") not in ("null", ""):
+                resume(given)
+                return
+            if not wants_help(arguments):
+                with usage_errors():
+                    check_jobs(arguments, name, check)
+                    _check_run_folder(given.get("hydra.run.dir"))
+            sys.argv[0] = f"hrm_agent.{name}"
+            config_source.install()
+            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(start)()
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+
+
+def start_run(cfg: DictConfig, command: str, run: Callable[[Path, dict[str, Any], bool], float]) -> float:
+    """Begin a run in Hydra's run folder.
+
+    Args:
+        cfg: its configuration.
+        command: the module that runs it, `hrm_agent.train`.
+        run: the run, from its folder, its resolved configuration and False.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    values = resolve(cfg)
+    values.pop("resume")
+    _begin_run(folder, values, command)
+    return run(folder, values, False)
+
+
+def _check_run_folder(folder: str | None) -> None:
+    if folder and (Path(folder) / RUN_FILE).exists():
+        raise UsageError(f"hydra.run.dir={folder}: holds a run already; go on with it by resume={folder}")
 
 
 @contextmanager
@@ -40,19 +107,8 @@ def terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def check_run_folder(folder: str | None) -> None:
-    """Raises: UsageError if there is a run in it."""
-    if folder and (Path(folder) / RUN_FILE).exists():
-        raise UsageError(f"hydra.run.dir={folder}: holds a run already; go on with it by resume={folder}")
-
-
-def begin_run(folder: Path, values: dict[str, Any], command: str) -> None:
-    """Describe a new run in its folder; ends the program where there is one already.
-
-    Args:
-        values: its resolved configuration.
-        command: the module that runs it, `hrm_agent.train`.
-    """
+def _begin_run(folder: Path, values: dict[str, Any], command: str) -> None:
+    """Describe a new run in its folder; ends the program where there is one already."""
     try:
         os.close(os.open(folder / RUN_FILE, os.O_CREAT | os.O_EXCL))  # two runs that start at once cannot share it
     except FileExistsError:
@@ -60,12 +116,12 @@ def begin_run(folder: Path, values: dict[str, Any], command: str) -> None:
     description = {
         "run_version": RUN_VERSION,
         "hrm_agent": __version__,
-        "command": command_line(command),
+        "command": _command_line(command),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": {name: version(name) for name in ("torch", "numpy", "gymnasium", "numba")},
     }
-    write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(values)).encode())
+    write_settings(folder, values)
     write_atomically(folder / RUN_FILE, (json.dumps(description, indent=2) + "\n").encode())
 
 
@@ -74,18 +130,18 @@ def is_multirun() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def command_line(command: str) -> str:
+def _command_line(command: str) -> str:
     """What starts this run; of a job of a sweep, the job's own settings."""
     if not is_multirun():
         return " ".join([f"python -m {command}", *sys.argv[1:]])
     return " ".join([f"python -m {command}", *HydraConfig.get().overrides.task, "hydra.mode=RUN"])
 
 
-def load_run(folder: Path, command: str = "hrm_agent.train") -> dict[str, Any]:
+def load_run(folder: Path, command: str) -> dict[str, Any]:
     """The resolved configuration of a run.
 
     Args:
-        command: the module that must have started it.
+        command: the module that must have started it, `hrm_agent.train`.
 
     Raises:
         UsageError: `folder` holds no run, one of another version, or of another command.
@@ -94,13 +150,13 @@ def load_run(folder: Path, command: str = "hrm_agent.train") -> dict[str, Any]:
         raise UsageError(f"{folder}: not the folder of a run ({RUN_FILE} or {CONFIG_FILE} is missing)")
     try:
         description = json.loads((folder / RUN_FILE).read_text())
-        found, started = description["run_version"], str(description["command"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        found, module = description["run_version"], description["command"].split()[2]  # of python -m MODULE ...
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, IndexError):
         raise UsageError(f"{folder / RUN_FILE}: not a run's description") from None
     if found != RUN_VERSION:
         raise UsageError(f"{folder}: run of version {found}, expected {RUN_VERSION}; use the hrm_agent that wrote it")
-    if f"python -m {command}" != " ".join(started.split()[:3]):
-        raise UsageError(f"{folder}: a run of {' '.join(started.split()[:3])!r}; expected one of {command}")
+    if module != command:
+        raise UsageError(f"{folder}: a run of {module}, not of {command}; go on with it by python -m {module}")
     try:
         values = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE), resolve=True)
     except (OSError, UnicodeDecodeError, YAMLError) as error:
@@ -110,20 +166,45 @@ def load_run(folder: Path, command: str = "hrm_agent.train") -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def change_settings(values: dict[str, Any], given: dict[str, str], changeable: tuple[str, ...]) -> None:
-    """Put what is given beside `resume=` into a run's configuration.
+def reopen_run(
+    given: dict[str, str],
+    command: str,
+    changeable: tuple[str, ...],
+    parse: Callable[[dict[str, Any]], Settings],
+) -> tuple[Path, dict[str, Any], Settings]:
+    """Folder, configuration with what is changed, and typed settings of the run to go on with; nothing is written.
+
+    Args:
+        given: `KEY=VALUE` of the command line; `resume` is taken out.
+        command: the module that must have started it.
+        changeable: settings that can change in a run that is resumed.
+        parse: from the configuration to the typed settings.
 
     Raises:
-        UsageError: it cannot change in a run that is resumed.
+        UsageError: no such run, or a setting that cannot change.
+        ValueError: what `parse` finds wrong.
     """
+    folder = existing_folder(given.pop("resume"), "resume")
+    values = load_run(folder, command)
     for key, text in given.items():
         if key not in changeable:
             raise UsageError(f"{key}={text}: cannot change in a run that is resumed; only {', '.join(changeable)}")
         values[key] = OmegaConf.from_cli([f"{key}={text}"])[key]
+    try:
+        return folder, values, parse(values)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
+
+
+def check_count(values: dict[str, Any], name: str) -> None:
+    """Raises: UsageError if setting `name` is no number of levels or puzzles."""
+    count = values.get(name)
+    if type(count) is not int or count < 0:
+        raise UsageError(f"{name}={count}: expected an integer, 0 or more")
 
 
 def write_settings(folder: Path, values: dict[str, Any]) -> None:
-    """Keep a run's changed configuration."""
+    """Keep a run's configuration."""
     write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(values)).encode())
 
 
@@ -140,19 +221,47 @@ def run_errors(folder: Path, command: str) -> Iterator[None]:
         fail(f"interrupted; {go_on}", INTERRUPTED)
     except Interrupted as error:
         fail(f"{error}; {go_on}", INTERRUPTED)
-    except NonFiniteRun as error:
+    except NonFiniteNumbers as error:
         fail(str(error), 1)
     except OSError as error:
         fail(f"{error}; earlier checkpoints are intact, {go_on}", 1)
 
 
-def announce(console: Console, folder: Path) -> None:
-    """Say where a run's files are."""
-    console.say(f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}")
+def open_loop(build: Callable[[], Loop], folder: Path, resume: bool, console: Console) -> Loop:
+    """Build a run's loop, where it was when its newest checkpoint was taken, and say where its files are.
 
-
-def resume_loop(loop: RunLoop, console: Console) -> None:
-    """Load the newest checkpoint. A run that was killed before its first begins anew: a fresh one is where it was."""
+    Raises:
+        CheckpointError: none of its checkpoints can be used.
+    """
+    where = f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}"
+    if not resume:
+        console.say(where)  # at once: building may take a minute
+        return build()
+    loop = build()
+    # A run that was killed before its first checkpoint begins anew: a fresh loop is where it was.
     checkpoint = loop.resume() if loop.checkpoints.paths() else None
+    console.say(where)
     if checkpoint:
         console.say(f"going on from {checkpoint}")
+    return loop
+
+
+def run_to_end(loop: RunLoop, console: Console) -> bool:
+    """Train to the end; False: it diverged as one job of a sweep, which goes on without it.
+
+    Raises:
+        NonFiniteNumbers: it diverged alone.
+        Interrupted: it was asked to stop.
+    """
+    try:
+        loop.run(console)
+    except NonFiniteNumbers as error:
+        if not is_multirun():
+            raise
+        console.say(f"diverged: {error}")
+        return False
+    return True
+
+
+def say_end(loop: RunLoop, console: Console) -> None:
+    console.say(f"at {loop.position:,} {loop.unit} after {loop.seconds:.0f} s of training")

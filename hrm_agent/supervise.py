@@ -7,36 +7,32 @@ Hydra's command line: `--help`, `--cfg job` (print the configuration), `--multir
 from __future__ import annotations
 
 import json
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from hrm_agent import config_source
 from hrm_agent.checkpoint import write_atomically
-from hrm_agent.cli import UsageError, check_jobs, existing_folder, fail, usage_errors, wants_help
-from hrm_agent.config import config_folder, resolve
+from hrm_agent.cli import UsageError, usage_errors
+from hrm_agent.config import resolve
 from hrm_agent.runs import (
-    CONFIG_FILE,
-    INTERRUPTED,
-    announce,
-    begin_run,
-    change_settings,
-    check_run_folder,
-    load_run,
-    resume_loop,
+    check_count,
+    open_loop,
+    reopen_run,
+    run_command,
     run_errors,
-    terminated_like_interrupted,
+    run_to_end,
+    say_end,
+    start_run,
     write_settings,
 )
+from hrm_agent.supervised.deep_supervision import SupervisedConfig
 from hrm_agent.supervised.evaluation import format_report
-from hrm_agent.supervised.files import build_model
+from hrm_agent.supervised.files import ModelConfig, build_model
 from hrm_agent.supervised.settings import settings
 from hrm_agent.supervised.tasks import build_task
-from hrm_agent.supervised.trainer import SupervisedTrainer
+from hrm_agent.supervised.trainer import RunConfig, SupervisedTrainer
 from hrm_agent.tracking import Console
 
 COMMAND = "hrm_agent.supervise"
@@ -44,29 +40,12 @@ CHANGEABLE = (
     "total_steps", "max_seconds", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_puzzles",
     "eval_segments", "test_puzzles", "log_every", "device",
 )  # fmt: skip
+WORST = 0.0
+"""Share of puzzles solved that a run which diverged is given."""
 
 
 def main() -> None:
-    try:
-        with terminated_like_interrupted():
-            _main()
-    except KeyboardInterrupt:
-        fail("interrupted", INTERRUPTED)
-
-
-def _main() -> None:
-    arguments = sys.argv[1:]
-    given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
-    if given.get("resume", "null") not in ("null", ""):
-        _resume(given)
-        return
-    if not wants_help(arguments):
-        with usage_errors():
-            check_jobs(arguments, "supervise", check_run)
-            check_run_folder(given.get("hydra.run.dir"))
-    sys.argv[0] = COMMAND
-    config_source.install()
-    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="supervise")(_start)()
+    run_command("supervise", check_run, _start, _resume)
 
 
 def check_run(cfg: DictConfig) -> None:
@@ -75,56 +54,43 @@ def check_run(cfg: DictConfig) -> None:
     Raises:
         ValueError: what is wrong with the settings.
     """
-    _check(resolve(cfg))
+    values = resolve(cfg)
+    _check_parts(values, *settings(values))
 
 
-def _check(values: dict[str, Any]) -> None:
-    run, model, _ = settings(values)
-    puzzles = values.get("test_puzzles")
-    if type(puzzles) is not int or puzzles < 0:
-        raise UsageError(f"test_puzzles={puzzles}: expected an integer, 0 or more")
+def _check_parts(values: dict[str, Any], run: RunConfig, model: ModelConfig, _: SupervisedConfig) -> None:
+    check_count(values, "test_puzzles")
     try:
         task = build_task(run.task, run.task_options, run.seed)
     except ModuleNotFoundError as error:
         raise UsageError(str(error)) from None
     build_model(model, task.spec)
-    for band, count in (("validation", run.eval_puzzles), ("test", puzzles)):
+    for band, count in (("validation", run.eval_puzzles), ("test", values["test_puzzles"])):
         if count:
             task.examples(band, count)
 
 
 def _start(cfg: DictConfig) -> float:
-    """One training run in Hydra's run folder; returns the score on validation puzzles, for sweepers."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    values = resolve(cfg)
-    values.pop("resume")
-    begin_run(folder, values, COMMAND)
-    return _run(folder, values, resume=False)
+    return start_run(cfg, COMMAND, _run)
 
 
 def _resume(given: dict[str, str]) -> None:
     with usage_errors():
-        folder = existing_folder(given.pop("resume"), "resume")
-        values = load_run(folder, COMMAND)
-        change_settings(values, given, CHANGEABLE)
-        try:
-            _check(values)
-        except (KeyError, TypeError) as error:
-            raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
+        folder, values, parts = reopen_run(given, COMMAND, CHANGEABLE, settings)
+        _check_parts(values, *parts)
         if given:
             write_settings(folder, values)
     _run(folder, values, resume=True)
 
 
 def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
+    """Returns the score on validation puzzles, for sweepers."""
     console = Console()
     with run_errors(folder, COMMAND):
-        announce(console, folder)
-        trainer = SupervisedTrainer(*settings(values), folder)
-        if resume:
-            resume_loop(trainer, console)
-        trainer.run(console)
-        console.say(f"at {trainer.position:,} steps after {trainer.seconds:.0f} s of training")
+        trainer = open_loop(partial(SupervisedTrainer, *settings(values), folder), folder, resume, console)
+        if not run_to_end(trainer, console):
+            return WORST
+        say_end(trainer, console)
         if values["test_puzzles"]:
             report = trainer.evaluate("test", values["test_puzzles"])
             write_atomically(folder / "eval.json", (json.dumps(report, indent=2) + "\n").encode())

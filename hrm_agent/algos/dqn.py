@@ -30,13 +30,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.algos.ppo import NonFiniteLoss
 from hrm_agent.carry import PolicyState
 from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
 from hrm_agent.encoders import Observation, map_observation
 from hrm_agent.optim import AdamATan2
 from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy
+from hrm_agent.policy import NonFiniteNumbers, Policy
 from hrm_agent.replay import Replay, Sequences
 
 OPTIMIZERS = ("adamw", "adam_atan2")
@@ -174,7 +173,7 @@ class DQN:
         Returns the means over optimizer steps of what was measured; nothing while the replay is not `ready`.
 
         Raises:
-            NonFiniteLoss: before any weight is changed by the offending loss.
+            NonFiniteNumbers: before any weight is changed by the offending loss.
         """
         c = self.config
         if not self.ready(replay):
@@ -226,7 +225,7 @@ class DQN:
             parameter.grad = sum(present[1:], present[0]) if present else None
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
         if not torch.isfinite(norm):
-            raise NonFiniteLoss(f"gradient norm is {norm.item()}")
+            raise NonFiniteNumbers(f"gradient norm is {norm.item()}")
         learning_rate = self._learning_rate(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate

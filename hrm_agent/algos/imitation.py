@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrm_agent.algos.ppo import NonFiniteLoss, state_drift
+from hrm_agent.algos.ppo import state_drift
 from hrm_agent.demonstrations import Demonstrations, LabelledWindows
 from hrm_agent.distributions import Distribution
 from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy
+from hrm_agent.policy import NonFiniteNumbers, Policy
 from hrm_agent.rollout import minibatches
 
 
@@ -109,7 +109,7 @@ class Imitation:
         Returns what was measured: loss and agreement as means over labelled steps, in nats and as a fraction.
 
         Raises:
-            NonFiniteLoss: before any weight is changed by the offending minibatch.
+            NonFiniteNumbers: before any weight is changed by the offending minibatch.
         """
         config = self.config
         learning_rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
@@ -160,7 +160,7 @@ class Imitation:
             parameter.grad = sum(present[1:], present[0]) if present else None
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         if not torch.isfinite(norm):
-            raise NonFiniteLoss(f"gradient norm is {norm.item()}")
+            raise NonFiniteNumbers(f"gradient norm is {norm.item()}")
         self.optimizer.step()
         total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
         return {**total, "gradient_norm": norm.item()}

@@ -71,10 +71,6 @@ class PPOConfig:
             )
 
 
-class NonFiniteLoss(NonFiniteNumbers):
-    """The loss or a gradient is NaN or infinite; the weights were not touched by it."""
-
-
 class PPO:
     """Loss and update of one policy.
 
@@ -99,7 +95,7 @@ class PPO:
         Returns the means over minibatches of what was measured.
 
         Raises:
-            NonFiniteLoss: before any weight is changed by the offending minibatch.
+            NonFiniteNumbers: before any weight is changed by the offending minibatch.
         """
         config = self.config
         remaining = 1.0 - progress if config.anneal else 1.0
@@ -147,7 +143,7 @@ class PPO:
             parameter.grad = sum(present[1:], present[0]) if present else None
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         if not torch.isfinite(norm):
-            raise NonFiniteLoss(f"gradient norm is {norm.item()}")
+            raise NonFiniteNumbers(f"gradient norm is {norm.item()}")
         self.optimizer.step()
         total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
         return {**total, "gradient_norm": norm.item()}

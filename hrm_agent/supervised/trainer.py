@@ -14,72 +14,33 @@ from torch import Tensor
 
 from hrm_agent import __version__
 from hrm_agent.checkpoint import write_atomically
-from hrm_agent.parallel import Shards
-from hrm_agent.run_loop import RunLoop
+from hrm_agent.run_loop import LoopConfig, RunLoop
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import ModelConfig, build_model, save_model
 from hrm_agent.supervised.tasks import build_task
-from hrm_agent.tracking import CLOCKS, Console, RunLog
+from hrm_agent.tracking import Console, RunLog
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """A run's own settings, beside the model's and the training's.
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(LoopConfig):
+    """A run's own settings, beside the model's and the training's. Units are optimizer steps, one a segment of a batch.
 
     Args:
         task, task_options: name of the task (`hrm_agent.supervised.tasks.TASKS`) and keyword arguments.
-        seed: of weights, puzzles and exploration.
-        total_steps: optimizer steps, one for each segment of a batch.
-        max_seconds: of training, evaluation and checkpoints not counted, after which the run ends although steps are
-            left; 0: no limit. What is annealed reaches its end with whichever limit is nearer.
-        clock: what all seconds of training are counted by, `wall` or `cpu` (processor time of the whole process).
-        checkpoint_every: steps between checkpoints; 0: only at the beginning and at the end.
-        keep_checkpoints: how many are kept.
-        eval_every, eval_puzzles: evaluation on validation puzzles, every so many steps (0: only at the end).
+        eval_puzzles: of an evaluation, validation puzzles.
         eval_segments: of an evaluation; 0: as many as in training.
-        log_every: steps between lines of the log, which hold means over the steps between.
-        shards: threads that share the batch.
-        device: `cpu`, or a CUDA device.
     """
 
     task: str
-    seed: int
-    total_steps: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    eval_every: int
-    eval_puzzles: int
-    log_every: int
-    shards: int
-    device: str
     task_options: dict[str, Any] = field(default_factory=dict)
+    eval_puzzles: int
     eval_segments: int = 0
-    max_seconds: float = 0.0
-    clock: str = "wall"
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "keep_checkpoints", "eval_puzzles", "log_every", "shards"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
-        for name in ("seed", "checkpoint_every", "eval_every", "eval_segments", "max_seconds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
-        if self.clock not in CLOCKS:
-            raise ValueError(f"clock={self.clock}: expected {' or '.join(CLOCKS)}")
-        check_device(self.device)
-
-
-def check_device(device: str) -> None:
-    """Raises: ValueError unless it is the CPU or a CUDA device that torch sees."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        kind = ""
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"device={device}: expected cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device}: torch {torch.__version__} sees no CUDA device; use device=cpu")
+        super().__post_init__()
+        self._check_least(1, "eval_puzzles")
+        self._check_least(0, "eval_segments")
 
 
 class SupervisedTrainer(RunLoop):
@@ -93,12 +54,11 @@ class SupervisedTrainer(RunLoop):
     """
 
     unit = "steps"
+    config: RunConfig
 
     def __init__(self, config: RunConfig, model_config: ModelConfig, training: SupervisedConfig, folder: Path) -> None:
-        now = CLOCKS[config.clock]
-        super().__init__(folder, config.keep_checkpoints, config.total_steps, config.max_seconds, now)
-        self.config, self.model_config = config, model_config
-        self.shards = Shards(config.shards)
+        super().__init__(config, folder)
+        self.model_config = model_config
         self.task = build_task(config.task, config.task_options, config.seed)
         torch.manual_seed(config.seed)
         self.model = build_model(model_config, self.task.spec).to(config.device)
@@ -195,7 +155,7 @@ class SupervisedTrainer(RunLoop):
 
     def metadata(self) -> dict[str, Any]:
         own = {"best": self.best, "validation": self.validation, "sums": dict(self._sums)}
-        return {**own, "hrm_agent_version": __version__, "learner": self.learner.metadata()}
+        return {**own, "learner": self.learner.metadata()}
 
     def restore(self, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> None:
         self.learner.restore(tensors, metadata["learner"])

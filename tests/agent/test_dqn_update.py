@@ -11,8 +11,8 @@ from tiny_dqn import PAPER, SEGMENTS, SMALL, close, equal, fill, make, perturb, 
 
 from hrm_agent.algos import dqn
 from hrm_agent.algos.dqn import DQN, DQNConfig
-from hrm_agent.algos.ppo import NonFiniteLoss
 from hrm_agent.parallel import Shards
+from hrm_agent.policy import NonFiniteNumbers
 from hrm_agent.replay import Replay
 
 
@@ -80,7 +80,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_untouched(bad: float, chan
     algo = filled.algo
     filled.replay.rewards[:] = bad
     before, target = weights(algo), [p.clone() for p in algo.target.parameters()]
-    with pytest.raises(NonFiniteLoss):
+    with pytest.raises(NonFiniteNumbers):
         algo.update(filled.replay, 0.0)
     assert equal(before, weights(algo))
     assert equal(target, list(algo.target.parameters()))

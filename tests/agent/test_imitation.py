@@ -21,13 +21,13 @@ from torch import Tensor
 
 from hrm_agent.agent import Agent
 from hrm_agent.algos.imitation import DAggerConfig, Imitation, ImitationConfig, drive
-from hrm_agent.algos.ppo import NonFiniteLoss
 from hrm_agent.collector import Collector
 from hrm_agent.demonstrations import Demonstrations
 from hrm_agent.distributions import build_distribution
 from hrm_agent.environments import make_labelled_vector_env
 from hrm_agent.learners import ImitationLearner
 from hrm_agent.parallel import Shards
+from hrm_agent.policy import NonFiniteNumbers
 from hrm_agent.tracking import Console
 from hrm_agent.trainer import Trainer
 from hrm_envs.cells import Cell
@@ -196,7 +196,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_untouched() -> None:
     demonstrations.states[0][1].fill_(float("nan"))
     demonstrations.episode_start.zero_()
     before = [p.detach().clone() for p in algo.parameters]
-    with pytest.raises(NonFiniteLoss):
+    with pytest.raises(NonFiniteNumbers):
         algo.update(demonstrations, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, algo.parameters, strict=True))
 

@@ -10,8 +10,9 @@ import torch
 from tiny import make_ppo
 from torch import Tensor
 
-from hrm_agent.algos.ppo import NonFiniteLoss, PPOConfig, state_drift
+from hrm_agent.algos.ppo import PPOConfig, state_drift
 from hrm_agent.collector import Collector
+from hrm_agent.policy import NonFiniteNumbers
 from hrm_agent.rollout import Rollout, Windows
 
 VARIANTS: list[tuple[str, str, int]] = [
@@ -180,7 +181,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_untouched(what: str, bad: 
     collector.collect(rollout)
     getattr(rollout, what)[..., 0] = -bad if what == "log_probs" else bad
     before = [p.detach().clone() for p in algo.parameters]
-    with pytest.raises(NonFiniteLoss):
+    with pytest.raises(NonFiniteNumbers):
         algo.update(rollout, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, algo.parameters, strict=True))
     assert algo.optimizer.state_dict()["state"] == {}

@@ -15,9 +15,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from hrm_agent import sweep_table as table_command
-from hrm_agent.algos.ppo import NonFiniteLoss
 from hrm_agent.cli import UsageError, check_jobs, compose_config, expand_sweeps, one_at_a_time
 from hrm_agent.config import config_folder
+from hrm_agent.policy import NonFiniteNumbers
 from hrm_agent.sweep_table import sweep_table
 from hrm_agent.train import check_run
 from hrm_agent.trainer import Trainer
@@ -121,7 +121,7 @@ def test_a_run_that_diverges_ends_alone(tmp_path: Path, monkeypatch: pytest.Monk
     def diverge_first(self: Trainer, console: Any) -> None:
         trained.append(self.config.seed)
         if self.config.seed == 0:
-            raise NonFiniteLoss("not a number")
+            raise NonFiniteNumbers("not a number")
         self.validation = {"success": 0.5, "return": 1.0}
 
     monkeypatch.setattr(Trainer, "run", diverge_first)

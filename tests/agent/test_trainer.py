@@ -22,11 +22,13 @@ from tiny import MAZE, make_dqn_trainer, make_trainer
 from hrm_agent import train
 from hrm_agent import trainer as trainer_module
 from hrm_agent.agent import Agent
-from hrm_agent.algos.ppo import PPO, NonFiniteLoss
+from hrm_agent.algos.ppo import PPO
 from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, load_tensors
+from hrm_agent.policy import NonFiniteNumbers
 from hrm_agent.rollout import Rollout
+from hrm_agent.run_loop import Interrupted
 from hrm_agent.tracking import Console
-from hrm_agent.trainer import Interrupted, Trainer
+from hrm_agent.trainer import Trainer
 
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -184,7 +186,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(
         return update(rollout, progress)
 
     monkeypatch.setattr(trainer.algo, "update", poisoned)
-    with pytest.raises(NonFiniteLoss, match=r"at 96 frames; the last good checkpoint is .*000000000064"):
+    with pytest.raises(NonFiniteNumbers, match=r"at 96 frames; the last good checkpoint is .*000000000064"):
         trainer.run(Console())
     assert int(trainer.checkpoints.paths()[-1].stem) == 64
 
