@@ -36,6 +36,7 @@ from hrm_agent import hub, registry, supervise, train
 from hrm_agent.cli import check_jobs, open_options, parse_options, wants_help
 from hrm_agent.config import resolve, settings
 from hrm_agent.cores import CORES
+from hrm_agent.runs import load_run
 from hrm_agent.sources import import_source
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,7 +106,7 @@ def check_training(arguments: list[str], monkeypatch: pytest.MonkeyPatch, instal
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     if "resume" in given:
         assert set(given) <= {"resume", *train.CHANGEABLE}
-        train.load_run(Path(given["resume"]))
+        load_run(Path(given["resume"]), train.COMMAND)
         return
     check_jobs(open_options(arguments), "train", check)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hrm_agent import evaluate, shifts, train, watch
+from hrm_agent import evaluate, shifts, supervise, train, watch
 
-MODULES = {"train": train, "evaluate": evaluate, "watch": watch, "shifts": shifts}
+MODULES = {"train": train, "supervise": supervise, "evaluate": evaluate, "watch": watch, "shifts": shifts}
 # 8 updates of 32 frames, a checkpoint after every other one.
 TINY_RUN = (
     "env=DynamicMaze-v0",

@@ -17,6 +17,8 @@ from hrm_agent.config import resolve, settings
 from hrm_agent.environments import make_vector_env
 from hrm_agent.parallel import total_memory
 from hrm_agent.policy import Policy
+from hrm_agent.run_loop import RunLoop
+from hrm_agent.supervised.trainer import SupervisedTrainer
 from hrm_agent.train import check_run
 from hrm_agent.trainer import Trainer
 
@@ -145,6 +147,9 @@ def damage(run: Path, how: str) -> None:
         case "other version":
             described = json.loads((run / "run.json").read_text())
             (run / "run.json").write_text(json.dumps({**described, "run_version": 99}))
+        case "no command":
+            described = json.loads((run / "run.json").read_text())
+            (run / "run.json").write_text(json.dumps({**described, "command": "python"}))
         case "description cut":
             (run / "run.json").write_text((run / "run.json").read_text()[:30])
         case "configuration garbled":
@@ -174,6 +179,7 @@ RESUME = {
     "no configuration": "not the folder of a run",
     "other version": "run of version 99, expected 1",
     "description cut": "not a run's description",
+    "no command": "not a run's description",
     "configuration garbled": "not valid YAML",
     "configuration cut": "not a run's configuration",
     "checkpoints cut": "truncated or altered",
@@ -187,6 +193,26 @@ def test_resume_refuses_a_damaged_run(
 ) -> None:
     damage(copy, how)
     assert RESUME[how] in refusal(monkeypatch, capsys, "train", ["resume=run"], copy.parent)
+
+
+@pytest.mark.parametrize("trainer", [Trainer, SupervisedTrainer])
+def test_a_run_is_resumed_by_the_command_that_began_it(
+    trainer: type[RunLoop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    supervised = ["task.rows=3", "task.cols=3", "core.hidden_size=8", "training.batch_size=2", "eval_puzzles=2"]
+    begun = {"train": TINY_RUN, "supervise": [*supervised, "test_puzzles=0", "shards=1"]}
+    mine, other = ("train", "supervise") if trainer is Trainer else ("supervise", "train")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "run", killed)
+        with pytest.raises(SystemExit) as exit_:
+            run_command(patch, mine, *begun[mine], f"hydra.run.dir={tmp_path / 'run'}")
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err.endswith(f"go on with: python -m hrm_agent.{mine} resume={tmp_path / 'run'}\n")
+    line = refusal(monkeypatch, capsys, other, ["resume=run"], tmp_path)
+    assert f"run: a run of hrm_agent.{mine}, not of hrm_agent.{other}" in line
 
 
 @pytest.mark.parametrize(

@@ -31,14 +31,44 @@ FORBIDDEN = {
     "hrm_agent/replay.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
     "hrm_agent/learners.py": ("hrm_agent.trainer", "hrm_agent.config", "hrm_envs", "omegaconf", "hydra"),
     "hrm_agent/collector.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
-    "hrm_agent/trainer.py": ("hrm_agent.config", "hrm_agent.cli", "hrm_agent.train", "omegaconf", "hydra"),
+    "hrm_agent/run_loop.py": (
+        "hrm_agent.algos",
+        "hrm_agent.trainer",
+        "hrm_agent.supervised",
+        "hrm_agent.config",
+        "hrm_agent.cli",
+        "hrm_agent.runs",
+        "gymnasium",
+        "omegaconf",
+        "hydra",
+    ),
+    "hrm_agent/runs.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_agent.supervised", "hrm_envs"),
+    "hrm_agent/trainer.py": (
+        "hrm_agent.config",
+        "hrm_agent.cli",
+        "hrm_agent.runs",
+        "hrm_agent.train",
+        "omegaconf",
+        "hydra",
+    ),
     "hrm_agent/baselines": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_agent.policy", "omegaconf", "hydra"),
     "hrm_agent/card.py": ("hrm_agent", "torch", "gymnasium"),
     "hrm_agent/registration.py": ("hrm_agent.trainer", "hrm_agent.evaluation", "hrm_envs", "omegaconf", "hydra"),
     "hrm_agent/hub.py": ("hrm_agent.trainer", "hrm_agent.evaluation", "hrm_envs", "omegaconf", "hydra"),
     "hrm_agent/agent.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
 }
-COMMANDS = {"train", "evaluate", "watch", "shifts", "parity", "export", "agents.__main__", "sweep_table"}
+COMMANDS = {
+    "train",
+    "supervise",
+    "solve",
+    "evaluate",
+    "watch",
+    "shifts",
+    "parity",
+    "export",
+    "agents.__main__",
+    "sweep_table",
+}
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
