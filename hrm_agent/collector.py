@@ -19,8 +19,9 @@ from hrm_agent.carry import PolicyState
 from hrm_agent.demonstrations import Demonstrations
 from hrm_agent.encoders import Observation, map_observation
 from hrm_agent.environments import episode_statistics, episode_success
+from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.parallel import Shards
-from hrm_agent.policy import Decision, NonFiniteNumbers, Policy, to_tensors
+from hrm_agent.policy import Decision, Policy, to_tensors
 from hrm_agent.replay import Replay
 from hrm_agent.rollout import Rollout
 

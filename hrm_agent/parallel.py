@@ -14,11 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_AUTO_SHARDS = 8
+CACHE_BYTES = 2**21
+"""Of the widest activation of a batch. Larger batches are thought about in parts on a CPU: their temporaries would
+leave the cache, and page by page be given back to the system and asked for again."""
 
 
 def available_cores() -> int:
@@ -47,6 +51,19 @@ def check_device(device: str) -> None:
         raise ValueError(f"device={device}: expected cpu, cuda or cuda:N")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device}: torch {torch.__version__} sees no CUDA device; use device=cpu")
+
+
+def rows_at_once(network: nn.Module, length: int, device: torch.device) -> int | None:
+    """Rows of a batch that are best thought about together on this device; None: as many as there are.
+
+    Args:
+        network: with at least one `nn.Linear`, the widest of which decides.
+        length: tokens of a row.
+    """
+    if device.type != "cpu":
+        return None
+    widest = max(m.out_features for m in network.modules() if isinstance(m, nn.Linear))
+    return max(1, CACHE_BYTES // (4 * length * widest))
 
 
 class Shards:

@@ -19,13 +19,11 @@ from hrm_agent.carry import PolicyState, build_carry
 from hrm_agent.cores import State, build_core, map_state
 from hrm_agent.distributions import INITIAL_LOG_STD, build_distribution
 from hrm_agent.encoders import EncoderConfig, GridEncoder, Observation, build_encoder, find_grid
+from hrm_agent.parallel import rows_at_once
 
 READOUTS = ("agent", "mean", "first", "last")
 HEADS = ("actor_critic", "q")
 STOPS = ("fixed", "settled", "agreed")
-CACHE_BYTES = 2**21
-"""Of the widest activation of a batch. Larger batches are thought about in parts on a CPU: their temporaries would
-leave the cache, and page by page be given back to the system and asked for again."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,6 @@ class PolicyConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PolicyConfig:
         return cls(**{**values, "encoder": EncoderConfig(**values["encoder"])})
-
-
-class NonFiniteNumbers(RuntimeError):
-    """NaN or infinity where numbers were expected; training cannot go on."""
 
 
 class Decision(NamedTuple):
@@ -187,10 +181,7 @@ class Policy(nn.Module):
     @property
     def rows_at_once(self) -> int | None:
         """Rows of a batch that are best thought about together on this device; None: as many as there are."""
-        if self.device.type != "cpu":
-            return None
-        widest = max(m.out_features for m in self.modules() if isinstance(m, nn.Linear))
-        return max(1, CACHE_BYTES // (4 * self.encoder.length * widest))
+        return rows_at_once(self, self.encoder.length, self.device)
 
     @property
     def device(self) -> torch.device:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from hrm_agent import __version__
 from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, load_tensors
+from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.parallel import Shards, check_device
-from hrm_agent.policy import NonFiniteNumbers
 from hrm_agent.tracking import CLOCKS, Console, RunLog
 
 CHECKPOINTS = "checkpoints"

@@ -33,7 +33,7 @@ from hrm_agent.cli import (
     wants_help,
 )
 from hrm_agent.config import config_folder, resolve
-from hrm_agent.policy import NonFiniteNumbers
+from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.run_loop import Interrupted, RunLoop
 from hrm_agent.tracking import Console
 

@@ -33,9 +33,10 @@ from torch import Tensor, nn
 from hrm_agent.carry import PolicyState
 from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
 from hrm_agent.encoders import Observation, map_observation
+from hrm_agent.gradients import clip_gradients, set_gradients
 from hrm_agent.optim import AdamATan2
 from hrm_agent.parallel import Shards
-from hrm_agent.policy import NonFiniteNumbers, Policy
+from hrm_agent.policy import Policy
 from hrm_agent.replay import Replay, Sequences
 
 OPTIMIZERS = ("adamw", "adam_atan2")
@@ -220,12 +221,8 @@ class DQN:
 
     def _step(self, parts: list[Part], progress: float) -> dict[str, float]:
         """One step of the optimizer and of the target network, the gradient summed over shards in a fixed order."""
-        for parameter, *grads in zip(self.parameters, *(p[0] for p in parts), strict=True):
-            present = [g for g in grads if g is not None]
-            parameter.grad = sum(present[1:], present[0]) if present else None
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm or math.inf)
-        if not torch.isfinite(norm):
-            raise NonFiniteNumbers(f"gradient norm is {norm.item()}")
+        set_gradients(self.parameters, (p[0] for p in parts))
+        norm = clip_gradients(self.parameters, self.config.max_grad_norm)
         learning_rate = self._learning_rate(progress)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate

@@ -16,8 +16,9 @@ from torch import Tensor
 from hrm_agent.algos.ppo import state_drift
 from hrm_agent.demonstrations import Demonstrations, LabelledWindows
 from hrm_agent.distributions import Distribution
+from hrm_agent.gradients import clip_gradients, set_gradients
 from hrm_agent.parallel import Shards
-from hrm_agent.policy import NonFiniteNumbers, Policy
+from hrm_agent.policy import Policy
 from hrm_agent.rollout import minibatches
 
 
@@ -155,12 +156,8 @@ class Imitation:
 
         columns = batch.episode_start.shape[1]
         parts = self.shards.map(gradient, self.shards.slices(columns, self.policy.rows_at_once))
-        for parameter, *grads in zip(self.parameters, *(g for g, _ in parts), strict=True):
-            present = [g for g in grads if g is not None]
-            parameter.grad = sum(present[1:], present[0]) if present else None
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise NonFiniteNumbers(f"gradient norm is {norm.item()}")
+        set_gradients(self.parameters, (gradients for gradients, _ in parts))
+        norm = clip_gradients(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
         total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
         return {**total, "gradient_norm": norm.item()}

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
 from hrm_agent.cores import State, map_state
 from hrm_agent.cores.blocks import BlockStack
+from hrm_agent.gradients import clip_gradients, set_gradients
 from hrm_agent.optim import AdamATan2, SignSGD
 from hrm_agent.parallel import Shards
-from hrm_agent.policy import CACHE_BYTES, NonFiniteNumbers
 from hrm_agent.supervised.losses import CROSS_ENTROPIES, puzzle_loss
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Examples
@@ -126,11 +126,11 @@ class DeepSupervision:
         """
         self._replace_halted()
         count = self.config.batch_size
-        slices = self.shards.slices(count, rows_at_once(self.model))
+        slices = self.shards.slices(count, self.model.rows_at_once)
         # Each worker looks at its own rows: their state is overwritten only when their gradient is known.
         parts = self.shards.map(self._think, slices)
-        gradients = _sum_gradients([p["gradients"] for p in parts])
-        norm = self._take_step(gradients, done)
+        set_gradients(self.parameters, (p["gradients"] for p in parts))
+        norm = self._take_step(done)
         totals = {name: sum(p["sums"][name] for p in parts) for name in parts[0]["sums"]}
         q_halt, q_continue, exact = (
             torch.cat([p[name] for p in parts]).cpu() for name in ("halt", "continue", "exact")
@@ -225,13 +225,8 @@ class DeepSupervision:
         warm = min(1.0, (self.steps + 1) / self.config.warmup) if self.config.warmup else 1.0
         return warm * (1.0 - done if self.config.anneal else 1.0)
 
-    def _take_step(self, gradients: list[Tensor | None], done: float) -> float:
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
-        limit = self.config.max_grad_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, limit)
-        if not torch.isfinite(norm):
-            raise NonFiniteNumbers(f"gradient norm is {norm.item()}")
+    def _take_step(self, done: float) -> float:
+        norm = clip_gradients(self.weights, self.config.max_grad_norm)
         scale = self._schedule(done)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * scale
@@ -341,14 +336,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
-def rows_at_once(model: PuzzleModel) -> int | None:
-    """Puzzles that are best thought about together; None: as many as there are (see `hrm_agent.policy`)."""
-    if model.lm_head.weight.device.type != "cpu":
-        return None
-    widest = max(m.out_features for m in model.core.modules() if isinstance(m, nn.Linear))
-    return max(1, CACHE_BYTES // (4 * model.core.length * widest))
-
-
 def to_batch(examples: Examples, device: torch.device) -> dict[str, Tensor]:
     """`inputs`, `labels` and `puzzle_identifiers`, int32, as the model takes them."""
     arrays = {
@@ -357,14 +344,3 @@ def to_batch(examples: Examples, device: torch.device) -> dict[str, Tensor]:
         "puzzle_identifiers": examples.puzzle_identifiers,
     }
     return {name: torch.from_numpy(np.ascontiguousarray(array, np.int32)).to(device) for name, array in arrays.items()}
-
-
-def _sum_gradients(parts: list[tuple[Tensor | None, ...]]) -> list[Tensor | None]:
-    """Parameter by parameter over the parts of a batch, in their order."""
-
-    def summed() -> Iterator[Tensor | None]:
-        for gradients in zip(*parts, strict=True):
-            present = [g for g in gradients if g is not None]
-            yield sum(present[1:], present[0]) if present else None
-
-    return list(summed())

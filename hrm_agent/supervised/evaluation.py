@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hrm_agent.cores import map_state
 from hrm_agent.evaluation.metrics import wilson_interval
 from hrm_agent.parallel import Shards
-from hrm_agent.supervised.deep_supervision import autocast, rows_at_once, to_batch
+from hrm_agent.supervised.deep_supervision import autocast, to_batch
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Answers, Examples, Task
 
@@ -42,7 +42,7 @@ class Solver:
         self.shards = shards or Shards(1)
 
     def __call__(self, examples: Examples) -> Answers:
-        largest = min(rows_at_once(self.model) or EVALUATION_BATCH, EVALUATION_BATCH)
+        largest = min(self.model.rows_at_once or EVALUATION_BATCH, EVALUATION_BATCH)
         parts = self.shards.map(
             lambda rows: self._solve(examples.rows(rows)), self.shards.slices(len(examples), largest)
         )

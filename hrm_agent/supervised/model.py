@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hrm_agent.cores import State, build_core
 from hrm_agent.cores.base import check_at_least, check_choice, linear, truncated_normal_
 from hrm_agent.encoders import EncoderConfig, GridEncoder
+from hrm_agent.parallel import rows_at_once
 
 MODEL_POSITIONS = ("rope", "rope2d", "learned", "none")
 HALTING_BIAS = -5.0
@@ -106,6 +107,11 @@ class PuzzleModel(nn.Module):
         self.halting_head = linear(hidden_size, 2, bias=True)
         nn.init.zeros_(self.halting_head.weight)
         nn.init.constant_(self.halting_head.bias, HALTING_BIAS)
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """Puzzles that are best thought about together on this device; None: as many as there are."""
+        return rows_at_once(self.core, self.core.length, self.lm_head.weight.device)
 
     def initial_state(self, batch_size: int) -> State:
         """The core's state before the first segment."""

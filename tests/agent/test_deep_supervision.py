@@ -108,7 +108,7 @@ def test_the_split_of_a_batch_changes_nothing(core: str, monkeypatch: pytest.Mon
     halting = "q_learning" if core == "hrm" else "halt_only"
     config = dataclasses.replace(PLAIN, halting=halting)
     whole = learner(config, core=core)
-    monkeypatch.setattr("hrm_agent.supervised.deep_supervision.rows_at_once", lambda model: 2)
+    monkeypatch.setattr(PuzzleModel, "rows_at_once", 2)
     parts = learner(config, shards=2, core=core)
     for _ in range(4):
         one, other = whole.step(0.0), parts.step(0.0)
@@ -234,7 +234,7 @@ def test_a_checkpoint_of_another_batch_is_refused() -> None:
 
 
 def test_numbers_that_are_not_finite_touch_no_weight() -> None:
-    from hrm_agent.policy import NonFiniteNumbers
+    from hrm_agent.gradients import NonFiniteNumbers
 
     ours = learner()
     ours.step(0.0)

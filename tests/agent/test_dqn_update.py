@@ -11,8 +11,8 @@ from tiny_dqn import PAPER, SEGMENTS, SMALL, close, equal, fill, make, perturb, 
 
 from hrm_agent.algos import dqn
 from hrm_agent.algos.dqn import DQN, DQNConfig
+from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.parallel import Shards
-from hrm_agent.policy import NonFiniteNumbers
 from hrm_agent.replay import Replay
 
 

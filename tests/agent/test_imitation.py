@@ -25,9 +25,9 @@ from hrm_agent.collector import Collector
 from hrm_agent.demonstrations import Demonstrations
 from hrm_agent.distributions import build_distribution
 from hrm_agent.environments import make_labelled_vector_env
+from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.learners import ImitationLearner
 from hrm_agent.parallel import Shards
-from hrm_agent.policy import NonFiniteNumbers
 from hrm_agent.tracking import Console
 from hrm_agent.trainer import Trainer
 from hrm_envs.cells import Cell

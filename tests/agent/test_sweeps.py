@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from hrm_agent import sweep_table as table_command
 from hrm_agent.cli import UsageError, check_jobs, compose_config, expand_sweeps, one_at_a_time
 from hrm_agent.config import config_folder
-from hrm_agent.policy import NonFiniteNumbers
+from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.sweep_table import sweep_table
 from hrm_agent.train import check_run
 from hrm_agent.trainer import Trainer

@@ -24,7 +24,7 @@ from hrm_agent import trainer as trainer_module
 from hrm_agent.agent import Agent
 from hrm_agent.algos.ppo import PPO
 from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, load_tensors
-from hrm_agent.policy import NonFiniteNumbers
+from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.rollout import Rollout
 from hrm_agent.run_loop import Interrupted
 from hrm_agent.tracking import Console
