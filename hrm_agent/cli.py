@@ -233,7 +233,7 @@ def parse_options(arguments: list[str], config_name: str, usage: str) -> dict[st
     given = OmegaConf.from_cli([a.lstrip("+") for a in arguments])
     for argument in arguments:
         key, _, text = argument.lstrip("+").partition("=")
-        if key in ("run", "agent", "out", "folder") and text != "null":
+        if key in ("run", "agent", "out", "folder", "model", "submission") and text != "null":
             given[key] = text  # a folder may be called 0
     merged = OmegaConf.merge(defaults, given)
     assert isinstance(merged, DictConfig)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.imitation import DAggerConfig, ImitationConfig
@@ -48,8 +49,15 @@ def config_folder() -> Path:
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Plain values, without interpolations and with `shards: auto` made a number."""
-    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    """Plain values, without interpolations and with `shards: auto` made a number.
+
+    Raises:
+        ValueError: a setting that must be given is not.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ValueError(f"{error.full_key}: required, and not given; add {error.full_key}=VALUE") from None
     assert isinstance(values, dict)
     plain: dict[str, Any] = {str(key): value for key, value in values.items()}
     if plain["shards"] == "auto":

@@ -167,7 +167,9 @@ class DeepSupervision:
         """One segment of some rows: their share of the gradient, and what they say; writes their new state."""
         config = self.config
         batch = {name: value[rows] for name, value in self.batch.items()}
-        state = map_state(lambda s: s[rows], self.state)
+        # A copy: autograd counts writes per tensor, not per row, and other threads may write theirs before this one's
+        # gradient is known.
+        state = map_state(lambda s: s[rows].clone(), self.state)
         with torch.enable_grad():  # grad mode is per thread
             with self._precision():
                 new, logits, q_halt, q_continue = self.model(state, batch)

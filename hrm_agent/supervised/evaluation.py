@@ -90,6 +90,7 @@ def evaluate_model(
     halting: str = "halt_only",
     curves: bool = True,
     own: bool = True,
+    stopping: Solver | None = None,
 ) -> dict[str, Any]:
     """Scores of a model on the first `count` puzzles of a band, all segments being run.
 
@@ -97,6 +98,7 @@ def evaluate_model(
         halting: by which rule `halted` says what halting would have made of it.
         curves: with the scores after every segment, and what later segments repaired.
         own: with the task's own evaluation, which may take much longer.
+        stopping: a solver that halts, which is then asked for `halted`; None: `halt_early` works it out.
 
     Returns:
         For every score of the task (`exact`, `cells`, perhaps more) its mean and `NAME_ci95`: Wilson's interval of a
@@ -113,7 +115,7 @@ def evaluate_model(
     report: dict[str, Any] = {"band": band, "puzzles": len(examples), "segments": solver.segments}
     report |= summarise(scores)
     report["q_halt_accuracy"] = float(((answers.q_halt[-1] > 0) == scores["exact"]).mean())
-    stopped = halt_early(solver, halting, examples, answers)
+    stopped = stopping(examples) if stopping else halt_early(solver, halting, examples, answers)
     report["halted"] = {**summarise(task.score(examples, stopped.last)), "segments": float(stopped.segments.mean())}
     if curves:
         report["curves"] = {name: [float(s[name].mean()) for s in after] for name in scores}
@@ -158,6 +160,9 @@ def format_report(report: dict[str, Any]) -> str:
         low, high = report[f"{name}_ci95"]
         lines.append(f"  {name:<8} {report[name]:.3f} [{low:.3f}, {high:.3f}]   halting by itself: {halted[name]:.3f}")
     lines.append(f"  segments {report['segments']:.1f}                  halting by itself: {halted['segments']:.1f}")
+    if "ms_per_puzzle" in report:
+        halting = f"{halted['ms_per_puzzle']:8.3f}" if "ms_per_puzzle" in halted else "not timed"
+        lines.append(f"  ms a puzzle {report['ms_per_puzzle']:8.3f}          halting by itself: {halting}")
     if "curves" in report:
         name = "valid" if "valid" in report["curves"] else "exact"
         curve = "  ".join(f"{value:.3f}" for value in report["curves"][name])

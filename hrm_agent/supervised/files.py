@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import TaskSpec
 
 MODEL_FILE = "model.safetensors"
+INFO_FILE = "model.json"
+"""Beside a run's models: what `SupervisedTrainer.info` says of each."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,39 @@ def load_model(path: str | Path, best: bool = False) -> PuzzleModel:
     Raises:
         ValueError: there is no model, or the file is damaged or holds something else.
     """
+    return load_model_and_spec(path, best)[0]
+
+
+def load_model_and_spec(path: str | Path, best: bool = False) -> tuple[PuzzleModel, TaskSpec]:
+    """As `load_model`, with the shape of the puzzles that the model is for."""
     file = find_model(path, best)
     tensors, metadata = load_tensors(file)
     if metadata.get("kind") != "puzzle_model":
         raise CheckpointError(f"{file}: holds a {metadata.get('kind', 'file of an unknown kind')}, not a puzzle model")
-    spec = dict(metadata["spec"])
-    spec["grid"] = tuple(spec["grid"]) if spec["grid"] else None
+    entries = dict(metadata["spec"])
+    entries["grid"] = tuple(entries["grid"]) if entries["grid"] else None
     try:
-        model = build_model(ModelConfig(**metadata["model"]), TaskSpec(**spec))
+        spec = TaskSpec(**entries)
+        model = build_model(ModelConfig(**metadata["model"]), spec)
         model.load_state_dict(tensors)
     except (TypeError, RuntimeError) as error:
         raise CheckpointError(f"{file}: does not fit this version ({' '.join(str(error).split())[:200]})") from None
-    return model.eval()
+    return model.eval(), spec
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """`model.json` of a model's folder; empty where there is none, as of one that no run saved.
+
+    Raises:
+        CheckpointError: it is no such file.
+    """
+    file = folder / INFO_FILE
+    if not file.exists():
+        return {}
+    try:
+        info = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not a model's description ({error})") from None
+    if not isinstance(info, dict) or not isinstance(info.get("task_options", {}), dict):
+        raise CheckpointError(f"{file}: not a model's description")
+    return info

@@ -17,7 +17,7 @@ from hrm_agent.checkpoint import write_atomically
 from hrm_agent.run_loop import LoopConfig, RunLoop
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
-from hrm_agent.supervised.files import ModelConfig, build_model, save_model
+from hrm_agent.supervised.files import INFO_FILE, ModelConfig, build_model, save_model
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.tracking import Console, RunLog
 
@@ -123,7 +123,7 @@ class SupervisedTrainer(RunLoop):
         folder = self.folder / "models" / name
         with self.learner.averaged() as model:
             save_model(folder, model, self.model_config, self.task.spec)
-        write_atomically(folder / "model.json", (json.dumps(self.info(), indent=2) + "\n").encode())
+        write_atomically(folder / INFO_FILE, (json.dumps(self.info(), indent=2) + "\n").encode())
 
     def info(self) -> dict[str, Any]:
         """Where a model comes from."""
@@ -141,6 +141,7 @@ class SupervisedTrainer(RunLoop):
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "max_segments": self.learner.config.max_segments,
             "halting": self.learner.config.halting,
+            "precision": self.learner.config.precision,
             "validation": self.validation,
             "hrm_agent_version": __version__,
         }

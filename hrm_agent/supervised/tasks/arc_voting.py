@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hrm_agent.checkpoint import write_atomically
 from hrm_agent.evaluation.metrics import wilson_interval
 from hrm_agent.supervised.tasks.arc_grids import Grid
 
@@ -110,4 +111,4 @@ def write_submission(result: Mapping[str, Any], path: Path) -> None:
     """
     if "attempts" not in result:
         raise ValueError("the evaluation has no 'attempts'; give what task=arc returned")
-    path.write_text(json.dumps(result["attempts"]))
+    write_atomically(path, json.dumps(result["attempts"]).encode())

@@ -1,0 +1,265 @@
+"""`python -m hrm_agent.solve model=RUN|FOLDER|FILE`: a puzzle model on held-out puzzles, and what halting saves."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from hrm_agent import __version__
+from hrm_agent.checkpoint import write_atomically
+from hrm_agent.cli import UsageError, nearest, parse_agent_options, usage_errors
+from hrm_agent.config import config_folder
+from hrm_agent.cores import CORES
+from hrm_agent.cores.base import check_at_least, check_choice
+from hrm_agent.parallel import Shards, available_cores
+from hrm_agent.supervised.deep_supervision import PRECISIONS
+from hrm_agent.supervised.evaluation import Solver, evaluate_model, format_report
+from hrm_agent.supervised.files import find_model, load_model_and_spec, read_info
+from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.supervised.published import CONFIG_FILE, find_weights, load_published_checkpoint
+from hrm_agent.supervised.tasks import Answers, Examples, Task, TaskSpec, build_task
+from hrm_agent.supervised.tasks.arc_voting import write_submission
+from hrm_agent.supervised.trainer import check_device
+
+WARM_UP = 8
+"""Puzzles solved before the clock starts: the first call on a device loads what later ones reuse."""
+TRAINED = ("seed", "steps", "puzzles", "samples", "seconds", "clock", "step", "ema")
+"""What the report repeats of a model's training; the last two of a published checkpoint."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its task, and how it was trained to think.
+
+    Attributes:
+        path: of its file.
+        info: `model.json`, or what is known of a published checkpoint.
+        segments: S, that it was trained with.
+        halting: rule by which it halts, see `Solver`.
+    """
+
+    model: PuzzleModel
+    path: Path
+    task: Task
+    task_name: str
+    task_options: dict[str, Any]
+    info: dict[str, Any]
+    segments: int
+    halting: str
+    precision: str
+
+
+class TimedSolver(Solver):
+    """A solver that counts its puzzles and the seconds that they take."""
+
+    seconds = 0.0
+    puzzles = 0
+
+    def __call__(self, examples: Examples) -> Answers:
+        began = time.perf_counter()
+        answers = super().__call__(examples)  # ends with arrays of numpy, so a CUDA device has finished too
+        self.seconds += time.perf_counter() - began
+        self.puzzles += len(examples)
+        return answers
+
+    @property
+    def ms_per_puzzle(self) -> float:
+        return 1000 * self.seconds / self.puzzles
+
+
+def solve(
+    model: str,
+    task: str | None = None,
+    task_options: dict[str, Any] | None = None,
+    band: str = "test",
+    puzzles: int = 1000,
+    segments: int = 0,
+    halt: bool = False,
+    precision: str | None = None,
+    device: str = "cpu",
+    out: str | None = None,
+    submission: str | None = None,
+    best: bool = True,
+) -> dict[str, Any]:
+    """Answers and scores of a model that `hrm_agent.supervise` trained, or of a published checkpoint.
+
+    The same call gives the same numbers, but for `ms_per_puzzle`.
+
+    Args:
+        model: folder of a run or of a model, or a model's file; or a checkpoint of the authors of HRM and TRM, its
+            folder or file, with `all_config.yaml` beside it.
+        task: a choice of `configs/task/`; None: the task that the model was trained on, with the options of then.
+        task_options: changed options of the task. Puzzles must keep the shape that the model was trained for.
+        band: `test` or `validation`.
+        puzzles: how many, the first of the band.
+        segments: S, of every puzzle; 0: as many as in training.
+        halt: solve them a second time, and stop thinking about each puzzle when the model says that it has the
+            answer. Without, the scores of halting are worked out from the answers after all segments, and not timed.
+        precision: of the matrix products, `float32` or `bfloat16`; None: as in training.
+        device: `cpu`, or a CUDA device.
+        out: file for the JSON, written whole or not at all.
+        submission: file for ARC Prize's `submission.json`, of the task `arc` alone.
+        best: of a run's models, the best on validation puzzles rather than the last.
+
+    Returns:
+        What is written: the scores (`hrm_agent.supervised.evaluation.evaluate_model`) and what was evaluated on what.
+        `ms_per_puzzle` is wall-clock time on `threads` threads, `halted.ms_per_puzzle` the same with halting where
+        `halt` is true.
+
+    Raises:
+        ValueError: no model there or a file of it damaged, a task that does not fit it, fewer puzzles than asked for,
+            a package that the task needs is not installed, or a setting out of range; nothing is written then.
+    """
+    for name, file in (("out", out), ("submission", submission)):
+        if file is not None and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
+            raise ValueError(f"{name}={file}: expected a file in a folder that exists")
+    check_at_least("puzzles", puzzles, 1)
+    check_at_least("segments", segments, 0)
+    if type(halt) is not bool:
+        raise ValueError(f"halt={halt}: expected true or false")
+    if precision is not None:
+        check_choice("precision", precision, PRECISIONS)
+    check_device(device)
+    loaded = _load(Path(model), best, task, task_options or {})
+    if submission is not None and loaded.task_name != "arc":
+        raise ValueError(f"submission={submission}: only task=arc1 and task=arc2 have one; leave it out")
+    report = _report(loaded, band, puzzles, segments or loaded.segments, halt, precision or loaded.precision, device)
+    if submission is not None:
+        write_submission(report["task"], Path(submission))
+    if out is not None:
+        write_atomically(Path(out), (json.dumps(report, indent=2) + "\n").encode())
+    return report
+
+
+def _load(path: Path, best: bool, task: str | None, options: dict[str, Any]) -> LoadedModel:
+    if not path.exists():
+        raise ValueError(f"model={path}: no such file or folder")
+    if ((path if path.is_dir() else path.parent) / CONFIG_FILE).is_file():
+        return _load_published(path, task, options)
+    file = find_model(path, best)
+    model, spec = load_model_and_spec(file)
+    info = read_info(file.parent)
+    name, options = choose_task(path, task, options, info)
+    made = _build(name, options, info.get("seed", 0))
+    check_shape(name, made.spec, spec, model.puzzles is not None)
+    if model.patches is not None and model.patches.encoder.crop and options.get("label_border"):
+        raise UsageError("the model answers nothing on the outer ring of a maze; add task_options.label_border=false")
+    thinking = info.get("max_segments", 16), info.get("halting", "halt_only"), info.get("precision", "float32")
+    return LoadedModel(model, file, made, name, options, info, *thinking)
+
+
+def _load_published(path: Path, task: str | None, options: dict[str, Any]) -> LoadedModel:
+    file = find_weights(path)
+    name, options = choose_task(path, task, options, {})
+    made = _build(name, options, 0)
+    model, facts = load_published_checkpoint(file, made.spec)
+    # The rule of whichever head was trained; TRM's authors leave the second one untrained unless told otherwise.
+    halting = "halt_only" if facts.get("no_ACT_continue", facts["kind"] == "trm") else "q_learning"
+    thinking = facts.get("halt_max_steps", 16), halting, "float32"
+    return LoadedModel(model, file, made, name, options, facts, *thinking)
+
+
+def choose_task(
+    path: Path, task: str | None, options: dict[str, Any], info: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Name of a task (`hrm_agent.supervised.tasks.TASKS`) and all its options; arguments as of `solve`.
+
+    Raises:
+        UsageError: nothing says which task, or an option is unknown or missing.
+    """
+    if task is not None:
+        # The file alone, not what `configs/recommended/` lays over it for training one core or another.
+        files = {file.stem: file for file in sorted((config_folder() / "task").glob("*.yaml"))}
+        if task not in files:
+            raise UsageError(f"task={task}: no such task{nearest(str(task), list(files))}")
+        chosen: Any = OmegaConf.to_container(OmegaConf.load(files[task]))
+        name = chosen.pop("name")
+    elif "task" in info:
+        name, chosen = info["task"], info.get("task_options", {})
+    else:
+        raise UsageError(f"model={path}: nothing there says what it was trained on; add task=NAME, as configs/task/")
+    for key in options:
+        if key not in chosen:
+            raise UsageError(f"task_options.{key}: no such option of task={task or name}{nearest(key, list(chosen))}")
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(chosen, options))
+    for key, value in merged.items():
+        if value == "???":
+            raise UsageError(f"task={task or name} needs task_options.{key}=...")
+    return name, merged
+
+
+def _build(name: str, options: dict[str, Any], seed: int) -> Task:
+    try:
+        return build_task(name, options, seed)
+    except ModuleNotFoundError as error:
+        raise UsageError(str(error)) from None
+
+
+def check_shape(name: str, task: TaskSpec, model: TaskSpec, tells_puzzles_apart: bool) -> None:
+    """Raises: UsageError where puzzles of a task are not of the shape that a model was trained for."""
+    compared = [
+        ("grid", task.grid, model.grid),
+        ("tokens of a puzzle", task.sequence_length, model.sequence_length),
+        ("ids of inputs", task.input_ids, model.input_ids),
+        ("ids of answers", task.answer_ids, model.answer_ids),
+    ]
+    if tells_puzzles_apart:
+        compared.append(("puzzle identifiers", task.num_puzzles, model.num_puzzles))
+    for what, has, expected in compared:
+        if has != expected:
+            raise UsageError(
+                f"task={name}: {what} {has}, but the model was trained for {expected}; a model's shape is fixed, "
+                "give options that make such puzzles"
+            )
+
+
+def _report(
+    loaded: LoadedModel, band: str, puzzles: int, segments: int, halt: bool, precision: str, device: str
+) -> dict[str, Any]:
+    model, spec = loaded.model.to(device), loaded.task.spec
+    shards = Shards(available_cores())
+    solver = TimedSolver(model, segments, None, shards, precision)
+    stopping = TimedSolver(model, segments, loaded.halting, shards, precision) if halt else None
+    blank = np.zeros((WARM_UP, spec.sequence_length), np.int32)
+    Solver(model, 1, None, shards, precision)(Examples(blank, blank, blank[:, 0]))
+    report = evaluate_model(solver, loaded.task, band, puzzles, loaded.halting, stopping=stopping)
+    report["ms_per_puzzle"] = solver.ms_per_puzzle
+    if stopping is not None:
+        report["halted"]["ms_per_puzzle"] = stopping.ms_per_puzzle
+    core = next((name for name, kind in CORES.items() if type(model.core) is kind), type(model.core).__name__)
+    return {
+        **report,
+        "model": str(loaded.path),
+        "task_name": loaded.task_name,
+        "task_options": loaded.task_options,
+        "core": core,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "halting": loaded.halting,
+        "precision": precision,
+        "device": device,
+        "threads": shards.count,
+        "training": {name: loaded.info[name] for name in TRAINED if name in loaded.info},
+        "hrm_agent_version": __version__,
+    }
+
+
+def main() -> None:
+    usage = "python -m hrm_agent.solve model=RUN|FOLDER|FILE [KEY=VALUE] ..."
+    with usage_errors():
+        options = parse_agent_options(sys.argv[1:], "solve", usage)
+        report = solve(**options)
+    print(format_report(report))
+    for name in ("out", "submission"):
+        if options[name] is not None:
+            print(f"wrote {options[name]}")
+
+
+if __name__ == "__main__":
+    main()
