@@ -74,11 +74,13 @@ def wants_help(arguments: list[str]) -> bool:
 def open_options(arguments: list[str]) -> list[str]:
     """`env.options.NAME=VALUE` adds the parameter or changes it: the configuration lists none of them.
 
+    So does `task.env_options.NAME=VALUE`.
+
     `init_parts=core,encoder` is a list where nothing is swept over.
     """
     if not {"-m", "--multirun"} & set(arguments):
         arguments = [LIST.sub(r"\1[\2]", a) for a in arguments]
-    return [f"++{a}" if a.startswith("env.options.") else a for a in arguments]
+    return [f"++{a}" if a.startswith(("env.options.", "task.env_options.")) else a for a in arguments]
 
 
 def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConfig], Any]) -> None:
