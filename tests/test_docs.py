@@ -36,6 +36,7 @@ from hrm_agent import hub, registry, supervise, train
 from hrm_agent.cli import check_jobs, open_options, parse_options, wants_help
 from hrm_agent.config import resolve, settings
 from hrm_agent.cores import CORES
+from hrm_agent.initial_weights import parse_parts
 from hrm_agent.runs import load_run
 from hrm_agent.sources import import_source
 
@@ -108,6 +109,9 @@ def check_training(arguments: list[str], monkeypatch: pytest.MonkeyPatch, instal
         assert set(given) <= {"resume", *train.CHANGEABLE}
         load_run(Path(given["resume"]), train.COMMAND)
         return
+    if given.get("init_from") == "SUPERVISED_RUN":  # stands for one that the reader has
+        parse_parts(given.get("init_parts", "all"), "init_parts")
+        arguments = [a for a in arguments if not a.startswith("init_")]
     check_jobs(open_options(arguments), "train", check)
 
 
@@ -115,6 +119,8 @@ def check_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
     name = module.removeprefix("hrm_agent.")
     if name == "train":
         check_training(arguments, monkeypatch, installed)
+    elif name == "supervise" and any(a.startswith("resume=") for a in arguments):
+        assert {a.partition("=")[0] for a in arguments} <= {"resume", *supervise.CHANGEABLE}
     elif name == "supervise":
         check_jobs(open_options(arguments), "supervise", supervise.check_run)
     elif name == "parity":
@@ -250,6 +256,10 @@ def test_a_wrong_line_is_noticed(trained_run: Path, monkeypatch: pytest.MonkeyPa
         "python -m hrm_agent.baselines baseline=sb3_ppo out=runs/x",
         "python -m hrm_agent.nothing",
         "python -m hrm_agent.train resume=RUN seed=1",
+        "python -m hrm_agent.train init_from=SUPERVISED_RUN init_parts=hands",
+        "python -m hrm_agent.supervise resume=RUN seed=1",
+        "python -m hrm_agent.supervise task=mazes",
+        "python -m hrm_agent.solve model=RUN puzzle=3",
         "rm -rf runs",
     ]
     for line in wrong:

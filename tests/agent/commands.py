@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hrm_agent import evaluate, shifts, supervise, train, watch
+from hrm_agent import evaluate, shifts, solve, supervise, train, watch
 
-MODULES = {"train": train, "supervise": supervise, "evaluate": evaluate, "watch": watch, "shifts": shifts}
+MODULES = {
+    "train": train, "evaluate": evaluate, "watch": watch, "shifts": shifts, "supervise": supervise, "solve": solve,
+}  # fmt: skip
 # 8 updates of 32 frames, a checkpoint after every other one.
 TINY_RUN = (
     "env=DynamicMaze-v0",

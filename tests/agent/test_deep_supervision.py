@@ -116,6 +116,25 @@ def test_the_split_of_a_batch_changes_nothing(core: str, monkeypatch: pytest.Mon
     assert_same(weights(whole), weights(parts), rtol=1e-4, atol=1e-6)
 
 
+def test_other_rows_may_be_written_before_the_gradient_of_these_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As threads do. A GRU's gradient needs the latent that it was given, a TRM's does not."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig("gru", {"memory_size": 8}, 8), SPEC)
+    ours = DeepSupervision(model, PLAIN, Copying().draw, 0, Shards(1))
+    thought = []
+
+    def loss_while_another_thread_writes(*arguments: Any) -> Any:
+        with torch.no_grad():
+            for latent in ours.state:
+                latent[4:] += 1.0
+        thought.append(True)
+        return puzzle_loss(*arguments)
+
+    monkeypatch.setattr("hrm_agent.supervised.deep_supervision.puzzle_loss", loss_while_another_thread_writes)
+    ours.step(0.0)
+    assert thought
+
+
 def test_what_has_halted_is_replaced_and_nothing_else() -> None:
     ours = learner(dataclasses.replace(PLAIN, batch_size=32, max_segments=4, learning_rate=1e-9))
     ours.step(0.0)

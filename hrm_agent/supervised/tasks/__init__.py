@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from inspect import signature
 from typing import Any
 
 from hrm_agent.cores.base import check_choice
@@ -34,6 +35,10 @@ def build_task(name: str, options: dict[str, Any], seed: int = 0) -> Task:
     """
     module, _, kind = TASKS[check_choice("task", name, list(TASKS))].partition(":")
     make: Callable[..., Task] = getattr(import_module(f"hrm_agent.supervised.tasks.{module}"), kind)
+    known = [each for each in signature(make).parameters if each != "seed"]
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(f"task.{option}={value}: no such option of {name}; expected one of {', '.join(known)}")
     try:
         return make(**options, seed=seed)
     except TypeError as error:

