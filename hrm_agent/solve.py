@@ -18,7 +18,7 @@ from hrm_agent.cli import UsageError, nearest, parse_agent_options, usage_errors
 from hrm_agent.config import config_folder
 from hrm_agent.cores import CORES
 from hrm_agent.cores.base import check_at_least, check_choice
-from hrm_agent.parallel import Shards, available_cores
+from hrm_agent.parallel import Shards, available_cores, check_device
 from hrm_agent.supervised.deep_supervision import PRECISIONS
 from hrm_agent.supervised.evaluation import Solver, evaluate_model, format_report
 from hrm_agent.supervised.files import find_model, load_model_and_spec, read_info
@@ -26,7 +26,6 @@ from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.published import CONFIG_FILE, find_weights, load_published_checkpoint
 from hrm_agent.supervised.tasks import Answers, Examples, Task, TaskSpec, build_task
 from hrm_agent.supervised.tasks.arc_voting import write_submission
-from hrm_agent.supervised.trainer import check_device
 
 WARM_UP = 8
 """Puzzles solved before the clock starts: the first call on a device loads what later ones reuse."""
