@@ -61,7 +61,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(values, dict)
     plain: dict[str, Any] = {str(key): value for key, value in values.items()}
     if plain["shards"] == "auto":
-        plain["shards"] = available_cores()
+        on_cpu = str(plain.get("device", "cpu")) == "cpu"
+        plain["shards"] = available_cores() if on_cpu else 1  # threads only get in each other's way on a GPU
     return plain
 
 

@@ -29,7 +29,7 @@ from hrm_agent.runs import (
 )
 from hrm_agent.supervised.deep_supervision import SupervisedConfig
 from hrm_agent.supervised.evaluation import format_report
-from hrm_agent.supervised.files import ModelConfig, build_model
+from hrm_agent.supervised.files import ModelConfig, build_model, check_answerable
 from hrm_agent.supervised.settings import settings
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.trainer import RunConfig, SupervisedTrainer
@@ -64,7 +64,7 @@ def _check_parts(values: dict[str, Any], run: RunConfig, model: ModelConfig, _: 
         task = build_task(run.task, run.task_options, run.seed)
     except ModuleNotFoundError as error:
         raise UsageError(str(error)) from None
-    build_model(model, task.spec)
+    check_answerable(build_model(model, task.spec), task)
     for band, count in (("validation", run.eval_puzzles), ("test", values["test_puzzles"])):
         if count:
             task.examples(band, count)

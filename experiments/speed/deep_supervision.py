@@ -1,10 +1,12 @@
 """Training samples per second of one deep-supervision step: ours against the published recipe written plainly.
 
-    python experiments/speed/deep_supervision.py [--rounds 7] [--seconds 3] [--only NAME ...]
+    python experiments/speed/deep_supervision.py [--rounds 5] [--seconds 3] [--cores 1] [--clock cpu] [--only NAME ...]
 
 The same weights, batch and settings on either side (`plain_recipe.py`), measured in turns in one process after a check
 that their losses and their weights after two steps are equal. A sample is one puzzle for one segment. Ratios are the
-medians over rounds of what both did in the same round; on a shared machine these are steadier than the rates.
+medians over rounds of what both did in the same round. On a machine with other work, measure one core in processor
+seconds (`--cores 1 --clock cpu`): torch's own threads, which the plain recipe uses, wait for each other there, and the
+ratio would flatter us.
 Results go to `deep_supervision.json`.
 """
 
@@ -15,7 +17,7 @@ import json
 import os
 import platform
 import statistics
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from hrm_agent.parallel import Shards, available_cores
 from hrm_agent.supervised import ModelConfig, build_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.tasks.base import Examples, TaskSpec
+from hrm_agent.tracking import CLOCKS
 
 HERE = Path(__file__).parent
 SUDOKU = TaskSpec(sequence_length=81, input_ids=11, answer_ids=11, grid=(9, 9))
@@ -54,7 +57,7 @@ def draw(generator: np.random.Generator, count: int) -> Examples:
 
 
 def contestants(
-    case: dict[str, Any], batch: int, precision: str, compiled: bool
+    case: dict[str, Any], batch: int, precision: str, compiled: bool, cores: int
 ) -> tuple[Callable, Callable, Any, Any]:
     """One step of ours and one of the plain recipe, from the same weights and puzzles."""
     torch.manual_seed(0)
@@ -77,7 +80,6 @@ def contestants(
         batch_size=batch, halting="q_learning" if q_learning else "halt_only", warmup=0, puzzle_learning_rate=0.0,
         precision=precision, compile=compiled, **SETTINGS,
     )  # fmt: skip
-    cores = available_cores()
     ours = DeepSupervision(
         model, settings, lambda generator, count: draw(generator, batch).rows(slice(count)), 0, Shards(cores)
     )
@@ -85,9 +87,9 @@ def contestants(
     return lambda: ours.step(0.0), theirs.step, ours, theirs
 
 
-def check(case: dict[str, Any], compiled: bool) -> float:
+def check(case: dict[str, Any], compiled: bool, cores: int) -> float:
     """Largest difference of losses and of the answer head's weights after two steps, in float32."""
-    step, plain_step, ours, theirs = contestants(case, 8, "float32", compiled)
+    step, plain_step, ours, theirs = contestants(case, 8, "float32", compiled, cores)
     worst = 0.0
     for _ in range(2):
         worst = max(worst, abs(step()["loss"] - plain_step()))
@@ -95,25 +97,28 @@ def check(case: dict[str, Any], compiled: bool) -> float:
     return max(worst, difference)
 
 
-def rate(step: Callable[[], Any], seconds: float, batch: int, threads: int) -> float:
+def rate(step: Callable[[], Any], seconds: float, batch: int, threads: int, now: Callable[[], float]) -> float:
     """Samples per second."""
     torch.set_num_threads(threads)
     step()
-    count, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    count, began = 0, now()
+    while now() - began < seconds:
         step()
         count += 1
-    return count * batch / (time.perf_counter() - began)
+    return count * batch / (now() - began)
 
 
-def measure(name: str, precision: str, compiled: bool, batch: int, rounds: int, seconds: float) -> dict[str, Any]:
-    case, cores = CASES[name], available_cores()
-    difference = check(case, compiled)
+def measure(name: str, precision: str, compiled: bool, options: argparse.Namespace) -> dict[str, Any]:
+    case, cores, batch, seconds, now = CASES[name], options.cores, options.batch, options.seconds, CLOCKS[options.clock]
+    difference = check(case, compiled, cores)
     torch.compiler.reset()  # or the shapes of every case would count towards one limit
-    step, plain_step, ours, _ = contestants(case, batch, precision, compiled)
+    step, plain_step, ours, _ = contestants(case, batch, precision, compiled, cores)
     torch.set_num_threads(1)
     step()  # compiles
-    pairs = [(rate(step, seconds, batch, 1), rate(plain_step, seconds, batch, cores)) for _ in range(rounds)]
+    pairs = [
+        (rate(step, seconds, batch, 1, now), rate(plain_step, seconds, batch, cores, now))
+        for _ in range(options.rounds)
+    ]
     ratios = [a / b for a, b in pairs]
     record = {
         "case": name, "precision": precision, "compiled": compiled, "batch": batch,
@@ -132,21 +137,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each side in a round")
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--cores", type=int, default=available_cores(), help="threads of either side")
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES), metavar="NAME")
     options = parser.parse_args()
     records = [
-        measure(name, precision, compiled, options.batch, options.rounds, options.seconds)
+        measure(name, precision, compiled, options)
         for name in options.only
         for precision in DTYPES
         for compiled in (False, True)
     ]
     machine = {
         "processor": platform.machine(),
-        "cores": available_cores(),
+        "cores": options.cores,
         "torch": torch.__version__,
         "load": os.getloadavg(),
     }
-    command = f"python experiments/speed/deep_supervision.py --rounds {options.rounds} --seconds {options.seconds:g}"
+    command = " ".join(["python experiments/speed/deep_supervision.py", *sys.argv[1:]])
     result = {"command": command, "machine": machine, "records": records}
     (HERE / "deep_supervision.json").write_text(json.dumps(result, indent=1) + "\n")
 

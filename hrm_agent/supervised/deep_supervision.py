@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
 from hrm_agent.cores import State, map_state
 from hrm_agent.cores.blocks import BlockStack
-from hrm_agent.gradients import clip_gradients, set_gradients
+from hrm_agent.gradients import NonFiniteNumbers, clip_gradients, set_gradients
 from hrm_agent.optim import AdamATan2, SignSGD
 from hrm_agent.parallel import Shards
 from hrm_agent.supervised.losses import CROSS_ENTROPIES, puzzle_loss
@@ -229,6 +229,7 @@ class DeepSupervision:
 
     def _take_step(self, done: float) -> float:
         norm = clip_gradients(self.weights, self.config.max_grad_norm)
+        self._check_puzzle_gradient()
         scale = self._schedule(done)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * scale
@@ -243,6 +244,13 @@ class DeepSupervision:
                 decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
                 torch._foreach_lerp_(self.averages, list(self.weights), 1 - decay)
         return float(norm)
+
+    def _check_puzzle_gradient(self) -> None:
+        """Raises: NonFiniteNumbers. The sign of what is not a number would stay in the embeddings for good."""
+        for group in self.puzzle_optimizer.param_groups if self.puzzle_optimizer is not None else ():
+            for p in group["params"]:
+                if p.grad is not None and not torch.isfinite(p.grad._values() if p.grad.is_sparse else p.grad).all():
+                    raise NonFiniteNumbers("the gradient of the puzzle embeddings is not finite")
 
     def averaged(self) -> AbstractContextManager[PuzzleModel]:
         """The model with the averaged weights, which are taken out again when the context ends."""
@@ -334,8 +342,14 @@ def build_optimizer(weights: list[nn.Parameter], config: SupervisedConfig) -> to
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
-    """Matrix products in bfloat16 where `precision` says so."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    """Matrix products in bfloat16 where `precision` says so.
+
+    Without the cache of cast weights: some versions of torch reuse there, where a gradient is wanted, what was cast
+    without one in the cycles before (https://github.com/pytorch/pytorch/issues/112583).
+    """
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def to_batch(examples: Examples, device: torch.device) -> dict[str, Tensor]:

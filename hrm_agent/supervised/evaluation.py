@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hrm_agent.cores import map_state
 from hrm_agent.evaluation.metrics import wilson_interval
 from hrm_agent.parallel import Shards
-from hrm_agent.supervised.deep_supervision import autocast, to_batch
+from hrm_agent.supervised.deep_supervision import autocast, eagerly, to_batch
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Answers, Examples, Task
 
@@ -43,9 +43,9 @@ class Solver:
 
     def __call__(self, examples: Examples) -> Answers:
         largest = min(self.model.rows_at_once or EVALUATION_BATCH, EVALUATION_BATCH)
-        parts = self.shards.map(
-            lambda rows: self._solve(examples.rows(rows)), self.shards.slices(len(examples), largest)
-        )
+        slices = self.shards.slices(len(examples), largest)
+        with eagerly(self.model):  # compiled for training, whose batches have one shape
+            parts = self.shards.map(lambda rows: self._solve(examples.rows(rows)), slices)
         tokens, q_halt, segments = zip(*parts, strict=True)
         return Answers(np.concatenate(tokens, 1), np.concatenate(q_halt, 1), np.concatenate(segments))
 

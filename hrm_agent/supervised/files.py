@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hrm_agent.checkpoint import CheckpointError, load_tensors, save_tensors
+from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.model import PuzzleModel
-from hrm_agent.supervised.tasks.base import TaskSpec
+from hrm_agent.supervised.tasks.base import Task, TaskSpec
 
 MODEL_FILE = "model.safetensors"
 INFO_FILE = "model.json"
@@ -57,6 +60,20 @@ def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel:
         core=config.core,
         core_options=options,
     )
+
+
+def check_answerable(model: PuzzleModel, task: Task) -> None:
+    """Raises: ValueError where the task asks for cells that the model crops, and so can never answer."""
+    if model.patches is None or not model.patches.encoder.crop:
+        return
+    crop, (rows, cols) = model.patches.encoder.crop, model.patches.cells
+    ring = np.ones((rows, cols), bool)
+    ring[crop : rows - crop, crop : cols - crop] = False
+    if (task.examples("validation", 1).labels.reshape(rows, cols)[ring] != IGNORED_LABEL).any():
+        raise ValueError(
+            f"model.crop={crop}: the task asks for the cells that are cropped; add task.label_border=false where the "
+            "task has it, or use model.crop=0"
+        )
 
 
 def save_model(folder: Path, model: PuzzleModel, config: ModelConfig, spec: TaskSpec) -> Path:

@@ -13,14 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hrm_agent.checkpoint import CheckpointError
+from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.optim import SignSGD
 from hrm_agent.parallel import Shards
 from hrm_agent.parity import TOLERANCE, Reference
 from hrm_agent.supervised import ModelConfig, PuzzleModel, load_model, puzzle_loss, save_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig, to_batch
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
-from hrm_agent.supervised.files import build_model
+from hrm_agent.supervised.files import build_model, check_answerable
 from hrm_agent.supervised.model import load_published, model_from_published, name_from_published
+from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec
 from tests.agent.test_parity import FOLDER, needs_published
 
@@ -407,3 +409,39 @@ def test_a_saved_model_says_the_same(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_named(setting: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"training.{setting}="):
         dataclasses.replace(PLAIN, **{setting: value})
+
+
+def test_halved_precision_reaches_every_weight() -> None:
+    """Early cycles cast the weights without gradient; the last one must not reuse that."""
+    options = {"layers": 1, "H_cycles": 2, "L_cycles": 1, "mixing": "attention", "inner_size": 8, "num_heads": 1}
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        ours = learner(dataclasses.replace(PLAIN, precision=precision), cycle_gradient="last", **options)
+        ours.step(0.0)
+        gradients.append({name: p.grad for name, p in ours.model.named_parameters() if name.startswith("core.")})
+    for name, exact in gradients[0].items():
+        found = gradients[1][name]
+        assert exact is not None
+        assert found is not None, name
+        assert torch.nn.functional.cosine_similarity(exact.flatten(), found.flatten(), dim=0) > 0.98, name
+
+
+def test_cells_that_a_model_crops_may_not_be_asked_for() -> None:
+    task = build_task("maze", {"rows": 3, "cols": 3})
+    config = ModelConfig("trm", {**TRM, "positions": "none"}, 8, crop=1, patch_size=2)
+    with pytest.raises(ValueError, match=r"model.crop=1.*task.label_border=false"):
+        check_answerable(build_model(config, task.spec), task)
+    fitting = build_task("maze", {"rows": 3, "cols": 3, "label_border": False})
+    check_answerable(build_model(config, fitting.spec), fitting)
+
+
+def test_a_gradient_of_puzzles_that_is_not_finite_touches_no_weight() -> None:
+    ours = learner()
+    ours.step(0.0)
+    assert ours.model.puzzles is not None
+    weight = ours.model.puzzles.weight
+    weight.grad = torch.sparse_coo_tensor([[1]], [[float("nan")] * 8], weight.shape)
+    before = weights(ours)
+    with pytest.raises(NonFiniteNumbers):
+        ours._take_step(0.0)
+    assert_same(weights(ours), before)

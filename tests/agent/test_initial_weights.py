@@ -56,7 +56,7 @@ def test_the_chosen_parts_are_copied_and_no_others(parts: str, where: str, train
 
 def save_puzzle_model(folder: Path, ids: int = IDS, **changes: Any) -> PuzzleModel:
     settings: dict[str, Any] = {"hidden_size": 8, "crop": 1, "patch_size": 2, "core_options": QUICK, **changes}
-    config, spec = ModelConfig(**settings), TaskSpec(49, ids, ids, grid=(7, 7))
+    config, spec = ModelConfig(**settings), TaskSpec(49, ids, 2, grid=(7, 7))
     torch.manual_seed(5)
     model = build_model(config, spec)
     save_model(folder, model, config, spec)
@@ -223,3 +223,12 @@ def test_what_cannot_be_ends_with_one_line_and_writes_nothing(
     assert len(lines) == 1
     assert message in lines[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_the_ids_of_a_puzzle_are_not_taken_for_those_of_cells(tmp_path: Path) -> None:
+    """A maze puzzle has as many ids as a maze environment, in another order."""
+    config = ModelConfig("trm", {"mixing": "mlp"}, 8, crop=1)
+    spec = TaskSpec(49, 6, 6, grid=(7, 7))
+    save_model(tmp_path, build_model(config, spec), config, spec)
+    with pytest.raises(ValueError, match="no weights of the encoder in it"):
+        initialise(tiny_policy(), tmp_path, ("encoder",))
