@@ -148,7 +148,7 @@ def _read(source: Path, policy: Policy) -> tuple[dict[str, Tensor], dict[str, An
     made_with = dict(metadata.get("model") or {})
     made_with["encoder"] = {k: made_with[k] for k in ("crop", "patch_size") if k in made_with}
     spec = metadata.get("spec") or {}
-    if spec.get("answer_ids") == spec.get("input_ids"):
+    if spec and spec["answer_ids"] == spec["input_ids"]:
         tensors = {name: t for name, t in tensors.items() if name != MODEL_ENCODER}  # ids of puzzles, not of cells
     return _rename(tensors, policy), made_with
 
