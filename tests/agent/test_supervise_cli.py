@@ -365,7 +365,7 @@ def test_a_published_checkpoint_is_solved_by_its_folder_or_file(
     capsys.readouterr()
     line = refusal(monkeypatch, capsys, "solve", ["model=theirs"], tmp_path)
     assert "nothing there says what it was trained on; add task=NAME" in line
-    line = refusal(monkeypatch, capsys, "solve", ["model=theirs", "task=maze", "task_options.rows=4"], tmp_path)
+    line = refusal(monkeypatch, capsys, "solve", ["model=theirs", "task=sudoku"], tmp_path)
     assert "give its own task" in line
 
 
@@ -381,7 +381,7 @@ SOLVE = [
     ("model=run which=worst", "expected best or last"),
     ("model=run band=train", "expected validation or test"),
     ("model=run halt=maybe", "halt=maybe: expected true or false"),
-    ("model=run precision=half", "precision='half'"),
+    ("model=run precision=half", "unknown precision 'half'"),
     ("model=run device=tpu", "expected cpu, cuda or cuda:N"),
     ("model=run task=sudoku", "grid (9, 9), but the model was trained for (7, 7); a model's shape is fixed"),
     ("model=run task=suduko", "did you mean sudoku?"),
