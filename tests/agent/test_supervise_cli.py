@@ -190,7 +190,7 @@ SUPERVISE = [
     ("shards=0", "expected 1 or more"),
     ("algo=ppo", "algo"),
     ("resume=missing", "resume=missing: no such folder"),
-    ("resume=rl", "expected one of hrm_agent.supervise"),
+    ("resume=rl", "a run of hrm_agent.train, not of hrm_agent.supervise"),
     ("resume=run training.batch_size=4", "cannot change in a run that is resumed"),
     ("resume=run total_steps=abc", "expected int"),
     ("--multirun seed=0,1 training.max_segments=4,0", "training.max_segments=0"),
