@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -223,6 +224,9 @@ def run_errors(folder: Path, command: str) -> Iterator[None]:
         fail(f"{error}; {go_on}", INTERRUPTED)
     except NonFiniteNumbers as error:
         fail(str(error), 1)
+    except torch.OutOfMemoryError as error:
+        less = "a smaller batch, or fewer puzzles at once (training.rows_at_once) where it is a supervised run"
+        fail(f"{str(error).splitlines()[0]}; give {less}; earlier checkpoints are intact, {go_on}", 1)
     except OSError as error:
         fail(f"{error}; earlier checkpoints are intact, {go_on}", 1)
 

@@ -55,6 +55,7 @@ class SupervisedConfig:
     puzzle_weight_decay: float = 1.0
     ema: float = 0.999  # decay of the average of the weights that is evaluated, less in the first steps; 0: none (HRM)
     precision: str = "float32"  # of the matrix products: float32 | bfloat16; weights and sums stay float32
+    rows_at_once: int = 0  # puzzles of a batch thought about together; 0: what fits the cache of a CPU, all on a GPU
     compile: bool = False  # fuse the core's blocks by torch.compile: faster, but begins with compiling for a minute
 
     def __post_init__(self) -> None:
@@ -64,7 +65,14 @@ class SupervisedConfig:
         for name in ("learning_rate",):
             if not getattr(self, name) > 0:
                 raise ValueError(f"training.{name}={getattr(self, name)}: expected a number above 0")
-        for name in ("warmup", "weight_decay", "max_grad_norm", "puzzle_learning_rate", "puzzle_weight_decay"):
+        for name in (
+            "rows_at_once",
+            "warmup",
+            "weight_decay",
+            "max_grad_norm",
+            "puzzle_learning_rate",
+            "puzzle_weight_decay",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"training.{name}={getattr(self, name)}: expected 0 or more")
         for name in ("beta1", "beta2", "ema"):
@@ -126,7 +134,7 @@ class DeepSupervision:
         """
         self._replace_halted()
         count = self.config.batch_size
-        slices = self.shards.slices(count, self.model.rows_at_once)
+        slices = self.shards.slices(count, self.config.rows_at_once or self.model.rows_at_once)
         # Each worker looks at its own rows: their state is overwritten only when their gradient is known.
         parts = self.shards.map(self._think, slices)
         set_gradients(self.parameters, (p["gradients"] for p in parts))

@@ -137,6 +137,16 @@ def test_other_rows_may_be_written_before_the_gradient_of_these_is_known(monkeyp
     assert thought
 
 
+def test_puzzles_at_once_change_nothing() -> None:
+    whole, parts = learner(), learner(dataclasses.replace(PLAIN, rows_at_once=2))
+    calls: list[int] = []
+    parts.model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[1]["inputs"])))
+    for _ in range(3):
+        assert whole.step(0.0) == pytest.approx(parts.step(0.0), rel=1e-4, abs=1e-6)
+    assert max(calls) == 2
+    assert_same(weights(whole), weights(parts), rtol=1e-4, atol=1e-6)
+
+
 def test_what_has_halted_is_replaced_and_nothing_else() -> None:
     ours = learner(dataclasses.replace(PLAIN, batch_size=32, max_segments=4, learning_rate=1e-9))
     ours.step(0.0)

@@ -22,6 +22,7 @@ from test_cli import not_refused, refusal
 from hrm_agent.checkpoint import load_tensors, save_tensors
 from hrm_agent.config import config_folder
 from hrm_agent.cores import CORES
+from hrm_agent.runs import run_errors
 from hrm_agent.solve import solve
 from hrm_agent.supervise import CHANGEABLE
 from hrm_agent.supervised import ModelConfig, build_model, load_model, save_model
@@ -437,3 +438,12 @@ def test_arc_is_solved_by_vote_and_writes_its_submission(tmp_path: Path, monkeyp
     )
     assert read(tmp_path / "submission.json") == report["task"]["attempts"]
     assert np.isfinite(report["task"]["score"])
+
+
+def test_memory_that_runs_out_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, run_errors(tmp_path, "hrm_agent.supervise"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore about it")
+    [line] = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1
+    assert "CUDA out of memory" in line
+    assert "training.rows_at_once" in line
