@@ -19,6 +19,7 @@ from hrm_agent.cores.blocks import MIXINGS, AttentionMixing, OffsetBias, RotaryP
 GRID = (5, 6)
 PREFIX = 2
 LENGTH = PREFIX + GRID[0] * GRID[1]
+SUDOKU = (4, 4)
 SIZE = 8
 BATCH = 3
 
@@ -40,6 +41,8 @@ RECURRENT = [name for name, (core, _) in VARIANTS.items() if core != "feedforwar
 def make(variant: str, length: int = LENGTH, grid: tuple[int, int] | None = GRID, **more: Any) -> Core:
     torch.manual_seed(0)
     name, options = VARIANTS[variant]
+    if variant.endswith("-units") and grid == GRID:
+        grid = SUDOKU  # the tokens that are left over are its prefix
     return build_core(name, hidden_size=SIZE, length=length, grid=grid, **{**options, **more})
 
 
@@ -425,3 +428,23 @@ def test_a_missing_or_oversized_grid_is_refused(name: str, options: dict[str, An
 
 def test_every_registered_core_has_a_variant_here() -> None:
     assert {name for name, _ in VARIANTS.values()} == set(CORES)
+
+
+def test_a_cell_hears_its_row_its_column_and_its_tile() -> None:
+    """On a 4x4 grid with tiles of 2x2, whatever the weights: which cells change with which."""
+    from hrm_agent.cores.blocks import UnitsMixing
+
+    torch.manual_seed(0)
+    mixing = UnitsMixing(3, 16, (4, 4))
+    heard = torch.autograd.functional.jacobian(lambda x: mixing._units(x)[0, :, 1], torch.randn(1, 16, 3))[:, 0, :, 1]
+    row, col = torch.arange(16) // 4, torch.arange(16) % 4
+    tile = row // 2 * 2 + col // 2
+    weights = mixing.weight[:, 1] / 2  # the root of a unit's size
+    kinds = [(unit[:, None] == unit[None]).float() for unit in (row, col, tile)]
+    torch.testing.assert_close(heard, sum(w * same for w, same in zip(weights, kinds, strict=True)))
+
+
+@pytest.mark.parametrize("grid", [None, (2, 8), (6, 6)])
+def test_units_need_a_grid_with_square_tiles(grid: tuple[int, int] | None) -> None:
+    with pytest.raises(ValueError, match="mixing=units needs a square grid with square tiles"):
+        build_core("trm", hidden_size=8, length=36, grid=grid, mixing="units", positions="none")
