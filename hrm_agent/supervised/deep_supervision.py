@@ -107,7 +107,10 @@ class DeepSupervision:
         self.device = model.lm_head.weight.device
         self.generator = np.random.default_rng(seed)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        own = [] if model.puzzles is None else [model.puzzles.weight]
+        own = []
+        if model.puzzles is not None:
+            model.puzzles.sparse = True  # a gradient as large as the batch, not as the number of puzzles
+            own = [model.puzzles.weight]
         self.weights = [p for p in self.parameters if all(p is not x for x in own)]
         self.optimizer = build_optimizer(self.weights, config)
         self.puzzle_optimizer = SignSGD(own, config.puzzle_learning_rate, config.puzzle_weight_decay) if own else None

@@ -95,7 +95,7 @@ class PuzzleModel(nn.Module):
         else:
             self.tokens = _embedding(vocabulary_size, hidden_size)
         length = self.prefix + sequence_length
-        self.puzzles = nn.Embedding(num_puzzles, puzzle_embedding_size, sparse=True) if self.prefix else None
+        self.puzzles = nn.Embedding(num_puzzles, puzzle_embedding_size) if self.prefix else None
         if self.puzzles is not None:
             nn.init.zeros_(self.puzzles.weight)
         self.learned_positions = _embedding(length, hidden_size) if positions == "learned" else None
