@@ -62,6 +62,19 @@ class Learner(ABC):
         """
 
 
+def _minibatch_tensors(algo: PPO | Imitation) -> dict[str, Tensor]:
+    """What training by minibatches of a rollout needs in a checkpoint."""
+    return {
+        **flatten("optimizer", optimizer_tensors(algo.optimizer)),
+        "generator/minibatches": algo.generator.get_state(),
+    }
+
+
+def _restore_minibatches(algo: PPO | Imitation, tensors: dict[str, Tensor]) -> None:
+    load_optimizer_tensors(algo.optimizer, unflatten("optimizer", tensors))
+    algo.generator.set_state(tensors["generator/minibatches"])
+
+
 class PPOLearner(Learner):
     """PPO on the last rollout."""
 
@@ -98,8 +111,7 @@ class PPOLearner(Learner):
 
     def tensors(self) -> dict[str, Tensor]:
         return {
-            **flatten("optimizer", optimizer_tensors(self.algo.optimizer)),
-            "generator/minibatches": self.algo.generator.get_state(),
+            **_minibatch_tensors(self.algo),
             **({} if self.scaler is None else flatten("scaler", self.scaler.tensors())),
         }
 
@@ -107,8 +119,7 @@ class PPOLearner(Learner):
         return {}
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        load_optimizer_tensors(self.algo.optimizer, unflatten("optimizer", tensors))
-        self.algo.generator.set_state(tensors["generator/minibatches"])
+        _restore_minibatches(self.algo, tensors)
         if self.scaler is not None:
             self.scaler.restore(unflatten("scaler", tensors), self.same_episodes)
 
@@ -184,17 +195,13 @@ class ImitationLearner(Learner):
         return {"labels": self.labels}
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
-            **flatten("optimizer", optimizer_tensors(self.algo.optimizer)),
-            "generator/minibatches": self.algo.generator.get_state(),
-        }
+        return _minibatch_tensors(self.algo)
 
     def metadata(self) -> dict[str, Any]:
         return {"labels": self.labels}
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        load_optimizer_tensors(self.algo.optimizer, unflatten("optimizer", tensors))
-        self.algo.generator.set_state(tensors["generator/minibatches"])
+        _restore_minibatches(self.algo, tensors)
         self.labels = metadata["labels"]
 
 

@@ -32,9 +32,7 @@ class AdamATan2(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
     ) -> None:
-        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
+        _check_not_negative(lr=lr, weight_decay=weight_decay)
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas={betas}: expected two numbers from 0 to below 1")
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
@@ -42,10 +40,7 @@ class AdamATan2(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient; returns what `closure` returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _value_of(closure)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if parameters:
@@ -93,18 +88,13 @@ class SignSGD(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-2, weight_decay: float = 0.0) -> None:
-        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
-            if not value >= 0:
-                raise ValueError(f"{name}={value}: expected 0 or more")
+        _check_not_negative(lr=lr, weight_decay=weight_decay)
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; returns what `closure` returned."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _value_of(closure)
         for group in self.param_groups:
             keep = 1 - group["lr"] * group["weight_decay"]
             for p in group["params"]:
@@ -117,3 +107,17 @@ class SignSGD(torch.optim.Optimizer):
                 else:
                     p.mul_(keep).sub_(p.grad.sign(), alpha=group["lr"])
         return loss
+
+
+def _check_not_negative(**settings: float) -> None:
+    for name, value in settings.items():
+        if not value >= 0:
+            raise ValueError(f"{name}={value}: expected 0 or more")
+
+
+def _value_of(closure: Callable[[], Any] | None) -> Any:
+    """What a closure, as `torch.optim` knows it, returns with gradients on; None where there is none."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()

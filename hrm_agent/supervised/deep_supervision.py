@@ -141,7 +141,8 @@ class DeepSupervision:
         # Each worker looks at its own rows: their state is overwritten only when their gradient is known.
         parts = self.shards.map(self._think, slices)
         set_gradients(self.parameters, (p["gradients"] for p in parts))
-        norm = self._take_step(done)
+        scale = self._schedule(done)
+        norm = self._take_step(scale)
         totals = {name: sum(p["sums"][name] for p in parts) for name in parts[0]["sums"]}
         q_halt, q_continue, exact = (
             torch.cat([p[name] for p in parts]).cpu() for name in ("halt", "continue", "exact")
@@ -156,7 +157,7 @@ class DeepSupervision:
             measured["exact_at_halt"] = exact[over].double().mean().item()
             measured["q_halt_accuracy"] = ((q_halt >= 0) == exact)[over].double().mean().item()
             measured["segments"] = self.segments[over].double().mean().item()
-        return {**measured, "gradient_norm": norm, "learning_rate": self._learning_rate(done)}
+        return {**measured, "gradient_norm": norm, "learning_rate": self.config.learning_rate * scale}
 
     def _replace_halted(self) -> None:
         rows = self.halted.nonzero()[:, 0]
@@ -230,18 +231,14 @@ class DeepSupervision:
     def _precision(self) -> AbstractContextManager:
         return autocast(self.config.precision, self.device)
 
-    def _learning_rate(self, done: float) -> float:
-        """Relative to the settings' for all parameters; times the network's own."""
-        return self.config.learning_rate * self._schedule(done)
-
     def _schedule(self, done: float) -> float:
+        """Factor on all learning rates: the warm-up, then the annealing."""
         warm = min(1.0, (self.steps + 1) / self.config.warmup) if self.config.warmup else 1.0
         return warm * (1.0 - done if self.config.anneal else 1.0)
 
-    def _take_step(self, done: float) -> float:
+    def _take_step(self, scale: float) -> float:
         norm = clip_gradients(self.weights, self.config.max_grad_norm)
         self._check_puzzle_gradient()
-        scale = self._schedule(done)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * scale
         self.optimizer.step()

@@ -46,8 +46,9 @@ class Solver:
         slices = self.shards.slices(len(examples), largest)
         with eagerly(self.model):  # compiled for training, whose batches have one shape
             parts = self.shards.map(lambda rows: self._solve(examples.rows(rows)), slices)
-        tokens, q_halt, segments = zip(*parts, strict=True)
-        return Answers(np.concatenate(tokens, 1), np.concatenate(q_halt, 1), np.concatenate(segments))
+        tokens, q_halt, segments, q_continue = zip(*parts, strict=True)
+        by_segment = [np.concatenate(column, 1) for column in (tokens, q_halt, q_continue)]
+        return Answers(by_segment[0], by_segment[1], np.concatenate(segments), by_segment[2])
 
     @torch.no_grad()
     def _solve(self, examples: Examples) -> Answers:
@@ -56,7 +57,7 @@ class Solver:
         batch.pop("labels")  # a model that could see them would be right for the wrong reason
         count, length = examples.inputs.shape
         tokens = np.zeros((self.segments, count, length), np.int16)
-        q_halts = np.zeros((self.segments, count), np.float32)
+        q = np.zeros((2, self.segments, count), np.float32)  # halt, continue
         thought = np.full(count, self.segments)
         rows = np.arange(count)  # that still think
         state = self.model.initial_state(count)
@@ -64,9 +65,9 @@ class Solver:
             with autocast(self.precision, device):
                 state, logits, q_halt, q_continue = self.model(state, batch)
             if segment and len(rows) < count:
-                tokens[segment], q_halts[segment] = tokens[segment - 1], q_halts[segment - 1]
+                tokens[segment], q[:, segment] = tokens[segment - 1], q[:, segment - 1]
             tokens[segment, rows] = logits.argmax(-1).cpu().numpy()
-            q_halts[segment, rows] = q_halt.float().cpu().numpy()
+            q[:, segment, rows] = torch.stack([q_halt, q_continue]).float().cpu().numpy()
             if self.halting is None or segment == self.segments - 1:
                 continue
             on = q_halt <= (q_continue if self.halting == "q_learning" else 0)
@@ -74,12 +75,12 @@ class Solver:
             thought[rows[~keep]] = segment + 1
             rows = rows[keep]
             if not len(rows):
-                tokens[segment + 1 :], q_halts[segment + 1 :] = tokens[segment], q_halts[segment]
+                tokens[segment + 1 :], q[:, segment + 1 :] = tokens[segment], q[:, segment, None]
                 break
             if not keep.all():
                 state = map_state(lambda s, on=on: s[on], state)
                 batch = {name: value[on] for name, value in batch.items()}
-        return Answers(tokens, q_halts, thought)
+        return Answers(tokens, q[0], thought, q[1])
 
 
 def evaluate_model(
@@ -115,7 +116,7 @@ def evaluate_model(
     report: dict[str, Any] = {"band": band, "puzzles": len(examples), "segments": solver.segments}
     report |= summarise(scores)
     report["q_halt_accuracy"] = float(((answers.q_halt[-1] > 0) == scores["exact"]).mean())
-    stopped = stopping(examples) if stopping else halt_early(solver, halting, examples, answers)
+    stopped = stopping(examples) if stopping else halt_early(answers, halting)
     report["halted"] = {**summarise(task.score(examples, stopped.last)), "segments": float(stopped.segments.mean())}
     if curves:
         report["curves"] = {name: [float(s[name].mean()) for s in after] for name in scores}
@@ -128,13 +129,15 @@ def evaluate_model(
     return report
 
 
-def halt_early(solver: Solver, halting: str, examples: Examples, answers: Answers) -> Answers:
-    """What halting at inference makes of puzzles, from their `answers` after all segments where these tell."""
-    if halting != "halt_only":  # the second logit is not among the answers
-        return Solver(solver.model, solver.segments, halting, solver.shards, solver.precision)(examples)
-    over = answers.q_halt > 0
-    at = np.where(over.any(0), over.argmax(0), len(over) - 1)
-    rows = np.arange(len(examples))
+def halt_early(answers: Answers, halting: str) -> Answers:
+    """What halting by a rule (see `Solver`) would have made of answers after all segments."""
+    margin = answers.q_halt
+    if halting == "q_learning":
+        assert answers.q_continue is not None
+        margin = margin - answers.q_continue
+    over = margin > 0
+    at = np.where(over.any(0), over.argmax(0), len(margin) - 1)
+    rows = np.arange(len(at))
     return Answers(answers.tokens[at, rows][None], answers.q_halt[at, rows][None], at + 1)
 
 

@@ -304,6 +304,15 @@ def test_compiled_blocks_learn_the_same() -> None:
     assert fused.model.core.net._compiled_call_impl is not None
 
 
+def test_learning_rates_rise_and_fall_as_they_are_told() -> None:
+    ours = learner(dataclasses.replace(PLAIN, warmup=4, anneal=True))
+    told = [ours.step(done)["learning_rate"] for done in (0.0, 0.0, 0.0, 0.0, 0.0, 0.5)]
+    assert told == pytest.approx([0.0025, 0.005, 0.0075, 0.01, 0.01, 0.005])
+    assert ours.optimizer.param_groups[0]["lr"] == pytest.approx(told[-1])
+    assert ours.puzzle_optimizer is not None
+    assert ours.puzzle_optimizer.param_groups[0]["lr"] == pytest.approx(PLAIN.puzzle_learning_rate / 2)
+
+
 def test_averages_come_and_go() -> None:
     ours = learner()
     for _ in range(5):
@@ -453,5 +462,5 @@ def test_a_gradient_of_puzzles_that_is_not_finite_touches_no_weight() -> None:
     weight.grad = torch.sparse_coo_tensor([[1]], [[float("nan")] * 8], weight.shape)
     before = weights(ours)
     with pytest.raises(NonFiniteNumbers):
-        ours._take_step(0.0)
+        ours._take_step(1.0)
     assert_same(weights(ours), before)

@@ -183,7 +183,7 @@ class Hostile:
         return os.mkdir, (str(self.target),)
 
 
-def refused(path: Path, *wanted: str, spec: TaskSpec | None = SPEC) -> None:
+def assert_refused(path: Path, *wanted: str, spec: TaskSpec | None = SPEC) -> None:
     with pytest.raises(ValueError) as caught:
         load_published_checkpoint(path, spec)
     message = str(caught.value)
@@ -197,15 +197,15 @@ def test_code_in_a_checkpoint_is_refused_and_not_executed(tmp_path: Path) -> Non
     target = tmp_path / "executed"
     weights = export_published(model)
     torch.save({**weights, "surprise": Hostile(target)}, tmp_path / "step_300")
-    refused(tmp_path, "step_300", "was not loaded")
+    assert_refused(tmp_path, "step_300", "was not loaded")
     torch.save(Hostile(target), tmp_path / "step_300")
-    refused(tmp_path, "step_300", "was not loaded")
+    assert_refused(tmp_path, "step_300", "was not loaded")
     torch.save({**weights, "surprise": Hostile(target)}, tmp_path / "step_300", _use_new_zipfile_serialization=False)
-    refused(tmp_path, "step_300", "was not loaded")
+    assert_refused(tmp_path, "step_300", "was not loaded")
     assert not target.exists()
     # A whole module is objects, not weights.
     torch.save(model, tmp_path / "step_300")
-    refused(tmp_path, "step_300", "was not loaded")
+    assert_refused(tmp_path, "step_300", "was not loaded")
 
 
 def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
@@ -217,13 +217,13 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
         ({}, "lack 'embed_tokens.embedding_weight'"),
     ):
         torch.save(content, tmp_path / "step_300")
-        refused(tmp_path, wanted)
+        assert_refused(tmp_path, wanted)
     (tmp_path / "step_300").write_bytes((tmp_path / "step_200").read_bytes()[:-200])
-    refused(tmp_path, "step_300", "was not loaded")
+    assert_refused(tmp_path, "step_300", "was not loaded")
     (tmp_path / "step_300").write_text("no weights")
-    refused(tmp_path, "step_300", "was not loaded")
+    assert_refused(tmp_path, "step_300", "was not loaded")
     (tmp_path / "step_400.safetensors").write_text("no weights")
-    refused(tmp_path, "step_400", "not a readable safetensors file")
+    assert_refused(tmp_path, "step_400", "not a readable safetensors file")
 
 
 def test_weights_that_do_not_fit_the_config_are_refused(tmp_path: Path) -> None:
@@ -231,11 +231,11 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path: Path) -> None:
     for name in ("lm_head.weight", "H_init", "L_level.layers.0.mlp.down_proj.weight"):
         full = "_orig_mod.model.inner." + name
         torch.save({n: t for n, t in weights.items() if n != full}, tmp_path / "step_200")
-        refused(tmp_path, "the weights lack")
+        assert_refused(tmp_path, "the weights lack")
         torch.save({**weights, full: torch.zeros(3)}, tmp_path / "step_200")
-        refused(tmp_path, "has shape (3,)")
+        assert_refused(tmp_path, "has shape (3,)")
     torch.save({**weights, "_orig_mod.model.inner.other": torch.zeros(1)}, tmp_path / "step_200")
-    refused(tmp_path, "'_orig_mod.model.inner.other' is not the published name")
+    assert_refused(tmp_path, "'_orig_mod.model.inner.other' is not the published name")
     torch.save(weights, tmp_path / "step_200")
     for changes, wanted in (
         ({"L_layers": 2}, "the weights lack"),
@@ -245,7 +245,7 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path: Path) -> None:
         ({"mlp_t": True}, "the weights lack"),
     ):
         write_folder(tmp_path, "trm", **changes)
-        refused(tmp_path, wanted)
+        assert_refused(tmp_path, wanted)
 
 
 def test_configs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
@@ -258,22 +258,22 @@ def test_configs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         ("hrm", {"hidden_size": "${.absent}"}, "all_config.yaml"),
     ):
         write_folder(tmp_path, variant, **changes)
-        refused(tmp_path, wanted)
+        assert_refused(tmp_path, wanted)
     config = tmp_path / "all_config.yaml"
     for text, wanted in (("arch: [", "all_config.yaml"), ("a: 1", "has no arch.name"), ("[1]", "has no arch.name")):
         config.write_text(text)
-        refused(tmp_path, wanted)
+        assert_refused(tmp_path, wanted)
     config.write_text(yaml.safe_dump({"arch": {"name": TRM}}))
-    refused(tmp_path, "no entry")
+    assert_refused(tmp_path, "no entry")
     config.unlink()
-    refused(tmp_path, "all_config.yaml", "needs the all_config.yaml")
+    assert_refused(tmp_path, "all_config.yaml", "needs the all_config.yaml")
 
 
 def test_a_config_never_makes_objects(tmp_path: Path) -> None:
     write_folder(tmp_path, "trm")
     target = tmp_path / "executed"
     (tmp_path / "all_config.yaml").write_text(f"arch: !!python/object/apply:os.mkdir ['{target}']\n")
-    refused(tmp_path, "all_config.yaml")
+    assert_refused(tmp_path, "all_config.yaml")
     assert not target.exists()
 
 
@@ -285,7 +285,7 @@ def test_a_task_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         (TaskSpec(5, 6, 2, 4), "6 ids of answers, but the task 2"),
         (TaskSpec(5, 6, 6, 3), "4 puzzle identifiers, but the task has 3"),
     ):
-        refused(tmp_path, wanted, spec=spec)
+        assert_refused(tmp_path, wanted, spec=spec)
     load_published_checkpoint(tmp_path, TaskSpec(5, 6, 6))
 
 
@@ -294,7 +294,7 @@ def test_the_length_of_a_puzzle_is_found_or_asked_for(tmp_path: Path) -> None:
         write_folder(tmp_path, variant)
         assert load_published_checkpoint(tmp_path)[1]["seq_len"] == 5
     write_folder(tmp_path, "trm")
-    refused(tmp_path, "give sequence_length", spec=None)
+    assert_refused(tmp_path, "give sequence_length", spec=None)
     assert load_published_checkpoint(tmp_path, sequence_length=7)[1]["seq_len"] == 7
     (tmp_path / "dataset.json").write_text('{"seq_len": 5}')
     assert load_published_checkpoint(str(tmp_path / "step_200"))[1]["seq_len"] == 5

@@ -44,11 +44,13 @@ class Answers(NamedTuple):
         q_halt: float32 `[S, N]`, logit of "this answer is right".
         segments: int64 `[N]`, segments thought: S, or fewer where the model halted by itself; later rows of
             `tokens` repeat the answer at which it halted.
+        q_continue: float32 `[S, N]`, HRM's logit of "thinking on will help"; None where the answers are of no model.
     """
 
     tokens: NDArray[np.int16]
     q_halt: NDArray[np.float32]
     segments: NDArray[np.int64]
+    q_continue: NDArray[np.float32] | None = None
 
     @property
     def last(self) -> NDArray[np.int16]:
