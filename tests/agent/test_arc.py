@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -384,9 +383,7 @@ def test_bad_options_are_refused_in_one_line(options: dict[str, Any], message: s
     assert "\n" not in str(caught.value)
 
 
-def test_dropped_tasks_are_counted(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Hydra, where a test before ran a command, switches off the loggers that there are.
-    monkeypatch.setattr(logging.getLogger("hrm_agent.supervised.tasks.arc"), "disabled", False)
+def test_dropped_tasks_are_counted(caplog: pytest.LogCaptureFixture) -> None:
     small = ArcTask(max_side=10, augmentations=0)
     assert len(small.puzzles) == 178 + 77
     assert [message for message in caplog.messages if "dropped" in message] == [

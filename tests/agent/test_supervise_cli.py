@@ -60,6 +60,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_command_leaves_warnings_switched_on(run: Path) -> None:
+    """Hydra's own `disabled` hides, say, how many tasks of ARC a data set dropped."""
+    logger = logging.getLogger("hrm_agent.supervised.tasks.arc")
+    assert not logger.disabled
+    assert logger.isEnabledFor(logging.WARNING)
+
+
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
     shutil.copytree(run, tmp_path / "run")
