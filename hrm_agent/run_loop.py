@@ -16,6 +16,7 @@ from torch import Tensor
 from hrm_agent import __version__
 from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, load_tensors
 from hrm_agent.gradients import NonFiniteNumbers
+from hrm_agent.kernels import check_kernel
 from hrm_agent.parallel import Shards, check_device
 from hrm_agent.tracking import CLOCKS, Console, RunLog
 
@@ -40,6 +41,7 @@ class LoopConfig:
         log_every: units between lines of the log.
         shards: threads that share the batch.
         device: `cpu`, or a CUDA device.
+        kernel: what computes the core: `auto`, or a path of `hrm_agent.kernels.PATHS`.
 
     Raises:
         ValueError: a setting out of range, or a device that is not there.
@@ -55,6 +57,7 @@ class LoopConfig:
     device: str
     max_seconds: float = 0.0
     clock: str = "wall"
+    kernel: str = "plain"
 
     def __post_init__(self) -> None:
         self._check_least(1, "total_steps", "keep_checkpoints", "log_every", "shards")
@@ -62,6 +65,7 @@ class LoopConfig:
         if self.clock not in CLOCKS:
             raise ValueError(f"clock={self.clock}: expected {' or '.join(CLOCKS)}")
         check_device(self.device)
+        check_kernel(self.kernel)
 
     def _check_least(self, least: int, *names: str) -> None:
         for name in names:

@@ -21,6 +21,7 @@ from hrm_agent.environments import is_compiled
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.initial_weights import freeze, initialise, parse_parts
+from hrm_agent.kernels import choose
 from hrm_agent.learners import AlgoConfig, build_env, build_learner
 from hrm_agent.policy import Policy, PolicyConfig
 from hrm_agent.run_loop import LoopConfig, RunLoop
@@ -105,6 +106,7 @@ class Trainer(RunLoop):
         policy = Policy(policy_config, space, self.env.single_action_space)
         prepare(policy, config, fresh=self.checkpoints.latest() is None)
         self.policy = policy.to(config.device)
+        self.kernel = choose(self.policy, config.kernel, config.device)
         self.collector = Collector(self.env, self.policy, config.seed, self.shards)
         self.learner = build_learner(self.policy, algo_config, space, self.collector, self.shards, config.seed)
         self.algo = self.learner.algo
@@ -197,6 +199,7 @@ class Trainer(RunLoop):
             **self.learner.statistics(),
             "seconds": round(self.seconds, 1),
             "clock": c.clock,
+            "kernel": self.kernel,
             "parameters": sum(x.numel() for x in self.policy.parameters()),
             "validation": self.validation,
             "hrm_agent_version": __version__,

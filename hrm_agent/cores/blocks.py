@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hrm_agent.cores.base import check_at_least, check_choice, check_grid, linear, truncated_normal_
+from hrm_agent.kernels.paths import Accelerated
+from hrm_agent.kernels.stack import Shape
 
 MIXINGS = ("attention", "mlp", "conv", "units", "attention_conv", "attention_local")
 POSITIONS = ("rope", "rope2d", "none")
@@ -331,9 +333,25 @@ class Block(nn.Module):
         x = self.mixer(x, angles)
         return rms_norm(x + self.mlp(x))
 
+    def kernel_weights(self) -> list[Tensor]:
+        """Weights in the order of `hrm_agent.kernels.stack.run_stack`; mixings that it does not know have none."""
+        mixer = self.mixer
+        if isinstance(mixer, ConvMixing) and mixer.conv is not None:
+            mixing: list[Tensor] = [mixer.conv.weight]
+        elif isinstance(mixer, AttentionMixing):
+            mixing = [mixer.qkv.weight, mixer.out.weight]
+        elif isinstance(mixer, PositionMLPMixing):
+            mixing = [mixer.swiglu.gate_up.weight, mixer.swiglu.down.weight]
+        else:
+            return []
+        return [*mixing, self.mlp.gate_up.weight, self.mlp.down.weight]
 
-class BlockStack(nn.Module):
-    """Several blocks in a row, float[B, L, D] -> float[B, L, D]; arguments are those of `Block`."""
+
+class BlockStack(Accelerated):
+    """Several blocks in a row, float[B, L, D] -> float[B, L, D]; arguments are those of `Block`.
+
+    `hrm_agent.kernels.use` changes how they are computed.
+    """
 
     def __init__(
         self,
@@ -353,11 +371,27 @@ class BlockStack(nn.Module):
             Block(hidden_size, length, grid, num_heads, mixing, expansion, inner_size, branch_gain)
             for _ in range(layers)
         )
+        first = self.layers[0]
+        assert isinstance(first, Block)
+        self._shape = Shape(
+            mixing=mixing,
+            layers=layers,
+            length=length,
+            size=hidden_size,
+            inner=first.mlp.down.in_features,
+            epsilon=NORM_EPS,
+            grid=grid or (0, 0),
+            heads=num_heads,
+            position_inner=first.mixer.swiglu.down.in_features if isinstance(first.mixer, PositionMLPMixing) else 0,
+        )
 
-    def forward(self, x: Tensor, angles: Angles | None = None) -> Tensor:
+    def plain(self, x: Tensor, angles: Angles | None = None) -> Tensor:
         for layer in self.layers:
             x = layer(x, angles)
         return x
+
+    def kernel_weights(self) -> list[Tensor]:
+        return [weight for layer in self.layers for weight in layer.kernel_weights()]  # type: ignore[operator]
 
 
 class RotaryPositions(nn.Module):

@@ -8,8 +8,8 @@ every stage of thought.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
 from hrm_agent.cores import State, map_state
-from hrm_agent.cores.blocks import BlockStack
 from hrm_agent.gradients import NonFiniteNumbers, clip_gradients, set_gradients
 from hrm_agent.optim import AdamATan2, SignSGD
 from hrm_agent.parallel import Shards
@@ -56,7 +55,6 @@ class SupervisedConfig:
     ema: float = 0.999  # decay of the average of the weights that is evaluated, less in the first steps; 0: none (HRM)
     precision: str = "float32"  # of the matrix products: float32 | bfloat16; weights and sums stay float32
     rows_at_once: int = 0  # puzzles of a batch thought about together; 0: what fits the cache of a CPU, all on a GPU
-    compile: bool = False  # fuse the core's blocks by torch.compile: faster, but begins with compiling for a minute
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_segments"):
@@ -115,8 +113,6 @@ class DeepSupervision:
         self.optimizer = build_optimizer(self.weights, config)
         self.puzzle_optimizer = SignSGD(own, config.puzzle_learning_rate, config.puzzle_weight_decay) if own else None
         self.averages = [p.detach().clone() for p in self.weights] if config.ema else []
-        if config.compile:
-            compile_blocks(model)
         self.steps = 0
         self.seen = 0  # puzzles begun
         count = config.batch_size
@@ -316,29 +312,6 @@ class _Averaged:
 
     def __exit__(self, *_: object) -> None:
         self._swap()
-
-
-def compile_blocks(model: PuzzleModel) -> None:
-    """Fuse the operations of the core's stacks of blocks, or of the whole core where it has none.
-
-    In place: names of weights stay as they are, and `eagerly` takes it back for a while.
-    """
-    stacks: list[nn.Module] = [m for m in model.core.modules() if isinstance(m, BlockStack)]
-    for part in stacks or [model.core]:
-        part.compile(dynamic=False)
-
-
-@contextmanager
-def eagerly(model: nn.Module) -> Iterator[None]:
-    """Run a model uncompiled: for batches of other shapes than the one it was compiled for."""
-    compiled = {m: m._compiled_call_impl for m in model.modules() if m._compiled_call_impl is not None}
-    try:
-        for module in compiled:
-            module._compiled_call_impl = None
-        yield
-    finally:
-        for module, call in compiled.items():
-            module._compiled_call_impl = call
 
 
 def build_optimizer(weights: list[nn.Parameter], config: SupervisedConfig) -> torch.optim.Optimizer:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hrm_agent import __version__
 from hrm_agent.checkpoint import write_atomically
+from hrm_agent.kernels import choose
 from hrm_agent.run_loop import LoopConfig, RunLoop
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
@@ -62,6 +63,7 @@ class SupervisedTrainer(RunLoop):
         self.task = build_task(config.task, config.task_options, config.seed)
         torch.manual_seed(config.seed)
         self.model = build_model(model_config, self.task.spec).to(config.device)
+        self.kernel = choose(self.model, config.kernel, config.device)
         self.learner = DeepSupervision(self.model, training, self.task.draw, config.seed, self.shards)
         self.best = -1.0
         self.validation: dict[str, Any] = {}
@@ -138,6 +140,7 @@ class SupervisedTrainer(RunLoop):
             "samples": self.position * self.learner.config.batch_size,
             "seconds": round(self.seconds, 1),
             "clock": c.clock,
+            "kernel": self.kernel,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "max_segments": self.learner.config.max_segments,
             "halting": self.learner.config.halting,

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hrm_agent import kernels
 from hrm_agent.checkpoint import CheckpointError
 from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.optim import SignSGD
@@ -292,16 +293,19 @@ def test_it_learns_and_says_so() -> None:
     assert report["curves"]["exact"][-1] == report["exact"]
 
 
-@pytest.mark.slow
-def test_compiled_blocks_learn_the_same() -> None:
-    plain, fused = (learner(dataclasses.replace(PLAIN, compile=compiled)) for compiled in (False, True))
+@pytest.mark.parametrize("path", ["fused", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_fast_paths_learn_the_same(path: str) -> None:
+    if not kernels.available(path):
+        pytest.skip("no C++ compiler")
+    plain, fast = learner(), learner()
+    assert kernels.use(fast.model, path) == path
     for _ in range(3):
-        assert plain.step(0.0) == pytest.approx(fused.step(0.0), rel=1e-4, abs=1e-6)
-    assert_same(weights(plain), weights(fused), rtol=1e-3, atol=1e-5)
-    assert set(fused.model.state_dict()) == set(plain.model.state_dict())
-    with fused.averaged() as model:  # of any number of puzzles, without compiling anew
+        assert plain.step(0.0) == pytest.approx(fast.step(0.0), rel=1e-4, abs=1e-6)
+    assert_same(weights(plain), weights(fast), rtol=1e-3, atol=1e-5)
+    assert set(fast.model.state_dict()) == set(plain.model.state_dict())
+    with fast.averaged() as model:  # of any number of puzzles, without compiling anew
         assert len(Solver(model, 2)(Copying().examples("test", 7)).last) == 7
-    assert fused.model.core.net._compiled_call_impl is not None
+    assert (fast.model.core.net._compiled_call_impl is not None) == (path == "compiled")
 
 
 def test_learning_rates_rise_and_fall_as_they_are_told() -> None:

@@ -115,10 +115,17 @@ def test_cores_know_nothing_of_agents() -> None:
         f"{path.relative_to(ROOT)} imports {name}"
         for path in sources("hrm_agent/cores")
         for name in imports(path)
-        if below(name, "gymnasium") or (below(name, "hrm_agent") and not below(name, "hrm_agent.cores"))
+        if below(name, "gymnasium")
+        or (below(name, "hrm_agent") and not below(name, "hrm_agent.cores") and not below(name, "hrm_agent.kernels"))
         if name != "hrm_agent"
     ]
     assert wrong == []
+
+
+def test_kernels_know_nothing_of_cores() -> None:
+    for path in sources("hrm_agent/kernels"):
+        found = {name for name in imports(path) if below(name, "hrm_agent") and not below(name, "hrm_agent.kernels")}
+        assert found <= {"hrm_agent"}, path
 
 
 def test_stable_baselines3_is_needed_by_its_own_modules_alone() -> None:

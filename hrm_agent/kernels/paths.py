@@ -1,0 +1,130 @@
+"""Which code computes the stacks of blocks in a module: eager torch, our C++ kernels, or what torch compiles."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from hrm_agent.kernels.build import NoKernels
+from hrm_agent.kernels.stack import Shape, has_bfloat16, run_stack
+
+PATHS = ("plain", "fused", "fused_bf16", "compiled")
+"""`plain` is eager torch, the reference. `fused` are the C++ kernels in float32, `fused_bf16` the same with the matrix
+products of the forward in bfloat16. `compiled` is `torch.compile`."""
+
+
+CHOICES = ("auto", *PATHS)
+"""`auto` is `fused` on a CPU where there is a C++ compiler and the kernels know the core, else `plain`."""
+
+
+class Accelerated(nn.Module):
+    """A stack of blocks with more than one path; see `PATHS`.
+
+    Whatever the path, inputs that it does not suit (another device or type, tracing, a shape that the kernels do not
+    know) go the plain way.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = "plain"
+        self._shape: Shape | None = None
+
+    @abstractmethod
+    def plain(self, x: Tensor, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The stack in eager torch, float `[B, L, D]` -> float `[B, L, D]`."""
+
+    @abstractmethod
+    def kernel_weights(self) -> Sequence[Tensor]:
+        """Weights in the order of `hrm_agent.kernels.stack.run_stack`."""
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        if not self.path.startswith("fused") or not self._suits(x):
+            return self.plain(x, angles)
+        assert self._shape is not None
+        bf16 = self.path == "fused_bf16" or (torch.is_autocast_enabled("cpu") and has_bfloat16())
+        return run_stack(self._shape, x, angles, self.kernel_weights(), bf16)
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the kernels know this kind of stack."""
+        return self._shape is not None and self._shape.fits
+
+    def _suits(self, x: Tensor) -> bool:
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return not tracing and x.dtype == torch.float32 and x.device.type == "cpu"
+
+
+def use(module: nn.Module, path: str) -> str:
+    """Set the path of every stack of blocks in a module, in place.
+
+    Returns:
+        The path in use: the one asked for, or `plain` where it suits none of the stacks.
+
+    Raises:
+        ValueError: an unknown path, or one that this machine does not have.
+    """
+    check_kernel(path)
+    stacks = [m for m in module.modules() if isinstance(m, Accelerated)]
+    for stack in stacks:
+        stack.path = path if path == "compiled" or (path.startswith("fused") and stack.has_kernels) else "plain"
+    parts: list[nn.Module] = [*stacks] or [m for m in [getattr(module, "core", None)] if isinstance(m, nn.Module)]
+    for part in parts:  # the whole core, where it is not made of stacks
+        part._compiled_call_impl = None
+        if path == "compiled":
+            part.compile(dynamic=False)
+    return path if path == "compiled" or any(stack.path == path for stack in stacks) else "plain"
+
+
+@contextmanager
+def eagerly(module: nn.Module) -> Iterator[None]:
+    """Run a module uncompiled: for batches of other shapes than those it was compiled for."""
+    compiled = {m: m._compiled_call_impl for m in module.modules() if m._compiled_call_impl is not None}
+    try:
+        for part in compiled:
+            part._compiled_call_impl = None
+        yield
+    finally:
+        for part, call in compiled.items():
+            part._compiled_call_impl = call
+
+
+def check_kernel(kernel: str) -> None:
+    """Raises: ValueError for what is none of `CHOICES`, or a path that this machine does not have."""
+    if kernel not in CHOICES:
+        raise ValueError(f"kernel={kernel}: expected one of {', '.join(CHOICES)}")
+    if reason := _lacking(kernel):
+        raise ValueError(f"kernel={kernel}: {reason}; use kernel=auto or kernel=plain")
+
+
+def choose(module: nn.Module, kernel: str, device: torch.device | str = "cpu") -> str:
+    """As `use`, but `auto` is `fused` where this machine and the module allow it, and `plain` elsewhere."""
+    if kernel != "auto":
+        return use(module, kernel)
+    fits = any(_has_kernels(m) for m in module.modules()) and torch.device(device).type == "cpu"
+    return use(module, "fused" if fits and available("fused") else "plain")
+
+
+def available(path: str) -> bool:
+    """Whether this machine has a path; the first time, the kernels are compiled for it (some seconds)."""
+    return _lacking(path) == ""
+
+
+def _has_kernels(module: nn.Module) -> TypeGuard[Accelerated]:
+    return isinstance(module, Accelerated) and module.has_kernels
+
+
+def _lacking(path: str) -> str:
+    if not path.startswith("fused"):
+        return ""
+    try:
+        narrow = has_bfloat16()
+    except NoKernels as error:
+        return str(error)
+    if path == "fused_bf16" and not narrow:
+        return "this processor does not multiply bfloat16 numbers (AVX512_BF16)"
+    return ""
