@@ -48,10 +48,10 @@ class Copying(Task):
         return self.draw(np.random.default_rng(len(band)), count)
 
 
-def make_model(core: str = "trm", puzzles: int = 8, seed: int = 0, **options: Any) -> PuzzleModel:
+def make_model(core: str = "trm", puzzles: int = 8, seed: int = 0, size: int = 8, **options: Any) -> PuzzleModel:
     torch.manual_seed(seed)
     own = {**(HRM if core == "hrm" else TRM), **options}
-    model = build_model(ModelConfig(core, own, 8, puzzles, slots=1 if puzzles else None), SPEC)
+    model = build_model(ModelConfig(core, own, size, puzzles, slots=1 if puzzles else None), SPEC)
     with torch.no_grad():  # both are zero at first, and then nothing depends on them
         model.halting_head.weight.normal_()
         model.halting_head.bias.zero_()
@@ -297,7 +297,7 @@ def test_it_learns_and_says_so() -> None:
 def test_fast_paths_learn_the_same(path: str) -> None:
     if not kernels.available(path):
         pytest.skip("no C++ compiler")
-    plain, fast = learner(), learner()
+    plain, fast = (learner(size=16, inner_size=16, mixing="attention", num_heads=1) for _ in range(2))
     assert kernels.use(fast.model, path) == path
     for _ in range(3):
         assert plain.step(0.0) == pytest.approx(fast.step(0.0), rel=1e-4, abs=1e-6)
