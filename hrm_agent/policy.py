@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.carry import PolicyState, build_carry
+from hrm_agent.carry import Full, PolicyState, build_carry
 from hrm_agent.cores import State, build_core, map_state
 from hrm_agent.distributions import INITIAL_LOG_STD, build_distribution
 from hrm_agent.encoders import EncoderConfig, GridEncoder, Observation, build_encoder, find_grid
+from hrm_agent.kernels.window import Plan, run_window
 from hrm_agent.parallel import rows_at_once
 
 READOUTS = ("agent", "mean", "first", "last")
@@ -193,7 +194,13 @@ class Policy(nn.Module):
 
     def step(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         """One environment step: obs `[B, ...]`, episode_start bool `[B]`."""
-        read, state, segments = self._think(self.encoder(obs), state, episode_start, self._readout_index(obs))
+        tokens, index = self.encoder(obs), self._readout_index(obs)
+        plan = self._window_plan(tokens)
+        if plan is not None:
+            one = None if index is None else index[None]
+            decision = self._think_window(plan, tokens[None], state, episode_start[None], one)
+            return Decision(decision.logits[0], decision.value[0], decision.state, decision.segments[0])
+        read, state, segments = self._think(tokens, state, episode_start, index)
         return self._decide(read, state, segments)
 
     def unroll(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
@@ -203,6 +210,9 @@ class Policy(nn.Module):
         """
         tokens = self.encoder(obs)
         index = self._readout_index(obs)
+        plan = self._window_plan(tokens)
+        if plan is not None:
+            return self._think_window(plan, tokens, state, episode_start, index)
         detached = self.config.time_gradient == "detached"
         reads, segments = [], []
         # unbind, not tokens[t]: its backward stacks the steps' gradients once, instead of adding k zero-padded ones.
@@ -214,6 +224,24 @@ class Policy(nn.Module):
             reads.append(read)
             segments.append(used)
         return self._decide(torch.stack(reads), state, torch.stack(segments))
+
+    def _window_plan(self, tokens: Tensor) -> Plan | None:
+        """How the kernels think about a whole window, where they can."""
+        c = self.config
+        if type(self.carry) is not Full or c.stop != "fixed" or c.readout == "mean":
+            return None
+        plan = self.core.window_plan()
+        return plan if plan is not None and plan.suits(tokens) else None
+
+    def _think_window(
+        self, plan: Plan, tokens: Tensor, state: PolicyState, episode_start: Tensor, index: Tensor | None
+    ) -> Decision:
+        z_H, z_L = state
+        if index is None:
+            index = torch.full(episode_start.shape, 0 if self.config.readout == "first" else -1)
+        cut = self.config.time_gradient == "detached"
+        reads, kept = run_window(plan, tokens, (z_H, z_L), episode_start, index, self.segments, cut)
+        return self._decide(reads, kept, torch.full(episode_start.shape, self.segments))
 
     def segment_by_segment(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Iterator[Segment]:
         """The K segments of one environment step, one at a time; `stop` is not looked at.

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from hrm_agent.kernels.window import Plan
+
 State = tuple[Tensor, ...]
 """A core's latent: a NamedTuple of tensors whose first dimension is the batch; it may have no fields."""
 
@@ -39,6 +41,10 @@ class Core(nn.Module):
         self.hidden_size = check_at_least("hidden_size", hidden_size, 1)
         self.length = check_at_least("length", length, 1)
         self.grid = check_grid(grid, length)
+
+    def window_plan(self) -> Plan | None:
+        """What `hrm_agent.kernels.window` must know to run it over several environment steps; None: it cannot."""
+        return None
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first segment: fixed numbers, the same for every row; never write into it."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hrm_agent.cores.base import CYCLE_GRADIENTS, Core, State, check_at_least, check_choice, initial_latent
 from hrm_agent.cores.blocks import BlockStack, RotaryPositions
+from hrm_agent.kernels.window import Plan
 
 
 class HRMState(NamedTuple):
@@ -84,6 +85,11 @@ class HRM(Core):
         self.L_net = stack(L_layers)
         self.register_buffer("z_H_init", initial_latent(hidden_size))
         self.register_buffer("z_L_init", initial_latent(hidden_size))
+
+    def window_plan(self) -> Plan:
+        fresh = (self.z_H_init, self.z_L_init)
+        whole = self.H_cycles == self.L_cycles == 1 or self.cycle_gradient == "all"
+        return Plan(self.L_net, self.H_net, self.H_cycles, self.L_cycles, self.rotary(), fresh, whole)
 
     def initial_state(self, batch_size: int) -> HRMState:
         shape = (batch_size, self.length, -1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hrm_agent.cores.base import CYCLE_GRADIENTS, Core, State, check_at_least, check_choice, initial_latent
 from hrm_agent.cores.blocks import BlockStack, RotaryPositions
+from hrm_agent.kernels.window import Plan
 
 
 class TRMState(NamedTuple):
@@ -77,6 +78,11 @@ class TRM(Core):
         )
         self.register_buffer("z_H_init", initial_latent(hidden_size))
         self.register_buffer("z_L_init", initial_latent(hidden_size))
+
+    def window_plan(self) -> Plan:
+        fresh = (self.z_H_init, self.z_L_init)
+        whole = self.H_cycles == 1 or self.cycle_gradient == "all"
+        return Plan(self.net, self.net, self.H_cycles, self.L_cycles, self.rotary(), fresh, whole)
 
     def initial_state(self, batch_size: int) -> TRMState:
         shape = (batch_size, self.length, -1)

@@ -43,20 +43,30 @@ class Accelerated(nn.Module):
         """Weights in the order of `hrm_agent.kernels.stack.run_stack`."""
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        if not self.path.startswith("fused") or not self._suits(x):
+        if not self.runs_kernels(x):
             return self.plain(x, angles)
-        assert self._shape is not None
-        bf16 = self.path == "fused_bf16" or (torch.is_autocast_enabled("cpu") and has_bfloat16())
-        return run_stack(self._shape, x, angles, self.kernel_weights(), bf16)
+        return run_stack(self.kernel_shape, x, angles, self.kernel_weights(), self.in_bfloat16)
 
     @property
     def has_kernels(self) -> bool:
         """Whether the kernels know this kind of stack."""
         return self._shape is not None and self._shape.fits
 
-    def _suits(self, x: Tensor) -> bool:
-        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return not tracing and x.dtype == torch.float32 and x.device.type == "cpu"
+    @property
+    def kernel_shape(self) -> Shape:
+        assert self._shape is not None
+        return self._shape
+
+    @property
+    def in_bfloat16(self) -> bool:
+        """Whether the forward's matrix products are in bfloat16."""
+        return self.path == "fused_bf16" or (torch.is_autocast_enabled("cpu") and has_bfloat16())
+
+    def runs_kernels(self, x: Tensor) -> bool:
+        """Whether such an input goes through the kernels."""
+        if not self.path.startswith("fused") or x.dtype != torch.float32 or x.device.type != "cpu":
+            return False
+        return not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 def use(module: nn.Module, path: str) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hrm_agent.kernels.build import library
+from hrm_agent.kernels.memory import pool
 
 VECTOR = 16
 """Sizes that are summed over columns must be multiples of this many floats."""
@@ -63,9 +64,6 @@ class Shape:
         return self.position_inner % VECTOR == 0
 
 
-_Floats = ctypes.POINTER(ctypes.c_float)
-
-
 class _Stack(ctypes.Structure):
     """`struct Stack` of the source."""
 
@@ -80,21 +78,27 @@ class _Stack(ctypes.Structure):
 
 
 @cache
-def _functions() -> Any:
+def functions() -> Any:
     """The library with its signatures declared.
 
     Raises:
         NoKernels: see `hrm_agent.kernels.build.library`.
     """
-    functions: Any = library()
-    stack, pointer = ctypes.POINTER(_Stack), ctypes.c_void_p
-    functions.stack_has_bfloat16.argtypes = ()
-    functions.stack_kept_floats.argtypes = (stack,)
-    functions.stack_forward.argtypes = (stack, pointer, pointer, pointer)
-    functions.stack_backward.argtypes = (stack, *[pointer] * 6)
-    for name in ("stack_has_bfloat16", "stack_kept_floats", "stack_forward", "stack_backward"):
-        getattr(functions, name).restype = ctypes.c_int64
-    return functions
+    found: Any = library()
+    pointer = ctypes.c_void_p
+    arguments = {
+        "stack_has_bfloat16": 0,
+        "stack_kept_floats": 1,
+        "stack_forward": 4,
+        "stack_backward": 7,
+        "window_kept_floats": 1,
+        "window_forward": 8,
+        "window_backward": 10,
+    }
+    for name, count in arguments.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = [pointer] * count, ctypes.c_int64
+    return found
 
 
 def has_bfloat16() -> bool:
@@ -103,7 +107,32 @@ def has_bfloat16() -> bool:
     Raises:
         NoKernels: see `hrm_agent.kernels.build.library`.
     """
-    return bool(_functions().stack_has_bfloat16())
+    return bool(functions().stack_has_bfloat16())
+
+
+class Description:
+    """`struct Stack` of a shape with its weights, and what must live as long as it."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        batch: int,
+        bf16: bool,
+        cos: Tensor | None,
+        sin: Tensor | None,
+        weights: Sequence[Tensor],
+    ) -> None:
+        self._weights, self._pointers = weights, pointers(weights)
+        self.stack = _Stack(
+            MIXINGS.index(shape.mixing), shape.layers, batch, shape.length, shape.size, shape.inner, *shape.grid,
+            shape.heads, shape.position_inner, bf16, shape.epsilon,
+            None if cos is None else cos.data_ptr(), None if sin is None else sin.data_ptr(),
+            ctypes.cast(self._pointers, ctypes.c_void_p),
+        )  # fmt: skip
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self.stack)
 
 
 def run_stack(
@@ -116,8 +145,8 @@ def run_stack(
         x: float32 `[B, L, D]` on the CPU.
         angles: cosines and sines of rotary positions, `[L, 1, D / heads]` or None.
         weights: `WEIGHTS[mixing]` of every layer in turn, float32 and contiguous, as `torch.nn` lays them out.
-        bf16: round the factors of the forward's matrix products to bfloat16; sums, norms and all of the backward
-            stay in float32.
+        bf16: round the factors of matrix products to bfloat16, forward and back (but for those inside attention's and
+            the position MLP's backward); sums, norms, weights and latents stay in float32.
 
     Returns:
         float32 `[B, L, D]`.
@@ -127,9 +156,7 @@ def run_stack(
         result: Tensor = _RunStack.apply(shape, bf16, cos, sin, x, *weights)
         return result
     x = x.contiguous()
-    y = torch.empty_like(x)
-    _forward(_describe(shape, len(x), bf16, cos, sin, weights), x, y, None)
-    return y
+    return _forward(Description(shape, len(x), bf16, cos, sin, weights), x, None)
 
 
 class _RunStack(torch.autograd.Function):
@@ -138,70 +165,75 @@ class _RunStack(torch.autograd.Function):
         ctx: Any, shape: Shape, bf16: bool, cos: Tensor | None, sin: Tensor | None, x: Tensor, *weights: Tensor
     ) -> Tensor:
         x = x.contiguous()
-        y = torch.empty_like(x)
-        stack = _describe(shape, len(x), bf16, cos, sin, weights)
-        kept = torch.empty(shape.layers * _functions().stack_kept_floats(stack[0]))
-        _forward(stack, x, y, kept)
-        ctx.shape = shape
-        ctx.save_for_backward(x, y, kept, cos, sin, *weights)
+        stack = Description(shape, len(x), bf16, cos, sin, weights)
+        ctx.shape, ctx.bf16 = shape, bf16
+        ctx.kept = pool.take(shape.layers * functions().stack_kept_floats(stack.address))
+        y = _forward(stack, x, ctx.kept)
+        ctx.save_for_backward(x, y, cos, sin, *weights)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         shape: Shape = ctx.shape
-        x, y, kept, cos, sin, *weights = ctx.saved_tensors
+        x, y, cos, sin, *weights = ctx.saved_tensors
+        kept = take_kept(ctx)
         gradient = gradient.contiguous()
-        to_x = torch.empty_like(x)
-        to_weights = [torch.zeros(_gradient_shape(shape, i, w)) for i, w in enumerate(weights)]
-        stack = _describe(shape, len(x), False, cos, sin, weights)
-        pointers = _pointers(to_weights)
-        failed = _functions().stack_backward(
-            stack[0], x.data_ptr(), y.data_ptr(), kept.data_ptr(), gradient.data_ptr(), to_x.data_ptr(), pointers
-        )
-        _check(failed)
-        turned = (_as_weight(shape, i, g, w) for i, (g, w) in enumerate(zip(to_weights, weights, strict=True)))
-        return (None, None, None, None, to_x, *turned)
+        to_x, to_weights = torch.empty_like(x), empty_gradients(shape, weights)
+        stack = Description(shape, len(x), ctx.bf16, cos, sin, weights)
+        failed = functions().stack_backward(
+            stack.address, x.data_ptr(), y.data_ptr(), kept.data_ptr(), gradient.data_ptr(), to_x.data_ptr(),
+            pointers(to_weights),
+        )  # fmt: skip
+        check_memory(failed)
+        pool.give(kept)
+        return (None, None, None, None, to_x, *as_weights(shape, weights, to_weights))
 
 
-def _describe(
-    shape: Shape, batch: int, bf16: bool, cos: Tensor | None, sin: Tensor | None, weights: Sequence[Tensor]
-) -> tuple[_Stack, Any]:
-    """The structure, and what must live as long as it."""
-    pointers = _pointers(weights)
-    stack = _Stack(
-        MIXINGS.index(shape.mixing), shape.layers, batch, shape.length, shape.size, shape.inner, *shape.grid,
-        shape.heads, shape.position_inner, bf16, shape.epsilon,
-        None if cos is None else cos.data_ptr(), None if sin is None else sin.data_ptr(),
-        ctypes.cast(pointers, ctypes.c_void_p),
-    )  # fmt: skip
-    return stack, pointers
+def take_kept(ctx: Any) -> Tensor:
+    """What a forward kept for its backward, which then may be used again by others.
+
+    Raises:
+        RuntimeError: the backward has been run before.
+    """
+    kept: Tensor | None = ctx.kept
+    if kept is None:
+        raise RuntimeError("the kernels' gradient is taken a second time: what the forward kept is gone; run it again")
+    ctx.kept = None
+    return kept
 
 
-def _pointers(tensors: Sequence[Tensor]) -> Any:
+def pointers(tensors: Sequence[Tensor]) -> Any:
+    """An array of where tensors begin; they must outlive it."""
     return (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
 
 
-def _forward(stack: tuple[_Stack, Any], x: Tensor, y: Tensor, kept: Tensor | None) -> None:
-    _check(_functions().stack_forward(stack[0], x.data_ptr(), y.data_ptr(), None if kept is None else kept.data_ptr()))
-
-
-def _check(failed: int) -> None:
+def check_memory(failed: int) -> None:
+    """Raises: MemoryError where a call of the kernels says so."""
     if failed:
         raise MemoryError("the kernels found no memory for a chunk's temporaries")
+
+
+def _forward(stack: Description, x: Tensor, kept: Tensor | None) -> Tensor:
+    y = torch.empty_like(x)
+    at = None if kept is None else kept.data_ptr()
+    check_memory(functions().stack_forward(stack.address, x.data_ptr(), y.data_ptr(), at))
+    return y
+
+
+def empty_gradients(shape: Shape, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros that the kernels add the gradients of `weights` to, in their own layout."""
+    return [torch.zeros((w[0].numel(), w.shape[0]) if _is_turned(shape, i) else w.shape) for i, w in enumerate(weights)]
+
+
+def as_weights(shape: Shape, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients laid out as the weights are: torch's fused optimizers take for granted that both are alike."""
+    return [
+        g.t().contiguous().view(w.shape) if _is_turned(shape, i) else g
+        for i, (w, g) in enumerate(zip(weights, gradients, strict=True))
+    ]
 
 
 def _is_turned(shape: Shape, index: int) -> bool:
     """Whether the kernels give the transpose of this weight's gradient."""
     return shape.mixing != "attention" and index % WEIGHTS[shape.mixing] == 0
-
-
-def _gradient_shape(shape: Shape, index: int, weight: Tensor) -> tuple[int, ...]:
-    if not _is_turned(shape, index):
-        return tuple(weight.shape)
-    return weight[0].numel(), weight.shape[0]
-
-
-def _as_weight(shape: Shape, index: int, gradient: Tensor, weight: Tensor) -> Tensor:
-    # Contiguous as the weight is: torch's fused optimizers take for granted that both are laid out alike.
-    return gradient.t().contiguous().view(weight.shape) if _is_turned(shape, index) else gradient

@@ -73,14 +73,14 @@ struct Free {
 // Memory of a thread that grows and is kept: a chunk's temporaries are the same pages every time.
 class Arena {
  public:
-  void begin(i64 floats) {
+  bool begin(i64 floats) {  // false where there is no memory
     if (floats > size_) {
       data_.reset(static_cast<float*>(std::aligned_alloc(64, up(floats * sizeof(float), 64))));
       size_ = data_ ? floats : 0;
     }
     used_ = 0;
+    return floats <= size_;
   }
-  bool ok() const { return size_ > 0; }
   float* take(i64 floats) {
     float* p = data_.get() + used_;
     used_ += up(floats, W);
@@ -195,6 +195,13 @@ struct Right16 {  // pair p of column j at data[(j / PANEL) * panel + p * row + 
   i64 row, panel;
 };
 
+struct Left16 {
+  const pair* data;
+  i64 row, step;
+};
+
+inline Left16 rows16(const pair* a, i64 pairs) { return {a, pairs, 1}; }
+
 inline uint16_t bfloat16(float x) {  // to nearest, ties to even
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -216,7 +223,7 @@ inline void narrow_row(const float* from, i64 count, uint16_t* to) {  // count a
 }
 
 template <int M, int N>
-inline void tile16(i64 pairs, const pair* a, i64 row, const pair* b, i64 b_row, float* c, i64 c_row) {
+inline void tile16(i64 pairs, const pair* a, i64 row, i64 step, const pair* b, i64 b_row, float* c, i64 c_row, bool add) {
   __m512 sums[M][N];
   for (int i = 0; i < M; i++)
     for (int j = 0; j < N; j++) sums[i][j] = _mm512_setzero_ps();
@@ -224,49 +231,69 @@ inline void tile16(i64 pairs, const pair* a, i64 row, const pair* b, i64 b_row, 
     __m512i right[N];
     for (int j = 0; j < N; j++) right[j] = _mm512_loadu_si512(b + p * b_row + j * W);
     for (int i = 0; i < M; i++) {
-      __m512i left = _mm512_set1_epi32(static_cast<int>(a[i * row + p]));
+      __m512i left = _mm512_set1_epi32(static_cast<int>(a[i * row + p * step]));
       for (int j = 0; j < N; j++)
         sums[i][j] = _mm512_dpbf16_ps(sums[i][j], reinterpret_cast<__m512bh&>(left), reinterpret_cast<__m512bh&>(right[j]));
     }
   }
   for (int i = 0; i < M; i++)
-    for (int j = 0; j < N; j++) _mm512_storeu_ps(c + i * c_row + j * W, sums[i][j]);
+    for (int j = 0; j < N; j++) {
+      float* at = c + i * c_row + j * W;
+      _mm512_storeu_ps(at, add ? _mm512_add_ps(_mm512_loadu_ps(at), sums[i][j]) : sums[i][j]);
+    }
 }
 
 template <int N>
-inline void tile16_rows(i64 m, i64 pairs, const pair* a, i64 row, const pair* b, i64 b_row, float* c, i64 c_row) {
+inline void tile16_rows(i64 m, i64 pairs, const pair* a, i64 row, i64 step, const pair* b, i64 b_row, float* c,
+                        i64 c_row, bool add) {
   switch (m) {
-    case 1: return tile16<1, N>(pairs, a, row, b, b_row, c, c_row);
-    case 2: return tile16<2, N>(pairs, a, row, b, b_row, c, c_row);
-    case 3: return tile16<3, N>(pairs, a, row, b, b_row, c, c_row);
-    case 4: return tile16<4, N>(pairs, a, row, b, b_row, c, c_row);
-    case 5: return tile16<5, N>(pairs, a, row, b, b_row, c, c_row);
-    default: return tile16<6, N>(pairs, a, row, b, b_row, c, c_row);
+    case 1: return tile16<1, N>(pairs, a, row, step, b, b_row, c, c_row, add);
+    case 2: return tile16<2, N>(pairs, a, row, step, b, b_row, c, c_row, add);
+    case 3: return tile16<3, N>(pairs, a, row, step, b, b_row, c, c_row, add);
+    case 4: return tile16<4, N>(pairs, a, row, step, b, b_row, c, c_row, add);
+    case 5: return tile16<5, N>(pairs, a, row, step, b, b_row, c, c_row, add);
+    default: return tile16<6, N>(pairs, a, row, step, b, b_row, c, c_row, add);
   }
 }
 
-// C[m, n] = A[m, 2 pairs] B[2 pairs, n]; row: of A, in pairs.
-void multiply16(i64 m, i64 n, i64 pairs, const pair* a, i64 row, Right16 b, float* c, i64 c_row) {
+// C[m, n] (+)= A[m, 2 pairs] B[2 pairs, n]; pair p of row i of A at a.data[i * a.row + p * a.step].
+void multiply16(i64 m, i64 n, i64 pairs, Left16 a, Right16 b, float* c, i64 c_row, bool add = false) {
   for (i64 j = 0; j < n; j += VECTORS * W) {
     const pair* right = b.data + j / PANEL * b.panel + j % PANEL;
     i64 vectors = least(VECTORS, (n - j) / W);
     for (i64 i = 0; i < m; i += ROWS) {
-      const pair* left = a + i * row;
+      const pair* left = a.data + i * a.row;
       float* at = c + i * c_row + j;
       i64 count = least(ROWS, m - i);
       switch (vectors) {
-        case 1: tile16_rows<1>(count, pairs, left, row, right, b.row, at, c_row); break;
-        case 2: tile16_rows<2>(count, pairs, left, row, right, b.row, at, c_row); break;
-        case 3: tile16_rows<3>(count, pairs, left, row, right, b.row, at, c_row); break;
-        default: tile16_rows<4>(count, pairs, left, row, right, b.row, at, c_row); break;
+        case 1: tile16_rows<1>(count, pairs, left, a.row, a.step, right, b.row, at, c_row, add); break;
+        case 2: tile16_rows<2>(count, pairs, left, a.row, a.step, right, b.row, at, c_row, add); break;
+        case 3: tile16_rows<3>(count, pairs, left, a.row, a.step, right, b.row, at, c_row, add); break;
+        default: tile16_rows<4>(count, pairs, left, a.row, a.step, right, b.row, at, c_row, add); break;
       }
     }
   }
 }
+
+// Rows 2p and 2p + 1 of b[rows, columns] paired: [ceil(rows / 2), columns]; columns a multiple of 16.
+void pair_rows(const float* b, i64 rows, i64 columns, pair* to) {
+  for (i64 p = 0; p < (rows + 1) / 2; p++)
+    for (i64 c = 0; c < columns; c += W) {
+      const float* first = b + 2 * p * columns + c;
+      __m256bh low = _mm512_cvtneps_pbh(_mm512_loadu_ps(first));
+      __m512i words = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i&>(low));
+      if (2 * p + 1 < rows) {
+        __m256bh high = _mm512_cvtneps_pbh(_mm512_loadu_ps(first + columns));
+        words = _mm512_or_si512(words, _mm512_slli_epi32(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i&>(high)), 16));
+      }
+      _mm512_storeu_si512(to + p * columns + c, words);
+    }
+}
 #else
 constexpr bool HAS_BFLOAT16 = false;
 inline void narrow_row(const float*, i64, uint16_t*) {}
-void multiply16(i64, i64, i64, const pair*, i64, Right16, float*, i64) {}
+void multiply16(i64, i64, i64, Left16, Right16, float*, i64, bool = false) {}
+void pair_rows(const float*, i64, i64, pair*) {}
 #endif
 
 // Pairs of the transpose of b[columns, inner]; inner even.
@@ -578,7 +605,7 @@ void attend(const Stack& s, const AttentionSpace& space, const float* q, float* 
   if (s.bf16) {
     for (i64 t = 0; t < s.length; t++) narrow_row(q + t * row, head, reinterpret_cast<uint16_t*>(space.queries) + t * head);
     Right16 keys = pack16_transposed(k, head, s.length, row, space.keys);
-    multiply16(s.length, padded, head / 2, space.queries, head / 2, keys, space.scores, padded);
+    multiply16(s.length, padded, head / 2, rows16(space.queries, head / 2), keys, space.scores, padded);
   } else {
     transpose_head(k, row, s.length, head, padded, space.transposed);
     multiply(s.length, padded, head, rows_of(q, row), plain(space.transposed, padded), space.scores, padded);
@@ -588,7 +615,7 @@ void attend(const Stack& s, const AttentionSpace& space, const float* q, float* 
     uint16_t* weights = reinterpret_cast<uint16_t*>(space.weights);
     for (i64 t = 0; t < s.length; t++) narrow_row(space.scores + t * padded, padded, weights + t * padded);
     Right16 values = pack16_rows(v, s.length, head, row, space.values);
-    multiply16(s.length, head, (s.length + 1) / 2, space.weights, padded / 2, values, out, s.size);
+    multiply16(s.length, head, (s.length + 1) / 2, rows16(space.weights, padded / 2), values, out, s.size);
   } else {
     multiply(s.length, head, s.length, rows_of(space.scores, padded), plain(v, row), out, s.size);
   }
@@ -698,7 +725,7 @@ i64 forward_floats(const Stack& s, i64 samples) {
 void project(const Stack& s, const float* x, i64 tokens, i64 inner, i64 columns, Right w, Right16 w16, float* narrow, float* to) {
   if (!s.bf16) return multiply(tokens, columns, inner, rows_of(x, inner), w, to, columns);
   narrow_row(x, tokens * inner, reinterpret_cast<uint16_t*>(narrow));
-  multiply16(tokens, columns, inner / 2, reinterpret_cast<pair*>(narrow), inner / 2, w16, to, columns);
+  multiply16(tokens, columns, inner / 2, rows16(reinterpret_cast<pair*>(narrow), inner / 2), w16, to, columns);
 }
 
 // One sample's SwiGLU over positions: x[length, D] -> to[length, D]; gate_up[2 P, D] is kept.
@@ -709,7 +736,7 @@ void mix_positions(const Stack& s, const Weights& w, const Packed& p, const floa
   if (s.bf16) {
     Right16 b = pack16_rows(x, s.length, s.size, s.size, reinterpret_cast<pair*>(right));
     i64 pairs = (s.length + 1) / 2;
-    multiply16(2 * width, s.size, pairs, p.position_gate_up, pairs, b, gate_up, s.size);
+    multiply16(2 * width, s.size, pairs, rows16(p.position_gate_up, pairs), b, gate_up, s.size);
   } else {
     multiply(2 * width, s.size, s.length, rows_of(w.first, s.length), plain(x, s.size), gate_up, s.size);
   }
@@ -720,7 +747,7 @@ void mix_positions(const Stack& s, const Weights& w, const Packed& p, const floa
   if (s.bf16) {
     Right16 b = pack16_rows(hidden, width, s.size, s.size, reinterpret_cast<pair*>(right));
     i64 pairs = (width + 1) / 2;
-    multiply16(s.length, s.size, pairs, p.position_down, pairs, b, to, s.size);
+    multiply16(s.length, s.size, pairs, rows16(p.position_down, pairs), b, to, s.size);
   } else {
     multiply(s.length, s.size, width, rows_of(w.second, width), plain(hidden, s.size), to, s.size);
   }
@@ -774,7 +801,7 @@ void layer_forward(const Stack& s, const Weights& w, const Packed& p, const Kept
   project(s, k.h, tokens, s.size, 2 * s.inner, p.gate_up, p.gate_up16, narrow_x, k.gate_up);
   if (s.bf16) {
     swiglu16(k.gate_up, tokens, s.inner, reinterpret_cast<uint16_t*>(narrow));
-    multiply16(tokens, s.size, s.inner / 2, reinterpret_cast<pair*>(narrow), s.inner / 2, p.down16, branch, s.size);
+    multiply16(tokens, s.size, s.inner / 2, rows16(reinterpret_cast<pair*>(narrow), s.inner / 2), p.down16, branch, s.size);
   } else {
     swiglu(k.gate_up, tokens, s.inner, narrow);
     multiply(tokens, s.size, s.inner, rows_of(narrow, s.inner), p.down, branch, s.size);
@@ -789,26 +816,58 @@ struct Gradients {  // of a layer's weights; added to
   float *first, *second, *gate_up, *down;
 };
 
+// A right-hand matrix in the precision of the stack.
+struct Either {
+  Right full;
+  Right16 narrow;
+};
+
 // What the products of the backward multiply by.
 struct PackedBack {
   const float* kernel;
-  Right first, second, gate_up, down;
+  Either first, second, gate_up, down;
 };
 
 PackedBack pack_back(const Stack& s, i64 layer) {
   Weights w = weights_of(s, layer);
   PackedBack p{};
-  p.gate_up = pack_rows(w.gate_up, 2 * s.inner, s.size, arena.take(packed_size(2 * s.inner, s.size)));
-  p.down = pack_rows(w.down, s.size, s.inner, arena.take(packed_size(s.size, s.inner)));
+  auto right = [&](const float* weight, i64 inner, i64 columns) {
+    float* space = arena.take(packed_size(inner, columns));
+    if (s.bf16) return Either{{}, pack16_rows(weight, inner, columns, columns, reinterpret_cast<pair*>(space))};
+    return Either{pack_rows(weight, inner, columns, space), {}};
+  };
+  p.gate_up = right(w.gate_up, 2 * s.inner, s.size);
+  p.down = right(w.down, s.size, s.inner);
   if (s.mixing == CONV) {
     float* kernel = arena.take(KERNELS * s.size);
     turn_kernel(w.first, s.size, kernel);
     p.kernel = kernel;
   } else if (s.mixing == ATTENTION) {
-    p.first = pack_rows(w.first, 3 * s.size, s.size, arena.take(packed_size(3 * s.size, s.size)));
-    p.second = pack_rows(w.second, s.size, s.size, arena.take(packed_size(s.size, s.size)));
+    p.first = right(w.first, 3 * s.size, s.size);
+    p.second = right(w.second, s.size, s.size);
   }
   return p;
+}
+
+// to[rows, columns] (+)= a[rows, inner] w
+void product(const Stack& s, const float* a, i64 rows, i64 inner, i64 columns, const Either& w, float* to, bool add) {
+  if (!s.bf16) return multiply(rows, columns, inner, rows_of(a, inner), w.full, to, columns, add);
+  i64 mark = arena.mark();
+  pair* narrow = reinterpret_cast<pair*>(arena.take(rows * inner / 2));
+  narrow_row(a, rows * inner, reinterpret_cast<uint16_t*>(narrow));
+  multiply16(rows, columns, inner / 2, rows16(narrow, inner / 2), w.narrow, to, columns, add);
+  arena.back(mark);
+}
+
+// to[m, n] += a[tokens, m]^T b[tokens, n], the gradient of a matrix
+void outer(const Stack& s, const float* a, i64 m, const float* b, i64 n, i64 tokens, float* to) {
+  if (!s.bf16) return multiply(m, n, tokens, columns_of(a, m), plain(b, n), to, n, true);
+  i64 mark = arena.mark(), pairs = (tokens + 1) / 2;
+  pair *left = reinterpret_cast<pair*>(arena.take(pairs * m)), *right = reinterpret_cast<pair*>(arena.take(pairs * n));
+  pair_rows(a, tokens, m, left);
+  pair_rows(b, tokens, n, right);
+  multiply16(m, n, pairs, {left, 1, m}, {right, n, PANEL}, to, n, true);
+  arena.back(mark);
 }
 
 i64 packed_back_floats(const Stack& s) {
@@ -823,7 +882,8 @@ i64 backward_floats(const Stack& s, i64 samples) {
   if (s.mixing == ATTENTION)
     size += AttentionSpace::size(s) + up(tokens * 3 * s.size, W) + up(s.length * up(s.length, W), W) + 8 * W;
   if (s.mixing == MLP) size += 4 * up(2 * s.position_inner * s.size, W) + 8 * W;
-  return size;
+  i64 widest = 2 * s.inner > 3 * s.size ? 2 * s.inner : 3 * s.size;
+  return size + (tokens + 1) * (widest + s.inner + s.size) / 2 + 4 * W;  // products in bfloat16
 }
 
 void norm_backward_positions(const Stack& s, const float* g, const float* y, const float* scale, float* to) {
@@ -869,12 +929,12 @@ void layer_backward(const Stack& s, const Weights& w, const PackedBack& p, const
   float *hidden_g = arena.take(tokens * inner), *hidden = arena.take(tokens * inner);
   float* gate_up_g = arena.take(tokens * 2 * inner);
   norm_backward(g, k.y, k.scale_y, tokens, d, sum_g);
-  multiply(tokens, inner, d, rows_of(sum_g, d), p.down, hidden_g, inner);
+  product(s, sum_g, tokens, d, inner, p.down, hidden_g, false);
   swiglu_backward(k.gate_up, hidden_g, tokens, inner, hidden, gate_up_g);
-  multiply(d, inner, tokens, columns_of(sum_g, d), plain(hidden, inner), gw.down, inner, true);
+  outer(s, sum_g, d, hidden, inner, tokens, gw.down);
   std::memcpy(h_g, sum_g, tokens * d * sizeof(float));
-  multiply(tokens, d, 2 * inner, rows_of(gate_up_g, 2 * inner), p.gate_up, h_g, d, true);
-  multiply(2 * inner, d, tokens, columns_of(gate_up_g, 2 * inner), plain(k.h, d), gw.gate_up, d, true);
+  product(s, gate_up_g, tokens, 2 * inner, d, p.gate_up, h_g, true);
+  outer(s, gate_up_g, 2 * inner, k.h, d, tokens, gw.gate_up);
   if (s.mixing == MLP) {
     for (i64 b = 0; b < samples; b++) {
       i64 at = b * s.length * d;
@@ -893,8 +953,8 @@ void layer_backward(const Stack& s, const Weights& w, const PackedBack& p, const
   AttentionSpace space(s);
   float *heard_g = h_g, *mixed_g = arena.take(tokens * 3 * d), *second = arena.take(s.length * space.padded);
   i64 head = d / s.heads;
-  multiply(tokens, d, d, rows_of(sum_g, d), p.second, heard_g, d);
-  multiply(d, d, tokens, columns_of(sum_g, d), plain(k.heard, d), gw.second, d, true);
+  product(s, sum_g, tokens, d, d, p.second, heard_g, false);
+  outer(s, sum_g, d, k.heard, d, tokens, gw.second);
   for (i64 b = 0; b < samples; b++)
     for (i64 h = 0; h < s.heads; h++) {
       i64 at = b * s.length * d + h * head, at3 = b * s.length * 3 * d + h * head;
@@ -902,9 +962,72 @@ void layer_backward(const Stack& s, const Weights& w, const PackedBack& p, const
                       second, mixed_g + at3);
     }
   turn(s, mixed_g, samples, true);
-  multiply(3 * d, d, tokens, columns_of(mixed_g, 3 * d), plain(k.x, d), gw.first, d, true);
+  outer(s, mixed_g, 3 * d, k.x, d, tokens, gw.first);
   std::memcpy(to, sum_g, tokens * d * sizeof(float));
-  multiply(tokens, d, 3 * d, rows_of(mixed_g, 3 * d), p.first, to, d, true);
+  product(s, mixed_g, tokens, 3 * d, d, p.first, to, true);
+  arena.back(mark);
+}
+
+// ------------------------------------------------------------------------------------------------- whole stacks
+
+i64 packs_floats(const Stack& s) {
+  return s.layers * (packed_floats(s) + sizeof(Packed) / sizeof(float) + W) + W;
+}
+
+i64 packs_back_floats(const Stack& s) {
+  return s.layers * (packed_back_floats(s) + sizeof(PackedBack) / sizeof(float) + W) + W;
+}
+
+const Packed* pack_all(const Stack& s) {
+  Packed* packs = reinterpret_cast<Packed*>(arena.take(s.layers * sizeof(Packed) / sizeof(float) + W));
+  for (i64 layer = 0; layer < s.layers; layer++) packs[layer] = pack(s, layer);
+  return packs;
+}
+
+const PackedBack* pack_all_back(const Stack& s) {
+  PackedBack* packs = reinterpret_cast<PackedBack*>(arena.take(s.layers * sizeof(PackedBack) / sizeof(float) + W));
+  for (i64 layer = 0; layer < s.layers; layer++) packs[layer] = pack_back(s, layer);
+  return packs;
+}
+
+// Where the layers of one call keep what the backward needs: `layers` times kept_size, laid out for `of` samples.
+struct Memory {
+  float* base;
+  i64 of, first;
+  bool keep;
+
+  Kept layer(const Stack& s, i64 layer) const {
+    return kept_at(s, base + (keep ? layer : layer % 2) * kept_size(s, of), of, first);
+  }
+};
+
+// All layers on a chunk. output: where the last one writes; null: where it is kept. Returns where that is.
+float* run_layers(const Stack& s, const Packed* packs, const Memory& memory, float* input, float* output, i64 samples) {
+  for (i64 layer = 0; layer < s.layers; layer++) {
+    Kept k = memory.layer(s, layer);
+    k.x = input;
+    if (output && layer == s.layers - 1) k.y = output;
+    layer_forward(s, weights_of(s, layer), packs[layer], k, samples, memory.keep);
+    input = k.y;
+  }
+  return input;
+}
+
+// g: gradient of the last layer's output -> to: that of `input`. output: as run_layers returned it.
+void run_layers_back(const Stack& s, const PackedBack* packs, const Memory& memory, float* input, float* output,
+                     float* const* weights_g, i64 samples, const float* g, float* to) {
+  i64 mark = arena.mark(), each = s.mixing == CONV ? 3 : 4, floats = samples * s.length * s.size;
+  float* between[2] = {arena.take(floats), arena.take(floats)};
+  for (i64 layer = s.layers - 1; layer >= 0; layer--) {
+    Kept k = memory.layer(s, layer);
+    k.x = layer ? memory.layer(s, layer - 1).y : input;
+    if (layer == s.layers - 1) k.y = output;
+    float* const* of = weights_g + each * layer;
+    Gradients gw = s.mixing == CONV ? Gradients{of[0], nullptr, of[1], of[2]} : Gradients{of[0], of[1], of[2], of[3]};
+    float* next = layer ? between[layer % 2] : to;
+    layer_backward(s, weights_of(s, layer), packs[layer], gw, k, samples, g, next);
+    g = next;
+  }
   arena.back(mark);
 }
 
@@ -921,23 +1044,14 @@ int64_t stack_kept_floats(const Stack* s) { return kept_size(*s, s->batch); }
 // Returns 0, or 1 where there is no memory.
 int64_t stack_forward(const Stack* stack, const float* x, float* y, float* kept) {
   const Stack& s = *stack;
-  i64 at_once = samples_at_once(s), each = kept_size(s, at_once);
-  arena.begin(s.layers * (packed_floats(s) + sizeof(Packed) / sizeof(float) + W) + forward_floats(s, at_once) + 2 * each);
-  if (!arena.ok()) return 1;
-  Packed* packed = reinterpret_cast<Packed*>(arena.take(s.layers * sizeof(Packed) / sizeof(float) + W));
-  for (i64 layer = 0; layer < s.layers; layer++) packed[layer] = pack(s, layer);
-  float* spare = kept ? nullptr : arena.take(2 * each);
+  i64 at_once = samples_at_once(s);
+  if (!arena.begin(packs_floats(s) + forward_floats(s, at_once) + 2 * kept_size(s, at_once))) return 1;
+  const Packed* packs = pack_all(s);
+  float* spare = kept ? nullptr : arena.take(2 * kept_size(s, at_once));
   for (i64 first = 0; first < s.batch; first += at_once) {
-    i64 samples = least(at_once, s.batch - first), at = first * s.length * s.size;
-    float* input = const_cast<float*>(x) + at;
-    for (i64 layer = 0; layer < s.layers; layer++) {
-      Kept k = kept ? kept_at(s, kept + layer * kept_size(s, s.batch), s.batch, first)
-                    : kept_at(s, spare + layer % 2 * each, at_once, 0);
-      k.x = input;
-      if (layer == s.layers - 1) k.y = y + at;
-      layer_forward(s, weights_of(s, layer), packed[layer], k, samples, kept != nullptr);
-      input = k.y;
-    }
+    i64 at = first * s.length * s.size;
+    Memory memory = kept ? Memory{kept, s.batch, first, true} : Memory{spare, at_once, 0, false};
+    run_layers(s, packs, memory, const_cast<float*>(x) + at, y + at, least(at_once, s.batch - first));
   }
   return 0;
 }
@@ -947,28 +1061,183 @@ int64_t stack_forward(const Stack* stack, const float* x, float* y, float* kept)
 int64_t stack_backward(const Stack* stack, const float* x, const float* y, float* kept, const float* g, float* gx,
                        float* const* weights_g) {
   const Stack& s = *stack;
-  i64 at_once = samples_at_once(s), tokens = at_once * s.length;
-  arena.begin(s.layers * (packed_back_floats(s) + sizeof(PackedBack) / sizeof(float) + W) + backward_floats(s, at_once) +
-              2 * up(tokens * s.size, W) + 8 * W);
-  if (!arena.ok()) return 1;
-  PackedBack* packed = reinterpret_cast<PackedBack*>(arena.take(s.layers * sizeof(PackedBack) / sizeof(float) + W));
-  for (i64 layer = 0; layer < s.layers; layer++) packed[layer] = pack_back(s, layer);
-  float* between[2] = {arena.take(tokens * s.size), arena.take(tokens * s.size)};
-  i64 each = s.mixing == CONV ? 3 : 4;
+  i64 at_once = samples_at_once(s), floats = at_once * s.length * s.size;
+  if (!arena.begin(packs_back_floats(s) + backward_floats(s, at_once) + 2 * up(floats, W) + W)) return 1;
+  const PackedBack* packs = pack_all_back(s);
   for (i64 first = 0; first < s.batch; first += at_once) {
-    i64 samples = least(at_once, s.batch - first), at = first * s.length * s.size;
-    const float* gradient = g + at;
-    for (i64 layer = s.layers - 1; layer >= 0; layer--) {
-      auto layer_kept = [&](i64 l) { return kept_at(s, kept + l * kept_size(s, s.batch), s.batch, first); };
-      Kept k = layer_kept(layer);
-      k.x = layer ? layer_kept(layer - 1).y : const_cast<float*>(x) + at;
-      if (layer == s.layers - 1) k.y = const_cast<float*>(y) + at;
-      float* const* of = weights_g + each * layer;
-      Gradients gw = s.mixing == CONV ? Gradients{of[0], nullptr, of[1], of[2]} : Gradients{of[0], of[1], of[2], of[3]};
-      float* to = layer ? between[layer % 2] : gx + at;
-      layer_backward(s, weights_of(s, layer), packed[layer], gw, k, samples, gradient, to);
-      gradient = to;
+    i64 at = first * s.length * s.size;
+    run_layers_back(s, packs, {kept, s.batch, first, true}, const_cast<float*>(x) + at, const_cast<float*>(y) + at,
+                    weights_g, least(at_once, s.batch - first), g + at, gx + at);
+  }
+  return 0;
+}
+
+// What hrm_agent/kernels/window.py describes: k environment steps of a core with two latents.
+struct Window {
+  const Stack *low, *high;             // networks of z_L and z_H, of equal batch, length and size
+  int64_t steps, segments, outer, inner;  // outer: H_cycles, inner: L_cycles
+  int64_t cut;                         // no gradient between steps
+  const float *fresh_h, *fresh_l;      // [size] the latents that an episode begins with
+  const uint8_t* starts;               // [steps, batch] here an episode begins
+  const int64_t* read;                 // [steps, batch] the token that is read of z_H
+};
+
+}  // extern "C"
+
+namespace {
+
+i64 calls(const Window& w) { return w.steps * w.segments * w.outer * (w.inner + 1); }
+
+i64 call_floats(const Window& w, i64 samples) {
+  i64 low = w.low->layers * kept_size(*w.low, samples), high = w.high->layers * kept_size(*w.high, samples);
+  return up(samples * w.low->length * w.low->size, W) + (low > high ? low : high);
+}
+
+i64 most(i64 a, i64 b) { return a > b ? a : b; }
+
+// to = a + b (+ c)
+void sum(const float* a, const float* b, const float* c, i64 floats, float* to) {
+  for (i64 i = 0; i < floats; i += W) {
+    v16 rest = c ? load(b + i) + load(c + i) : load(b + i);
+    store(to + i, load(a + i) + rest);
+  }
+}
+
+// Rows whose episode begins get the fresh latent, or zeros.
+void replace(const Window& w, const uint8_t* starts, const float* fresh, i64 samples, float* z) {
+  i64 length = w.low->length, size = w.low->size;
+  for (i64 b = 0; b < samples; b++) {
+    if (!starts[b]) continue;
+    for (i64 t = 0; t < length; t++)
+      if (fresh)
+        std::memcpy(z + (b * length + t) * size, fresh, size * sizeof(float));
+      else
+        std::memset(z + (b * length + t) * size, 0, size * sizeof(float));
+  }
+}
+
+bool any(const uint8_t* starts, i64 samples) {
+  for (i64 b = 0; b < samples; b++)
+    if (starts[b]) return true;
+  return false;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Floats that a window keeps for its backward.
+int64_t window_kept_floats(const Window* w) { return calls(*w) * call_floats(*w, w->low->batch); }
+
+// tokens[steps, batch, length, size] and latents [batch, length, size] -> read[steps, batch, size] and the latents
+// after the last step. kept: window_kept_floats, or null. Returns 0, or 1 where there is no memory.
+int64_t window_forward(const Window* window, const float* tokens, const float* z_h, const float* z_l, float* reads,
+                       float* out_h, float* out_l, float* kept) {
+  const Window& w = *window;
+  const Stack &low = *w.low, &high = *w.high;
+  i64 at_once = samples_at_once(low), row = low.length * low.size, chunk = at_once * row;
+  i64 layer = most(kept_size(low, at_once), kept_size(high, at_once));
+  i64 temporary = most(forward_floats(low, at_once), forward_floats(high, at_once));
+  if (!arena.begin(packs_floats(low) + packs_floats(high) + temporary + 2 * layer + 3 * up(chunk, W) + W)) return 1;
+  const Packed *low_packs = pack_all(low), *high_packs = w.low == w.high ? low_packs : pack_all(high);
+  float* spare = arena.take(2 * layer);
+  float *h_room = arena.take(chunk), *l_room = arena.take(chunk), *in_room = arena.take(chunk);
+  i64 call_size = call_floats(w, low.batch);
+  for (i64 first = 0; first < low.batch; first += at_once) {
+    i64 samples = least(at_once, low.batch - first), floats = samples * row, at = first * row, call = 0;
+    std::memcpy(h_room, z_h + at, floats * sizeof(float));
+    std::memcpy(l_room, z_l + at, floats * sizeof(float));
+    float *h = h_room, *l = l_room;
+    auto think = [&](const Stack& s, const Packed* packs, const float* a, const float* b, const float* c, float* to) {
+      float* base = kept ? kept + call++ * call_size : nullptr;
+      float* input = kept ? base + at : in_room;
+      sum(a, b, c, floats, input);
+      if (!kept) return run_layers(s, packs, {spare, at_once, 0, false}, input, to, samples);
+      return run_layers(s, packs, {base + up(low.batch * row, W), low.batch, first, true}, input, nullptr, samples);
+    };
+    for (i64 t = 0; t < w.steps; t++) {
+      const float* x = tokens + t * low.batch * row + at;
+      const uint8_t* starts = w.starts + t * low.batch + first;
+      if (any(starts, samples)) {
+        if (h != h_room) std::memcpy(h_room, h, floats * sizeof(float));
+        if (l != l_room) std::memcpy(l_room, l, floats * sizeof(float));
+        h = h_room, l = l_room;
+        replace(w, starts, w.fresh_h, samples, h);
+        replace(w, starts, w.fresh_l, samples, l);
+      }
+      for (i64 cycle = 0; cycle < w.segments * w.outer; cycle++) {
+        for (i64 i = 0; i < w.inner; i++) l = think(low, low_packs, l, h, x, l_room);
+        h = think(high, high_packs, h, l, nullptr, h_room);
+      }
+      for (i64 b = 0; b < samples; b++) {
+        i64 step = t * low.batch + first + b;
+        std::memcpy(reads + step * low.size, h + b * row + w.read[step] * low.size, low.size * sizeof(float));
+      }
     }
+    std::memcpy(out_h + at, h, floats * sizeof(float));
+    std::memcpy(out_l + at, l, floats * sizeof(float));
+  }
+  return 0;
+}
+
+// Gradients from those of the reads [steps, batch, size] and of the latents after the window (or null): of the tokens,
+// of the latents before the window, and of the weights, which are added to.
+int64_t window_backward(const Window* window, float* kept, const float* reads_g, const float* out_h_g,
+                        const float* out_l_g, float* tokens_g, float* z_h_g, float* z_l_g, float* const* low_g,
+                        float* const* high_g) {
+  const Window& w = *window;
+  const Stack &low = *w.low, &high = *w.high;
+  i64 at_once = samples_at_once(low), row = low.length * low.size, chunk = at_once * row;
+  i64 temporary = most(backward_floats(low, at_once), backward_floats(high, at_once)) + 2 * up(chunk, W);
+  if (!arena.begin(packs_back_floats(low) + packs_back_floats(high) + temporary + 3 * up(chunk, W) + W)) return 1;
+  const PackedBack *low_packs = pack_all_back(low), *high_packs = w.low == w.high ? low_packs : pack_all_back(high);
+  float *h = arena.take(chunk), *l = arena.take(chunk), *in = arena.take(chunk);
+  i64 call_size = call_floats(w, low.batch);
+  for (i64 first = 0; first < low.batch; first += at_once) {
+    i64 samples = least(at_once, low.batch - first), floats = samples * row, at = first * row, call = calls(w);
+    auto begin = [&](float* z, const float* given) {
+      if (given)
+        std::memcpy(z, given + at, floats * sizeof(float));
+      else
+        std::memset(z, 0, floats * sizeof(float));
+    };
+    auto back = [&](const Stack& s, const PackedBack* packs, float* const* weights_g, const float* g) {
+      float* base = kept + --call * call_size;
+      Memory memory{base + up(low.batch * row, W), low.batch, first, true};
+      run_layers_back(s, packs, memory, base + at, memory.layer(s, s.layers - 1).y, weights_g, samples, g, in);
+    };
+    begin(h, out_h_g);
+    begin(l, out_l_g);
+    for (i64 t = w.steps - 1; t >= 0; t--) {
+      float* x = tokens_g + t * low.batch * row + at;
+      std::memset(x, 0, floats * sizeof(float));
+      for (i64 b = 0; b < samples; b++) {
+        i64 step = t * low.batch + first + b;
+        float* to = h + b * row + w.read[step] * low.size;
+        sum(to, reads_g + step * low.size, nullptr, low.size, to);
+      }
+      for (i64 cycle = 0; cycle < w.segments * w.outer; cycle++) {
+        back(high, high_packs, high_g, h);
+        std::memcpy(h, in, floats * sizeof(float));
+        sum(l, in, nullptr, floats, l);
+        for (i64 i = 0; i < w.inner; i++) {
+          back(low, low_packs, low_g, l);
+          std::memcpy(l, in, floats * sizeof(float));
+          sum(h, in, nullptr, floats, h);
+          sum(x, in, nullptr, floats, x);
+        }
+      }
+      const uint8_t* starts = w.starts + t * low.batch + first;
+      if (w.cut) {
+        begin(h, nullptr);
+        begin(l, nullptr);
+      } else if (any(starts, samples)) {
+        replace(w, starts, nullptr, samples, h);
+        replace(w, starts, nullptr, samples, l);
+      }
+    }
+    std::memcpy(z_h_g + at, h, floats * sizeof(float));
+    std::memcpy(z_l_g + at, l, floats * sizeof(float));
   }
   return 0;
 }
