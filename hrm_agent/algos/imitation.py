@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrm_agent.algos.ppo import state_drift
+from hrm_agent.algos.ppo import drift_sums, pop_drift
 from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.demonstrations import Demonstrations, LabelledWindows
 from hrm_agent.distributions import Distribution
@@ -164,12 +164,9 @@ class Imitation:
             batch: the part of this process.
             rows: labelled steps of the whole minibatch.
         """
-        steps = batch.episode_start.numel() * self.ranks.size
 
         def gradient(part: slice) -> tuple[tuple[Tensor, ...], dict[str, float]]:
-            own = batch.columns(part)
-            loss, measured = self.loss(own, rows)
-            measured["state_drift"] *= own.episode_start.numel() / steps
+            loss, measured = self.loss(batch.columns(part), rows)
             return torch.autograd.grad(loss, self.parameters, allow_unused=True), measured
 
         columns = batch.episode_start.shape[1]
@@ -179,7 +176,8 @@ class Imitation:
         total = self.ranks.total_gradients(self.parameters, total)
         norm = clip_gradients(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
-        return {**total, "gradient_norm": norm.item()}
+        drift = pop_drift(total)
+        return {**total, "state_drift": drift, "gradient_norm": norm.item()}
 
     def loss(self, batch: LabelledWindows, rows: int) -> tuple[Tensor, dict[str, float]]:
         """`-log` of the probability of all optimal actions together, over the labelled steps of the batch.
@@ -187,7 +185,7 @@ class Imitation:
         It is the cross-entropy where one action is optimal, and asks for no particular one where several are. The sum
         is divided by `rows`, so that the losses of a minibatch's shards add up.
 
-        Returns the loss (scalar with a graph) and its parts; `state_drift` is of the batch alone.
+        Returns the loss (scalar with a graph) and its parts, and `drift_sums`.
         """
         decision = self.policy.unroll(batch.obs, batch.state, batch.episode_start)
         labelled = batch.labels.any(-1)
@@ -202,7 +200,7 @@ class Imitation:
             measured = {
                 "imitation_loss": loss.item(),
                 "agreement": agrees.sum().item() / rows,
-                "state_drift": state_drift(batch.next_state, decision.state),
+                **drift_sums(batch.next_state, decision.state),
             }
         return loss, measured
 

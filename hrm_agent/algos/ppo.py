@@ -7,6 +7,7 @@ true, so there is no padding and no splitting at the ends of episodes.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -166,12 +167,13 @@ class PPO:
         total = self.ranks.total_gradients(self.parameters, total)
         norm = clip_gradients(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
-        return {**total, "gradient_norm": norm.item()}
+        drift = pop_drift(total)
+        return {**total, "state_drift": drift, "gradient_norm": norm.item()}
 
     def loss(self, batch: Windows, entropy_coef: float, rows: int) -> tuple[Tensor, dict[str, float]]:
         """Sum over the batch, divided by `rows`, so that the losses of a minibatch's shards add up.
 
-        Returns the loss (scalar with a graph) and its parts, each divided by `rows` likewise.
+        Returns the loss (scalar with a graph) and its parts, each divided by `rows` likewise, and `drift_sums`.
         """
         config = self.config
         decision = self.policy.unroll(batch.obs, batch.state, batch.episode_start)
@@ -184,7 +186,6 @@ class PPO:
         entropy = entropies.sum() / rows
         loss = policy_loss + config.value_coef * value_loss - entropy_coef * entropy
         with torch.no_grad():
-            share = batch.returns.numel() / rows
             measured = {
                 "policy_loss": policy_loss.item(),
                 "value_loss": value_loss.item(),
@@ -192,7 +193,7 @@ class PPO:
                 # Low-variance estimator of the KL divergence: http://joschu.net/blog/kl-approx.html
                 "approx_kl": ((ratio - 1) - log_ratio).sum().item() / rows,
                 "clip_fraction": ((ratio - 1).abs() > config.clip_range).sum().item() / rows,
-                "state_drift": state_drift(batch.next_state, decision.state) * share,
+                **drift_sums(batch.next_state, decision.state),
             }
         return loss, measured
 
@@ -209,8 +210,16 @@ class PPO:
 
 def state_drift(stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...]) -> float:
     """Relative error of the stored states against the recomputed: ||stored - new|| / ||new||; 0 for no state."""
-    if not stored:
-        return 0.0
-    error = torch.stack([(s - r).square().sum() for s, r in zip(stored, recomputed, strict=True)]).sum()
-    norm = torch.stack([r.square().sum() for r in recomputed]).sum()
-    return float((error / norm).sqrt()) if float(norm) > 0 else 0.0
+    return pop_drift(drift_sums(stored, recomputed))
+
+
+def drift_sums(stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...]) -> dict[str, float]:
+    """What `pop_drift` makes the drift of, in a form that adds up over the parts of a batch."""
+    error = sum((s - r).square().sum().item() for s, r in zip(stored, recomputed, strict=True))
+    return {"drift_error": error, "drift_norm": sum(r.square().sum().item() for r in recomputed)}
+
+
+def pop_drift(measured: dict[str, float]) -> float:
+    """The state drift, from the `drift_sums` among what was measured, which are taken out."""
+    error, norm = measured.pop("drift_error"), measured.pop("drift_norm")
+    return math.sqrt(error / norm) if norm > 0 else 0.0

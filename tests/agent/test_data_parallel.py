@@ -29,7 +29,7 @@ from hrm_agent.learners import check_ranks
 from hrm_agent.tracking import Console
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
-END = "000000000128.safetensors"
+MIDDLE, END = "000000000064.safetensors", "000000000128.safetensors"
 
 
 class Part(Ranks):
@@ -75,9 +75,10 @@ def assert_same_run(one: Path, other: Path, exactly: bool = False) -> None:
     (tensors, metadata), (others, others_metadata) = load_tensors(one), load_tensors(other)
     assert metadata.pop("seconds") > 0
     assert others_metadata.pop("seconds") > 0
-    assert json.dumps(metadata) == pytest.approx(json.dumps(others_metadata)) if exactly else True
+    if exactly:
+        assert metadata == others_metadata
     assert metadata["collector"] == others_metadata["collector"]
-    assert len(metadata["collector"]["episodes"]) > 4
+    assert len(metadata["collector"]["episodes"]) > 2
     assert metadata["updates"] == others_metadata["updates"] == 4
     assert metadata["validation"]["success"] == others_metadata["validation"]["success"]
     assert tensors.keys() == others.keys()
@@ -107,7 +108,7 @@ def two(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copy_halves(runs: Path, folder: Path) -> None:
     for kind in SETTINGS:
         (folder / "half" / kind / "checkpoints").mkdir(parents=True)
-        shutil.copy(runs / kind / "checkpoints" / "000000000064.safetensors", folder / "half" / kind / "checkpoints")
+        shutil.copy(runs / kind / "checkpoints" / MIDDLE, folder / "half" / kind / "checkpoints")
 
 
 def end(run: Path) -> Path:
@@ -117,11 +118,9 @@ def end(run: Path) -> Path:
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_two_processes_learn_what_one_does(kind: str, alone: Path, two: Path) -> None:
     assert_same_run(end(alone / kind), end(two / "whole" / kind))
-    first, last = (load_tensors(alone / kind / "checkpoints" / name)[0] for name in ("000000000064.safetensors", END))
-    moved = [
-        (last[n] - first[n]).abs().max() for n in first if n.startswith("policy/") and first[n].is_floating_point()
-    ]
-    assert max(moved) > 3e-3  # what equality to 1e-4 is worth
+    middle, last = (load_tensors(alone / kind / "checkpoints" / name)[0] for name in (MIDDLE, END))
+    weights = [name for name in last if name.startswith("policy/") and name.endswith("weight")]
+    assert max((last[name] - middle[name]).abs().max() for name in weights) > 3e-3  # what equality to 1e-4 is worth
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -158,7 +157,7 @@ def test_two_processes_resume_bit_for_bit(two: Path) -> None:
 @pytest.mark.parametrize("kind", ["maze", "dagger"])
 def test_a_run_of_two_processes_goes_on_in_one(kind: str, alone: Path, two: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    shutil.copy(two / "whole" / kind / "checkpoints" / "000000000064.safetensors", tmp_path / "checkpoints")
+    shutil.copy(two / "whole" / kind / "checkpoints" / MIDDLE, tmp_path / "checkpoints")
     trainer = build(kind, tmp_path)
     trainer.resume()
     trainer.run(Console())
@@ -185,25 +184,12 @@ def test_what_happens_in_one_process_ends_all(tmp_path: Path) -> None:
     assert not list((tmp_path / "apart").glob("checkpoints/*"))
 
 
-def errors(processes: list[subprocess.CompletedProcess[str]]) -> list[str]:
-    return [line for p in processes for line in p.stderr.splitlines() if line.startswith("error:")]
-
-
 def test_what_does_not_divide_is_refused_once(tmp_path: Path) -> None:
-    processes = launch(
-        2,
-        "-m",
-        "hrm_agent.train",
-        *TINY_RUN,
-        "algo.num_envs=9",
-        "algo.minibatch_windows=9",
-        f"hydra.run.dir={tmp_path / 'run'}",
-    )
+    wrong = ("algo.num_envs=9", "algo.minibatch_windows=9", f"hydra.run.dir={tmp_path / 'run'}")
+    processes = launch(2, "-m", "hrm_agent.train", *TINY_RUN, *wrong)
     assert [p.returncode for p in processes] == [2, 2]
-    assert errors(processes) == [
-        "error: algo.num_envs=9 for 2 processes of torchrun: expected a multiple of 2, 2 or more for each"
-    ]
-    assert [p.stderr.count("\n") for p in processes] == [1, 0]
+    message = "error: algo.num_envs=9 for 2 processes of torchrun: expected a multiple of 2, 2 or more for each\n"
+    assert [p.stderr for p in processes] == [message, ""]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,19 +208,11 @@ def test_work_that_cannot_be_shared_evenly_is_refused(config: Any, size: int, me
         check_ranks(config, Part(1, size))
 
 
-def test_torchrun_trains_one_policy_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command itself: Hydra's folder, evaluation and the end; then its run goes on in one process."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "hrm_agent.train",
-    ]
+def test_torchrun_trains_one_policy_into_one_folder(tmp_path: Path) -> None:
+    """The command itself: Hydra's folder, training, the evaluation at the end."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, *TINY_RUN, "test_episodes=4"],
+        [*torchrun, "-m", "hrm_agent.train", *TINY_RUN, "test_episodes=4"],
         env=environment(),
         cwd=tmp_path,
         capture_output=True,
@@ -244,7 +222,7 @@ def test_torchrun_trains_one_policy_into_one_folder(tmp_path: Path, monkeypatch:
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("run folder:") == 1
-    assert done.stdout.count("success") == 1
+    assert done.stdout.count("greedy on 4 test levels") == 1
     (folder,) = (tmp_path / "runs").glob("*/*")
     assert {p.name for p in folder.iterdir()} >= {"agents", "checkpoints", "eval.json", "run.json", "tensorboard"}
     assert len(list((folder / "tensorboard").iterdir())) == 1
