@@ -242,8 +242,7 @@ class ProcessGroup(Ranks):
             raise error or NonFiniteNumbers("another process met numbers that are not finite")
 
     def wait(self) -> None:
-        with _losses():
-            dist.barrier()
+        self.agree(0.0, False)  # not a barrier, which would choose the backend and the GPU by itself
 
     def leave(self) -> None:
         _group.cache_clear()

@@ -53,7 +53,7 @@ def run_command(
     check: Callable[[DictConfig], Any],
     start: Callable[[DictConfig], float],
     resume: Callable[[dict[str, str]], Any],
-    follow: Callable[[Path, dict[str, Any], bool], Any] | None = None,
+    follow: Callable[[Path, dict[str, Any], bool], Any],
 ) -> None:
     """What `python -m hrm_agent.NAME` does with its command line.
 
@@ -65,8 +65,7 @@ def run_command(
         check: refuses a run's configuration by a ValueError, before anything is written.
         start: a run in Hydra's run folder; returns what a sweeper compares. Hydra names the job after its module.
         resume: goes on with a run, from the `KEY=VALUE` given.
-        follow: what the other processes do with the run's folder, its configuration and whether it is resumed; None:
-            the command trains in one process.
+        follow: what the other processes do with the run's folder, its configuration and whether it is resumed.
     """
     ranks = ALONE
     try:
@@ -83,7 +82,7 @@ def run_command(
                 return
             if not wants_help(arguments):
                 with usage_errors():
-                    _check_processes(ranks, name, arguments, follow is not None)
+                    _check_single_run(ranks, arguments)
                     check_jobs(arguments, name, check)
                     _check_run_folder(given.get("hydra.run.dir"))
             sys.argv[0] = f"hrm_agent.{name}"
@@ -116,12 +115,11 @@ def _leading(ranks: Ranks) -> Iterator[None]:
                 ranks.from_first({"exit": code})
 
 
-def _follow(ranks: Ranks, run: Callable[[Path, dict[str, Any], bool], Any] | None) -> None:
+def _follow(ranks: Ranks, run: Callable[[Path, dict[str, Any], bool], Any]) -> None:
     """What another process than the first does: wait for `announce`, or for word that there is nothing to do."""
     told = ranks.from_first(None)
     if "exit" in told:
         raise SystemExit(told["exit"])
-    assert run is not None
     run(Path(told["folder"]), told["values"], told["resume"])
 
 
@@ -132,13 +130,9 @@ def announce(ranks: Ranks, folder: Path, values: dict[str, Any], resume: bool) -
         ranks.begun = True
 
 
-def _check_processes(ranks: Ranks, name: str, arguments: list[str], parallel: bool) -> None:
-    """Raises: UsageError for several processes and a command that trains in one, or many runs."""
-    if ranks.size == 1:
-        return
-    if not parallel:
-        raise UsageError(f"hrm_agent.{name} trains in one process, not in {ranks.size}; start it without torchrun")
-    if {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
+def _check_single_run(ranks: Ranks, arguments: list[str]) -> None:
+    """Raises: UsageError for several processes and several runs."""
+    if ranks.size > 1 and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
         raise UsageError(f"--multirun in {ranks.size} processes of torchrun: expected one run; start each by itself")
 
 
@@ -280,8 +274,7 @@ def run_errors(folder: Path, command: str, ranks: Ranks = ALONE) -> Iterator[Non
     What ends all processes is said by the first, and before any of them ends: `torchrun` then terminates the rest.
     What ends one is said by that one.
     """
-    processes = f" in {ranks.size} processes or another number" if ranks.size > 1 else ""
-    go_on = f"go on with: python -m {command} resume={folder}{processes}"
+    go_on = f"go on with: python -m {command} resume={folder}" + ", under torchrun or alone" * (ranks.size > 1)
 
     def end(message: str, code: int, everywhere: bool = False) -> None:
         if ranks.is_first or not everywhere:

@@ -96,6 +96,10 @@ def trouble(folder: Path, ranks: Ranks) -> None:
         with torch.no_grad():
             next(apart.policy.parameters()).view(-1)[0] += 1e-6
     told["apart"] = ended(apart, ranks)
+
+    hasty = build("maze", folder / "hasty", ranks, total_steps=10**9, max_seconds=0.3, clock="cpu")
+    hasty.run(quiet(ranks))
+    told["hasty"] = f"{hasty.frames} frames in {hasty.seconds} s, {hasty.done}"
     (folder / f"told{ranks.rank}.json").write_text(json.dumps(told))
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from commands import TINY_RUN
+from commands import TINY_RUN, run_command
 from parallel_worker import SETTINGS, build
+from test_deep_supervision import make_model
 from tiny import make_trainer
 
 from hrm_agent.algos.dqn import DQNConfig
@@ -26,6 +27,8 @@ from hrm_agent.cli import compose_config
 from hrm_agent.config import resolve
 from hrm_agent.data_parallel import ALONE, Ranks, check_local_device, join
 from hrm_agent.learners import check_ranks
+from hrm_agent.supervised.deep_supervision import SupervisedConfig
+from hrm_agent.supervised.deep_supervision import check_ranks as check_supervised_ranks
 from hrm_agent.tracking import Console
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
@@ -180,6 +183,7 @@ def test_what_happens_in_one_process_ends_all(tmp_path: Path) -> None:
         assert stories["poisoned"].startswith("NonFiniteNumbers: ")
         assert "at 128 frames" not in stories["poisoned"]
         assert stories["apart"].startswith("RanksDiverged: at 0 frames: the weights of process 1 are not those")
+    assert told[0]["hasty"] == told[1]["hasty"]
     assert (tmp_path / "stopped" / "checkpoints" / "000000000032.safetensors").is_file()
     assert not list((tmp_path / "apart").glob("checkpoints/*"))
 
@@ -227,6 +231,49 @@ def test_torchrun_trains_one_policy_into_one_folder(tmp_path: Path) -> None:
     assert {p.name for p in folder.iterdir()} >= {"agents", "checkpoints", "eval.json", "run.json", "tensorboard"}
     assert len(list((folder / "tensorboard").iterdir())) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+
+
+# 12 steps of 8 puzzles, a checkpoint after every fourth; exploration and halting decide which are replaced.
+PUZZLES = (
+    "task=maze", "task.rows=3", "task.cols=3", "core.hidden_size=8", "core.inner_size=8", "core.L_cycles=1",
+    "training.batch_size=8", "training.max_segments=3", "training.warmup=0", "total_steps=12", "eval_every=4",
+    "eval_puzzles=8", "test_puzzles=8", "log_every=4", "checkpoint_every=4", "shards=1",
+)  # fmt: skip
+
+
+def assert_same_supervised_run(one: Path, other: Path) -> None:
+    (tensors, metadata), (others, others_metadata) = (
+        load_tensors(run / "checkpoints" / "000000000012.safetensors") for run in (one, other)
+    )
+    assert metadata["learner"] == others_metadata["learner"]
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        close = 1e-4 if tensor.is_floating_point() else 0.0
+        torch.testing.assert_close(others[name], tensor, rtol=close, atol=close, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_two_processes_learn_the_puzzles_that_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_command(monkeypatch, "supervise", *PUZZLES, f"hydra.run.dir={one}")
+    first, second = launch(2, "-m", "hrm_agent.supervise", *PUZZLES, f"hydra.run.dir={two}")
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert second.stdout == second.stderr == ""
+    assert_same_supervised_run(one, two)
+    assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
+    before, after = (load_tensors(one / "checkpoints" / f"0000000000{n}.safetensors")[0] for n in ("08", "12"))
+    moved = [(after[n] - before[n]).abs().max() for n in after if n.startswith("model/") and n.endswith("weight")]
+    assert max(moved) > 3e-4
+    (two / "checkpoints" / "000000000012.safetensors").unlink()
+    run_command(monkeypatch, "supervise", f"resume={two}")
+    assert_same_supervised_run(one, two)
+
+
+@pytest.mark.parametrize(("batch", "puzzles", "message"), [(7, 0, "training.batch_size=7 for 2"), (8, 8, "embeddings")])
+def test_supervised_work_that_cannot_be_shared_is_refused(batch: int, puzzles: int, message: str) -> None:
+    model, config = make_model(puzzles=puzzles), SupervisedConfig(batch_size=batch)
+    check_supervised_ranks(model, config, ALONE)
+    with pytest.raises(ValueError, match=message):
+        check_supervised_ranks(model, config, Part(0, 2))
 
 
 DIES = """
