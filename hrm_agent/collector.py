@@ -115,9 +115,8 @@ class Collector:
             decision = self._decide(self.obs, self.state, self.episode_start)
             if not torch.isfinite(decision.logits).all():
                 raise NonFiniteNumbers("the policy's logits are not finite")
-            drawn = self.policy.distribution.sample(self.ranks.spread(decision.logits), self.generator)
-            actions, log_probs = map(self.ranks.own, drawn)
-            rollout.actions[t], rollout.log_probs[t] = actions, log_probs
+            actions, rollout.log_probs[t] = self._draw(decision.logits)
+            rollout.actions[t] = actions
             rollout.values[t] = decision.value
             outcome = self._advance(actions, decision)
             rollout.rewards[t], rollout.terminated[t] = outcome.rewards, outcome.terminated
@@ -126,6 +125,17 @@ class Collector:
         rollout.write_state(rollout.steps // rollout.window, self.state)
         # Only the value is used: the carry stays as it was, and the next rollout thinks from it.
         rollout.last_values[:] = self._decide(self.obs, self.state, self.episode_start).value
+
+    def _draw(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions `[n, *shape]` of the own environments, and their log-probabilities `[n]`.
+
+        By uniform numbers, of which each process draws everybody's: few, and without anybody's parameters.
+        """
+        distribution = self.policy.distribution
+        # On the CPU, whatever the device, so that one stream of numbers serves everywhere.
+        rolls = torch.rand(self.num_envs, distribution.rolls, generator=self.generator, dtype=torch.float64)
+        actions = distribution.quantile(params, self.ranks.own(rolls).to(params.device))
+        return actions, distribution.evaluate(params, actions)[0]
 
     @torch.no_grad()
     def explore(self, replay: Replay, steps: int, epsilon: float) -> None:

@@ -24,14 +24,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 
 from hrm_agent.checkpoint import flatten, load_tensors, save_tensors, unflatten
 from hrm_agent.cli import compose_config
 from hrm_agent.config import resolve, settings
 from hrm_agent.data_parallel import ProcessGroup, Ranks, join
-from hrm_agent.distributions import build_distribution
 from hrm_agent.tracking import Console, NoLog
 from hrm_agent.trainer import Trainer
 
@@ -65,12 +63,11 @@ def all_reduce_alone(ranks: Ranks, numbers: int) -> float:
 
 
 def draw_actions(environments: int) -> float:
-    """Median seconds of processor time for one step's random actions, which every process draws for everybody."""
-    space, generator, taken = gym.spaces.Discrete(4), torch.Generator().manual_seed(0), []
-    distribution, logits = build_distribution(space), torch.zeros(environments, 4)
+    """Median seconds of processor time for one step's random numbers, which every process draws for everybody."""
+    generator, taken = torch.Generator().manual_seed(0), []
     for _ in range(DRAWS):
         began = time.process_time()
-        distribution.sample(logits, generator)
+        torch.rand(environments, 1, generator=generator, dtype=torch.float64)
         taken.append(time.process_time() - began)
     return statistics.median(taken)
 
