@@ -39,7 +39,10 @@ EXCHANGES = ("total_gradients", "total", "gather_some", "agree")
 
 
 def timed(owner: Any, name: str, seconds: dict[str, float]) -> None:
-    """Add up the wall-clock seconds inside a method: waiting for the other process is in them."""
+    """Add up the wall-clock seconds inside a method: waiting for the other process is in them.
+
+    `agree` and `gather_some` use `total`, so part of theirs is counted there too.
+    """
     method: Callable[..., Any] = getattr(owner, name)
 
     def wrapper(*args: Any, **kwargs: Any) -> Any:
