@@ -124,8 +124,12 @@ class CheckpointFolder:
         paths = self.paths()
         return paths[-1] if paths else None
 
+    def path(self, frames: int) -> Path:
+        """Of the checkpoint that is taken at so many frames."""
+        return self.folder / f"{frames:012d}{SUFFIX}"
+
     def save(self, frames: int, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Path:
-        path = self.folder / f"{frames:012d}{SUFFIX}"
+        path = self.path(frames)
         save_tensors(path, tensors, metadata)
         for old in self.paths()[: -self.keep]:
             old.unlink()

@@ -62,8 +62,13 @@ def usage_errors() -> Iterator[None]:
         fail(str(error), USAGE_ERROR)
 
 
+def say_error(message: str) -> None:
+    """On one line, to stderr."""
+    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+
+
 def fail(message: str, code: int) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    say_error(message)
     raise SystemExit(code)
 
 

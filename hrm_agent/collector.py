@@ -7,7 +7,8 @@ observation after an episode's end is the first of the next episode, the last on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hrm_agent.carry import PolicyState
+from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.demonstrations import Demonstrations
 from hrm_agent.encoders import Observation, map_observation
 from hrm_agent.environments import episode_statistics, episode_success
@@ -47,33 +49,64 @@ class Outcome(NamedTuple):
 
 class Collector:
     """Args:
-    env: vector environment in SAME_STEP autoreset mode.
+    env: vector environment in SAME_STEP autoreset mode; of several processes, the share of this one.
     policy: decides; never changed here.
     seed: of the sampled actions and of the environments: environment i of N gets seed * N + i, so that no two
         seeds share a stream of levels.
     shards: threads that a decision is split over.
+    ranks: the processes that the environments are dealt out over. Actions are those that one process would draw.
+
+    Attributes:
+        num_envs: N, the environments of all processes.
+        frames: of all of them.
+        episodes: the last that ended in any of them: return, length, success.
     """
 
-    def __init__(self, env: gym.vector.VectorEnv, policy: Policy, seed: int, shards: Shards) -> None:
+    def __init__(
+        self, env: gym.vector.VectorEnv, policy: Policy, seed: int, shards: Shards, ranks: Ranks = ALONE
+    ) -> None:
         if env.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"vector environment autoresets in mode {env.metadata.get('autoreset_mode')}: expected SAME_STEP"
             )
-        self.env, self.policy, self.shards, self.seed = env, policy, shards, seed
+        self.env, self.policy, self.shards, self.seed, self.ranks = env, policy, shards, seed, ranks
+        self.num_envs = env.num_envs * ranks.size
         self.device = policy.device
         self.generator = torch.Generator().manual_seed(seed)
-        obs, infos = env.reset(seed=seed * env.num_envs)
+        self.first_env = ranks.share(self.num_envs).start
+        obs, infos = env.reset(seed=seed * self.num_envs + self.first_env)
         self.obs = to_tensors(obs, self.device)
         self.optimal = self._optimal_actions(infos)  # bool [N, A] at `obs`, where the environment says
         self.state = policy.initial_state(env.num_envs)
         self.episode_start = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
         self.frames = 0
         self.segments = 0.0  # per decision, of the last step
-        self.episodes: deque[tuple[float, int, bool]] = deque(maxlen=RECENT_EPISODES)  # return, length, success
+        self.episodes: deque[tuple[float, int, bool]] = deque(maxlen=RECENT_EPISODES)
+        self._ended: list[tuple[int, int, float, int, bool]] = []  # frame, environment, return, length, success
+
+    @contextmanager
+    def _stepping(self) -> Iterator[None]:
+        """What happened in the body is then known in all processes: numbers that are not finite, ended episodes."""
+        with self.ranks.together():
+            yield
+        ended = torch.tensor(self._ended, dtype=torch.float64).view(-1, 5)
+        self._ended = []
+        # In the order of one process: by step, then by environment.
+        for _, _, reward, length, success in sorted(self.ranks.gather_some(ended).tolist()):
+            self.episodes.append((reward, int(length), bool(success)))
+        self.segments = self.ranks.total(torch.tensor(self.segments, dtype=torch.float64)).item() / self.ranks.size
 
     @torch.no_grad()
     def collect(self, rollout: Rollout) -> None:
-        """Fill `rollout` with its T steps of every environment, actions drawn from the policy."""
+        """Fill `rollout` with its T steps of every environment, actions drawn from the policy.
+
+        Raises:
+            NonFiniteNumbers: the policy's logits are not finite, in this process or another.
+        """
+        with self._stepping():
+            self._collect(rollout)
+
+    def _collect(self, rollout: Rollout) -> None:
         for t in range(rollout.steps):
             if t % rollout.window == 0:
                 rollout.write_state(t // rollout.window, self.state)
@@ -82,8 +115,8 @@ class Collector:
             decision = self._decide(self.obs, self.state, self.episode_start)
             if not torch.isfinite(decision.logits).all():
                 raise NonFiniteNumbers("the policy's logits are not finite")
-            actions, log_probs = self.policy.distribution.sample(decision.logits, self.generator)
-            rollout.actions[t], rollout.log_probs[t] = actions, log_probs
+            actions, rollout.log_probs[t] = self._draw(decision.logits)
+            rollout.actions[t] = actions
             rollout.values[t] = decision.value
             outcome = self._advance(actions, decision)
             rollout.rewards[t], rollout.terminated[t] = outcome.rewards, outcome.terminated
@@ -93,9 +126,28 @@ class Collector:
         # Only the value is used: the carry stays as it was, and the next rollout thinks from it.
         rollout.last_values[:] = self._decide(self.obs, self.state, self.episode_start).value
 
+    def _draw(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions `[n, *shape]` of the own environments, and their log-probabilities `[n]`.
+
+        By uniform numbers, of which each process draws everybody's: few, and without anybody's parameters.
+        """
+        distribution = self.policy.distribution
+        # On the CPU, whatever the device, so that one stream of numbers serves everywhere.
+        rolls = torch.rand(self.num_envs, distribution.rolls, generator=self.generator, dtype=torch.float64)
+        actions = distribution.quantile(params, self.ranks.own(rolls).to(params.device))
+        return actions, distribution.evaluate(params, actions)[0]
+
     @torch.no_grad()
     def explore(self, replay: Replay, steps: int, epsilon: float) -> None:
-        """Add `steps` steps of every environment to `replay`, each action random with probability `epsilon`."""
+        """Add `steps` steps of every environment to `replay`, each action random with probability `epsilon`.
+
+        Raises:
+            NonFiniteNumbers: the Q-values are not finite.
+        """
+        with self._stepping():
+            self._explore(replay, steps, epsilon)
+
+    def _explore(self, replay: Replay, steps: int, epsilon: float) -> None:
         for _ in range(steps):
             # Copied: the environment may write its next observations into the same memory.
             obs, state, episode_start = map_observation(Tensor.clone, self.obs), self.state, self.episode_start
@@ -122,11 +174,15 @@ class Collector:
 
         Args:
             choose: from labels bool `[N, A]`, all false where there are none, and the policy's parameters `[N, P]` to
-                the actions int64 `[N]` that are taken.
+                the actions int64 `[N]` that are taken. It sees the environments of all processes, of others as zeros.
 
         Raises:
-            NonFiniteNumbers: the policy's logits are not finite.
+            NonFiniteNumbers: the policy's logits are not finite, in this process or another.
         """
+        with self._stepping():
+            self._demonstrate(demonstrations, choose)
+
+    def _demonstrate(self, demonstrations: Demonstrations, choose: Callable[[Tensor, Tensor], Tensor]) -> None:
         for t in range(demonstrations.steps):
             if t % demonstrations.window == 0:
                 demonstrations.write_state(t // demonstrations.window, self.state)
@@ -137,7 +193,8 @@ class Collector:
             decision = self._decide(self.obs, self.state, self.episode_start)
             if not torch.isfinite(decision.logits).all():
                 raise NonFiniteNumbers("the policy's logits are not finite")
-            self._advance(choose(labels, decision.logits), decision)
+            actions = choose(self.ranks.spread(labels), self.ranks.spread(decision.logits))
+            self._advance(self.ranks.own(actions), decision)
         demonstrations.write_state(demonstrations.steps // demonstrations.window, self.state)
 
     def _optimal_actions(self, infos: dict[str, Any]) -> Tensor | None:
@@ -157,8 +214,8 @@ class Collector:
         self.obs = to_tensors(obs, self.device)
         self.optimal = self._optimal_actions(infos)
         self.episode_start = torch.as_tensor(terminated | truncated, device=self.device)
-        self.frames += self.env.num_envs
-        self._count_episodes(infos)
+        self.frames += self.num_envs
+        self._note_episodes(infos)
         return Outcome(
             torch.as_tensor(rewards, dtype=torch.float32, device=self.device),
             torch.as_tensor(terminated, device=self.device),
@@ -193,41 +250,53 @@ class Collector:
             values[rows] = self._decide(final, tuple(s[rows] for s in self.state), no_start).value
         return values
 
-    def _count_episodes(self, infos: dict[str, Any]) -> None:
+    def _note_episodes(self, infos: dict[str, Any]) -> None:
         reported = episode_statistics(infos)
         if reported is None:
             return
         stats, ended = reported
         success = episode_success(self.env, infos, np.asarray(stats["r"]))
         for i in np.flatnonzero(ended):
-            self.episodes.append((float(stats["r"][i]), int(stats["l"][i]), bool(success[i])))
+            own = float(stats["r"][i]), int(stats["l"][i]), bool(success[i])
+            self._ended.append((self.frames, self.first_env + int(i), *own))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint needs of the collector and its environment, but for `metadata`."""
+        """What a checkpoint needs of the collector and its environment, but for `metadata`.
+
+        On rank 0 it is that of all processes, as one would have it that holds all environments; on others it is not
+        to be used. Of an environment's own state every array that begins with `num_envs` is by environment.
+        """
         obs = self.obs if not isinstance(self.obs, Tensor) else {"": self.obs}
-        saved = {
+        by_env = {
             **{f"obs/{key}": value for key, value in obs.items()},
             **{f"state/{i}": value for i, value in enumerate(self.state)},
             "episode_start": self.episode_start,
-            "generator": self.generator.get_state(),
         }
+        common = {"generator": self.generator.get_state()}
         if self.optimal is not None:
-            saved["optimal_actions"] = self.optimal
+            by_env["optimal_actions"] = self.optimal
         if hasattr(self.env, "get_state"):
-            saved |= {f"env/{key}": torch.as_tensor(value) for key, value in self.env.get_state().items()}
-        return saved
+            for key, value in self.env.get_state().items():
+                kind = by_env if np.shape(value)[:1] == (self.env.num_envs,) else common
+                kind[f"env/{key}"] = torch.as_tensor(value)
+        return {**{key: self.ranks.gather(value) for key, value in by_env.items()}, **common}
 
     def metadata(self) -> dict[str, Any]:
         return {"frames": self.frames, "episodes": [list(e) for e in self.episodes]}
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Inverse of `tensors` and `metadata`.
+        """Inverse of `tensors` and `metadata`, whatever the number of processes that wrote them.
 
         An environment without `get_state` cannot be put back: it begins new episodes, from seeds drawn anew.
 
         Raises:
             KeyError, ValueError: they belong to another policy or number of environments.
         """
+        whole = len(tensors["episode_start"])
+        if whole != self.num_envs:
+            raise ValueError(f"{whole} environments, expected {self.num_envs}")
+        generator = tensors["generator"]
+        tensors = {key: self.ranks.own(t) if t.shape[:1] == (whole,) else t for key, t in tensors.items()}
         state = tuple(tensors[f"state/{i}"].to(self.device) for i in range(len(self.state)))
         shapes, expected = ([tuple(t.shape) for t in s] for s in (state, self.state))
         if shapes != expected:
@@ -235,7 +304,7 @@ class Collector:
         self.frames = metadata["frames"]
         self.episodes.clear()
         self.episodes.extend((r, length, success) for r, length, success in metadata["episodes"])
-        self.generator.set_state(tensors["generator"])
+        self.generator.set_state(generator)
         self.state = state
         if hasattr(self.env, "set_state"):
             self.env.set_state({key[4:]: t.numpy() for key, t in tensors.items() if key.startswith("env/")})
@@ -245,7 +314,7 @@ class Collector:
             optimal = tensors.get("optimal_actions")
             self.optimal = None if optimal is None else optimal.to(self.device)
         else:
-            obs, infos = self.env.reset(seed=_seed_after(self.seed, self.frames))
+            obs, infos = self.env.reset(seed=_seed_after(self.seed, self.frames) + self.first_env)
             self.obs = to_tensors(obs, self.device)
             self.optimal = self._optimal_actions(infos)
             self.episode_start = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
@@ -255,7 +324,7 @@ class Collector:
 
         Empty until there are as many as environments: the first to end are the short ones.
         """
-        if len(self.episodes) < min(self.env.num_envs, RECENT_EPISODES):
+        if len(self.episodes) < min(self.num_envs, RECENT_EPISODES):
             return {}
         returns, lengths, successes = zip(*self.episodes, strict=True)
         return {

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hrm_agent.data_parallel import ALONE, Ranks, moments
+
 Observation = Tensor | Mapping[str, Tensor]
 
 MAX_CATEGORICAL_IDS = 256
@@ -86,8 +88,8 @@ class Encoder(nn.Module):
     def forward(self, obs: Observation) -> Tensor:
         raise NotImplementedError
 
-    def observe(self, obs: Observation) -> None:
-        """Take observations `[..., *space.shape]` into running statistics, where the encoder keeps any."""
+    def observe(self, obs: Observation, ranks: Ranks = ALONE) -> None:
+        """Take observations `[..., *space.shape]` of all processes into running statistics, where there are any."""
 
 
 def sum_of_rows(ids: Tensor, table: Tensor) -> Tensor:
@@ -240,15 +242,15 @@ class VectorEncoder(Encoder):
         return obs.double().reshape(*obs.shape[: obs.dim() - self.dimensions], -1)
 
     @torch.no_grad()
-    def observe(self, obs: Observation) -> None:
+    def observe(self, obs: Observation, ranks: Ranks = ALONE) -> None:
         # Chan et al. 1979: the moments of two samples together.
         assert isinstance(obs, Tensor)
-        rows = self._flat(obs).flatten(0, -2)
-        count = self.count + len(rows)
-        moved = rows.mean(0) - self.mean
-        spread = rows.var(0, correction=0) * len(rows) + self.variance * self.count
-        spread += moved.square() * self.count * len(rows) / count
-        self.mean += moved * len(rows) / count
+        new, mean, squares = moments(self._flat(obs).flatten(0, -2), ranks)
+        count = self.count + new
+        moved = mean - self.mean
+        spread = squares + self.variance * self.count
+        spread += moved.square() * self.count * new / count
+        self.mean += moved * new / count
         self.variance.copy_(spread / count)
         self.count.copy_(count)
 
@@ -303,10 +305,10 @@ class DictEncoder(Encoder):
         joined = tokens[..., : self.placeless, :].sum(-2, keepdim=True) * self.placeless**-0.5
         return torch.cat([joined, tokens[..., self.placeless :, :]], dim=-2)
 
-    def observe(self, obs: Observation) -> None:
+    def observe(self, obs: Observation, ranks: Ranks = ALONE) -> None:
         assert isinstance(obs, Mapping)
         for key, part in zip(self.keys, self.parts, strict=True):
-            part.observe(obs[key])  # type: ignore[operator]
+            part.observe(obs[key], ranks)  # type: ignore[operator]
 
 
 class PrefixedEncoder(Encoder):
@@ -322,8 +324,8 @@ class PrefixedEncoder(Encoder):
         tokens = self.inner(obs)
         return torch.cat([self.prefix.expand(*tokens.shape[:-2], -1, -1), tokens], dim=-2)
 
-    def observe(self, obs: Observation) -> None:
-        self.inner.observe(obs)
+    def observe(self, obs: Observation, ranks: Ranks = ALONE) -> None:
+        self.inner.observe(obs, ranks)
 
 
 class PositionedEncoder(Encoder):
@@ -337,8 +339,8 @@ class PositionedEncoder(Encoder):
     def forward(self, obs: Observation) -> Tensor:
         return (self.inner(obs) + self.positions) * math.sqrt(0.5)
 
-    def observe(self, obs: Observation) -> None:
-        self.inner.observe(obs)
+    def observe(self, obs: Observation, ranks: Ranks = ALONE) -> None:
+        self.inner.observe(obs, ranks)
 
 
 def _build_part(space: gym.Space, hidden_size: int, config: EncoderConfig, name: str) -> Encoder:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import gymnasium as gym
+import torch
 from torch import Tensor
 
 from hrm_agent.algos.dqn import DQN, DQNConfig
@@ -17,6 +18,7 @@ from hrm_agent.algos.imitation import DAggerConfig, Imitation, ImitationConfig, 
 from hrm_agent.algos.ppo import PPO, PPOConfig
 from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
 from hrm_agent.collector import Collector
+from hrm_agent.data_parallel import Ranks
 from hrm_agent.demonstrations import Demonstrations
 from hrm_agent.environments import make_labelled_vector_env, make_vector_env
 from hrm_agent.parallel import Shards, total_memory
@@ -83,12 +85,13 @@ class PPOLearner(Learner):
     def __init__(
         self, policy: Policy, config: PPOConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
     ) -> None:
-        self.policy = policy
+        self.policy, self.ranks = policy, collector.ranks
         self.same_episodes = hasattr(collector.env, "set_state")  # a resumed run goes on in them
-        self.algo = PPO(policy, config, shards, seed)
+        self.algo = PPO(policy, config, shards, seed, self.ranks)
+        own_envs = collector.env.num_envs
         self.rollout = Rollout(
             config.rollout_steps,
-            config.num_envs,
+            own_envs,
             config.window,
             space,
             collector.state,
@@ -96,7 +99,7 @@ class PPOLearner(Learner):
             policy.distribution.shape,
             policy.distribution.dtype,
         )
-        self.scaler = ReturnScaler(config.num_envs, config.gamma) if config.scale_rewards else None
+        self.scaler = ReturnScaler(own_envs, config.gamma, self.ranks) if config.scale_rewards else None
 
     def collect(self, collector: Collector, progress: float) -> None:
         collector.collect(self.rollout)
@@ -106,7 +109,7 @@ class PPOLearner(Learner):
     def update(self, progress: float) -> dict[str, float]:
         measured = self.algo.update(self.rollout, progress)
         # Afterwards: actions must be judged by the network that chose them.
-        self.policy.encoder.observe(self.rollout.obs)
+        self.policy.encoder.observe(self.rollout.obs, self.ranks)
         return measured
 
     def tensors(self) -> dict[str, Tensor]:
@@ -163,11 +166,11 @@ class ImitationLearner(Learner):
         self, policy: Policy, config: ImitationConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
     ) -> None:
         self.name = "dagger" if isinstance(config, DAggerConfig) else "bc"
-        self.policy = policy
-        self.algo = Imitation(policy, config, shards, seed)
+        self.policy, self.ranks = policy, collector.ranks
+        self.algo = Imitation(policy, config, shards, seed, self.ranks)
         self.demonstrations = Demonstrations(
             config.rollout_steps,
-            config.num_envs,
+            collector.env.num_envs,
             config.window,
             space,
             collector.state,
@@ -184,11 +187,12 @@ class ImitationLearner(Learner):
             return drive(labels, params, distribution, beta, config.teacher_noise, collector.generator)
 
         collector.demonstrate(self.demonstrations, choose)
-        self.labels += self.demonstrations.labelled_steps
+        self.labels += int(self.ranks.total(torch.tensor(self.demonstrations.labelled_steps)))
 
     def update(self, progress: float) -> dict[str, float]:
         measured = self.algo.update(self.demonstrations, progress)
-        self.policy.encoder.observe(self.demonstrations.obs)  # afterwards, as PPO: the states are of the old statistics
+        # Afterwards, as PPO: the states are of the old statistics.
+        self.policy.encoder.observe(self.demonstrations.obs, self.ranks)
         return measured
 
     def statistics(self) -> dict[str, float]:
@@ -226,6 +230,26 @@ def build_learner(
     if isinstance(config, DQNConfig):
         return DQNLearner(policy, config, space, collector, shards, seed)
     return PPOLearner(policy, config, space, collector, shards, seed)
+
+
+def check_ranks(config: AlgoConfig, ranks: Ranks) -> None:
+    """Can so many processes share the work evenly?
+
+    Raises:
+        ValueError: the algorithm trains in one process only, or its environments or minibatches do not divide.
+    """
+    if ranks.size == 1:
+        return
+    among = f"{ranks.size} processes of torchrun"
+    if isinstance(config, DQNConfig):
+        raise ValueError(
+            f"algo=dqn trains in one process, not in {among}; start it without, or use algo=ppo, bc, dagger"
+        )
+    for name, each in (("num_envs", 2), ("minibatch_windows", 1)):
+        count = getattr(config, name)
+        if count % ranks.size or count < each * ranks.size:
+            least = f", {each} or more for each" if each > 1 else ""
+            raise ValueError(f"algo.{name}={count} for {among}: expected a multiple of {ranks.size}{least}")
 
 
 def check_memory(policy: Policy, config: AlgoConfig, space: gym.Space) -> None:

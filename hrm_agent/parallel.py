@@ -16,6 +16,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from hrm_agent.data_parallel import local_size
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -26,9 +28,9 @@ leave the cache, and page by page be given back to the system and asked for agai
 
 
 def available_cores() -> int:
-    """Cores this process may run on, at most `MAX_AUTO_SHARDS`."""
+    """Cores this process may run on, shared with those that `torchrun` started beside it; at most `MAX_AUTO_SHARDS`."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, MAX_AUTO_SHARDS)
+    return min(max(1, usable // local_size()), MAX_AUTO_SHARDS)
 
 
 def total_memory(device: torch.device) -> int | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+import math
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -11,21 +11,8 @@ import torch
 from torch import Tensor
 
 from hrm_agent.carry import PolicyState
+from hrm_agent.data_parallel import ALONE, Ranks, moments
 from hrm_agent.encoders import Observation, map_observation
-
-
-class Foldable(Protocol):
-    """Windows of any kind: `minibatches` draws from them."""
-
-    @property
-    def episode_start(self) -> Tensor:
-        """bool `[k, B]`."""
-
-    def columns(self, index: Tensor | slice) -> Self:
-        """Some of the B windows."""
-
-
-Some = TypeVar("Some", bound=Foldable)
 
 
 class Windows(NamedTuple):
@@ -158,12 +145,13 @@ class ReturnScaler:
     Engstrom et al. 2020, arXiv 2005.12729, section 3; the mean is not subtracted, which would change the task.
 
     Args:
-        num_envs: N.
+        num_envs: N, of this process.
         gamma: of the return.
+        ranks: the processes that the deviation is over.
     """
 
-    def __init__(self, num_envs: int, gamma: float) -> None:
-        self.gamma = gamma
+    def __init__(self, num_envs: int, gamma: float, ranks: Ranks = ALONE) -> None:
+        self.gamma, self.ranks = gamma, ranks
         self.returns = torch.zeros(num_envs, dtype=torch.float64)
         self.moments = torch.zeros(3, dtype=torch.float64)  # count, mean, sum of squared deviations
 
@@ -174,29 +162,44 @@ class ReturnScaler:
             self.returns = self.gamma * self.returns + reward.double().cpu()
             seen.append(self.returns)
             self.returns = torch.where(ended.cpu(), 0.0, self.returns)
-        returns = torch.stack(seen)
+        new, new_mean, new_squares = moments(torch.stack(seen).view(-1, 1), self.ranks)
         count, mean, squares = self.moments.unbind()
-        total, moved = count + returns.numel(), returns.mean() - mean
-        squares = squares + returns.var(correction=0) * returns.numel()
-        squares += moved.square() * count * returns.numel() / total
-        self.moments = torch.stack([total, mean + moved * returns.numel() / total, squares])
+        total, moved = count + new, new_mean[0] - mean
+        squares = squares + new_squares[0] + moved.square() * count * new / total
+        self.moments = torch.stack([total, mean + moved * new / total, squares])
         deviation = float((squares / total).sqrt())
         if deviation > 0:
             rollout.rewards /= deviation
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"returns": self.returns, "moments": self.moments}
+        return {"returns": self.ranks.gather(self.returns), "moments": self.moments}
 
     def restore(self, tensors: dict[str, Tensor], same_episodes: bool = True) -> None:
         """Inverse of `tensors`; where the environments begin new episodes, returns begin at 0."""
-        self.returns, self.moments = tensors["returns"] * same_episodes, tensors["moments"].clone()
+        self.returns, self.moments = self.ranks.own(tensors["returns"]) * same_episodes, tensors["moments"].clone()
 
 
-def minibatches(windows: Some, size: int, generator: torch.Generator) -> Iterator[Some]:
-    """All windows once, in random order, `size` at a time."""
-    order = torch.randperm(windows.episode_start.shape[1], generator=generator)
-    for index in order.to(windows.episode_start.device).split(size):
-        yield windows.columns(index)
+def draw_minibatches(
+    num_envs: int, per_env: int, size: int, generator: torch.Generator, ranks: Ranks = ALONE
+) -> Tensor:
+    """A random partition of all windows into M minibatches: which columns of the own windows each holds, `[M, c]`.
+
+    Stratified: the environments are cut into as many blocks of neighbours as divide them and a minibatch, and every
+    minibatch holds equally many windows of each block, in the order of the blocks. So minibatches are more alike than
+    those of a plain shuffle, and processes that hold whole blocks have equal work, on the minibatches of one process.
+
+    Args:
+        num_envs, per_env: environments of all processes, and windows of each of them.
+        size: windows in a minibatch, of all processes; divides their number.
+        generator: the same everywhere.
+    """
+    blocks = math.gcd(num_envs, size)
+    each = num_envs // blocks  # environments of a block
+    # Per block a permutation of its windows; of window w of environment e the number is w * each + e.
+    order = ranks.own(torch.rand(blocks, each * per_env, generator=generator, dtype=torch.float64).argsort(1))
+    window, env = order // each, order % each + each * torch.arange(len(order)).unsqueeze(1)
+    columns = window * (len(order) * each) + env
+    return columns.unflatten(1, (-1, size // blocks)).transpose(0, 1).flatten(1)
 
 
 def allocate(space: gym.Space, shape: tuple[int, ...], device: torch.device | str) -> Any:

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from hrm_agent import __version__
 from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, load_tensors
+from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.kernels import check_kernel
 from hrm_agent.parallel import Shards, check_device
-from hrm_agent.tracking import CLOCKS, Console, RunLog
+from hrm_agent.tracking import CLOCKS, Console, NoLog, RunLog
 
 CHECKPOINTS = "checkpoints"
 
@@ -83,10 +84,12 @@ class RunLoop(ABC):
     Args:
         config: see `LoopConfig`.
         folder: of the run; checkpoints and logs go there, at the first of them.
+        ranks: the processes that run it together. The first writes; all stop at the same iteration.
 
     Attributes:
         now: the clock of `seconds`.
-        seconds: of iterations, resumed parts included; evaluation and checkpoints are not counted.
+        seconds: of iterations, resumed parts included; evaluation and checkpoints are not counted. Rank 0's count for
+            all.
     """
 
     unit = "frames"
@@ -94,8 +97,8 @@ class RunLoop(ABC):
 
     config: LoopConfig
 
-    def __init__(self, config: LoopConfig, folder: Path) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: LoopConfig, folder: Path, ranks: Ranks = ALONE) -> None:
+        self.config, self.folder, self.ranks = config, folder, ranks
         self.now = CLOCKS[config.clock]
         self.shards = Shards(config.shards)
         self.checkpoints = CheckpointFolder(folder / CHECKPOINTS, config.keep_checkpoints)
@@ -142,17 +145,19 @@ class RunLoop(ABC):
 
         Raises:
             NonFiniteNumbers: with the checkpoint to go back to in its message.
-            Interrupted: after Ctrl-C or SIGTERM.
+            Interrupted: after Ctrl-C or SIGTERM, sent to any of the processes.
+            RanksDiverged, RanksLost: something is wrong with the other processes.
         """
-        log = RunLog(self.folder, self.position, self.unit)
+        log = RunLog(self.folder, self.position, self.unit) if self.ranks.is_first else NoLog()
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
-            if self.checkpoints.latest() is None:
+            if self.ranks.from_first(self.checkpoints.latest() is None):
                 self.save_checkpoint()  # so that there is always one to go back to, and a full disk shows at once
             with console.training(self.config.total_steps, self.position):
                 while self.done < 1.0:
                     self.iterate(log, console)
-                    if self._stop:
+                    self.seconds, stop = self.ranks.agree(self.seconds, self._stop)
+                    if stop:
                         path = self.save_checkpoint()
                         raise Interrupted(f"stopped at {self.position:,} {self.unit}; checkpoint {path}")
             self.finish(log, console)
@@ -177,9 +182,12 @@ class RunLoop(ABC):
         return every > 0 and self.position // every > before // every
 
     def save_checkpoint(self) -> Path:
-        """Write everything needed to go on as if nothing had happened."""
+        """Write everything needed to go on as if nothing had happened, from all processes."""
         own = {"kind": "checkpoint", "hrm_agent_version": __version__, "seconds": self.seconds}
-        return self.checkpoints.save(self.position, self.tensors(), {**own, **self.metadata()})
+        tensors = self.tensors()
+        if not self.ranks.is_first:
+            return self.checkpoints.path(self.position)
+        return self.checkpoints.save(self.position, tensors, {**own, **self.metadata()})
 
     def load_checkpoint(self, path: Path) -> None:
         """Go back to where `save_checkpoint` was called.
@@ -196,11 +204,20 @@ class RunLoop(ABC):
             raise CheckpointError(f"{path}: does not fit this run's settings ({reason})") from None
 
     def resume(self) -> Path:
-        """Load the newest checkpoint of the run's folder that is whole.
+        """Load the newest checkpoint of the run's folder that is whole, the same one in all processes.
 
         Raises:
             CheckpointError: there is none.
         """
+        if self.ranks.is_first:
+            path = self._resume_newest()
+            self.ranks.from_first(path.name)
+        else:
+            path = self.checkpoints.folder / self.ranks.from_first(None)
+            self.load_checkpoint(path)
+        return path
+
+    def _resume_newest(self) -> Path:
         problems, refused = [], []
         for path in reversed(self.checkpoints.paths()):
             try:

@@ -8,7 +8,7 @@ import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,10 +30,12 @@ from hrm_agent.cli import (
     existing_folder,
     fail,
     open_options,
+    say_error,
     usage_errors,
     wants_help,
 )
 from hrm_agent.config import config_folder, resolve
+from hrm_agent.data_parallel import ALONE, Ranks, RanksDiverged, RanksLost, join
 from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.run_loop import Interrupted, RunLoop
 from hrm_agent.tracking import Console
@@ -51,17 +53,28 @@ def run_command(
     check: Callable[[DictConfig], Any],
     start: Callable[[DictConfig], float],
     resume: Callable[[dict[str, str]], Any],
+    follow: Callable[[Path, dict[str, Any], bool], Any],
 ) -> None:
     """What `python -m hrm_agent.NAME` does with its command line.
+
+    Of the processes that `torchrun` starts, the first reads the command line, refuses what is wrong with it and makes
+    the run's folder; the others are told what to run by `announce`, or to end.
 
     Args:
         name: of the command, and of its configuration.
         check: refuses a run's configuration by a ValueError, before anything is written.
         start: a run in Hydra's run folder; returns what a sweeper compares. Hydra names the job after its module.
         resume: goes on with a run, from the `KEY=VALUE` given.
+        follow: what the other processes do with the run's folder, its configuration and whether it is resumed.
     """
+    ranks = ALONE
     try:
         with terminated_like_interrupted():
+            ranks = join()
+            if not ranks.is_first:
+                _follow(ranks, follow)
+                return
+        with terminated_like_interrupted(), _leading(ranks):
             arguments = sys.argv[1:] = open_options(sys.argv[1:])
             given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
             if given.get("resume", "null") not in ("null", ""):
@@ -69,13 +82,58 @@ def run_command(
                 return
             if not wants_help(arguments):
                 with usage_errors():
+                    _check_single_run(ranks, arguments)
                     check_jobs(arguments, name, check)
                     _check_run_folder(given.get("hydra.run.dir"))
             sys.argv[0] = f"hrm_agent.{name}"
             config_source.install()
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(start)()
-    except KeyboardInterrupt:
-        fail("interrupted", INTERRUPTED)
+    except (KeyboardInterrupt, RanksLost) as error:
+        message, code = (str(error), 1) if isinstance(error, RanksLost) else ("interrupted", INTERRUPTED)
+        if not ranks.is_first:
+            raise SystemExit(code) from None
+        fail(message, code)
+    finally:
+        ranks.leave()
+
+
+@contextmanager
+def _leading(ranks: Ranks) -> Iterator[None]:
+    """Where the body ends without `announce`, because of an error or for want of a run, the other processes end too."""
+    code: Any = 0
+    try:
+        yield
+    except SystemExit as error:
+        code = error.code
+        raise
+    except BaseException:
+        code = INTERRUPTED
+        raise
+    finally:
+        if not ranks.begun:
+            with suppress(RanksLost):
+                ranks.from_first({"exit": code})
+
+
+def _follow(ranks: Ranks, run: Callable[[Path, dict[str, Any], bool], Any]) -> None:
+    """What another process than the first does: wait for `announce`, or for word that there is nothing to do."""
+    told = ranks.from_first(None)
+    if "exit" in told:
+        raise SystemExit(told["exit"])
+    run(Path(told["folder"]), told["values"], told["resume"])
+
+
+def announce(ranks: Ranks, folder: Path, values: dict[str, Any], resume: bool) -> None:
+    """Rank 0 tells the other processes which run begins; for them nothing happens."""
+    if ranks.is_first:
+        ranks.from_first({"folder": str(folder), "values": values, "resume": resume})
+        ranks.begun = True
+
+
+def _check_single_run(ranks: Ranks, arguments: list[str]) -> None:
+    """Raises: UsageError for several processes and several runs."""
+    if ranks.size > 1 and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
+        raise UsageError(f"--multirun in {ranks.size} processes of torchrun: expected one run; start each by itself")
 
 
 def start_run(cfg: DictConfig, command: str, run: Callable[[Path, dict[str, Any], bool], float]) -> float:
@@ -210,25 +268,44 @@ def write_settings(folder: Path, values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def run_errors(folder: Path, command: str) -> Iterator[None]:
-    """Turn what can end a run inside the body into one line that says how to go on."""
-    go_on = f"go on with: python -m {command} resume={folder}"
+def run_errors(folder: Path, command: str, ranks: Ranks = ALONE) -> Iterator[None]:
+    """Turn what can end a run inside the body into one line that says how to go on.
+
+    What ends all processes is said by the first, and before any of them ends: `torchrun` then terminates the rest.
+    What ends one is said by that one.
+    """
+    go_on = f"go on with: python -m {command} resume={folder}" + ", under torchrun or alone" * (ranks.size > 1)
+
+    def end(message: str, code: int, everywhere: bool = False) -> None:
+        if ranks.is_first or not everywhere:
+            say_error(message if ranks.is_first else f"process {ranks.rank}: {message}")
+        if everywhere:
+            with suppress(RanksLost):
+                ranks.wait()
+        raise SystemExit(code)
+
     try:
         with terminated_like_interrupted():  # here too: a launcher may call this in a process of its own
             yield
     except CheckpointError as error:
-        fail(str(error), USAGE_ERROR)
+        end(str(error), USAGE_ERROR)
     except KeyboardInterrupt:  # before training began, or a second time
-        fail(f"interrupted; {go_on}", INTERRUPTED)
+        if ranks.is_first:
+            end(f"interrupted; {go_on}", INTERRUPTED)
+        raise SystemExit(INTERRUPTED) from None
     except Interrupted as error:
-        fail(f"{error}; {go_on}", INTERRUPTED)
-    except NonFiniteNumbers as error:
-        fail(str(error), 1)
+        end(f"{error}; {go_on}", INTERRUPTED, everywhere=True)
+    except (NonFiniteNumbers, RanksDiverged) as error:
+        end(str(error), 1, everywhere=True)
+    except RanksLost as error:
+        if ranks.is_first:
+            end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
+        raise SystemExit(1) from None
     except torch.OutOfMemoryError as error:
         less = "a smaller batch, or fewer puzzles at once (training.rows_at_once) where it is a supervised run"
-        fail(f"{str(error).splitlines()[0]}; give {less}; earlier checkpoints are intact, {go_on}", 1)
+        end(f"{str(error).splitlines()[0]}; give {less}; earlier checkpoints are intact, {go_on}", 1)
     except OSError as error:
-        fail(f"{error}; earlier checkpoints are intact, {go_on}", 1)
+        end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
 
 
 def open_loop(build: Callable[[], Loop], folder: Path, resume: bool, console: Console) -> Loop:
@@ -243,7 +320,7 @@ def open_loop(build: Callable[[], Loop], folder: Path, resume: bool, console: Co
         return build()
     loop = build()
     # A run that was killed before its first checkpoint begins anew: a fresh loop is where it was.
-    checkpoint = loop.resume() if loop.checkpoints.paths() else None
+    checkpoint = loop.resume() if loop.ranks.from_first(bool(loop.checkpoints.paths())) else None
     console.say(where)
     if checkpoint:
         console.say(f"going on from {checkpoint}")

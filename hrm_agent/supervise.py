@@ -16,7 +16,9 @@ from omegaconf import DictConfig
 from hrm_agent.checkpoint import write_atomically
 from hrm_agent.cli import UsageError, usage_errors
 from hrm_agent.config import resolve
+from hrm_agent.data_parallel import check_local_device, join
 from hrm_agent.runs import (
+    announce,
     check_count,
     open_loop,
     reopen_run,
@@ -27,7 +29,7 @@ from hrm_agent.runs import (
     start_run,
     write_settings,
 )
-from hrm_agent.supervised.deep_supervision import SupervisedConfig
+from hrm_agent.supervised.deep_supervision import SupervisedConfig, check_ranks
 from hrm_agent.supervised.evaluation import format_report
 from hrm_agent.supervised.files import ModelConfig, build_model, check_answerable
 from hrm_agent.supervised.settings import settings
@@ -38,14 +40,14 @@ from hrm_agent.tracking import Console
 COMMAND = "hrm_agent.supervise"
 CHANGEABLE = (
     "total_steps", "max_seconds", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_puzzles",
-    "eval_segments", "test_puzzles", "log_every", "device",
+    "eval_segments", "test_puzzles", "log_every", "device", "shards",
 )  # fmt: skip
 WORST = 0.0
 """Share of puzzles solved that a run which diverged is given."""
 
 
 def main() -> None:
-    run_command("supervise", check_run, _start, _resume)
+    run_command("supervise", check_run, _start, _resume, _run)
 
 
 def check_run(cfg: DictConfig) -> None:
@@ -58,13 +60,16 @@ def check_run(cfg: DictConfig) -> None:
     _check_parts(values, *settings(values))
 
 
-def _check_parts(values: dict[str, Any], run: RunConfig, model: ModelConfig, _: SupervisedConfig) -> None:
+def _check_parts(values: dict[str, Any], run: RunConfig, model: ModelConfig, training: SupervisedConfig) -> None:
     check_count(values, "test_puzzles")
+    check_local_device(run.device)
     try:
         task = build_task(run.task, run.task_options, run.seed)
     except ModuleNotFoundError as error:
         raise UsageError(str(error)) from None
-    check_answerable(build_model(model, task.spec), task)
+    made = build_model(model, task.spec)
+    check_answerable(made, task)
+    check_ranks(made, training, join())
     for band, count in (("validation", run.eval_puzzles), ("test", values["test_puzzles"])):
         if count:
             task.examples(band, count)
@@ -84,11 +89,13 @@ def _resume(given: dict[str, str]) -> None:
 
 
 def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
-    """Returns the score on validation puzzles, for sweepers."""
-    console = Console()
-    with run_errors(folder, COMMAND):
-        trainer = open_loop(partial(SupervisedTrainer, *settings(values), folder), folder, resume, console)
-        if not run_to_end(trainer, console):
+    """Returns the score on validation puzzles, for sweepers; of `torchrun`'s processes the first does."""
+    ranks = join()
+    announce(ranks, folder, values, resume)
+    console = Console(quiet=not ranks.is_first)
+    with run_errors(folder, COMMAND, ranks):
+        trainer = open_loop(partial(SupervisedTrainer, *settings(values), folder, ranks), folder, resume, console)
+        if not run_to_end(trainer, console) or not ranks.is_first:
             return WORST
         say_end(trainer, console)
         if values["test_puzzles"]:

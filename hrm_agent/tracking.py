@@ -72,11 +72,34 @@ class RunLog:
         self.file.close()
 
 
-class Console:
-    """Speaks to the person at the terminal: a progress bar on a terminal, a few plain lines elsewhere."""
+class NoLog(RunLog):
+    """Of a process whose run another one logs."""
 
     def __init__(self) -> None:
-        self.rich = RichConsole(file=sys.stderr)
+        pass
+
+    def scalars(self, frames: int, **groups: dict[str, Any]) -> None:
+        pass
+
+    def video(self, frames: int, tag: str, gif: bytes, shape: tuple[int, ...]) -> None:
+        pass
+
+    def hyperparameters(self, settings: dict[str, Any], results: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Console:
+    """Speaks to the person at the terminal: a progress bar on a terminal, a few plain lines elsewhere.
+
+    Args:
+        quiet: say nothing; of a process beside the one that speaks.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.rich = RichConsole(file=sys.stderr, quiet=quiet)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._next_line = 0.0

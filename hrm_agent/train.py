@@ -18,12 +18,14 @@ from hrm_agent.card import evaluation_facts
 from hrm_agent.checkpoint import CheckpointFolder
 from hrm_agent.cli import UsageError, nearest, usage_errors
 from hrm_agent.config import ALGORITHMS, resolve, settings
+from hrm_agent.data_parallel import check_local_device, join
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import format_report
-from hrm_agent.learners import AlgoConfig, build_env, check_memory
+from hrm_agent.learners import AlgoConfig, build_env, check_memory, check_ranks
 from hrm_agent.policy import Policy, PolicyConfig
 from hrm_agent.run_loop import CHECKPOINTS
 from hrm_agent.runs import (
+    announce,
     check_count,
     open_loop,
     reopen_run,
@@ -42,12 +44,12 @@ COMMAND = "hrm_agent.train"
 WORST = {"success": 0.0, "return": float("-inf")}  # of each objective, what a run that diverged is given
 CHANGEABLE = (
     "total_steps", "max_seconds", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_episodes",
-    "test_episodes", "video_every", "log_every", "device",
+    "test_episodes", "video_every", "log_every", "device", "shards",
 )  # fmt: skip
 
 
 def main() -> None:
-    run_command("train", check_run, _start, _resume)
+    run_command("train", check_run, _start, _resume, _run)
 
 
 def check_run(cfg: DictConfig) -> None:
@@ -69,6 +71,8 @@ def check_run(cfg: DictConfig) -> None:
 
 def _check_parts(config: TrainerConfig, policy: PolicyConfig, algo: AlgoConfig, fresh: bool = True) -> None:
     """Raises: ValueError if the parts of a run do not fit each other, or not into the machine."""
+    check_ranks(algo, join())
+    check_local_device(config.device)
     env = build_env(algo, config.env, 1, config.env_options)
     made = Policy(policy, env.single_observation_space, env.single_action_space)
     prepare(made, config, fresh)
@@ -99,14 +103,18 @@ def run_facts(folder: Path) -> dict[str, Any]:
 
 
 def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
-    """Returns the `objective` on validation levels, for sweepers."""
-    console = Console()
-    with run_errors(folder, COMMAND):
-        trainer = open_loop(partial(Trainer, *settings(values), folder, console), folder, resume, console)
+    """Returns the `objective` on validation levels, for sweepers; of `torchrun`'s processes the first does."""
+    ranks = join()
+    announce(ranks, folder, values, resume)
+    console = Console(quiet=not ranks.is_first)
+    with run_errors(folder, COMMAND, ranks):
+        trainer = open_loop(partial(Trainer, *settings(values), folder, console, ranks), folder, resume, console)
         if trainer.config.init_from and trainer.checkpoints.latest() is None:
             console.say(f"weights of {trainer.config.init_parts} from {trainer.config.init_from}")
         if not run_to_end(trainer, console):
             return WORST[values["objective"]]
+    if not ranks.is_first:
+        return WORST[values["objective"]]
     say_end(trainer, console)
     if values["test_episodes"]:
         report = evaluate(run=str(folder), episodes=values["test_episodes"], out=str(folder / "eval.json"))

@@ -17,12 +17,13 @@ from hrm_agent import __version__
 from hrm_agent.agent import Agent
 from hrm_agent.checkpoint import flatten, unflatten
 from hrm_agent.collector import Collector
+from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.environments import is_compiled
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.initial_weights import freeze, initialise, parse_parts
 from hrm_agent.kernels import choose
-from hrm_agent.learners import AlgoConfig, build_env, build_learner
+from hrm_agent.learners import AlgoConfig, build_env, build_learner, check_ranks
 from hrm_agent.policy import Policy, PolicyConfig
 from hrm_agent.run_loop import LoopConfig, RunLoop
 from hrm_agent.tracking import Console, RunLog
@@ -82,6 +83,7 @@ class Trainer(RunLoop):
     config, policy_config, algo_config: see their classes.
     folder: of the run; checkpoints, agents and logs go there.
     console: told before the environments are compiled, which is silent and long; None: nobody is.
+    ranks: processes that train the policy together, each with its share of the environments.
 
     Raises:
         ValueError: settings that do not fit each other or the environment. Nothing has been written then.
@@ -96,18 +98,21 @@ class Trainer(RunLoop):
         algo_config: AlgoConfig,
         folder: Path,
         console: Console | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(config, folder)
-        self.env = build_env(algo_config, config.env, algo_config.num_envs, config.env_options)
+        super().__init__(config, folder, ranks)
+        check_ranks(algo_config, ranks)
+        self.env = build_env(algo_config, config.env, algo_config.num_envs // ranks.size, config.env_options)
         if console is not None and not is_compiled(self.env):
             console.say(COMPILES)
         torch.manual_seed(config.seed)
         space = self.env.single_observation_space
         policy = Policy(policy_config, space, self.env.single_action_space)
         prepare(policy, config, fresh=self.checkpoints.latest() is None)
-        self.policy = policy.to(config.device)
+        self.policy = policy.to(ranks.device(config.device))
+        ranks.copy_first(self.policy.state_dict().values())
         self.kernel = choose(self.policy, config.kernel, config.device)
-        self.collector = Collector(self.env, self.policy, config.seed, self.shards)
+        self.collector = Collector(self.env, self.policy, config.seed, self.shards, ranks)
         self.learner = build_learner(self.policy, algo_config, space, self.collector, self.shards, config.seed)
         self.algo = self.learner.algo
         self.updates = 0
@@ -151,15 +156,21 @@ class Trainer(RunLoop):
     def validate(self, log: RunLog) -> None:
         c = self.config
         self.validation = evaluate_policy(
-            self.policy, c.env, c.env_options, c.eval_episodes, band="validation", shards=self.shards
+            self.policy, c.env, c.env_options, c.eval_episodes, band="validation", shards=self.shards, ranks=self.ranks
         )
         log.scalars(self.frames, validation=self.validation)
         reached = (self.validation["success"], self.validation["return"])
         if reached >= self.best:  # of equals the later, which has seen more
             self.best = reached
-            self.agent().save(self.folder / "agents" / "best")
+            self._save_agent("best")
+
+    def _save_agent(self, name: str) -> None:
+        if self.ranks.is_first:
+            self.agent().save(self.folder / "agents" / name)
 
     def _film(self, log: RunLog, console: Console) -> None:
+        if not self.ranks.is_first:
+            return
         try:
             frames = record_episodes(
                 self.policy, self.config.env, self.config.env_options, VIDEO_EPISODES, seed=0, band="validation"
@@ -171,7 +182,7 @@ class Trainer(RunLoop):
 
     def finish(self, log: RunLog, console: Console) -> None:
         self.validate(log)
-        self.agent().save(self.folder / "agents" / "last")
+        self._save_agent("last")
         self.save_checkpoint()
         self._film(log, console)
         log.hyperparameters(self._settings(), {"validation/success": self.validation["success"]})
@@ -208,6 +219,10 @@ class Trainer(RunLoop):
         agent = Agent(self.policy, space, actions, info)
         self.policy.train()
         return agent
+
+    def save_checkpoint(self) -> Path:
+        self.ranks.check_equal(self.policy.state_dict().values(), f"at {self.frames:,} frames: the weights")
+        return super().save_checkpoint()
 
     def tensors(self) -> dict[str, Tensor]:
         return {

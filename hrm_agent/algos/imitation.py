@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrm_agent.algos.ppo import state_drift
+from hrm_agent.algos.ppo import drift_sums, pop_drift
+from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.demonstrations import Demonstrations, LabelledWindows
 from hrm_agent.distributions import Distribution
 from hrm_agent.gradients import clip_gradients, set_gradients
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy
-from hrm_agent.rollout import minibatches
+from hrm_agent.rollout import draw_minibatches
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,13 @@ class Imitation:
         config: see `ImitationConfig`.
         shards: threads that a minibatch is split over.
         seed: of the minibatch order.
+        ranks: processes that train it together, each on its part of every minibatch.
     """
 
-    def __init__(self, policy: Policy, config: ImitationConfig, shards: Shards, seed: int) -> None:
-        self.policy, self.config, self.shards = policy, config, shards
+    def __init__(
+        self, policy: Policy, config: ImitationConfig, shards: Shards, seed: int, ranks: Ranks = ALONE
+    ) -> None:
+        self.policy, self.config, self.shards, self.ranks = policy, config, shards, ranks
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, eps=1e-5, weight_decay=config.weight_decay, fused=True
@@ -117,16 +121,18 @@ class Imitation:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         windows = demonstrations.labelled_windows()
+        minibatches = [self._draw_minibatches(demonstrations) for _ in range(config.epochs)]
+        own_rows = windows.labels.any(-1).sum(0)[torch.stack(minibatches)].sum(-1)  # labelled steps [epoch, minibatch]
+        all_rows = self.ranks.total(own_rows).tolist()
         sums: dict[str, float] = defaultdict(float)
         drifts = {}
         labelled = steps = 0
         for epoch in range(config.epochs):
             drift, batches = 0.0, 0
-            for batch in minibatches(windows, config.minibatch_windows, self.generator):
-                rows = int(batch.labels.any(-1).sum())
+            for columns, rows in zip(minibatches[epoch], all_rows[epoch], strict=True):
                 if not rows:  # everybody is cut off
                     continue
-                measured = self._train(batch, rows)
+                measured = self._train(windows.columns(columns), rows)
                 drift += measured.pop("state_drift")
                 sums["gradient_norm"] += measured.pop("gradient_norm")
                 for name, value in measured.items():
@@ -140,27 +146,38 @@ class Imitation:
             **{name: total / labelled for name, total in sums.items()},
             **({"gradient_norm": norm / steps} if steps else {}),
             **drifts,
-            "labelled_fraction": demonstrations.labelled_steps / demonstrations.episode_start.numel(),
+            "labelled_fraction": sum(all_rows[0]) / (demonstrations.episode_start.numel() * self.ranks.size),
             "beta": config.beta(progress),
             "learning_rate": learning_rate,
         }
 
+    def _draw_minibatches(self, demonstrations: Demonstrations) -> Tensor:
+        """The columns of the own windows in each of an epoch's minibatches, int64 `[M, c]`."""
+        config, per_env = self.config, demonstrations.steps // demonstrations.window
+        drawn = draw_minibatches(config.num_envs, per_env, config.minibatch_windows, self.generator, self.ranks)
+        return drawn.to(self.policy.device)
+
     def _train(self, batch: LabelledWindows, rows: int) -> dict[str, float]:
-        """One optimizer step on a minibatch, its gradient summed over the shards in a fixed order."""
+        """One optimizer step on a minibatch, its gradient summed over shards and processes in a fixed order.
+
+        Args:
+            batch: the part of this process.
+            rows: labelled steps of the whole minibatch.
+        """
 
         def gradient(part: slice) -> tuple[tuple[Tensor, ...], dict[str, float]]:
-            own = batch.columns(part)
-            loss, measured = self.loss(own, rows)
-            measured["state_drift"] *= own.episode_start.numel() / batch.episode_start.numel()
+            loss, measured = self.loss(batch.columns(part), rows)
             return torch.autograd.grad(loss, self.parameters, allow_unused=True), measured
 
         columns = batch.episode_start.shape[1]
         parts = self.shards.map(gradient, self.shards.slices(columns, self.policy.rows_at_once))
         set_gradients(self.parameters, (gradients for gradients, _ in parts))
+        total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
+        total = self.ranks.total_gradients(self.parameters, total)
         norm = clip_gradients(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
-        total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
-        return {**total, "gradient_norm": norm.item()}
+        drift = pop_drift(total)
+        return {**total, "state_drift": drift, "gradient_norm": norm.item()}
 
     def loss(self, batch: LabelledWindows, rows: int) -> tuple[Tensor, dict[str, float]]:
         """`-log` of the probability of all optimal actions together, over the labelled steps of the batch.
@@ -168,7 +185,7 @@ class Imitation:
         It is the cross-entropy where one action is optimal, and asks for no particular one where several are. The sum
         is divided by `rows`, so that the losses of a minibatch's shards add up.
 
-        Returns the loss (scalar with a graph) and its parts; `state_drift` is of the batch alone.
+        Returns the loss (scalar with a graph) and its parts, and `drift_sums`.
         """
         decision = self.policy.unroll(batch.obs, batch.state, batch.episode_start)
         labelled = batch.labels.any(-1)
@@ -183,7 +200,7 @@ class Imitation:
             measured = {
                 "imitation_loss": loss.item(),
                 "agreement": agrees.sum().item() / rows,
-                "state_drift": state_drift(batch.next_state, decision.state),
+                **drift_sums(batch.next_state, decision.state),
             }
         return loss, measured
 

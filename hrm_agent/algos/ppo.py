@@ -7,17 +7,19 @@ true, so there is no padding and no splitting at the ends of episodes.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hrm_agent.data_parallel import ALONE, Ranks, moments
 from hrm_agent.encoders import map_observation
 from hrm_agent.gradients import clip_gradients, set_gradients
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy
-from hrm_agent.rollout import Rollout, Windows, minibatches
+from hrm_agent.rollout import Rollout, Windows, draw_minibatches
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,11 @@ class PPO:
         config: see `PPOConfig`.
         shards: threads that a minibatch is split over.
         seed: of the minibatch order.
+        ranks: processes that train it together, each on its part of every minibatch.
     """
 
-    def __init__(self, policy: Policy, config: PPOConfig, shards: Shards, seed: int) -> None:
-        self.policy, self.config, self.shards = policy, config, shards
+    def __init__(self, policy: Policy, config: PPOConfig, shards: Shards, seed: int, ranks: Ranks = ALONE) -> None:
+        self.policy, self.config, self.shards, self.ranks = policy, config, shards, ranks
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, eps=1e-5, weight_decay=config.weight_decay, fused=True
@@ -93,7 +96,7 @@ class PPO:
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """Train on one rollout. `progress`: fraction of the run that is done, for annealing.
 
-        Returns the means over minibatches of what was measured.
+        Returns the means over minibatches of what was measured, on all processes.
 
         Raises:
             NonFiniteNumbers: before any weight is changed by the offending minibatch.
@@ -104,35 +107,55 @@ class PPO:
             group["lr"] = config.learning_rate * remaining
         advantages, returns = rollout.advantages(config.gamma, config.gae_lambda)
         windows = rollout.windows(advantages, returns)
+        batches = [self._draw_minibatches(rollout) for _ in range(config.epochs)]
+        normalised = self._normalise(windows.advantages, torch.cat(batches)).split(len(batches[0]))
         sums: dict[str, float] = defaultdict(float)
         count = 0
         for epoch in range(config.epochs):
             if epoch and config.refresh_states:
                 self._refresh(rollout)
                 windows = rollout.windows(advantages, returns)
-            epoch_drift, batches = 0.0, 0
-            for batch in minibatches(windows, config.minibatch_windows, self.generator):
+            epoch_drift = 0.0
+            for columns, advantage in zip(batches[epoch], normalised[epoch], strict=True):
+                batch = windows.columns(columns)._replace(advantages=advantage)
                 measured = self._train(batch, config.entropy_coef * remaining)
                 epoch_drift += measured.pop("state_drift")
-                batches += 1
                 for name, value in measured.items():
                     sums[name] += value
-            count += batches
-            sums[f"state_drift_epoch{epoch}"] = epoch_drift / batches
+            count += len(batches[epoch])
+            sums[f"state_drift_epoch{epoch}"] = epoch_drift / len(batches[epoch])
         drift = {name: sums.pop(name) for name in [n for n in sums if n.startswith("state_drift")]}
-        variance = returns.var()
+        spread = moments(torch.stack([returns, returns - rollout.values], -1).flatten(0, 1), self.ranks)[2]
+        variance, unexplained = spread.tolist()
         return {
             **{name: total / count for name, total in sums.items()},
             **drift,
-            "explained_variance": float(1 - (returns - rollout.values).var() / variance) if variance > 0 else 0.0,
+            "explained_variance": 1 - unexplained / variance if variance > 0 else 0.0,
             "learning_rate": config.learning_rate * remaining,
         }
 
+    def _draw_minibatches(self, rollout: Rollout) -> Tensor:
+        """The columns of the own windows in each of an epoch's minibatches, int64 `[M, c]`."""
+        config = self.config
+        drawn = draw_minibatches(
+            config.num_envs, rollout.steps // rollout.window, config.minibatch_windows, self.generator, self.ranks
+        )
+        return drawn.to(self.policy.device)
+
+    def _normalise(self, advantages: Tensor, batches: Tensor) -> Tensor:
+        """Advantages `[k, B]` as minibatches `[M, k, c]`, each with mean 0 and deviation 1 over all processes."""
+        chosen = advantages[:, batches].transpose(0, 1)
+        rows, mean, squares = moments(chosen.flatten(1).T, self.ranks)
+        deviation = (squares / (rows - 1)).sqrt()
+        return (chosen - mean.float().view(-1, 1, 1)) / (deviation.float().view(-1, 1, 1) + 1e-8)
+
     def _train(self, batch: Windows, entropy_coef: float) -> dict[str, float]:
-        """One optimizer step on a minibatch, its gradient summed over the shards in a fixed order."""
-        advantages = batch.advantages
-        batch = batch._replace(advantages=(advantages - advantages.mean()) / (advantages.std() + 1e-8))
-        rows = batch.returns.numel()
+        """One optimizer step on a minibatch, its gradient summed over shards and processes in a fixed order.
+
+        Args:
+            batch: the part of this process, advantages normalised.
+        """
+        rows = batch.returns.numel() * self.ranks.size
 
         def gradient(part: slice) -> tuple[tuple[Tensor, ...], dict[str, float]]:
             loss, measured = self.loss(batch.columns(part), entropy_coef, rows)
@@ -140,15 +163,17 @@ class PPO:
 
         parts = self.shards.map(gradient, self.shards.slices(batch.returns.shape[1], self.policy.rows_at_once))
         set_gradients(self.parameters, (gradients for gradients, _ in parts))
+        total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
+        total = self.ranks.total_gradients(self.parameters, total)
         norm = clip_gradients(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
-        total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
-        return {**total, "gradient_norm": norm.item()}
+        drift = pop_drift(total)
+        return {**total, "state_drift": drift, "gradient_norm": norm.item()}
 
     def loss(self, batch: Windows, entropy_coef: float, rows: int) -> tuple[Tensor, dict[str, float]]:
         """Sum over the batch, divided by `rows`, so that the losses of a minibatch's shards add up.
 
-        Returns the loss (scalar with a graph) and its parts, each divided by `rows` likewise.
+        Returns the loss (scalar with a graph) and its parts, each divided by `rows` likewise, and `drift_sums`.
         """
         config = self.config
         decision = self.policy.unroll(batch.obs, batch.state, batch.episode_start)
@@ -161,7 +186,6 @@ class PPO:
         entropy = entropies.sum() / rows
         loss = policy_loss + config.value_coef * value_loss - entropy_coef * entropy
         with torch.no_grad():
-            share = batch.returns.numel() / rows
             measured = {
                 "policy_loss": policy_loss.item(),
                 "value_loss": value_loss.item(),
@@ -169,7 +193,7 @@ class PPO:
                 # Low-variance estimator of the KL divergence: http://joschu.net/blog/kl-approx.html
                 "approx_kl": ((ratio - 1) - log_ratio).sum().item() / rows,
                 "clip_fraction": ((ratio - 1).abs() > config.clip_range).sum().item() / rows,
-                "state_drift": state_drift(batch.next_state, decision.state) * share,
+                **drift_sums(batch.next_state, decision.state),
             }
         return loss, measured
 
@@ -186,8 +210,16 @@ class PPO:
 
 def state_drift(stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...]) -> float:
     """Relative error of the stored states against the recomputed: ||stored - new|| / ||new||; 0 for no state."""
-    if not stored:
-        return 0.0
-    error = torch.stack([(s - r).square().sum() for s, r in zip(stored, recomputed, strict=True)]).sum()
-    norm = torch.stack([r.square().sum() for r in recomputed]).sum()
-    return float((error / norm).sqrt()) if float(norm) > 0 else 0.0
+    return pop_drift(drift_sums(stored, recomputed))
+
+
+def drift_sums(stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...]) -> dict[str, float]:
+    """What `pop_drift` makes the drift of, in a form that adds up over the parts of a batch."""
+    error = sum((s - r).square().sum().item() for s, r in zip(stored, recomputed, strict=True))
+    return {"drift_error": error, "drift_norm": sum(r.square().sum().item() for r in recomputed)}
+
+
+def pop_drift(measured: dict[str, float]) -> float:
+    """The state drift, from the `drift_sums` among what was measured, which are taken out."""
+    error, norm = measured.pop("drift_error"), measured.pop("drift_norm")
+    return math.sqrt(error / norm) if norm > 0 else 0.0

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hrm_agent import __version__
 from hrm_agent.agent import Agent
+from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.encoders import Observation
 from hrm_agent.evaluation import metrics
 from hrm_agent.evaluation.episodes import Episodes, PolicyActor, run_in_shards
@@ -136,6 +138,7 @@ def evaluate_policy(
     shards: Shards | None = None,
     oracle: bool = False,
     batch: int = 256,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """The light evaluation of a policy in training: `summarize`, without change-locked metrics by default.
 
@@ -148,22 +151,47 @@ def evaluate_policy(
         shards: threads to deal the levels over.
         oracle: measure the change-locked metrics too.
         batch: environments stepped together in each thread.
+        ranks: processes to deal the levels over, which all have the policy; each returns the whole. Not with `oracle`.
 
     Raises:
         ValueError: no episode asked for, or an environment that cannot be made.
     """
-    played = run_in_shards(
-        lambda: PolicyActor(policy, deterministic, seed),
-        env_id,
-        env_options,
-        episodes,
-        seed,
-        band,
-        batch,
-        oracle,
-        shards,
-    )
+    own = ranks.share(episodes)
+    count = own.stop - own.start
+    played = None
+    if count or ranks.size == 1:
+        actor = partial(PolicyActor, policy, deterministic, seed)
+        first = seed + own.start
+        played = run_in_shards(actor, env_id, env_options, count, first, band, batch, oracle, shards)
+    if ranks.size > 1:
+        played = _join(played, range(seed, seed + episodes), ranks)
+    assert played is not None
     return summarize(played)
+
+
+def _join(own: Episodes | None, levels: range, ranks: Ranks) -> Episodes:
+    """The episodes on all levels, of which this process has played its share; None: it had none to play."""
+    columns = ("success", "steps", "returns", "clairvoyant", "segments")
+    table = torch.zeros(len(columns), len(levels), dtype=torch.float64)
+    for row, name in zip(table, columns, strict=True):
+        values = None if own is None else getattr(own, name)
+        row[ranks.share(len(levels))] = torch.nan if values is None else torch.as_tensor(values, dtype=torch.float64)
+    joined = dict(zip(columns, ranks.total(table).numpy(), strict=True))
+
+    def counts(name: str) -> Any:
+        return None if np.isnan(joined[name]).any() else joined[name].astype(np.int64)
+
+    return Episodes(
+        seeds=np.array(levels, np.int64),
+        success=joined["success"].astype(bool),
+        steps=joined["steps"].astype(np.int64),
+        returns=joined["returns"],
+        clairvoyant=counts("clairvoyant"),
+        segments=counts("segments"),
+        changes=None,
+        totals=None,
+        level_band=None,
+    )
 
 
 def measure_cost(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
 from hrm_agent.cores import State, map_state
+from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.gradients import NonFiniteNumbers, clip_gradients, set_gradients
 from hrm_agent.optim import AdamATan2, SignSGD
 from hrm_agent.parallel import Shards
@@ -98,10 +99,24 @@ class DeepSupervision:
         draw: where new puzzles come from.
         seed: of the puzzles drawn and of exploration.
         shards: threads that a batch is split over.
+        ranks: processes that train it together. Each knows the whole batch and thinks about its share of the rows;
+            of `state` only these are kept up.
+
+    Raises:
+        ValueError: several processes, and a batch that does not divide, or puzzle embeddings.
     """
 
-    def __init__(self, model: PuzzleModel, config: SupervisedConfig, draw: Draw, seed: int, shards: Shards) -> None:
-        self.model, self.config, self.draw, self.shards = model, config, draw, shards
+    def __init__(
+        self,
+        model: PuzzleModel,
+        config: SupervisedConfig,
+        draw: Draw,
+        seed: int,
+        shards: Shards,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        check_ranks(model, config, ranks)
+        self.model, self.config, self.draw, self.shards, self.ranks = model, config, draw, shards, ranks
         self.device = model.lm_head.weight.device
         self.generator = np.random.default_rng(seed)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -133,16 +148,19 @@ class DeepSupervision:
         """
         self._replace_halted()
         count = self.config.batch_size
-        slices = self.shards.slices(count, self.config.rows_at_once or self.model.rows_at_once)
+        own = self.ranks.share(count)
+        parts_of_own = self.shards.slices(own.stop - own.start, self.config.rows_at_once or self.model.rows_at_once)
+        slices = [slice(own.start + part.start, own.start + part.stop) for part in parts_of_own]
         # Each worker looks at its own rows: their state is overwritten only when their gradient is known.
         parts = self.shards.map(self._think, slices)
         set_gradients(self.parameters, (p["gradients"] for p in parts))
+        totals = {name: sum(p["sums"][name] for p in parts) for name in parts[0]["sums"]}
+        totals = self.ranks.total_gradients(self.parameters, totals)
         scale = self._schedule(done)
         norm = self._take_step(scale)
-        totals = {name: sum(p["sums"][name] for p in parts) for name in parts[0]["sums"]}
-        q_halt, q_continue, exact = (
-            torch.cat([p[name] for p in parts]).cpu() for name in ("halt", "continue", "exact")
-        )
+        says = torch.stack([torch.cat([p[name] for p in parts]).cpu() for name in ("halt", "continue", "exact")], 1)
+        q_halt, q_continue, exact = self.ranks.gather_some(says).unbind(1)
+        exact = exact.bool()
         self.segments += 1
         self._decide_halts(q_halt, q_continue)
         self.steps += 1
@@ -266,7 +284,7 @@ class DeepSupervision:
             **flatten("model", dict(self.model.state_dict())),
             **flatten("optimizer", optimizer_tensors(self.optimizer)),
             **{f"average/{i}": a for i, a in enumerate(self.averages)},
-            **{f"state/{i}": s for i, s in enumerate(self.state)},
+            **{f"state/{i}": self.ranks.gather(self.ranks.own(s)) for i, s in enumerate(self.state)},
             "halted": self.halted,
             "segments": self.segments,
         }
@@ -293,6 +311,19 @@ class DeepSupervision:
         self.batch = {name: t.to(self.device) for name, t in unflatten("batch", tensors).items()}
         self.generator.bit_generator.state = metadata["generator"]
         self.steps, self.seen = metadata["steps"], metadata["seen"]
+
+
+def check_ranks(model: PuzzleModel, config: SupervisedConfig, ranks: Ranks) -> None:
+    """Can so many processes train the model together?
+
+    Raises:
+        ValueError: the batch does not divide, or the model has puzzle embeddings, whose gradient is sparse.
+    """
+    among = f"{ranks.size} processes of torchrun"
+    if config.batch_size % ranks.size:
+        raise ValueError(f"training.batch_size={config.batch_size} for {among}: expected a multiple of {ranks.size}")
+    if ranks.size > 1 and model.puzzles is not None:
+        raise ValueError(f"a model with puzzle embeddings trains in one process, not in {among}; start it without")
 
 
 class _Averaged:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hrm_agent import __version__
 from hrm_agent.checkpoint import write_atomically
+from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.kernels import choose
 from hrm_agent.run_loop import LoopConfig, RunLoop
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
@@ -48,6 +49,7 @@ class SupervisedTrainer(RunLoop):
     """Args:
     config, model_config, training: see their classes.
     folder: of the run; checkpoints, models and logs go there.
+    ranks: processes that train the model together, each on its share of every batch.
 
     Raises:
         ValueError: settings that do not fit each other or the task. Nothing has been written then.
@@ -57,14 +59,22 @@ class SupervisedTrainer(RunLoop):
     unit = "steps"
     config: RunConfig
 
-    def __init__(self, config: RunConfig, model_config: ModelConfig, training: SupervisedConfig, folder: Path) -> None:
-        super().__init__(config, folder)
+    def __init__(
+        self,
+        config: RunConfig,
+        model_config: ModelConfig,
+        training: SupervisedConfig,
+        folder: Path,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        super().__init__(config, folder, ranks)
         self.model_config = model_config
         self.task = build_task(config.task, config.task_options, config.seed)
         torch.manual_seed(config.seed)
-        self.model = build_model(model_config, self.task.spec).to(config.device)
+        self.model = build_model(model_config, self.task.spec).to(ranks.device(config.device))
+        ranks.copy_first(self.model.state_dict().values())
         self.kernel = choose(self.model, config.kernel, config.device)
-        self.learner = DeepSupervision(self.model, training, self.task.draw, config.seed, self.shards)
+        self.learner = DeepSupervision(self.model, training, self.task.draw, config.seed, self.shards, ranks)
         self.best = -1.0
         self.validation: dict[str, Any] = {}
         self._sums: dict[str, list[float]] = defaultdict(list)
@@ -122,6 +132,8 @@ class SupervisedTrainer(RunLoop):
 
     def save(self, name: str) -> None:
         """Keep the averaged weights as `models/NAME`."""
+        if not self.ranks.is_first:
+            return
         folder = self.folder / "models" / name
         with self.learner.averaged() as model:
             save_model(folder, model, self.model_config, self.task.spec)
@@ -153,6 +165,10 @@ class SupervisedTrainer(RunLoop):
         self.validate(log)
         self.save("last")
         self.save_checkpoint()
+
+    def save_checkpoint(self) -> Path:
+        self.ranks.check_equal(self.model.state_dict().values(), f"after {self.position:,} steps: the weights")
+        return super().save_checkpoint()
 
     def tensors(self) -> dict[str, Tensor]:
         return self.learner.tensors()

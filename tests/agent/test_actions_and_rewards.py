@@ -236,7 +236,8 @@ def test_without_a_word_of_success_the_return_decides(threshold: float | None, e
             Shards(1),
         )
         _, _, _, _, infos = env.step(np.array([1, 0]))
-        collector._count_episodes(infos)
+        with collector._stepping():
+            collector._note_episodes(infos)
         assert [success for _, _, success in collector.episodes] == expected
     finally:
         del gym.registry["Paid-v0"]

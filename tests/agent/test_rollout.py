@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrm_agent.rollout import Rollout, minibatches
+from hrm_agent.data_parallel import Ranks
+from hrm_agent.rollout import Rollout, draw_minibatches
 
 SPACE = gym.spaces.Box(0, 5, (2, 2), np.uint8)
 
@@ -103,18 +107,70 @@ def test_a_window_is_consecutive_steps_of_one_environment_from_its_stored_state(
     assert seen == {(t, env) for t in (0, 2, 4) for env in range(3)}
 
 
-def test_minibatches_hold_every_window_once_in_an_order_that_the_generator_draws() -> None:
-    windows = numbered().windows(torch.zeros(6, 3), torch.zeros(6, 3))
+class Part(Ranks):
+    """One of several processes, as far as the division of work goes."""
 
-    def drawn(seed: int) -> list[int]:
-        batches = list(minibatches(windows, 4, torch.Generator().manual_seed(seed)))
-        assert [b.actions.shape for b in batches] == [(2, 4), (2, 4), (2, 1)]
-        assert all(b.state[0].shape[0] == b.actions.shape[1] for b in batches)
-        return [int(a) for b in batches for a in b.actions[0]]
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
 
-    assert sorted(drawn(0)) == sorted(windows.actions[0].tolist())
-    assert drawn(0) == drawn(0)
-    assert drawn(0) != drawn(1)
+
+def windows_by_number(num_envs: int, per_env: int, size: int, seed: int, parts: int) -> list[list[set[int]]]:
+    """What each of so many processes holds of each minibatch: numbers `window * num_envs + environment`."""
+    own_envs = num_envs // parts
+    drawn = []
+    for rank in range(parts):
+        generator = torch.Generator().manual_seed(seed)
+        columns = draw_minibatches(num_envs, per_env, size, generator, Part(rank, parts))
+        number = columns // own_envs * num_envs + columns % own_envs + rank * own_envs
+        assert columns.shape == (num_envs * per_env // size, size // parts)
+        drawn.append([set(row) for row in number.tolist()])
+    return drawn
+
+
+@given(
+    blocks=st.integers(1, 6),
+    envs_each=st.integers(1, 4),
+    per_env=st.integers(1, 4),
+    seed=st.integers(0, 999),
+    data=st.data(),
+)
+@settings(max_examples=60)
+def test_minibatches_hold_every_window_once_in_equal_shares(
+    blocks: int, envs_each: int, per_env: int, seed: int, data: st.DataObject
+) -> None:
+    num_envs = blocks * envs_each
+    windows = num_envs * per_env
+    sizes = [n for n in range(1, windows + 1) if windows % n == 0]
+    size = data.draw(st.sampled_from(sizes))
+    strata = math.gcd(num_envs, size)
+    parts = data.draw(st.sampled_from([n for n in range(1, strata + 1) if strata % n == 0]))
+    (whole,) = windows_by_number(num_envs, per_env, size, seed, 1)
+    assert all(len(batch) == size for batch in whole)
+    assert set().union(*whole) == set(range(windows))
+    each = num_envs // strata
+    for batch in whole:
+        counts = Counter(number % num_envs // each for number in batch)
+        assert counts == dict.fromkeys(range(strata), size // strata)
+    # Processes hold the same minibatches between them, each the windows of its own environments.
+    shared = windows_by_number(num_envs, per_env, size, seed, parts)
+    assert [set().union(*batch) for batch in zip(*shared, strict=True)] == whole
+    own = num_envs // parts
+    for rank, batches in enumerate(shared):
+        assert {number % num_envs // own for batch in batches for number in batch} == {rank}
+
+
+def test_minibatches_are_drawn_by_the_generator() -> None:
+    def drawn(seed: int) -> list[list[int]]:
+        return draw_minibatches(4, 6, 8, torch.Generator().manual_seed(seed)).tolist()
+
+    assert drawn(0) == drawn(0) != drawn(1)
+    generator = torch.Generator().manual_seed(0)
+    assert draw_minibatches(4, 6, 8, generator).tolist() != draw_minibatches(4, 6, 8, generator).tolist()
+    # Two windows of one environment are together as often as chance has it: 1 of the other 5 in each of 2000.
+    together = sum(
+        any({0, 4} <= set(batch) for batch in draw_minibatches(4, 6, 8, generator).tolist()) for _ in range(2000)
+    )
+    assert 300 < together < 500
 
 
 def test_dictionary_observations_are_folded_entry_by_entry() -> None:

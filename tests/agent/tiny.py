@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPO, PPOConfig
 from hrm_agent.collector import Collector
+from hrm_agent.data_parallel import ALONE
 from hrm_agent.encoders import EncoderConfig
 from hrm_agent.environments import make_vector_env
 from hrm_agent.parallel import Shards
@@ -95,7 +96,9 @@ def make_trainer(folder: Path, **changes: Any) -> Trainer:
     }
     algo = {"num_envs": 8, "rollout_steps": 4, "window": 4, "minibatch_windows": 4, **changes.pop("algo", {})}
     policy = {"core_options": QUICK, "hidden_size": 8, "encoder": EncoderConfig(1, 2), **changes.pop("policy", {})}
-    return Trainer(TrainerConfig(**{**settings, **changes}), PolicyConfig(**policy), PPOConfig(**algo), folder)
+    ranks, kind = changes.pop("ranks", ALONE), changes.pop("kind", PPOConfig)
+    config = TrainerConfig(**{**settings, **changes})
+    return Trainer(config, PolicyConfig(**policy), kind(**algo), folder, ranks=ranks)
 
 
 DQN_SETTINGS: dict[str, Any] = {

@@ -1,0 +1,319 @@
+"""One policy trained by many processes, each with its own share of the environments (`torchrun`).
+
+Every process holds the whole policy and optimizer and takes the same steps: gradients are summed over the processes,
+and everything random is drawn for all of them from one stream, of which each uses its part. So a run on R processes
+is the run on one, but for the rounding of sums. `Ranks` is what the rest of the toolkit sees; where there is one
+process its methods return what they are given, and torch.distributed is not touched.
+
+Two planes: what is small or on the CPU goes through gloo, gradients go through the backend of their device (gloo on
+the CPU, nccl on CUDA). Nothing is pickled: text, files and objects are sent as bytes of known shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hrm_agent.gradients import NonFiniteNumbers
+
+TIMEOUT = timedelta(hours=6)
+"""For what one process does while others wait, such as the videos of a long run. A process that dies is noticed at
+once; this is for one that hangs."""
+
+
+class RanksLost(RuntimeError):
+    """Another process of the run has ended, or cannot be reached."""
+
+
+class RanksDiverged(RuntimeError):
+    """The processes' weights are not the same; the run cannot go on."""
+
+
+class Ranks:
+    """The processes that train one policy, as one of them sees them; this class: one process alone.
+
+    Attributes:
+        rank, size: the number of this process and of all, `0 <= rank < size`.
+        begun: rank 0 has told the others which run begins.
+    """
+
+    rank = 0
+    size = 1
+    begun = False
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0: it alone writes and speaks."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This process's part of `range(count)`; parts are contiguous, in the order of the ranks."""
+        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def own(self, rows: Tensor) -> Tensor:
+        """This process's part of everybody's rows `[N, ...]`."""
+        return rows[self.share(len(rows))]
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """This process's rows `[n, ...]` in their place among everybody's `[N, ...]`, which are zeros here.
+
+        For what draws random numbers by row: all processes then draw the same ones. `n` is the same everywhere.
+        """
+        return rows
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the processes, of a tensor of the same shape everywhere."""
+        return values
+
+    def total_gradients(self, parameters: Sequence[nn.Parameter], measured: dict[str, float]) -> dict[str, float]:
+        """Give every parameter the sum of its gradients over the processes, and return the sums of `measured`."""
+        return measured
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Everybody's rows `[N, ...]` on rank 0, from `[n, ...]`, `n` the same everywhere; zeros on the others."""
+        return rows
+
+    def gather_some(self, rows: Tensor) -> Tensor:
+        """Everybody's rows `[M, c]` everywhere, from `[m, c]`, where `m` may differ; in the order of the ranks."""
+        return rows
+
+    def agree(self, number: float, flag: bool) -> tuple[float, bool]:
+        """The number that rank 0 has, and whether the flag is up anywhere."""
+        return number, flag
+
+    def from_first(self, value: Any) -> Any:
+        """What rank 0 gives; JSON."""
+        return value
+
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite the tensors with those of rank 0."""
+
+    def check_equal(self, tensors: Iterable[Tensor], what: str) -> None:
+        """Raises: RanksDiverged, everywhere, unless all processes hold the same bits."""
+
+    def device(self, name: str) -> str:
+        """The device of this process, where the run's is `name`."""
+        return name
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Where the body raises NonFiniteNumbers in one process it is raised in all of them."""
+        yield
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+
+    def leave(self) -> None:
+        """Part with the others; nothing can be exchanged afterwards."""
+
+
+ALONE = Ranks()
+
+
+class ProcessGroup(Ranks):
+    """One of several processes, in torch.distributed's default group.
+
+    Raises:
+        RanksLost: every method that exchanges anything, where another process has ended.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._flat = torch.zeros(0)
+        self._views: list[Tensor] = []
+
+    def spread(self, rows: Tensor) -> Tensor:
+        everybody = rows.new_zeros(len(rows) * self.size, *rows.shape[1:])
+        everybody[self.share(len(everybody))] = rows
+        return everybody
+
+    def total(self, values: Tensor) -> Tensor:
+        total = values.detach().cpu().clone()
+        with _losses():
+            dist.all_reduce(total)
+        return total.to(values.device)
+
+    def total_gradients(self, parameters: Sequence[nn.Parameter], measured: dict[str, float]) -> dict[str, float]:
+        """See `Ranks`. One all-reduce in float32, of one buffer that is kept: the gradients, and behind them the rest.
+
+        Every process must have gradients for the same parameters.
+        """
+        trained = [p for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in trained if p.grad is not None]
+        numbers = torch.tensor(list(measured.values()), dtype=torch.float32)
+        self._prepare(gradients, len(measured))
+        torch._foreach_copy_(self._views, [*gradients, numbers.to(self._flat.device)])
+        with _losses():
+            dist.all_reduce(self._flat)
+        for parameter, summed in zip(trained, self._views[:-1], strict=True):
+            parameter.grad = summed
+        return dict(zip(measured, self._views[-1].tolist(), strict=True))
+
+    def _prepare(self, gradients: Sequence[Tensor], count: int) -> None:
+        """Views of the flat buffer that have the gradients' shapes, and the last one of `count` numbers."""
+        shapes = [*(g.shape for g in gradients), torch.Size([count])]
+        if [v.shape for v in self._views] == shapes and self._flat.device == gradients[0].device:
+            return
+        sizes = [shape.numel() for shape in shapes]
+        self._flat = torch.zeros(sum(sizes), dtype=torch.float32, device=gradients[0].device)
+        self._views = [part.view(shape) for part, shape in zip(self._flat.split(sizes), shapes, strict=True)]
+
+    def gather(self, rows: Tensor) -> Tensor:
+        everybody = torch.zeros(len(rows) * self.size, *rows.shape[1:], dtype=rows.dtype)
+        if rows.numel() == 0:
+            return everybody
+        parts = _bytes(everybody).chunk(self.size) if self.is_first else None
+        with _losses():
+            dist.gather(_bytes(rows.detach().cpu()), None if parts is None else list(parts), dst=0)
+        return everybody
+
+    def gather_some(self, rows: Tensor) -> Tensor:
+        counts = torch.zeros(self.size, dtype=torch.int64)
+        counts[self.rank] = len(rows)
+        counts = self.total(counts)
+        padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
+        if padded.numel() == 0:
+            return padded
+        padded[: len(rows)] = rows
+        parts = [torch.zeros_like(padded) for _ in range(self.size)]
+        with _losses():
+            dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
+
+    def agree(self, number: float, flag: bool) -> tuple[float, bool]:
+        first, flags = self.total(torch.tensor([number if self.is_first else 0.0, flag], dtype=torch.float64)).tolist()
+        return first, flags > 0
+
+    def from_first(self, value: Any) -> Any:
+        text = json.dumps(value).encode() if self.is_first else b""
+        length = torch.tensor(len(text))
+        with _losses():
+            dist.broadcast(length, src=0)
+            sent = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.zeros(int(length)).byte()
+            dist.broadcast(sent, src=0)
+        return json.loads(sent.numpy().tobytes())
+
+    @torch.no_grad()
+    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            if tensor.numel():
+                sent = tensor.detach().cpu().contiguous().clone()
+                with _losses():
+                    dist.broadcast(_bytes(sent), src=0)
+                tensor.copy_(sent)
+
+    def check_equal(self, tensors: Iterable[Tensor], what: str) -> None:
+        digest = hashlib.sha256()
+        for tensor in tensors:
+            digest.update(_bytes(tensor.detach().cpu()).numpy().data)
+        own = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8).view(1, -1)
+        digests = self.gather_some(own)
+        differ = (digests != digests[:1]).any(1).nonzero().flatten().tolist()
+        if differ:
+            raise RanksDiverged(
+                f"{what} of process {', '.join(map(str, differ))} are not those of process 0: the machines compute "
+                "differently, or one is faulty"
+            )
+
+    def device(self, name: str) -> str:
+        if name != "cuda":
+            return name
+        torch.cuda.set_device(_local_rank())
+        return f"cuda:{_local_rank()}"
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        error: NonFiniteNumbers | None = None
+        try:
+            yield
+        except NonFiniteNumbers as raised:
+            error = raised
+        if self.agree(0.0, error is not None)[1]:
+            raise error or NonFiniteNumbers("another process met numbers that are not finite")
+
+    def wait(self) -> None:
+        self.agree(0.0, False)  # not a barrier, which would choose the backend and the GPU by itself
+
+    def leave(self) -> None:
+        _group.cache_clear()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join() -> Ranks:
+    """This process among those that `torchrun` started; `ALONE` where it started one, or nothing was started by it.
+
+    Raises:
+        RanksLost: the others cannot be reached.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
+        return ALONE
+    return _group()
+
+
+@cache
+def _group() -> ProcessGroup:
+    both = torch.cuda.is_available() and dist.is_nccl_available()
+    with _losses():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo", timeout=TIMEOUT)
+    return ProcessGroup()
+
+
+def local_size() -> int:
+    """Processes of the run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def check_local_device(name: str) -> None:
+    """Raises: ValueError where the processes on this machine cannot have a device of their own each."""
+    count = local_size()
+    if count == 1 or name == "cpu":
+        return
+    if name != "cuda":
+        raise ValueError(
+            f"device={name} for {count} processes: expected cuda, of which each takes the GPU of its number"
+        )
+    if count > torch.cuda.device_count():
+        raise ValueError(
+            f"{count} processes on a machine with {torch.cuda.device_count()} GPUs: start one for each GPU"
+        )
+
+
+def moments(values: Tensor, ranks: Ranks) -> tuple[int, Tensor, Tensor]:
+    """Number of rows of all processes, their mean and the sum of their squared deviations, float64 `[c]`.
+
+    Args:
+        values: rows of this process, `[n, c]`.
+    """
+    values = values.double()
+    sums = ranks.total(torch.cat([values.sum(0), values.new_tensor([len(values)])]))
+    mean = sums[:-1] / sums[-1]
+    return int(sums[-1]), mean, ranks.total((values - mean).square().sum(0))
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """A contiguous tensor as uint8 `[b]`, in the same memory: not every backend knows every dtype."""
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+@contextmanager
+def _losses() -> Iterator[None]:
+    """What torch.distributed raises when another process is gone, as RanksLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RanksLost(f"another process of this run has ended ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,119 @@
+"""What each of several processes does in the tests of data-parallel training: `parallel_worker.py SCENARIO FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import CORES, make_trainer
+
+from hrm_agent.algos.imitation import DAggerConfig
+from hrm_agent.data_parallel import ALONE, Ranks, RanksDiverged, join
+from hrm_agent.encoders import EncoderConfig
+from hrm_agent.gradients import NonFiniteNumbers
+from hrm_agent.run_loop import Interrupted
+from hrm_agent.tracking import Console
+from hrm_agent.trainer import Trainer
+
+# Four updates of 32 frames each; minibatches of both processes in every one.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "maze": {"eval_every": 64, "eval_episodes": 5, "policy": {"segments": 2, "carry": "gate"}, "algo": {"epochs": 2}},
+    "numbers": {
+        "env": "CartPole-v1",
+        "env_options": {},
+        "policy": {"readout": "mean", "encoder": EncoderConfig(), "core": "gru", "core_options": CORES["gru"]},
+        "algo": {"scale_rewards": True, "refresh_states": True, "epochs": 2, "window": 2},
+    },
+    "dagger": {"kind": DAggerConfig, "algo": {"teacher_noise": 0.2}},
+}
+
+
+def build(kind: str, folder: Path, ranks: Ranks = ALONE, **changes: Any) -> Trainer:
+    trainer = make_trainer(folder, **{**SETTINGS[kind], "checkpoint_every": 64, "ranks": ranks, **changes})
+    trainer._film = lambda log, console: None  # type: ignore[method-assign]  # the longest part of so short a run
+    return trainer
+
+
+def quiet(ranks: Ranks) -> Console:
+    return Console(quiet=not ranks.is_first)
+
+
+def train(folder: Path, ranks: Ranks) -> None:
+    """Whole runs, and the second halves of those that lie in `FOLDER/half/KIND`."""
+    for kind in SETTINGS:
+        build(kind, folder / "whole" / kind, ranks).run(quiet(ranks))
+    for half in sorted((folder / "half").glob("*")):
+        resume(half, ranks)
+    copied = folder / "own_half" / "maze" / "checkpoints"
+    if ranks.is_first:
+        copied.mkdir(parents=True)
+        name = "000000000064.safetensors"
+        (copied / name).write_bytes((folder / "whole" / "maze" / "checkpoints" / name).read_bytes())
+    ranks.wait()
+    resume(copied.parent, ranks)
+
+
+def resume(folder: Path, ranks: Ranks) -> None:
+    trainer = build(folder.name, folder, ranks)
+    trainer.resume()
+    assert trainer.frames == 64
+    trainer.run(quiet(ranks))
+
+
+def halves(folder: Path, ranks: Ranks) -> None:
+    for half in sorted((folder / "half").glob("*")):
+        resume(half, ranks)
+
+
+def trouble(folder: Path, ranks: Ranks) -> None:
+    """What happens in the last process happens in all of them; each writes down how it ended."""
+    last = ranks.rank == ranks.size - 1
+    told: dict[str, str] = {}
+
+    stopped = build("maze", folder / "stopped", ranks)
+    update = stopped.learner.update
+
+    def stop_in_the_first(progress: float) -> dict[str, float]:
+        if last and stopped.updates == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(progress)
+
+    stopped.learner.update = stop_in_the_first  # type: ignore[method-assign]
+    told["stopped"] = ended(stopped, ranks)
+
+    poisoned = build("maze", folder / "poisoned", ranks)
+    if last:
+        poisoned.collector.obs.zero_()  # type: ignore[union-attr]
+        poisoned.collector.state = tuple(torch.full_like(s, torch.nan) for s in poisoned.collector.state)
+        poisoned.collector.episode_start.zero_()
+    told["poisoned"] = ended(poisoned, ranks)
+
+    apart = build("maze", folder / "apart", ranks)
+    if last:
+        with torch.no_grad():
+            next(apart.policy.parameters()).view(-1)[0] += 1e-6
+    told["apart"] = ended(apart, ranks)
+
+    hasty = build("maze", folder / "hasty", ranks, total_steps=10**9, max_seconds=0.3, clock="cpu")
+    hasty.run(quiet(ranks))
+    told["hasty"] = f"{hasty.frames} frames in {hasty.seconds} s, {hasty.done}"
+    (folder / f"told{ranks.rank}.json").write_text(json.dumps(told))
+
+
+def ended(trainer: Trainer, ranks: Ranks) -> str:
+    try:
+        trainer.run(quiet(ranks))
+    except (Interrupted, NonFiniteNumbers, RanksDiverged) as error:
+        return f"{type(error).__name__}: {error}"
+    return "to the end"
+
+
+if __name__ == "__main__":
+    group = join()
+    {"train": train, "halves": halves, "trouble": trouble}[sys.argv[1]](Path(sys.argv[2]), group)
+    group.leave()

@@ -1,0 +1,331 @@
+"""Several processes train the policy that one would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import TINY_RUN, run_command
+from parallel_worker import SETTINGS, build
+from test_deep_supervision import make_model
+from tiny import make_trainer
+
+from hrm_agent.algos.dqn import DQNConfig
+from hrm_agent.algos.ppo import PPOConfig
+from hrm_agent.checkpoint import load_tensors
+from hrm_agent.cli import compose_config
+from hrm_agent.config import resolve
+from hrm_agent.data_parallel import ALONE, Ranks, check_local_device, join
+from hrm_agent.learners import check_ranks
+from hrm_agent.supervised.deep_supervision import SupervisedConfig
+from hrm_agent.supervised.deep_supervision import check_ranks as check_supervised_ranks
+from hrm_agent.tracking import Console
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+MIDDLE, END = "000000000064.safetensors", "000000000128.safetensors"
+
+
+class Part(Ranks):
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **more}
+
+
+def launch(size: int, *command: str) -> list[subprocess.CompletedProcess[str]]:
+    """What `torchrun` does, without its watching: one process for each rank, and how each of them ended."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            env=environment(**address, RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [subprocess.CompletedProcess(p.args, p.returncode, *o) for p, o in zip(started, outputs, strict=True)]
+
+
+def launch_worker(size: int, scenario: str, folder: Path) -> None:
+    for process in launch(size, str(WORKER), scenario, str(folder)):
+        assert process.returncode == 0, process.stderr
+
+
+def assert_same_run(one: Path, other: Path, exactly: bool = False) -> None:
+    """Same levels, actions, episodes and random streams; same weights, optimizer and latents but for rounding."""
+    (tensors, metadata), (others, others_metadata) = load_tensors(one), load_tensors(other)
+    assert metadata.pop("seconds") > 0
+    assert others_metadata.pop("seconds") > 0
+    if exactly:
+        assert metadata == others_metadata
+    assert metadata["collector"] == others_metadata["collector"]
+    assert len(metadata["collector"]["episodes"]) > 1
+    assert metadata["updates"] == others_metadata["updates"] == 4
+    assert metadata["validation"]["success"] == others_metadata["validation"]["success"]
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        close = 0.0 if exactly or not tensor.is_floating_point() else 1e-4
+        torch.testing.assert_close(others[name], tensor, rtol=close, atol=close, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    for kind in SETTINGS:
+        build(kind, folder / kind).run(Console())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes: whole, and second halves of those of one and of their own."""
+    folder = tmp_path_factory.mktemp("two")
+    copy_halves(alone, folder)
+    launch_worker(2, "train", folder)
+    return folder
+
+
+def copy_halves(runs: Path, folder: Path) -> None:
+    for kind in SETTINGS:
+        (folder / "half" / kind / "checkpoints").mkdir(parents=True)
+        shutil.copy(runs / kind / "checkpoints" / MIDDLE, folder / "half" / kind / "checkpoints")
+
+
+def end(run: Path) -> Path:
+    return run / "checkpoints" / END
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_two_processes_learn_what_one_does(kind: str, alone: Path, two: Path) -> None:
+    assert_same_run(end(alone / kind), end(two / "whole" / kind))
+    middle, last = (load_tensors(alone / kind / "checkpoints" / name)[0] for name in (MIDDLE, END))
+    weights = [name for name in last if name.startswith("policy/") and name.endswith("weight")]
+    assert max((last[name] - middle[name]).abs().max() for name in weights) > 3e-3  # what equality to 1e-4 is worth
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_two_processes_log_what_one_does(kind: str, alone: Path, two: Path) -> None:
+    one, other = lines(alone / kind), lines(two / "whole" / kind)
+    assert len(one) == len(other) > 4
+    for mine, theirs in zip(one, other, strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in mine:
+            if not name.startswith("time/") and "per_second" not in name:
+                # Some are small differences of large sums.
+                assert theirs[name] == pytest.approx(mine[name], rel=1e-3, abs=1e-5), name
+
+
+@pytest.mark.parametrize("kind", ["maze", "dagger"])
+def test_a_run_of_one_process_goes_on_in_two(kind: str, alone: Path, two: Path) -> None:
+    assert_same_run(end(alone / kind), end(two / "half" / kind))
+
+
+def test_an_environment_that_cannot_be_put_back_begins_anew_in_every_process(two: Path) -> None:
+    tensors, metadata = load_tensors(end(two / "half" / "numbers"))
+    assert metadata["collector"]["frames"] == 128
+    assert tensors["collector/obs/"].unique(dim=0).shape[0] == 8  # no environment has another's stream
+
+
+def test_two_processes_resume_bit_for_bit(two: Path) -> None:
+    assert_same_run(end(two / "whole" / "maze"), end(two / "own_half" / "maze"), exactly=True)
+
+
+@pytest.mark.parametrize("kind", ["maze", "dagger"])
+def test_a_run_of_two_processes_goes_on_in_one(kind: str, alone: Path, two: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(two / "whole" / kind / "checkpoints" / MIDDLE, tmp_path / "checkpoints")
+    trainer = build(kind, tmp_path)
+    trainer.resume()
+    trainer.run(Console())
+    assert_same_run(end(alone / kind), end(tmp_path))
+
+
+def test_a_run_of_two_processes_goes_on_in_four(alone: Path, two: Path, tmp_path: Path) -> None:
+    copy_halves(two / "whole", tmp_path)
+    shutil.rmtree(tmp_path / "half" / "numbers")
+    launch_worker(4, "halves", tmp_path)
+    for kind in ("maze", "dagger"):
+        assert_same_run(end(alone / kind), end(tmp_path / "half" / kind))
+
+
+def test_what_happens_in_one_process_ends_all(tmp_path: Path) -> None:
+    launch_worker(2, "trouble", tmp_path)
+    told = [json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in range(2)]
+    for stories in told:
+        assert stories["stopped"].startswith("Interrupted: stopped at 32 frames; checkpoint")
+        assert stories["poisoned"].startswith("NonFiniteNumbers: ")
+        assert "at 128 frames" not in stories["poisoned"]
+        assert stories["apart"].startswith("RanksDiverged: at 0 frames: the weights of process 1 are not those")
+    assert told[0]["hasty"] == told[1]["hasty"]
+    assert (tmp_path / "stopped" / "checkpoints" / "000000000032.safetensors").is_file()
+    assert not list((tmp_path / "apart").glob("checkpoints/*"))
+
+
+def test_what_does_not_divide_is_refused_once(tmp_path: Path) -> None:
+    wrong = ("algo.num_envs=9", "algo.minibatch_windows=9", f"hydra.run.dir={tmp_path / 'run'}")
+    processes = launch(2, "-m", "hrm_agent.train", *TINY_RUN, *wrong)
+    assert [p.returncode for p in processes] == [2, 2]
+    message = "error: algo.num_envs=9 for 2 processes of torchrun: expected a multiple of 2, 2 or more for each\n"
+    assert [p.stderr for p in processes] == [message, ""]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "message"),
+    [
+        (PPOConfig(num_envs=12, rollout_steps=8, minibatch_windows=12), 8, r"algo.num_envs=12 for 8 processes"),
+        (PPOConfig(num_envs=8, rollout_steps=8, minibatch_windows=8), 8, r"2 or more for each"),
+        (PPOConfig(num_envs=12, rollout_steps=8, minibatch_windows=3), 2, r"algo.minibatch_windows=3 for 2 processes"),
+        (DQNConfig(), 2, r"algo=dqn trains in one process, not in 2 processes of torchrun"),
+    ],
+)
+def test_work_that_cannot_be_shared_evenly_is_refused(config: Any, size: int, message: str) -> None:
+    check_ranks(config, ALONE)
+    with pytest.raises(ValueError, match=message):
+        check_ranks(config, Part(1, size))
+
+
+def test_torchrun_trains_one_policy_into_one_folder(tmp_path: Path) -> None:
+    """The command itself: Hydra's folder, training, the evaluation at the end."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "hrm_agent.train", *TINY_RUN, "test_episodes=4"],
+        env=environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("run folder:") == 1
+    assert done.stdout.count("greedy on 4 test levels") == 1
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    assert {p.name for p in folder.iterdir()} >= {"agents", "checkpoints", "eval.json", "run.json", "tensorboard"}
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+
+
+# 12 steps of 8 puzzles, a checkpoint after every fourth; exploration and halting decide which are replaced.
+PUZZLES = (
+    "task=maze", "task.rows=3", "task.cols=3", "core.hidden_size=8", "core.inner_size=8", "core.L_cycles=1",
+    "training.batch_size=8", "training.max_segments=3", "training.warmup=0", "total_steps=12", "eval_every=4",
+    "eval_puzzles=8", "test_puzzles=8", "log_every=4", "checkpoint_every=4", "shards=1",
+)  # fmt: skip
+
+
+def assert_same_supervised_run(one: Path, other: Path) -> None:
+    (tensors, metadata), (others, others_metadata) = (
+        load_tensors(run / "checkpoints" / "000000000012.safetensors") for run in (one, other)
+    )
+    assert metadata["learner"] == others_metadata["learner"]
+    assert tensors.keys() == others.keys()
+    for name, tensor in tensors.items():
+        close = 1e-4 if tensor.is_floating_point() else 0.0
+        torch.testing.assert_close(others[name], tensor, rtol=close, atol=close, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_two_processes_learn_the_puzzles_that_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_command(monkeypatch, "supervise", *PUZZLES, f"hydra.run.dir={one}")
+    first, second = launch(2, "-m", "hrm_agent.supervise", *PUZZLES, f"hydra.run.dir={two}")
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert second.stdout == second.stderr == ""
+    assert_same_supervised_run(one, two)
+    assert {p.name for p in one.iterdir()} == {p.name for p in two.iterdir()}
+    before, after = (load_tensors(one / "checkpoints" / f"0000000000{n}.safetensors")[0] for n in ("08", "12"))
+    moved = [(after[n] - before[n]).abs().max() for n in after if n.startswith("model/") and n.endswith("weight")]
+    assert max(moved) > 3e-4
+    (two / "checkpoints" / "000000000012.safetensors").unlink()
+    run_command(monkeypatch, "supervise", f"resume={two}")
+    assert_same_supervised_run(one, two)
+
+
+@pytest.mark.parametrize(("batch", "puzzles", "message"), [(7, 0, "training.batch_size=7 for 2"), (8, 8, "embeddings")])
+def test_supervised_work_that_cannot_be_shared_is_refused(batch: int, puzzles: int, message: str) -> None:
+    model, config = make_model(puzzles=puzzles), SupervisedConfig(batch_size=batch)
+    check_supervised_ranks(model, config, ALONE)
+    with pytest.raises(ValueError, match=message):
+        check_supervised_ranks(model, config, Part(0, 2))
+
+
+DIES = """
+import os, signal
+from hrm_agent.algos.ppo import PPO
+minibatch, calls = PPO._train, []
+def dies(self, *arguments):
+    calls.append(1)
+    if len(calls) == 10 and self.ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return minibatch(self, *arguments)
+PPO._train = dies
+from hrm_agent import train
+train.main()
+"""
+
+
+def test_a_process_that_is_killed_does_not_hang_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first, killed = launch(2, "-c", DIES, *TINY_RUN, f"hydra.run.dir={folder}")
+    assert killed.returncode == -signal.SIGKILL
+    assert first.returncode == 1
+    last = first.stderr.splitlines()[-1]
+    assert last.startswith("error: another process of this run has ended")
+    assert f"go on with: python -m hrm_agent.train resume={folder}" in last
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir())[-1] == "000000000064.safetensors"
+
+
+def test_one_process_exchanges_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("all_reduce", "all_gather", "gather", "broadcast", "barrier", "init_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *a, **k: pytest.fail("exchanged something"))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join() is ALONE
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert join() is ALONE
+    make_trainer(tmp_path, total_steps=32).run(Console())
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
+    for processes, shards in ((1, 8), (2, 6), (5, 2), (16, 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert resolve(compose_config([], "train"))["shards"] == shards
+
+
+def test_processes_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_local_device("cpu")
+    with pytest.raises(ValueError, match=re.escape("2 processes on a machine with 1 GPUs")):
+        check_local_device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_local_device("cuda")
+    with pytest.raises(ValueError, match="device=cuda:1 for 2 processes: expected cuda"):
+        check_local_device("cuda:1")
