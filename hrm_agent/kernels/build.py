@@ -85,7 +85,7 @@ def _compile(compiler: str, path: Path) -> None:
         made = Path(folder) / path.name
         reason = ""
         for native in ("-march=native", "-mcpu=native"):  # x86, ARM
-            command = [compiler, *FLAGS, native, "-o", str(made), str(SOURCES / "stack.cpp")]
+            command = [compiler, *FLAGS, native, "-o", str(made), *map(str, sorted(SOURCES.glob("*.cpp")))]
             answer = subprocess.run(command, capture_output=True, text=True, check=False)
             if answer.returncode == 0:
                 os.replace(made, path)  # whole or not at all, also where two processes compile at once

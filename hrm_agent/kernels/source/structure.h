@@ -1,0 +1,152 @@
+// What describes a stack, what a layer keeps for its backward, and the operations between matrix products.
+
+#pragma once
+
+#include "bfloat16.h"
+
+namespace {
+
+enum Mixing { CONV = 0, ATTENTION = 1, MLP = 2 };
+
+}  // namespace
+
+extern "C" {
+
+// What hrm_agent/kernels/stack.py describes as `Shape`; sizes in numbers of floats.
+struct Stack {
+  i64 mixing, layers, batch, length, size, inner;
+  i64 rows, cols;        // of the grid, CONV
+  i64 heads;             // ATTENTION
+  i64 position_inner;    // width of the SwiGLU over positions, MLP
+  i64 bf16;              // products in bfloat16
+  float epsilon;
+  const float *cos, *sin;        // [length, size / heads] or null
+  const float* const* weights;   // per layer: the mixing's one (CONV) or two, then gate_up and down
+};
+
+}  // extern "C"
+
+namespace {
+
+struct Weights {
+  const float *first, *second, *gate_up, *down;
+};
+
+Weights weights_of(const Stack& s, i64 layer) {
+  if (s.mixing == CONV) {
+    const float* const* w = s.weights + 3 * layer;
+    return {w[0], nullptr, w[1], w[2]};
+  }
+  const float* const* w = s.weights + 4 * layer;
+  return {w[0], w[1], w[2], w[3]};
+}
+
+// What a layer's forward computes and its backward needs, of some tokens.
+struct Kept {
+  float *x;               // [tokens, D] the input
+  float *mixed;           // ATTENTION: queries, keys and values [tokens, 3D]; MLP: [samples, 2 P, D]
+  float *heard;           // ATTENTION: what attention gave, before its output matrix [tokens, D]
+  float *normaliser;      // ATTENTION: log of the sum of exponentials [tokens, heads]
+  float *h, *scale;       // [tokens, D] after the first norm; what it divided by: [tokens], MLP [samples, D]
+  float *gate_up;         // [tokens, 2 I]
+  float *y, *scale_y;     // [tokens, D] the output, [tokens]
+};
+
+i64 kept_size(const Stack& s, i64 samples) {
+  i64 tokens = samples * s.length;
+  i64 size = 2 * up(tokens * s.size, W) + up(tokens * 2 * s.inner, W) + up(tokens, W);
+  if (s.mixing == MLP) return size + up(samples * s.size, W) + up(samples * 2 * s.position_inner * s.size, W);
+  size += up(tokens, W);
+  if (s.mixing == ATTENTION) size += up(tokens * 3 * s.size, W) + up(tokens * s.size, W) + up(tokens * s.heads, W);
+  return size;
+}
+
+// The part of `samples` samples from `first` on, in a layer's memory laid out for `of` samples.
+Kept kept_at(const Stack& s, float* base, i64 of, i64 first) {
+  Kept k{};
+  i64 tokens = of * s.length, at = first * s.length;
+  auto take = [&](i64 all, i64 skip) {
+    float* p = base + skip;
+    base += up(all, W);
+    return p;
+  };
+  k.h = take(tokens * s.size, at * s.size);
+  k.y = take(tokens * s.size, at * s.size);
+  k.gate_up = take(tokens * 2 * s.inner, at * 2 * s.inner);
+  k.scale_y = take(tokens, at);
+  if (s.mixing == MLP) {
+    k.scale = take(of * s.size, first * s.size);
+    i64 each = 2 * s.position_inner * s.size;
+    k.mixed = take(of * each, first * each);
+    return k;
+  }
+  k.scale = take(tokens, at);
+  if (s.mixing == ATTENTION) {
+    k.mixed = take(tokens * 3 * s.size, at * 3 * s.size);
+    k.heard = take(tokens * s.size, at * s.size);
+    k.normaliser = take(tokens * s.heads, at * s.heads);
+  }
+  return k;
+}
+
+// y = (a + b) / rms(a + b) per token; scale: what it was multiplied by.
+void add_and_norm(const float* a, const float* b, i64 tokens, i64 size, float epsilon, float* y, float* scale) {
+  for (i64 t = 0; t < tokens; t++) {
+    v16 squares{};
+    for (i64 c = 0; c < size; c += W) {
+      v16 sum = load(a + t * size + c) + load(b + t * size + c);
+      store(y + t * size + c, sum);
+      squares += sum * sum;
+    }
+    float s = 1.0f / std::sqrt(total(squares) / size + epsilon);
+    scale[t] = s;
+    for (i64 c = 0; c < size; c += W) store(y + t * size + c, load(y + t * size + c) * s);
+  }
+}
+
+// Gradient of the sum before a norm: s (g - y mean(g y)); may be written over g.
+void norm_backward(const float* g, const float* y, const float* scale, i64 tokens, i64 size, float* to) {
+  for (i64 t = 0; t < tokens; t++) {
+    v16 along{};
+    for (i64 c = 0; c < size; c += W) along += load(g + t * size + c) * load(y + t * size + c);
+    float mean = total(along) / size, s = scale[t];
+    for (i64 c = 0; c < size; c += W)
+      store(to + t * size + c, (load(g + t * size + c) - load(y + t * size + c) * mean) * s);
+  }
+}
+
+void swiglu(const float* gate_up, i64 rows, i64 inner, float* to) {
+  for (i64 r = 0; r < rows; r++)
+    for (i64 c = 0; c < inner; c += W) {
+      v16 gate = load(gate_up + r * 2 * inner + c);
+      store(to + r * inner + c, gate * sigmoid(gate) * load(gate_up + r * 2 * inner + inner + c));
+    }
+}
+
+#if defined(__AVX512BF16__)
+void swiglu16(const float* gate_up, i64 rows, i64 inner, uint16_t* to) {
+  float line[W];
+  for (i64 r = 0; r < rows; r++)
+    for (i64 c = 0; c < inner; c += W) {
+      v16 gate = load(gate_up + r * 2 * inner + c);
+      store(line, gate * sigmoid(gate) * load(gate_up + r * 2 * inner + inner + c));
+      narrow_row(line, W, to + r * inner + c);
+    }
+}
+#else
+void swiglu16(const float*, i64, i64, uint16_t*) {}
+#endif
+
+// Gradients of gate and up from that of silu(gate) up, and the product itself once more.
+void swiglu_backward(const float* gate_up, const float* g, i64 rows, i64 inner, float* hidden, float* to) {
+  for (i64 r = 0; r < rows; r++)
+    for (i64 c = 0; c < inner; c += W) {
+      v16 gate = load(gate_up + r * 2 * inner + c), u = load(gate_up + r * 2 * inner + inner + c);
+      v16 grad = load(g + r * inner + c), open = sigmoid(gate), silu = gate * open;
+      store(hidden + r * inner + c, silu * u);
+      store(to + r * 2 * inner + c, grad * u * (open + silu * (1.0f - open)));
+      store(to + r * 2 * inner + inner + c, grad * silu);
+    }
+}
+
+}  // namespace

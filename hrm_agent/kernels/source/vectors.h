@@ -1,0 +1,95 @@
+// Vectors of 16 floats, their exponential, and memory of a thread.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+using i64 = int64_t;
+constexpr i64 W = 16;            // floats in a vector
+constexpr i64 PANEL = 64;        // columns of a packed right-hand matrix that lie together
+constexpr i64 CHUNK_TOKENS = 128;
+constexpr i64 KERNELS = 9;       // 3 x 3 weights of a convolution
+
+#if defined(__AVX512F__)
+constexpr int ROWS = 6, VECTORS = 4;   // a tile of sums: 24 of 32 registers
+#else
+constexpr int ROWS = 4, VECTORS = 1;   // 16 floats are two registers of AVX2, four of NEON
+#endif
+
+typedef float v16 __attribute__((vector_size(64)));
+typedef float v16u __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t vi16 __attribute__((vector_size(64)));
+
+inline v16 load(const float* p) { return *reinterpret_cast<const v16u*>(p); }
+inline void store(float* p, v16 v) { *reinterpret_cast<v16u*>(p) = v; }
+inline v16 splat(float x) { return v16{} + x; }
+inline v16 max(v16 a, v16 b) { return a > b ? a : b; }
+inline i64 up(i64 n, i64 multiple) { return (n + multiple - 1) / multiple * multiple; }
+inline i64 least(i64 a, i64 b) { return a < b ? a : b; }
+
+inline float total(v16 v) {
+  float sum = 0;
+  for (i64 i = 0; i < W; i++) sum += v[i];
+  return sum;
+}
+
+// e^x to an ulp or two (Cephes' polynomial); x below -87 gives 0 or next to it, x above 88 about e^88.
+inline v16 exponential(v16 x) {
+  x = max(x, splat(-87.3f));
+  x = x < splat(88.3f) ? x : splat(88.3f);
+  v16 scaled = x * 1.44269504088896341f;
+  vi16 n = __builtin_convertvector(scaled + (scaled < splat(0.f) ? splat(-0.5f) : splat(0.5f)), vi16);
+  v16 whole = __builtin_convertvector(n, v16);
+  v16 r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  v16 p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * (v16)((n + 127) << 23);
+}
+
+inline v16 sigmoid(v16 x) { return 1.0f / (1.0f + exponential(-x)); }
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+// Memory of a thread that grows and is kept: a chunk's temporaries are the same pages every time.
+class Arena {
+ public:
+  bool begin(i64 floats) {  // false where there is no memory
+    if (floats > size_) {
+      data_.reset(static_cast<float*>(std::aligned_alloc(64, up(floats * sizeof(float), 64))));
+      size_ = data_ ? floats : 0;
+    }
+    used_ = 0;
+    return floats <= size_;
+  }
+  float* take(i64 floats) {
+    float* p = data_.get() + used_;
+    used_ += up(floats, W);
+    return p;
+  }
+  i64 mark() const { return used_; }
+  void back(i64 mark) { used_ = mark; }
+
+ private:
+  std::unique_ptr<float, Free> data_;
+  i64 size_ = 0, used_ = 0;
+};
+
+thread_local Arena arena;
+
+}  // namespace
