@@ -110,6 +110,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Check and time a case: one record for each path that suits it, the baseline's first.
 
+    A path that computes something else is not timed: its times and ratios are None, `passed` is false.
+
     Args:
         case: see `Case`.
         rounds: in each of which every path has its turn.
@@ -124,11 +126,13 @@ def measure(
     baseline, *others = contestants
     expected = _outputs(contestants[baseline], seed)
     checks = {path: _check(case, path, contestants[path], expected, seed) for path in others}
-    repeats = {path: _repeats(contestant, seconds) for path, contestant in contestants.items()}
+    # How fast something else is computed does not matter, and numbers that are not finite end an update.
+    right = [path for path in contestants if path not in checks or checks[path][0] <= checks[path][1]]
+    repeats = {path: _repeats(contestants[path], seconds) for path in right}
     times: dict[str, list[float]] = {path: [] for path in contestants}
     for _ in range(rounds):
-        for path, contestant in contestants.items():
-            times[path].append(_timed(contestant, repeats[path]))
+        for path in right:
+            times[path].append(_timed(contestants[path], repeats[path]))
     return [_record(case, path, times, checks.get(path), contestants[path].threads, peaks) for path in contestants]
 
 
@@ -187,9 +191,9 @@ def _record(
     peaks: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     baseline = case.paths[0]
-    ratios = [b / t for b, t in zip(times[baseline], times[path], strict=True)]
-    median = statistics.median(times[path])
-    rate = case.operations / median / 1e9
+    ratios = [b / t for b, t in zip(times[baseline], times[path], strict=False)]
+    median = statistics.median(times[path]) if times[path] else None
+    rate = case.operations / median / 1e9 if case.operations and median else None
     peak = peaks.get(precision_of(path), {}).get(str(case.cores))
     error, tolerance = check if check is not None else (None, None)
     return {
@@ -201,14 +205,14 @@ def _record(
         "torch_threads": threads,
         "seconds": median,
         "seconds_each_round": times[path],
-        "per_second": case.count / median,
+        "per_second": case.count / median if median else None,
         "unit": case.unit,
         "against": baseline,
-        "ratio": statistics.median(ratios),
-        "ratio_least": min(ratios),
-        "ratio_most": max(ratios),
-        "gflops": rate if case.operations else None,
-        "share_of_peak": rate / peak if case.operations and peak else None,
+        "ratio": statistics.median(ratios) if ratios else None,
+        "ratio_least": min(ratios, default=None),
+        "ratio_most": max(ratios, default=None),
+        "gflops": rate,
+        "share_of_peak": rate / peak if rate and peak else None,
         "error": error if error is None or math.isfinite(error) else None,  # JSON has no infinity
         "tolerance": tolerance,
         "passed": error is None or tolerance is None or error <= tolerance,

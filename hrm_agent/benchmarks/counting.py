@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,11 +52,23 @@ class _Counter(TorchDispatchMode):
             if made is not NotImplemented:
                 return made
         out = func(*args, **kwargs)
-        if operation is not None:
+        if func is torch.ops.aten.convolution_backward.default:
+            self.operations += _convolution_backward(*args, **kwargs)
+        elif operation is not None:
             self.operations += int(operation(*args, **kwargs, out_val=out))
         if not func.is_view:
             self.bytes += _size(tree_leaves((args, kwargs))) + _size(tree_leaves(out))
         return out
+
+
+def _convolution_backward(gradient: Tensor, x: Tensor, weight: Tensor, *others: Any) -> int:
+    """As many as forward for each of the gradients wanted, of input and weight.
+
+    torch's own count takes a depthwise convolution's weight for a dense one.
+    """
+    transposed, wanted = others[4], others[-1]
+    assert not transposed
+    return 2 * gradient.numel() * weight[0].numel() * sum(map(bool, wanted[:2]))
 
 
 def _size(leaves: Iterable[Any]) -> int:

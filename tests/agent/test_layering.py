@@ -78,6 +78,7 @@ COMMANDS = {
     "export",
     "agents.__main__",
     "sweep_table",
+    "bench",
 }
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
