@@ -81,7 +81,7 @@ def check_options(options: argparse.Namespace) -> None:
 
 def bench(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Measure the suites of checked options; one table each on the console, as soon as it is known."""
-    peaks = matrix_peaks(options.cores, *((256, 0.05) if options.quick else ()))
+    peaks = matrix_peaks(options.cores, *(((256,), 0.05) if options.quick else ()))
     console.print("peak GFLOP/s of matrix products: " + "; ".join(map(_told, peaks.items())))
     shown, records = Options(tuple(options.paths), options.cores, options.quick), []
     for name in options.suites:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -12,7 +12,11 @@ BANDWIDTH_BYTES = (2**18, 2**20, 2**23, 2**28)
 """Bytes moved by one pass over the arrays of a bandwidth: of a core's own cache, of the one they share, of memory."""
 
 
-def matrix_peak(precision: str, threads: int, size: int = 1024, seconds: float = 0.3) -> float:
+MATRIX_SIZES = (512, 1024)
+"""The smaller fits into a time slice of a busy machine, the larger is worth all threads of a quiet one."""
+
+
+def matrix_peak(precision: str, threads: int, size: int, seconds: float = 0.3) -> float:
     """Operations per second (two for a multiply-add) of the product of two square matrices; the best of the calls.
 
     Args:
@@ -26,12 +30,15 @@ def matrix_peak(precision: str, threads: int, size: int = 1024, seconds: float =
     return 2 * size**3 / _best(lambda: torch.mm(a, b, out=out), threads, seconds)
 
 
-def matrix_peaks(threads: int, size: int = 1024, seconds: float = 0.3) -> dict[str, dict[str, float]]:
-    """GFLOP/s by precision and by number of threads, one and `threads`."""
-    return {
-        precision: {str(n): round(matrix_peak(precision, n, size, seconds) / 1e9, 2) for n in sorted({1, threads})}
-        for precision in DTYPES
-    }
+def matrix_peaks(
+    threads: int, sizes: Sequence[int] = MATRIX_SIZES, seconds: float = 0.3
+) -> dict[str, dict[str, float]]:
+    """GFLOP/s by precision and by number of threads, one and `threads`; the best of the sizes."""
+
+    def best(precision: str, count: int) -> float:
+        return round(max(matrix_peak(precision, count, size, seconds) for size in sizes) / 1e9, 2)
+
+    return {precision: {str(n): best(precision, n) for n in sorted({1, threads})} for precision in DTYPES}
 
 
 def bandwidth(size: int, threads: int = 1, seconds: float = 0.2) -> float:
