@@ -5,7 +5,8 @@
 Runs in one thread, so that parts do not overlap, and times each part by wrapping it; every path of
 `python -m hrm_agent.bench` gets a policy of its own from the same seed. The paper's network with a batch of
 `PAPER_ROWS`: its parts do not depend on it, and a round takes seconds, not minutes. Evaluation is a number of greedy
-episodes on validation levels. Writes its records into `profile_training.json`, in place of those of the same run.
+episodes on validation levels. Writes its records into
+`profile_training.json`, in place of those of the same run, and the table in `README.md`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from hrm_agent.learners import DQNLearner, Learner, PPOLearner, build_learner
 from hrm_agent.parallel import Shards
 
 JSON = Path(__file__).with_suffix(".json")
+PAGE = JSON.with_name("README.md")
 PAPER_ROWS = 16
 OVERRIDES = {
     "default": [],
@@ -181,6 +183,24 @@ def shares(found: dict[str, float]) -> dict[str, Any]:
     }
 
 
+def table(records: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each run, path and phase, the parts that took a hundredth of it or more."""
+    lines = ["| run | path | phase | time | of it |", "| --- | --- | --- | --- | --- |"]
+    for r in records:
+        for phase, found in r["phases"].items():
+            parts = {**found["share"], "elsewhere": found["share_elsewhere"]}
+            told = ", ".join(f"{name} {share:.0%}" for name, share in parts.items() if share >= 0.01)
+            lines.append(f"| {r['run']} | {r['path']} | {phase} | {found['seconds']:.2f} s | {told} |")
+    return "\n".join(lines)
+
+
+def filled(page: str, records: list[dict[str, Any]]) -> str:
+    """The page with its table drawn from the records."""
+    begin, end = "<!-- table profile -->\n", "\n<!-- /table profile -->"
+    before, _, rest = page.partition(begin)
+    return before + begin + table(records) + end + rest.partition(end)[2]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", choices=list(RUNS), default="default")
@@ -202,6 +222,7 @@ def main() -> None:
         records.append({"command": command, "machine": machine, "seed": 0, **found})
         print(json.dumps(found, indent=1))
     JSON.write_text(json.dumps(records, indent=1) + "\n")
+    PAGE.write_text(filled(PAGE.read_text(), records))
 
 
 if __name__ == "__main__":
