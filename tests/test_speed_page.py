@@ -29,7 +29,7 @@ def script(name: str) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["roofline", "profile_training"])
+@pytest.mark.parametrize("name", ["roofline", "profile_training", "plain_hrm_agent"])
 def test_tables_say_what_the_records_say(name: str) -> None:
     page = (SPEED / "README.md").read_text()
     assert script(name).filled(page, json.loads((SPEED / f"{name}.json").read_text())) == page

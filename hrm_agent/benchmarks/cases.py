@@ -106,7 +106,13 @@ def error_between(ours: Outputs, reference: Outputs) -> float:
 
 
 def measure(
-    case: Case, *, rounds: int, seconds: float, seed: int, peaks: dict[str, dict[str, float]]
+    case: Case,
+    *,
+    rounds: int,
+    seconds: float,
+    seed: int,
+    peaks: dict[str, dict[str, float]],
+    now: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
     """Check and time a case: one record for each path that suits it, the baseline's first.
 
@@ -118,6 +124,7 @@ def measure(
         seconds: that a turn lasts, at least.
         seed: of the input that is checked.
         peaks: what `hrm_agent.benchmarks.peaks.matrix_peaks` gives; empty: no shares of them.
+        now: the clock, in seconds.
     """
     contestants: dict[str, Contestant] = {}
     for path in case.paths:
@@ -128,11 +135,11 @@ def measure(
     checks = {path: _check(case, path, contestants[path], expected, seed) for path in others}
     # How fast something else is computed does not matter, and numbers that are not finite end an update.
     right = [path for path in contestants if path not in checks or checks[path][0] <= checks[path][1]]
-    repeats = {path: _repeats(contestants[path], seconds) for path in right}
+    repeats = {path: _repeats(contestants[path], seconds, now) for path in right}
     times: dict[str, list[float]] = {path: [] for path in contestants}
     for _ in range(rounds):
         for path in right:
-            times[path].append(_timed(contestants[path], repeats[path]))
+            times[path].append(_timed(contestants[path], repeats[path], now))
     return [_record(case, path, times, checks.get(path), contestants[path].threads, peaks) for path in contestants]
 
 
@@ -166,20 +173,20 @@ def _outputs(contestant: Contestant, seed: int) -> Outputs:
     return {name: t.detach() for name, t in contestant.outputs(seed).items()}
 
 
-def _timed(contestant: Contestant, repeats: int) -> float:
+def _timed(contestant: Contestant, repeats: int, now: Callable[[], float]) -> float:
     """Seconds of one `run`, the mean over `repeats`."""
     torch.set_num_threads(contestant.threads)
-    began = time.perf_counter()
+    began = now()
     for _ in range(repeats):
         contestant.run()
-    return (time.perf_counter() - began) / repeats
+    return (now() - began) / repeats
 
 
-def _repeats(contestant: Contestant, seconds: float) -> int:
+def _repeats(contestant: Contestant, seconds: float, now: Callable[[], float]) -> int:
     """Runs that last `seconds` together; the first, which compiles and fills caches, does not count."""
-    if _timed(contestant, 1) > seconds:
+    if _timed(contestant, 1, now) > seconds:
         return 1
-    return max(1, round(seconds / max(_timed(contestant, 1), 1e-9)))
+    return max(1, round(seconds / max(_timed(contestant, 1, now), 1e-9)))
 
 
 def _record(

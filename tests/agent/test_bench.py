@@ -236,7 +236,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     suite.wrong = False  # type: ignore[attr-defined]
     seconds = {1: 0.5, 2: 0.125}
-    monkeypatch.setattr(cases, "_timed", lambda contestant, repeats: seconds[contestant.threads])
+    monkeypatch.setattr(cases, "_timed", lambda contestant, *_: seconds[contestant.threads])
     monkeypatch.setattr(bench, "matrix_peaks", lambda *_: {"float32": {"1": 16.0}, "bfloat16": {"1": 32.0}})
     monkeypatch.setitem(SUITES, "small", suite)
 
@@ -246,7 +246,7 @@ def test_the_command_writes_ratios_and_shares(tmp_path: Path, capsys: pytest.Cap
     out = tmp_path / "bench.json"
     assert bench.main(["small", "--rounds", "3", "--seed", "9", "--out", str(out)]) == 0
     result = json.loads(out.read_text())
-    assert (result["seed"], result["rounds"]) == (9, 3)
+    assert (result["seed"], result["rounds"], result["clock"]) == (9, 3, "wall")
     plain, fast = result["records"]
     assert (plain["ratio"], fast["ratio"]) == (1.0, 4.0)
     assert fast["seconds_each_round"] == [0.125] * 3
@@ -280,6 +280,7 @@ def test_failures_and_slow_paths_are_exit_code_1(tmp_path: Path, capsys: pytest.
         (["blocks", "--paths", "warp"], "--paths warp: not on this machine"),
         (["--rounds", "0"], "--rounds 0: expected 1 or more"),
         (["--cores", "0"], "--cores 0: expected 1 or more"),
+        (["--clock", "cpu", "--cores", "2"], "give --cores 1 with it"),
         (["--seed", "-1"], "--seed -1: expected 0 or more"),
         (["--fail-below", "0"], "--fail-below 0.0: expected a ratio above 0"),
         (["--out", "absent/bench.json"], "no such folder"),

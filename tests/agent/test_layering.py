@@ -152,6 +152,12 @@ def test_nothing_but_a_command_imports_a_command() -> None:
         assert found <= ({"hrm_agent.evaluate"} if path == AGENT / "train.py" else set()), path
 
 
+def test_nothing_leans_on_benchmarks() -> None:
+    for path in sources("hrm_agent"):
+        if path.parent != AGENT / "benchmarks" and path != AGENT / "bench.py":
+            assert not {name for name in imports(path) if below(name, "hrm_agent.benchmarks")}, path
+
+
 def test_the_checker_sees_every_way_to_import(tmp_path: Path) -> None:
     module = AGENT / "cores" / "base.py"
     assert "torch" in imports(module)
