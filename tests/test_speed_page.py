@@ -32,6 +32,9 @@ def script(name: str) -> ModuleType:
 @pytest.mark.parametrize("name", ["roofline", "profile_training", "plain_hrm_agent"])
 def test_tables_say_what_the_records_say(name: str) -> None:
     page = (SPEED / "README.md").read_text()
+    if not (SPEED / f"{name}.json").is_file():
+        assert f"<!-- table {name} -->\n\n<!-- /table {name} -->" in page
+        pytest.skip("not measured yet: its table is empty")
     assert script(name).filled(page, json.loads((SPEED / f"{name}.json").read_text())) == page
 
 
