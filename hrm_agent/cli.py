@@ -44,8 +44,8 @@ PLUGINS = {
     "hydra/sweeper/optuna": "'hrm-agent[sweep]'",
     "hydra/launcher/joblib": "'hrm-agent[sweep]'",
     "hydra/launcher/ray": "hydra-ray-launcher",
-    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
-    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
+    "hydra/launcher/submitit_local": "'hrm-agent[cluster]'",
+    "hydra/launcher/submitit_slurm": "'hrm-agent[cluster]'",
 }
 
 

@@ -7,7 +7,8 @@ A comment `<!-- test: MARK -->` before a block says what else is to be done with
     file PATH             write the block to a file instead of running it
     install NAME          make the entry points of a toml block those of an installed distribution
     without the network   a hub of folders stands in for the Hugging Face hub
-    not installed         needs packages that tests do not have: settings are checked, and nothing that they load
+    not installed         needs packages or devices that tests do not have: settings are checked, and nothing that they
+                          load
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from hrm_agent import hub, registry, supervise, train
+from hrm_agent import bench, hub, registry, supervise, train
 from hrm_agent.cli import check_jobs, open_options, parse_options, wants_help
 from hrm_agent.config import resolve, settings
 from hrm_agent.cores import CORES
@@ -102,7 +103,7 @@ def check_training(arguments: list[str], monkeypatch: pytest.MonkeyPatch, instal
     if wants_help(arguments):
         arguments = [a for a in arguments if "=" in a]
     if not installed:
-        arguments = [a for a in arguments if not a.startswith(("hydra/launcher", "hydra.launcher"))]
+        arguments = [a for a in arguments if not a.startswith(("hydra/launcher", "hydra.launcher", "device="))]
         check = lambda cfg: settings(resolve(cfg))  # noqa: E731
     given = dict(a.split("=", 1) for a in arguments if "=" in a)
     if "resume" in given:
@@ -123,6 +124,8 @@ def check_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
         assert {a.partition("=")[0] for a in arguments} <= {"resume", *supervise.CHANGEABLE}
     elif name == "supervise":
         check_jobs(open_options(arguments), "supervise", supervise.check_run)
+    elif name == "bench":
+        bench.check_options(bench.build_parser().parse_args(arguments))
     elif name == "parity":
         assert importlib.util.find_spec(module)  # its arguments are files that the reader must have
     else:
@@ -141,6 +144,9 @@ def do_bash(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
                 call(words[2], [*words[3:], *added], monkeypatch)
             else:
                 check_command(words[2], words[3:], monkeypatch, installed=block.mark != "not installed")
+        elif words[0] == "torchrun":
+            at = words.index("-m")
+            check_command(words[at + 1], words[at + 2 :], monkeypatch, installed=block.mark != "not installed")
         elif words[0] == "python" and words[1].startswith("experiments/"):
             assert (ROOT / words[1]).is_file()
         else:

@@ -1,85 +1,228 @@
-"""Where the time of a training run goes: the default run's collection and update, part by part.
+"""Where the time of a training run goes: collection, update and evaluation, part by part.
 
-    python experiments/speed/profile_training.py
+    python experiments/speed/profile_training.py [--run default|paper] [--paths PATH ...] [--rounds N]
 
-Runs in one thread, so that parts do not overlap, and times each part by wrapping it. Writes
-`experiments/speed/profile_training.json`.
+Runs in one thread, so that parts do not overlap, and times each part by wrapping it; every path of
+`python -m hrm_agent.bench` gets a policy of its own from the same seed. The paper's network with a batch of
+`PAPER_ROWS`: its parts do not depend on it, and a round takes seconds, not minutes. Evaluation is a number of greedy
+episodes on validation levels. Writes its records into
+`profile_training.json`, in place of those of the same run, and the table in `README.md`.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import platform
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hrm_agent.algos.ppo import PPO
-from hrm_agent.cli import compose_config
+from hrm_agent.benchmarks.networks import RUNS, RunParts, build_run
+from hrm_agent.benchmarks.paths import COMPILED, NoPath, available_paths, put_on
 from hrm_agent.collector import Collector
-from hrm_agent.config import resolve, settings
-from hrm_agent.environments import make_vector_env
+from hrm_agent.evaluation import episodes
+from hrm_agent.evaluation.report import evaluate_policy
+from hrm_agent.learners import DQNLearner, Learner, PPOLearner, build_learner
 from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy
-from hrm_agent.rollout import Rollout
 
-WARM_UP, ROUNDS = 3, 30
-seconds: dict[str, float] = defaultdict(float)
+JSON = Path(__file__).with_suffix(".json")
+PAGE = JSON.with_name("README.md")
+PAPER_ROWS = 16
+OVERRIDES = {
+    "default": [],
+    "paper": [
+        *(f"algo.{name}={PAPER_ROWS}" for name in ("num_envs", "batch_sequences", "learning_starts")),
+        f"algo.capacity={8 * PAPER_ROWS}",
+    ],
+}
+ROUNDS = {"default": (3, 20), "paper": (1, 2)}
+"""Rounds that do not count, and those that do."""
+EPISODES: dict[str, tuple[int, dict[str, int]]] = {"default": (500, {}), "paper": (16, {"max_episode_steps": 5})}
+"""Evaluated, and options of their environments: the shares of the paper's do not depend on how long they last."""
+NETWORK = ("decisions", "forward and loss", "backward")
 
 
-def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        began = time.perf_counter()
-        result = function(*args, **kwargs)
-        seconds[name] += time.perf_counter() - began
-        return result
+class Clock:
+    """Seconds by phase and part; time inside a part that is inside another counts for the inner one alone."""
 
-    return wrapper
+    def __init__(self) -> None:
+        self.seconds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+        self.phase = ""
+        self.inner = [0.0]
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        self.phase, began = phase, time.perf_counter()
+        yield
+        self.seconds[phase]["total"] += time.perf_counter() - began
+
+    def part(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.inner.append(0.0)
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                whole = time.perf_counter() - began
+                self.seconds[self.phase][name] += whole - self.inner.pop()
+                self.inner[-1] += whole
+
+        return timed
+
+    def parts_of(self, owner: Any, **names: str) -> None:
+        """Time methods of an object, by `method="part"`."""
+        for method, name in names.items():
+            setattr(owner, method, self.part(name, getattr(owner, method)))
+
+
+def wrap(clock: Clock, parts: RunParts, learner: Learner) -> None:
+    """Time the parts of a run, whose policy and environment are its own."""
+    clock.parts_of(parts.env, step="environment")
+    clock.parts_of(parts.policy, step="decisions")
+    clock.parts_of(learner.algo.optimizer, step="optimizer")
+    if isinstance(learner, PPOLearner):
+        clock.parts_of(learner.algo, loss="forward and loss")
+        clock.parts_of(learner.rollout, advantages="advantages")
+    elif isinstance(learner, DQNLearner):
+        clock.parts_of(learner.algo, targets="targets", _average="average of the weights")
+        clock.parts_of(learner.replay, add="replay", sample="replay")
+        segments = learner.algo._segment_losses
+
+        def timed_segments(*given: Any) -> Iterator[Any]:
+            following = clock.part("forward and loss", segments(*given).__next__)
+            while True:
+                try:
+                    yield following()
+                except StopIteration:
+                    return
+
+        learner.algo._segment_losses = timed_segments  # type: ignore[method-assign]
+
+
+def profile(run: str, path: str, rounds: int | None) -> dict[str, Any]:
+    """One record: seconds of each phase, and each part's share of it.
+
+    Raises:
+        NoPath: the path does not suit the run's network.
+    """
+    parts, clock, shards = build_run(run, OVERRIDES[run]), Clock(), Shards(1)
+    put_on(parts.policy, path)
+    torch.manual_seed(0)
+    space = parts.env.single_observation_space
+    collector = Collector(parts.env, parts.policy, 0, shards)
+    learner = build_learner(parts.policy, parts.algo, space, collector, shards, 0)
+    wrap(clock, parts, learner)
+    backward, torch.autograd.grad = torch.autograd.grad, clock.part("backward", torch.autograd.grad)
+    warm_up, counted = ROUNDS[run][0], rounds or ROUNDS[run][1]
+    try:
+        for number in range(warm_up + counted):
+            if number == warm_up:
+                clock.seconds.clear()
+                first = collector.frames
+            with clock.during("collection"):
+                learner.collect(collector, 0.0)
+            with clock.during("update"):
+                learner.update(0.0)
+        count, limit = EPISODES[run]
+        settings = {**parts.trainer.env_options, **limit}
+
+        def evaluate(some: int) -> dict[str, Any]:
+            return evaluate_policy(parts.policy, parts.trainer.env, settings, some, band="validation", shards=shards)
+
+        with clock.during("compiling"):  # of the bound
+            evaluate(1)
+        with timed_levels(clock), clock.during("evaluation"):
+            evaluated = evaluate(count)
+    finally:
+        torch.autograd.grad = backward
+    return {
+        "run": run,
+        "path": path,
+        "rounds": counted,
+        "frames": collector.frames - first,
+        "episodes_evaluated": count,
+        "steps_evaluated": round(evaluated["episode_length"] * count),
+        "phases": {name: shares(found) for name, found in clock.seconds.items() if name != "compiling"},
+    }
+
+
+@contextmanager
+def timed_levels(clock: Clock) -> Iterator[None]:
+    """Time the environments that evaluation makes for itself."""
+    make = episodes.make_vector_env
+
+    def timed(*given: Any) -> Any:
+        env = make(*given)
+        clock.parts_of(env, step="environment", reset="environment", clairvoyant="clairvoyant bound")
+        return env
+
+    episodes.make_vector_env = timed
+    try:
+        yield
+    finally:
+        episodes.make_vector_env = make
+
+
+def shares(found: dict[str, float]) -> dict[str, Any]:
+    """Seconds of a phase, and what each part has of it; `elsewhere` is what no part was timed for."""
+    total = found["total"]
+    parts = {name: s / total for name, s in sorted(found.items(), key=lambda item: -item[1]) if name != "total"}
+    return {
+        "seconds": round(total, 3),
+        "share": {name: round(share, 4) for name, share in parts.items()},
+        "share_elsewhere": round(1 - sum(parts.values()), 4),
+        "share_inside_network": round(sum(parts.get(name, 0.0) for name in (*NETWORK, "targets")), 4),
+    }
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each run, path and phase, the parts that took a hundredth of it or more."""
+    lines = ["| run | path | phase | time | of it |", "| --- | --- | --- | --- | --- |"]
+    for r in records:
+        for phase, found in r["phases"].items():
+            parts = {**found["share"], "elsewhere": found["share_elsewhere"]}
+            told = ", ".join(f"{name} {share:.0%}" for name, share in parts.items() if share >= 0.01)
+            lines.append(f"| {r['run']} | {r['path']} | {phase} | {found['seconds']:.2f} s | {told} |")
+    return "\n".join(lines)
+
+
+def filled(page: str, records: list[dict[str, Any]]) -> str:
+    """The page with its table drawn from the records."""
+    begin, end = "<!-- table profile -->\n", "\n<!-- /table profile -->"
+    before, _, rest = page.partition(begin)
+    return before + begin + table(records) + end + rest.partition(end)[2]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", choices=list(RUNS), default="default")
+    known = available_paths()
+    usual = [path for path in known if path != COMPILED]
+    parser.add_argument("--paths", nargs="+", default=usual, choices=known, metavar="PATH")
+    parser.add_argument("--rounds", type=int, help="of collection and update")
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    trainer, policy_config, ppo = settings(resolve(compose_config(["shards=1"], "train")))
-    torch.manual_seed(0)
-    env = make_vector_env(trainer.env, ppo.num_envs, trainer.env_options)
-    policy = Policy(policy_config, env.single_observation_space, env.single_action_space)
-    shards = Shards(1)
-    algo, collector = PPO(policy, ppo, shards, 0), Collector(env, policy, 0, shards)
-    rollout = Rollout(ppo.rollout_steps, ppo.num_envs, ppo.window, env.single_observation_space, collector.state)
-    env.step = timed("environment", env.step)  # type: ignore[method-assign]
-    policy.step = timed("network: decisions", policy.step)  # type: ignore[method-assign]
-    algo.loss = timed("network: forward and loss", algo.loss)  # type: ignore[method-assign]
-    torch.autograd.grad = timed("network: backward", torch.autograd.grad)
-    algo.optimizer.step = timed("optimizer", algo.optimizer.step)  # type: ignore[method-assign]
-    rollout.advantages = timed("advantages", rollout.advantages)  # type: ignore[method-assign]
-    for round_ in range(WARM_UP + ROUNDS):
-        if round_ == WARM_UP:
-            seconds.clear()
-        began = time.perf_counter()
-        collector.collect(rollout)
-        collected = time.perf_counter()
-        algo.update(rollout, 0.0)
-        seconds["collection"] += collected - began
-        seconds["update"] += time.perf_counter() - collected
-    total = seconds.pop("collection"), seconds.pop("update")
-    parts = {name: value / sum(total) for name, value in seconds.items()}
-    network = sum(share for name, share in parts.items() if name.startswith("network"))
-    result = {
-        "command": "python experiments/speed/profile_training.py",
-        "machine": "2-core x86-64 server CPU, no GPU; one thread",
-        "seed": 0,
-        "frames": ROUNDS * ppo.num_envs * ppo.rollout_steps,
-        "seconds_collection": round(total[0], 3),
-        "seconds_update": round(total[1], 3),
-        "share": {name: round(share, 4) for name, share in sorted(parts.items(), key=lambda x: -x[1])},
-        "share_elsewhere": round(1 - sum(parts.values()), 4),
-        "share_inside_network": round(network, 4),
-    }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    machine = {"processor": platform.machine(), "threads": 1, "torch": torch.__version__, "load": os.getloadavg()}
+    command = " ".join(["python experiments/speed/profile_training.py", *sys.argv[1:]])
+    records = [r for r in json.loads(JSON.read_text()) if r.get("run") != options.run] if JSON.is_file() else []
+    for path in options.paths:
+        try:
+            found = profile(options.run, path, options.rounds)
+        except NoPath as error:
+            print(error)
+            continue
+        records.append({"command": command, "machine": machine, "seed": 0, **found})
+        print(json.dumps(found, indent=1))
+    JSON.write_text(json.dumps(records, indent=1) + "\n")
+    PAGE.write_text(filled(PAGE.read_text(), records))
 
 
 if __name__ == "__main__":

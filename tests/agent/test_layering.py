@@ -78,6 +78,7 @@ COMMANDS = {
     "export",
     "agents.__main__",
     "sweep_table",
+    "bench",
 }
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
@@ -149,6 +150,12 @@ def test_nothing_but_a_command_imports_a_command() -> None:
     for path in sources("hrm_agent"):
         found = {name for name in imports(path) if name in {f"hrm_agent.{c}" for c in COMMANDS}}
         assert found <= ({"hrm_agent.evaluate"} if path == AGENT / "train.py" else set()), path
+
+
+def test_nothing_leans_on_benchmarks() -> None:
+    for path in sources("hrm_agent"):
+        if path.parent != AGENT / "benchmarks" and path != AGENT / "bench.py":
+            assert not {name for name in imports(path) if below(name, "hrm_agent.benchmarks")}, path
 
 
 def test_the_checker_sees_every_way_to_import(tmp_path: Path) -> None:

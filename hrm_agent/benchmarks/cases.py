@@ -1,0 +1,226 @@
+"""A case, those who do its work, and the comparison of their times and of what they compute."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hrm_agent.benchmarks.paths import DOUBLE, PLAIN_BF16, NoPath, precision_of
+
+MARGIN = {"float32": 16.0, "bfloat16": 3.0}
+"""A path may be off by so many times what rounding in its precision changes on the plain path."""
+FLOOR = {"float32": 1e-5, "bfloat16": 1e-2}
+CEILING = 0.25
+"""No tolerance is above this, whatever rounding does: what is no function of the input is always found."""
+REFERENCE = {"float32": DOUBLE, "bfloat16": PLAIN_BF16}
+"""The path whose distance from the plain one is that of rounding."""
+CHECKED_ROWS = 4
+"""Rows of the batches that are compared, unless a suite says otherwise."""
+NEGLIGIBLE = 1e-4
+"""Of the largest number of all outputs: one whose numbers are smaller is judged on this scale, not on its own."""
+
+EXACT = "exact/"
+"""Begins the names of outputs in which rounding of bfloat16 changes everything: compared in float32 alone."""
+
+Outputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way of doing a case's work.
+
+    Attributes:
+        run: does it once; what is timed.
+        outputs: the same function on fresh valid input, drawn from a seed, small enough to be checked: tensors by name.
+        threads: of torch, while it runs.
+    """
+
+    run: Callable[[], Any]
+    outputs: Callable[[int], Outputs]
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """Attributes:
+    paths: of networks, the one that ratios are taken to first.
+    cores: that runs may use; the batch is split over so many threads.
+    quick: small batches, for a glance.
+    """
+
+    paths: Sequence[str]
+    cores: int
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """Work that several paths do.
+
+    Attributes:
+        suite, name: of the case.
+        make: a path's contestant; also of `double`, where `tolerance` is None.
+        paths: the first is the one that ratios are taken to.
+        operations: of one `run`, two for a multiply-add; 0 where they are not counted.
+        count, unit: what one `run` does so many of.
+        tolerance: on the error of every path; None: by rounding, see `MARGIN`.
+        cores: that a run may use, for the share of the peak.
+    """
+
+    suite: str
+    name: str
+    make: Callable[[str], Contestant]
+    paths: Sequence[str]
+    operations: float
+    count: int
+    unit: str
+    tolerance: float | None = None
+    cores: int = 1
+
+
+def error_between(ours: Outputs, reference: Outputs) -> float:
+    """The largest error of any output, relative to the largest number of that output; NaN counts as infinite.
+
+    Raises:
+        ValueError: outputs of other names or shapes.
+    """
+    if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in reference.items()}:
+        raise ValueError("the outputs of two paths have other names or shapes")
+    scales = {name: float(t.double().abs().max()) if t.numel() else 0.0 for name, t in reference.items()}
+    least = NEGLIGIBLE * max(scales.values())
+    worst = 0.0
+    for name, t in reference.items():
+        if t.numel():
+            apart = float((ours[name].double() - t.double()).abs().max())
+            error = 0.0 if apart == 0.0 else apart / max(scales[name], least, torch.finfo(torch.float64).tiny)
+            worst = max(worst, error if error == error else float("inf"))
+    return worst
+
+
+def measure(
+    case: Case,
+    *,
+    rounds: int,
+    seconds: float,
+    seed: int,
+    peaks: dict[str, dict[str, float]],
+    now: Callable[[], float] = time.perf_counter,
+) -> list[dict[str, Any]]:
+    """Check and time a case: one record for each path that suits it, the baseline's first.
+
+    A path that computes something else is not timed: its times and ratios are None, `passed` is false.
+
+    Args:
+        case: see `Case`.
+        rounds: in each of which every path has its turn.
+        seconds: that a turn lasts, at least.
+        seed: of the input that is checked.
+        peaks: what `hrm_agent.benchmarks.peaks.matrix_peaks` gives; empty: no shares of them.
+        now: the clock, in seconds.
+    """
+    contestants: dict[str, Contestant] = {}
+    for path in case.paths:
+        with suppress(NoPath):
+            contestants[path] = case.make(path)
+    baseline, *others = contestants
+    expected = _outputs(contestants[baseline], seed)
+    checks = {path: _check(case, path, contestants[path], expected, seed) for path in others}
+    # How fast something else is computed does not matter, and numbers that are not finite end an update.
+    right = [path for path in contestants if path not in checks or checks[path][0] <= checks[path][1]]
+    repeats = {path: _repeats(contestants[path], seconds, now) for path in right}
+    times: dict[str, list[float]] = {path: [] for path in contestants}
+    for _ in range(rounds):
+        for path in right:
+            times[path].append(_timed(contestants[path], repeats[path], now))
+    return [_record(case, path, times, checks.get(path), contestants[path].threads, peaks) for path in contestants]
+
+
+def _check(case: Case, path: str, contestant: Contestant, expected: Outputs, seed: int) -> tuple[float, float]:
+    """The error of a path and what it may be."""
+    precision = precision_of(path)
+    expected = _comparable(expected, precision)
+    error = error_between(_comparable(_outputs(contestant, seed), precision), expected)
+    if case.tolerance is not None:
+        return error, case.tolerance
+    return error, rounding_tolerance(case, precision, expected, seed)
+
+
+def rounding_tolerance(case: Case, precision: str, expected: Outputs, seed: int) -> float:
+    """What a path of a precision may be off by on this input.
+
+    Recursion amplifies rounding, by how much depends on depth and weights; so the plain path itself is asked, computed
+    in twice the precision (float32) or with its matrix products in bfloat16.
+    """
+    reference = _outputs(case.make(REFERENCE[precision]), seed)
+    rounding = error_between(_comparable(reference, precision), expected)
+    return min(CEILING, max(FLOOR[precision], MARGIN[precision] * rounding))
+
+
+def _comparable(outputs: Outputs, precision: str) -> Outputs:
+    return {n: t for n, t in outputs.items() if precision == "float32" or not n.startswith(EXACT)}
+
+
+def _outputs(contestant: Contestant, seed: int) -> Outputs:
+    torch.set_num_threads(contestant.threads)
+    return {name: t.detach() for name, t in contestant.outputs(seed).items()}
+
+
+def _timed(contestant: Contestant, repeats: int, now: Callable[[], float]) -> float:
+    """Seconds of one `run`, the mean over `repeats`."""
+    torch.set_num_threads(contestant.threads)
+    began = now()
+    for _ in range(repeats):
+        contestant.run()
+    return (now() - began) / repeats
+
+
+def _repeats(contestant: Contestant, seconds: float, now: Callable[[], float]) -> int:
+    """Runs that last `seconds` together; the first, which compiles and fills caches, does not count."""
+    if _timed(contestant, 1, now) > seconds:
+        return 1
+    return max(1, round(seconds / max(_timed(contestant, 1, now), 1e-9)))
+
+
+def _record(
+    case: Case,
+    path: str,
+    times: dict[str, list[float]],
+    check: tuple[float, float] | None,
+    threads: int,
+    peaks: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    baseline = case.paths[0]
+    ratios = [b / t for b, t in zip(times[baseline], times[path], strict=False)]
+    median = statistics.median(times[path]) if times[path] else None
+    rate = case.operations / median / 1e9 if case.operations and median else None
+    peak = peaks.get(precision_of(path), {}).get(str(case.cores))
+    error, tolerance = check if check is not None else (None, None)
+    return {
+        "suite": case.suite,
+        "name": case.name,
+        "path": path,
+        "precision": precision_of(path),
+        "cores": case.cores,
+        "torch_threads": threads,
+        "seconds": median,
+        "seconds_each_round": times[path],
+        "per_second": case.count / median if median else None,
+        "unit": case.unit,
+        "against": baseline,
+        "ratio": statistics.median(ratios) if ratios else None,
+        "ratio_least": min(ratios, default=None),
+        "ratio_most": max(ratios, default=None),
+        "gflops": rate,
+        "share_of_peak": rate / peak if rate and peak else None,
+        "error": error if error is None or math.isfinite(error) else None,  # JSON has no infinity
+        "tolerance": tolerance,
+        "passed": error is None or tolerance is None or error <= tolerance,
+    }

@@ -1,0 +1,84 @@
+"""The ways a network's blocks can be computed, by name; those of `hrm_agent.kernels` where it is there.
+
+Two need no kernels: `plain`, eager torch, which all others are measured against, and `plain_bf16`, the same with matrix
+products in bfloat16. `double` is what rounding is judged by.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hrm_agent.cores.blocks import BlockStack
+
+PLAIN, PLAIN_BF16, COMPILED, DOUBLE = "plain", "plain_bf16", "compiled", "double"
+FAST = ("fused", "fused_bf16", COMPILED)
+
+
+def _kernels() -> ModuleType | None:
+    try:
+        return importlib.import_module("hrm_agent.kernels")
+    except ModuleNotFoundError as error:
+        if error.name != "hrm_agent.kernels":
+            raise
+        return None
+
+
+class NoPath(ValueError):
+    """A network that a path cannot compute."""
+
+
+def available_paths() -> list[str]:
+    """Paths of this machine, `plain` first."""
+    kernels = _kernels()
+    has: Callable[[str], bool] = (lambda path: path == COMPILED) if kernels is None else kernels.available
+    return [PLAIN, PLAIN_BF16, *(path for path in FAST if has(path))]
+
+
+def precision_of(path: str) -> str:
+    """Of the matrix products: `float32` or `bfloat16`."""
+    return "bfloat16" if path.endswith("bf16") else "float32"
+
+
+def put_on(module: nn.Module, path: str) -> None:
+    """Have every `BlockStack` of a module computed by a path, in place.
+
+    Raises:
+        NoPath: the path does not suit the module.
+        ValueError: this machine has no such path.
+    """
+    kernels = _kernels()
+    if kernels is not None:
+        wanted = PLAIN if path in (PLAIN_BF16, DOUBLE) else path
+        used = kernels.use(module, wanted)
+        if used != wanted:
+            raise NoPath(f"path {path}: {used} is used in its place")
+    elif path == COMPILED:
+        for stack in _stacks(module):
+            stack.compile(dynamic=False)
+    elif path not in (PLAIN, PLAIN_BF16, DOUBLE):
+        raise ValueError(f"path {path}: expected one of {', '.join(available_paths())}")
+    if path == PLAIN_BF16:
+        for stack in _stacks(module):
+            stack.forward = _in_bfloat16(stack.forward)  # type: ignore[method-assign]
+    if path == DOUBLE:
+        module.double()
+
+
+def _stacks(module: nn.Module) -> list[BlockStack]:
+    return [m for m in module.modules() if isinstance(m, BlockStack)]
+
+
+def _in_bfloat16(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def cast(x: Tensor, *arguments: Any) -> Tensor:
+        # Not around the whole step: autocast is per thread, and shards have threads of their own. Without its cache,
+        # which some versions of torch reuse where a gradient is wanted.
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+            return forward(x, *arguments).to(x.dtype)
+
+    return cast

@@ -1,0 +1,120 @@
+"""Suite `published`: the HRM-Agent paper's network at its full batch, against the recipe of its authors.
+
+Takes minutes, so it is measured only where it is named. The recipe runs as published, the whole batch at once on
+torch's own threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from hrm_agent.benchmarks import inputs
+from hrm_agent.benchmarks.cases import CHECKED_ROWS, EXACT, Case, Contestant, Options, Outputs
+from hrm_agent.benchmarks.deciding import decider, decision_operations
+from hrm_agent.benchmarks.networks import RunParts, build_run
+from hrm_agent.benchmarks.published import ACTIONS, PublishedAgent, PublishedTraining
+from hrm_agent.benchmarks.training import paper_segment, segment_inputs, segment_operations, segment_trainer
+
+PUBLISHED = {"published": torch.float32, "published_bf16": torch.bfloat16}
+BATCH, QUICK_BATCH = 256, 8
+
+
+def published(options: Options, rows: int | None = None) -> Iterator[Case]:
+    """Decisions and training segments for 256 environments."""
+    rows = rows or (QUICK_BATCH if options.quick else BATCH)
+    paths = (*PUBLISHED, *options.paths)
+    acting, learning = build_run("paper", [f"algo.num_envs={rows}"]), paper_segment(rows)
+
+    def decision(path: str) -> Contestant:
+        if path in PUBLISHED:
+            return published_decider(acting, rows, path, options.cores)
+        return _named_alike(decider(acting, rows, path, options.cores))
+
+    def segment(path: str) -> Contestant:
+        if path in PUBLISHED:
+            return published_trainer(learning, rows, path, options.cores)
+        return _named_alike(segment_trainer(learning, path, options.cores))
+
+    operations = rows * decision_operations(acting)
+    yield _case(f"paper policy, batch {rows}", decision, paths, operations, rows, "decisions", options)
+    operations = rows * segment_operations(learning)
+    yield _case(f"paper training segment, batch {rows}", segment, paths, operations, 1, "segments", options)
+
+
+def _case(
+    name: str,
+    make: Callable[[str], Contestant],
+    paths: tuple[str, ...],
+    operations: int,
+    count: int,
+    unit: str,
+    options: Options,
+) -> Case:
+    return Case("published", name, make, paths, operations, count, unit, cores=options.cores)
+
+
+def published_decider(parts: RunParts, rows: int, path: str, cores: int) -> Contestant:
+    """Decisions of the published recipe, for observations as `hrm_agent.benchmarks.deciding` draws them."""
+    agent = PublishedAgent(parts.policy, PUBLISHED[path])
+
+    def decide(segments: int, prefix: str, seed: int) -> Outputs:
+        agent.segments = segments
+        ids = inputs.observations(parts, 1, CHECKED_ROWS, seed)[0].flatten(1).long()
+        kept = inputs.state(parts, CHECKED_ROWS, seed, torch.float32)
+        q, (z_H, z_L) = agent.decide(ids, (kept[0], kept[1]), inputs.starts(CHECKED_ROWS, seed=seed))
+        agent.segments = parts.policy.segments
+        return {f"{prefix}logits": q, f"{prefix}0": z_H, f"{prefix}1": z_L}
+
+    def outputs(seed: int) -> Outputs:
+        return {**decide(1, "first segment/", seed), **decide(agent.segments, EXACT, seed)}
+
+    ids = inputs.observations(parts, 1, rows, 0)[0].flatten(1).long()
+    kept = inputs.state(parts, rows, 0, torch.float32)
+    start = inputs.starts(rows, seed=0)
+    return Contestant(lambda: agent.decide(ids, (kept[0], kept[1]), start), outputs, cores)
+
+
+def published_trainer(parts: RunParts, rows: int, path: str, cores: int) -> Contestant:
+    """A training segment of the published recipe."""
+    agent = PublishedAgent(parts.policy, PUBLISHED[path])
+    training = PublishedTraining(PublishedAgent(parts.policy, PUBLISHED[path]))
+
+    def outputs(seed: int) -> Outputs:
+        obs, kept, start, actions, targets = segment_inputs(parts, CHECKED_ROWS, seed, torch.float32)
+        latents = agent.seed((kept[0], kept[1]), start)
+        q, _ = agent.segment(obs.flatten(1).long(), latents)
+        loss = torch.nn.functional.mse_loss(q.gather(1, actions[:, None]).squeeze(1), targets)
+        agent.zero_grad()
+        loss.backward()
+        found = {name: p.grad for name, p in agent.named_parameters() if p.grad is not None}
+        found["answers"] = found["answers"][:ACTIONS]
+        named = {name: g for name, g in found.items() if name.startswith(("answers", "H_net", "L_net"))}
+        return {"q": q, "loss": loss, **named}
+
+    obs, kept, start, actions, targets = segment_inputs(parts, rows, 0, torch.float32)
+    ids = obs.flatten(1).long()
+
+    def run() -> None:
+        training.segment(ids, training.agent.seed((kept[0], kept[1]), start), actions, targets)
+
+    return Contestant(run, outputs, cores)
+
+
+def _named_alike(ours: Contestant) -> Contestant:
+    """Our outputs under the names of the recipe's, without those that it has not in the same form."""
+
+    def outputs(seed: int) -> Outputs:
+        renamed = {}
+        for name, t in ours.outputs(seed).items():
+            if name == "policy_head.weight":
+                renamed["answers"] = t
+            elif name.startswith("core."):
+                *path, weight, _ = name.removeprefix("core.").replace(".layers.", ".").split(".")
+                renamed[".".join([*path[:2], weight])] = t
+            elif not name.startswith(("encoder", "policy_head")):
+                renamed[name] = t
+        return renamed
+
+    return Contestant(ours.run, outputs, ours.threads)
