@@ -31,23 +31,18 @@ void transpose_head(const float* from, i64 row, i64 length, i64 head, i64 padded
 }
 
 // Rows of scores -> exponentials of (score - largest) / root; the sums' reciprocals and logarithms.
+template <bool ROUGH>
 void softmax(float* scores, i64 length, i64 padded, float factor, float* reciprocal, float* logarithm, i64 stride) {
   for (i64 t = 0; t < length; t++) {
     float* row = scores + t * padded;
-    for (i64 j = length; j < padded; j++) row[j] = -INFINITY;
+    for (i64 j = length; j < padded; j++) row[j] = row[0];
     v16 highest = load(row);
     for (i64 j = W; j < padded; j += W) highest = max(highest, load(row + j));
-    float top = highest[0];
-    for (i64 i = 1; i < W; i++) top = top > highest[i] ? top : highest[i];
+    float top = highest_of(highest);
+    for (i64 j = 0; j < padded; j += W) store(row + j, exponential<ROUGH>((load(row + j) - top) * factor));
+    for (i64 j = length; j < padded; j++) row[j] = 0;
     v16 sums{};
-    for (i64 j = 0; j < padded; j += W) {
-      v16 e = exponential((load(row + j) - top) * factor);
-      if (j + W > length)
-        for (i64 i = 0; i < W; i++)
-          if (j + i >= length) e[i] = 0;
-      store(row + j, e);
-      sums += e;
-    }
+    for (i64 j = 0; j < padded; j += W) sums += load(row + j);
     float sum = total(sums);
     reciprocal[t] = 1.0f / sum;
     if (logarithm) logarithm[t * stride] = top * factor + std::log(sum);
@@ -93,13 +88,14 @@ void attend(const Stack& s, const AttentionSpace& space, const float* q, float* 
     transpose_head(k, row, s.length, head, padded, space.transposed);
     multiply(s.length, padded, head, rows_of(q, row), plain(space.transposed, padded), space.scores, padded);
   }
-  softmax(space.scores, s.length, padded, factor, space.reciprocal, normaliser, s.heads);
   if (s.bf16) {
+    softmax<true>(space.scores, s.length, padded, factor, space.reciprocal, normaliser, s.heads);
     uint16_t* weights = reinterpret_cast<uint16_t*>(space.weights);
     for (i64 t = 0; t < s.length; t++) narrow_row(space.scores + t * padded, padded, weights + t * padded);
     Right16 values = pack16_rows(v, s.length, head, row, space.values);
     multiply16(s.length, head, (s.length + 1) / 2, rows16(space.weights, padded / 2), values, out, s.size);
   } else {
+    softmax<false>(space.scores, s.length, padded, factor, space.reciprocal, normaliser, s.heads);
     multiply(s.length, head, s.length, rows_of(space.scores, padded), plain(v, row), out, s.size);
   }
   for (i64 t = 0; t < s.length; t++)

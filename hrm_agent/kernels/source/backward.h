@@ -124,7 +124,10 @@ void layer_backward(const Stack& s, const Weights& w, const PackedBack& p, const
   float* gate_up_g = arena.take(tokens * 2 * inner);
   norm_backward(g, k.y, k.scale_y, tokens, d, sum_g);
   product(s, sum_g, tokens, d, inner, p.down, hidden_g, false);
-  swiglu_backward(k.gate_up, hidden_g, tokens, inner, hidden, gate_up_g);
+  if (s.bf16)
+    swiglu_backward<true>(k.gate_up, hidden_g, tokens, inner, hidden, gate_up_g);
+  else
+    swiglu_backward<false>(k.gate_up, hidden_g, tokens, inner, hidden, gate_up_g);
   outer(s, sum_g, d, hidden, inner, tokens, gw.down);
   std::memcpy(h_g, sum_g, tokens * d * sizeof(float));
   product(s, gate_up_g, tokens, 2 * inner, d, p.gate_up, h_g, true);

@@ -129,7 +129,7 @@ void swiglu16(const float* gate_up, i64 rows, i64 inner, uint16_t* to) {
   for (i64 r = 0; r < rows; r++)
     for (i64 c = 0; c < inner; c += W) {
       v16 gate = load(gate_up + r * 2 * inner + c);
-      store(line, gate * sigmoid(gate) * load(gate_up + r * 2 * inner + inner + c));
+      store(line, gate * sigmoid<true>(gate) * load(gate_up + r * 2 * inner + inner + c));
       narrow_row(line, W, to + r * inner + c);
     }
 }
@@ -138,11 +138,12 @@ void swiglu16(const float*, i64, i64, uint16_t*) {}
 #endif
 
 // Gradients of gate and up from that of silu(gate) up, and the product itself once more.
+template <bool ROUGH>
 void swiglu_backward(const float* gate_up, const float* g, i64 rows, i64 inner, float* hidden, float* to) {
   for (i64 r = 0; r < rows; r++)
     for (i64 c = 0; c < inner; c += W) {
       v16 gate = load(gate_up + r * 2 * inner + c), u = load(gate_up + r * 2 * inner + inner + c);
-      v16 grad = load(g + r * inner + c), open = sigmoid(gate), silu = gate * open;
+      v16 grad = load(g + r * inner + c), open = sigmoid<ROUGH>(gate), silu = gate * open;
       store(hidden + r * inner + c, silu * u);
       store(to + r * 2 * inner + c, grad * u * (open + silu * (1.0f - open)));
       store(to + r * 2 * inner + inner + c, grad * silu);
