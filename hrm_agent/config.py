@@ -14,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.imitation import DAggerConfig, ImitationConfig
 from hrm_agent.algos.ppo import PPOConfig
+from hrm_agent.cuda import CudaConfig
 from hrm_agent.encoders import EncoderConfig
 from hrm_agent.learners import AlgoConfig
 from hrm_agent.parallel import available_cores
@@ -94,6 +95,8 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, AlgoC
     for part_list in ("init_parts", "freeze"):
         if isinstance(trainer.get(part_list), list):
             trainer[part_list] = ",".join(map(str, trainer[part_list]))
+    if "cuda" in trainer:
+        trainer["cuda"] = typed(CudaConfig, dict(trainer["cuda"] or {}), "cuda")
     if trainer.get("init_from") is not None:
         trainer["init_from"] = str(trainer["init_from"])  # a folder may be called 0
     env = {"env": values["env"]["id"], "env_options": dict(values["env"]["options"] or {})}

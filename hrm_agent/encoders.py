@@ -84,6 +84,9 @@ class Encoder(nn.Module):
 
     length: int
     grid: tuple[int, int] | None
+    graphable = False
+    """Look up embeddings in ways whose backward a CUDA graph can hold; that of torch's own waits for the device
+    (https://github.com/pytorch/pytorch/issues/82886, https://github.com/pytorch/pytorch/issues/93807)."""
 
     def forward(self, obs: Observation) -> Tensor:
         raise NotImplementedError
@@ -155,7 +158,11 @@ class GridEncoder(Encoder):
             ids = nn.functional.pad(ids, (0, 0, 0, self._pad[1], 0, self._pad[0]), value=self.num_ids)
         ids = ids.view(-1, rows, p, cols, p, self.channels).permute(0, 1, 3, 2, 4, 5)
         ids = ids.reshape(-1, p * p * self.channels) + self._offsets  # [N*L, slots]
-        tokens = sum_of_rows(ids, self.embedding)
+        if self.graphable:
+            chosen = self.embedding.new_zeros(len(ids), len(self.embedding)).scatter_(1, ids, 1.0)
+            tokens = chosen @ self.embedding
+        else:
+            tokens = sum_of_rows(ids, self.embedding)
         return tokens.view(*lead, self.length, -1)
 
     def token_of(self, obs: Tensor, cell_id: int) -> Tensor:
@@ -270,8 +277,10 @@ class DiscreteEncoder(Encoder):
 
     def forward(self, obs: Observation) -> Tensor:
         assert isinstance(obs, Tensor)
-        ids = obs.long().unsqueeze(-1) if self.scalar else obs.long()
-        return nn.functional.embedding(ids + self._offsets, self.embedding)
+        ids = (obs.long().unsqueeze(-1) if self.scalar else obs.long()) + self._offsets
+        if self.graphable:
+            return self.embedding.index_select(0, ids.flatten()).view(*ids.shape, -1)
+        return nn.functional.embedding(ids, self.embedding)
 
 
 class DictEncoder(Encoder):

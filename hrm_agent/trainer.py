@@ -6,10 +6,12 @@ that was killed and resumed ends with the same weights, bit for bit on a CPU, as
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ from hrm_agent import __version__
 from hrm_agent.agent import Agent
 from hrm_agent.checkpoint import flatten, unflatten
 from hrm_agent.collector import Collector
+from hrm_agent.cuda import Accelerator, CudaConfig
+from hrm_agent.cuda.accelerator import build
 from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.environments import is_compiled
 from hrm_agent.evaluation.report import evaluate_policy
@@ -45,6 +49,7 @@ class TrainerConfig(LoopConfig):
             looked at where there is a checkpoint to go on from.
         init_parts: of them, `encoder`, `core`, `carry`, `heads`, separated by commas, or `all`.
         freeze: likewise, the parts that are not trained.
+        cuda: what is switched on where the device is a CUDA device.
     """
 
     env: str
@@ -54,6 +59,7 @@ class TrainerConfig(LoopConfig):
     init_from: str | None = None
     init_parts: str = "core,encoder"
     freeze: str = ""
+    cuda: CudaConfig = field(default_factory=CudaConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +82,10 @@ def prepare(policy: Policy, config: TrainerConfig, fresh: bool) -> None:
     if fresh and config.init_from:
         initialise(policy, config.init_from, parse_parts(config.init_parts, "init_parts"))
     freeze(policy, parse_parts(config.freeze, "freeze"))
+
+
+def _build_env(algo: AlgoConfig, config: TrainerConfig, num_envs: int) -> gym.vector.VectorEnv:
+    return build_env(algo, config.env, num_envs, config.env_options)
 
 
 class Trainer(RunLoop):
@@ -102,7 +112,8 @@ class Trainer(RunLoop):
     ) -> None:
         super().__init__(config, folder, ranks)
         check_ranks(algo_config, ranks)
-        self.env = build_env(algo_config, config.env, algo_config.num_envs // ranks.size, config.env_options)
+        make = partial(_build_env, algo_config, config)
+        self.env = build(config.cuda, config.device, make, algo_config.num_envs // ranks.size)
         if console is not None and not is_compiled(self.env):
             console.say(COMPILES)
         torch.manual_seed(config.seed)
@@ -112,12 +123,23 @@ class Trainer(RunLoop):
         self.policy = policy.to(ranks.device(config.device))
         ranks.copy_first(self.policy.state_dict().values())
         self.kernel = choose(self.policy, config.kernel, config.device)
-        self.collector = Collector(self.env, self.policy, config.seed, self.shards, ranks)
+        fast = self._accelerator(console) if ranks.size == 1 else None
+        if fast is None:
+            self.collector = Collector(self.env, self.policy, config.seed, self.shards, ranks)
+        else:
+            self.collector = fast.collector(self.env, config.seed, self.shards)
         self.learner = build_learner(self.policy, algo_config, space, self.collector, self.shards, config.seed)
+        if fast is not None:
+            self.learner.algo = fast.algorithm(self.learner.algo)
         self.algo = self.learner.algo
         self.updates = 0
         self.best = (-1.0, 0.0)  # success and return on validation levels
         self.validation: dict[str, Any] = {}
+
+    def _accelerator(self, console: Console | None) -> Accelerator | None:
+        if self.policy.device.type != "cuda":
+            return None
+        return Accelerator(self.config.cuda, self.policy, print if console is None else console.say)
 
     @property
     def frames(self) -> int:

@@ -175,6 +175,11 @@ class PPO:
 
         Returns the loss (scalar with a graph) and its parts, each divided by `rows` likewise, and `drift_sums`.
         """
+        loss, measured = self.tensor_loss(batch, entropy_coef, rows)
+        return loss, {name: value.item() for name, value in measured.items()}
+
+    def tensor_loss(self, batch: Windows, entropy_coef: float | Tensor, rows: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss` without a look at any number: its parts are scalars on the policy's device."""
         config = self.config
         decision = self.policy.unroll(batch.obs, batch.state, batch.episode_start)
         log_prob, entropies = self.policy.distribution.evaluate(decision.logits, batch.actions)
@@ -187,13 +192,13 @@ class PPO:
         loss = policy_loss + config.value_coef * value_loss - entropy_coef * entropy
         with torch.no_grad():
             measured = {
-                "policy_loss": policy_loss.item(),
-                "value_loss": value_loss.item(),
-                "entropy": entropy.item(),
+                "policy_loss": policy_loss.detach(),
+                "value_loss": value_loss.detach(),
+                "entropy": entropy.detach(),
                 # Low-variance estimator of the KL divergence: http://joschu.net/blog/kl-approx.html
-                "approx_kl": ((ratio - 1) - log_ratio).sum().item() / rows,
-                "clip_fraction": ((ratio - 1).abs() > config.clip_range).sum().item() / rows,
-                **drift_sums(batch.next_state, decision.state),
+                "approx_kl": ((ratio - 1) - log_ratio).sum().double() / rows,
+                "clip_fraction": ((ratio - 1).abs() > config.clip_range).sum().double() / rows,
+                **drift_tensors(batch.next_state, decision.state, batch.returns.device),
             }
         return loss, measured
 
@@ -215,8 +220,17 @@ def state_drift(stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...]) -> f
 
 def drift_sums(stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...]) -> dict[str, float]:
     """What `pop_drift` makes the drift of, in a form that adds up over the parts of a batch."""
-    error = sum((s - r).square().sum().item() for s, r in zip(stored, recomputed, strict=True))
-    return {"drift_error": error, "drift_norm": sum(r.square().sum().item() for r in recomputed)}
+    return {name: value.item() for name, value in drift_tensors(stored, recomputed, torch.device("cpu")).items()}
+
+
+def drift_tensors(
+    stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...], device: torch.device
+) -> dict[str, Tensor]:
+    """`drift_sums` as float64 scalars; where there is no state they are on `device`."""
+    errors = [(s - r).square().sum().double() for s, r in zip(stored, recomputed, strict=True)]
+    norms = [r.square().sum().double() for r in recomputed]
+    nothing = [torch.zeros((), dtype=torch.float64, device=device)]
+    return {"drift_error": torch.stack(errors or nothing).sum(), "drift_norm": torch.stack(norms or nothing).sum()}
 
 
 def pop_drift(measured: dict[str, float]) -> float:

@@ -64,6 +64,7 @@ FORBIDDEN = {
     "hrm_agent/baselines": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_agent.policy", "omegaconf", "hydra"),
     "hrm_agent/card.py": ("hrm_agent", "torch", "gymnasium"),
     "hrm_agent/registration.py": ("hrm_agent.trainer", "hrm_agent.evaluation", "hrm_envs", "omegaconf", "hydra"),
+    "hrm_agent/cuda": ("hrm_agent.trainer", "hrm_agent.config", "hrm_agent.cli", "hrm_envs", "omegaconf", "hydra"),
     "hrm_agent/hub.py": ("hrm_agent.trainer", "hrm_agent.evaluation", "hrm_envs", "omegaconf", "hydra"),
     "hrm_agent/agent.py": ("hrm_agent.algos", "hrm_agent.trainer", "hrm_envs", "omegaconf", "hydra"),
 }

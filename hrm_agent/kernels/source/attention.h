@@ -9,12 +9,19 @@ namespace {
 void turn(const Stack& s, float* qk, i64 samples, bool back) {
   if (!s.cos) return;
   i64 head = s.size / s.heads, half = head / 2;
+  float sign = back ? -1.0f : 1.0f;
   for (i64 t = 0; t < samples * s.length; t++) {
     const float *cos = s.cos + t % s.length * head, *sin = s.sin + t % s.length * head;
     for (i64 h = 0; h < 2 * s.heads; h++) {
       float *first = qk + t * 3 * s.size + h * head, *second = first + half;
-      for (i64 c = 0; c < half; c++) {
-        float a = first[c], b = second[c], turned = back ? -sin[c] : sin[c];
+      i64 c = 0;
+      for (; c + W <= half; c += W) {
+        v16 a = load(first + c), b = load(second + c), turned = load(sin + c) * sign;
+        store(first + c, a * load(cos + c) - b * turned);
+        store(second + c, b * load(cos + c) + a * turned);
+      }
+      for (; c < half; c++) {
+        float a = first[c], b = second[c], turned = sin[c] * sign;
         first[c] = a * cos[c] - b * turned;
         second[c] = b * cos[c] + a * turned;
       }

@@ -1,0 +1,71 @@
+"""`experiments/speed/gpu.py` runs where there is no GPU, in tiny sizes, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "experiments" / "speed" / "gpu.py"
+
+
+def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), "--device", "cpu", "--smoke", "--out", str(out), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_decisions_are_right_and_rows_that_are_there_are_left(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    common = ("--parts", "decisions", "--paths", "eager float32", "eager")
+    first = run(out, *common)
+    assert first.returncode == 0, first.stderr
+    before = json.loads(out.read_text())["rows"]
+    assert [(row["path"], row["batch"], row["right"]) for row in before] == [
+        (path, batch, True) for batch in (2, 3) for path in ("eager float32", "eager")
+    ]
+    for row in before:
+        assert row["share_of_limit"] == pytest.approx(row["per_second"] * row["flops_a_decision"] / row["matrix_flops"])
+    second = run(out, *common, "graph")
+    assert second.returncode == 0, second.stderr
+    after = json.loads(out.read_text())["rows"]
+    assert after[:4] == before
+    assert [row["path"] for row in after[4:]] == ["graph", "graph"]
+    content = json.loads(out.read_text())
+    out.write_text(json.dumps({**content, "machine": {**content["machine"], "device": "another"}}))
+    other = run(out, *common)
+    assert other.returncode == 1
+    assert "measured on another machine" in other.stderr
+
+
+def test_training_and_profile_are_written(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    done = run(out, "--parts", "training", "profile")
+    assert done.returncode == 0, done.stderr
+    rows = {row["switches"]: row for row in json.loads(out.read_text())["rows"]}
+    assert rows.keys() == {"all", "none"}
+    assert all(row["frames_per_second"] > 0 and row["said"] == [] for row in rows.values())
+    profile = json.loads((tmp_path / "gpu_profile.json").read_text())
+    for part in ("collect", "update"):
+        assert profile["parts"][part]["operations"][0]["microseconds"] > 0
+        assert part in (tmp_path / "gpu_profile.txt").read_text()
+
+
+def test_the_papers_network_has_the_operations_that_were_counted_by_hand() -> None:
+    """144 tokens of width 64, 24 blocks a segment, 8 segments: 4.65 billion."""
+    spec = importlib.util.spec_from_file_location("gpu", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    gpu = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(gpu)
+    block = 2 * 144 * (4 * 64 * 64 + 3 * 64 * 256) + 4 * 144**2 * 64
+    assert gpu.Paper(torch.device("cpu"), smoke=False).flops == block * 24 * 8
