@@ -19,7 +19,7 @@ from hrm_agent.carry import Full, PolicyState, build_carry
 from hrm_agent.cores import State, build_core, map_state
 from hrm_agent.distributions import INITIAL_LOG_STD, build_distribution
 from hrm_agent.encoders import EncoderConfig, GridEncoder, Observation, build_encoder, find_grid
-from hrm_agent.kernels.window import Plan, run_window
+from hrm_agent.kernels.window import Plan, run_window, think
 from hrm_agent.parallel import rows_at_once
 
 READOUTS = ("agent", "mean", "first", "last")
@@ -269,14 +269,23 @@ class Policy(nn.Module):
         """One environment step: what the heads read `[B, D]`, what is kept, and the segments used `[B]`."""
         thought = self.carry.seed(kept, episode_start, tokens)
         if self.config.stop == "fixed":
-            output = tokens
-            for _ in range(self.segments):
-                output, thought = self.core(tokens, thought)
+            output, thought = self._think_segments(tokens, thought)
             segments = torch.full(episode_start.shape, self.segments, device=episode_start.device)
         else:
             output, thought, segments = self._think_until_done(tokens, thought, index)
         read = self._read(output, index)
         return read, self._keep(thought, read), segments
+
+    def _think_segments(self, tokens: Tensor, thought: State) -> tuple[Tensor, State]:
+        """K segments: the core's output and its state."""
+        plan = self.core.window_plan()
+        if plan is not None and plan.suits(tokens):
+            z_H, z_L = think(plan, tokens, (thought[0], thought[1]), self.segments)
+            return z_H, map_state(lambda _, new: new, thought, (z_H, z_L))
+        output = tokens
+        for _ in range(self.segments):
+            output, thought = self.core(tokens, thought)
+        return output, thought
 
     def _think_until_done(self, tokens: Tensor, thought: State, index: Tensor | None) -> tuple[Tensor, State, Tensor]:
         """At most K segments, of which each row takes as many as it needs: output, state and segments `[B]`."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hrm_agent.cores.base import CYCLE_GRADIENTS, Core, State, check_at_least, check_choice, initial_latent
 from hrm_agent.cores.blocks import BlockStack, RotaryPositions
-from hrm_agent.kernels.window import Plan
+from hrm_agent.kernels.window import Plan, think
 
 
 class HRMState(NamedTuple):
@@ -97,6 +97,10 @@ class HRM(Core):
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, HRMState]:
         z_H, z_L = state
+        plan = self.window_plan()
+        if plan.suits(x):
+            z_H, z_L = think(plan, x, (z_H, z_L))
+            return z_H, HRMState(z_H, z_L)
         angles = self.rotary()
         with_gradient = torch.is_grad_enabled()
         everywhere = with_gradient and self.cycle_gradient == "all"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hrm_agent.cores.base import CYCLE_GRADIENTS, Core, State, check_at_least, check_choice, initial_latent
 from hrm_agent.cores.blocks import BlockStack, RotaryPositions
-from hrm_agent.kernels.window import Plan
+from hrm_agent.kernels.window import Plan, think
 
 
 class TRMState(NamedTuple):
@@ -90,6 +90,10 @@ class TRM(Core):
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, TRMState]:
         z_H, z_L = state
+        plan = self.window_plan()
+        if plan.suits(x):
+            z_H, z_L = think(plan, x, (z_H, z_L))
+            return z_H, TRMState(z_H, z_L)
         with_gradient = torch.is_grad_enabled()
         for cycle in range(self.H_cycles):
             last = cycle == self.H_cycles - 1

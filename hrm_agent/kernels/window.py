@@ -99,6 +99,19 @@ def run_window(
     return reads, (z_H, z_L)
 
 
+def think(plan: Plan, tokens: Tensor, state: tuple[Tensor, Tensor], segments: int = 1) -> tuple[Tensor, Tensor]:
+    """The latents after some segments about one observation.
+
+    Args:
+        plan: must suit.
+        tokens: float32 `[B, L, D]`.
+        state: z_H and z_L, `[B, L, D]` each.
+    """
+    nobody = torch.zeros(1, len(tokens), dtype=torch.bool)
+    anywhere = torch.zeros(1, len(tokens), dtype=torch.int64)
+    return run_window(plan, tokens[None], state, nobody, anywhere, segments, cut=False)[1]
+
+
 @dataclass(frozen=True)
 class _Settings:
     plan: Plan
