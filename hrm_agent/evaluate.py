@@ -21,6 +21,7 @@ from hrm_agent.evaluation.report import (
     summarize_clairvoyant,
     to_json,
 )
+from hrm_agent.kernels import check_kernel, choose
 from hrm_agent.parallel import Shards, available_cores
 from hrm_agent.registration import load_agent
 from hrm_envs import MazeVectorEnv
@@ -45,6 +46,7 @@ def evaluate(
     level_set: str | None = None,
     baselines: bool = True,
     agent: str | None = None,
+    kernel: str = "auto",
 ) -> dict[str, Any]:
     """Greedy episodes of a trained agent, a random policy and a BFS re-planner on the same levels.
 
@@ -65,6 +67,7 @@ def evaluate(
         level_set: play exactly this frozen set (`evaluation.level_sets`); it fixes all that chooses levels.
         baselines: play the random policy and the re-planner too; without, they are None.
         agent: id of a registered agent (`hrm_agent.registry`) in place of `run`.
+        kernel: what computes the core (`hrm_agent.kernels.CHOICES`), in float32 unless it says otherwise.
 
     Returns:
         What is written: the agent's metrics (`report.summarize`), outcome on each level (`report.list_levels`)
@@ -76,6 +79,7 @@ def evaluate(
         ValueError: no agent there, a file of it damaged, an agent that does not fit the environment, a level set
             that is not what it was, or a setting out of range; nothing is written then.
     """
+    check_kernel(kernel)
     if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
         raise ValueError(f"out={out}: expected a file in a folder that exists")
     lesion = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
@@ -84,6 +88,7 @@ def evaluate(
     probe = make_vector_env(level["env_id"], 1, level["env_options"])
     player = player.fit(probe.single_observation_space)
     player.check_fits(probe.single_observation_space, probe.single_action_space)
+    choose(player.policy, kernel)
     is_maze = isinstance(probe.unwrapped, MazeVectorEnv)
     probe.close()
     report = {**_play(player, level, is_maze, baselines), "level_set": level_set, **describe_agent(player, run, agent)}

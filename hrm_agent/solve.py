@@ -18,6 +18,7 @@ from hrm_agent.cli import UsageError, nearest, parse_agent_options, usage_errors
 from hrm_agent.config import config_folder
 from hrm_agent.cores import CORES
 from hrm_agent.cores.base import check_at_least, check_choice
+from hrm_agent.kernels import check_kernel, choose
 from hrm_agent.parallel import Shards, available_cores, check_device
 from hrm_agent.supervised.deep_supervision import PRECISIONS
 from hrm_agent.supervised.evaluation import Solver, evaluate_model, format_report
@@ -86,6 +87,7 @@ def solve(
     out: str | None = None,
     submission: str | None = None,
     best: bool = True,
+    kernel: str = "auto",
 ) -> dict[str, Any]:
     """Answers and scores of a model that `hrm_agent.supervise` trained, or of a published checkpoint.
 
@@ -106,6 +108,7 @@ def solve(
         out: file for the JSON, written whole or not at all.
         submission: file for ARC Prize's `submission.json`, of the task `arc` alone.
         best: of a run's models, the best on validation puzzles rather than the last.
+        kernel: what computes the core (`hrm_agent.kernels.CHOICES`).
 
     Returns:
         What is written: the scores (`hrm_agent.supervised.evaluation.evaluate_model`) and what was evaluated on what.
@@ -126,7 +129,9 @@ def solve(
     if precision is not None:
         check_choice("precision", precision, PRECISIONS)
     check_device(device)
+    check_kernel(kernel)
     loaded = _load(Path(model), best, task, task_options or {})
+    choose(loaded.model, kernel, device)
     if submission is not None and loaded.task_name != "arc":
         raise ValueError(f"submission={submission}: only task=arc1 and task=arc2 have one; leave it out")
     report = _report(loaded, band, puzzles, segments or loaded.segments, halt, precision or loaded.precision, device)

@@ -44,7 +44,7 @@ COMMAND = "hrm_agent.train"
 WORST = {"success": 0.0, "return": float("-inf")}  # of each objective, what a run that diverged is given
 CHANGEABLE = (
     "total_steps", "max_seconds", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_episodes",
-    "test_episodes", "video_every", "log_every", "device", "shards",
+    "test_episodes", "video_every", "log_every", "device", "shards", "kernel",
 )  # fmt: skip
 
 
@@ -117,7 +117,12 @@ def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
         return WORST[values["objective"]]
     say_end(trainer, console)
     if values["test_episodes"]:
-        report = evaluate(run=str(folder), episodes=values["test_episodes"], out=str(folder / "eval.json"))
+        report = evaluate(
+            run=str(folder),
+            episodes=values["test_episodes"],
+            out=str(folder / "eval.json"),
+            kernel=values.get("kernel", "plain"),
+        )
         add_facts(find_agent_folder(folder), **run_facts(folder), evaluation=evaluation_facts(report))
         print(format_report(report))
     return float(trainer.validation[values.get("objective", "success")])  # the test levels choose nothing

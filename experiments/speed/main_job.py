@@ -1,0 +1,93 @@
+"""The default training run before and after: whole runs of two checkouts, or of two paths, by turns.
+
+    python experiments/speed/main_job.py --old CHECKOUT      # this checkout against an earlier one
+    python experiments/speed/main_job.py                     # kernel=plain against kernel=auto, both of this checkout
+
+Every run is the README's first command with all cores of the machine, followed by its evaluation on 1,000 test levels;
+seeds are 0, 1, ...; old and new alternate. A run's folder that is already there is not run again, so that the script
+can be called until it is through. Writes `experiments/speed/main_job.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+COMMAND = ["-m", "hrm_agent.train", "env=DynamicMaze-v0", "algo=ppo"]
+
+
+def run(checkout: Path, folder: Path, seed: int, extra: list[str]) -> dict[str, Any]:
+    """One whole run: wall-clock seconds of the command and of training, and what the agent reached."""
+    record = folder / "whole.json"
+    if not record.exists():
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), str(checkout / "envs")])}
+        began = time.perf_counter()
+        subprocess.run(
+            [sys.executable, *COMMAND, f"seed={seed}", f"hydra.run.dir={folder}", *extra],
+            cwd=checkout, env=env, check=True,
+        )  # fmt: skip
+        record.write_text(json.dumps({"whole_seconds": round(time.perf_counter() - began, 1)}))
+    info = json.loads((folder / "agents" / "last" / "agent.json").read_text())["info"]
+    report = json.loads((folder / "eval.json").read_text())
+    return {
+        "seed": seed,
+        **json.loads(record.read_text()),
+        "training_seconds": info["seconds"],
+        "frames": info["frames"],
+        "kernel": info.get("kernel", "plain"),
+        "success": report["success"],
+        "success_ci95": report["success_ci95"],
+    }
+
+
+def commit_of(checkout: Path) -> str:
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--old", type=Path, help="an earlier checkout; without, this one with kernel=plain")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "speed" / "main_job")
+    parser.add_argument("--new-options", nargs="*", default=[], help="settings of the new runs")
+    given = parser.parse_args()
+    old = given.old.absolute() if given.old else ROOT
+    runs: dict[str, list[dict[str, Any]]] = {"old": [], "new": []}
+    for seed in range(given.seeds):
+        runs["old"].append(run(old, given.runs / f"old_{seed}", seed, [] if given.old else ["kernel=plain"]))
+        runs["new"].append(run(ROOT, given.runs / f"new_{seed}", seed, given.new_options))
+    result = {
+        "command": "python experiments/speed/main_job.py" + (" --old CHECKOUT" if given.old else ""),
+        "machine": f"{os.cpu_count()} cores of an x86-64 server CPU (AMD EPYC, AVX-512), no GPU",
+        "commits": {"old": commit_of(old), "new": commit_of(ROOT)},
+        "runs": runs,
+        "ratio_training": [
+            round(a["training_seconds"] / b["training_seconds"], 2)
+            for a, b in zip(runs["old"], runs["new"], strict=True)
+        ],
+        "ratio_whole": [
+            round(a["whole_seconds"] / b["whole_seconds"], 2) for a, b in zip(runs["old"], runs["new"], strict=True)
+        ],
+    }
+    for name, records in runs.items():
+        seconds = statistics.median(r["training_seconds"] for r in records)
+        whole = statistics.median(r["whole_seconds"] for r in records)
+        success = statistics.fmean(r["success"] for r in records)
+        print(f"{name}: training {seconds:.0f} s, whole command {whole:.0f} s (medians), success {success:.3f} (mean)")
+    print(f"ratios, training: {result['ratio_training']}; whole command: {result['ratio_whole']}")
+    (HERE / "main_job.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
