@@ -1,27 +1,26 @@
 """The blocks that HRM and TRM are built of: token mixing, then a SwiGLU, each with a post-norm residual.
 
 Attention, its positions and the SwiGLU follow the published HRM (arXiv 2506.21734), mixing by a SwiGLU
-over positions follows TRM (arXiv 2510.04871). The convolutions are this project's: they are cheap, and
-they know which cells of a grid are neighbours.
+over positions follows TRM (arXiv 2510.04871). The convolutions and sweeps are this project's: they are cheap,
+and they know which cells of a grid are neighbours.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from hrm_agent.cores.base import check_at_least, check_choice, check_grid, linear, truncated_normal_
+from hrm_agent.cores.norm import NORM_EPS, rms_norm
+from hrm_agent.cores.sweep import SweepMixing
 from hrm_agent.kernels.paths import Accelerated
 from hrm_agent.kernels.stack import Shape
 
-MIXINGS = ("attention", "mlp", "conv", "units", "attention_conv", "attention_local")
+MIXINGS = ("attention", "mlp", "conv", "sweep", "units", "attention_conv", "attention_local")
 POSITIONS = ("rope", "rope2d", "none")
-NORM_EPS = 1e-5
 ROPE_THETA = 10_000.0
 WIDTH_MULTIPLE = 256
 BIAS_RADIUS = 3
@@ -29,35 +28,6 @@ BIAS_RADIUS = 3
 
 Angles = tuple[Tensor, Tensor]
 """Cosines and sines of the rotary positions, each float[L, 1, head_size]."""
-
-
-class _RMSNorm(torch.autograd.Function):
-    """RMSNorm with its gradient written out: on a CPU, twice as fast as autograd's for small channels.
-
-    The forward is the authors' arithmetic, operation for operation. Recursion amplifies a rounding error
-    a thousandfold within a few segments, so `torch.rms_norm`, as exact, ends up 1e-3 from their numbers.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + NORM_EPS)
-        y = x * scale
-        ctx.save_for_backward(y, scale)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # y = x s with ds/dx = -s^3 x / D, so the gradient is s (g - y mean(g y)).
-        y, scale = ctx.saved_tensors
-        along = (gradient * y).mean(dim=-1, keepdim=True)
-        return torch.addcmul(gradient, y, along, value=-1).mul_(scale)
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """Divide by the root mean square over the last dimension, in float32; there is no weight."""
-    normed: Tensor = _RMSNorm.apply(x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
-    return normed.to(x.dtype)
 
 
 def swiglu_width(size: int, expansion: float, inner_size: int | None) -> int:
@@ -274,12 +244,12 @@ class Block(nn.Module):
         length: tokens L, prefix included.
         grid: rows and columns of the tokens after the prefix; needed by `attention_conv` and `attention_local`.
         num_heads: attention heads; they must divide D.
-        mixing: `attention`, `mlp` (SwiGLU over positions), `conv`, `units` (a cell's row, column and tile),
-            `attention_conv` (attention, and a convolution inside the SwiGLU over channels) or `attention_local`
-            (attention with `OffsetBias`).
+        mixing: `attention`, `mlp` (SwiGLU over positions), `conv`, `sweep` (gated messages along rows and columns),
+            `units` (a cell's row, column and tile), `attention_conv` (attention, and a convolution inside the SwiGLU
+            over channels) or `attention_local` (attention with `OffsetBias`).
         expansion: published width rule of the SwiGLUs, see `swiglu_width`.
         inner_size: width of the SwiGLUs, in place of the rule.
-        branch_gain: factor on the initial weights that end a residual branch (convolution, attention's output,
+        branch_gain: factor on the initial weights that end a residual branch (convolution, sweep, attention's output,
             `down`). 1 as published; below 1 the block starts near the identity, so that a state carried over
             many steps is not scrambled before anything is learned.
 
@@ -305,6 +275,8 @@ class Block(nn.Module):
         self.mixer: nn.Module
         if mixing == "conv":
             self.mixer = ConvMixing(hidden_size, length, grid)
+        elif mixing == "sweep":
+            self.mixer = SweepMixing(hidden_size, length, grid)
         elif mixing == "units":
             self.mixer = UnitsMixing(hidden_size, length, grid)
         elif mixing == "mlp":
@@ -322,7 +294,7 @@ class Block(nn.Module):
 
     @torch.no_grad()
     def _scale_branches(self, gain: float) -> None:
-        if isinstance(self.mixer, ConvMixing | UnitsMixing):
+        if isinstance(self.mixer, ConvMixing | SweepMixing | UnitsMixing):
             self.mixer.scale(gain)
         else:
             end = "swiglu.down.weight" if self.mixing == "mlp" else "out.weight"

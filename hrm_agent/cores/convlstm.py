@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrm_agent.cores.base import Core, State, check_at_least, initial_latent, linear, truncated_normal_
-from hrm_agent.cores.blocks import rms_norm
+from hrm_agent.cores.norm import rms_norm
 
 
 class ConvLSTMState(NamedTuple):

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from hrm_agent.cores import CORES, HRM, TRM, Core, FeedForward, build_core, map_state
 from hrm_agent.cores.base import truncated_normal_
-from hrm_agent.cores.blocks import MIXINGS, AttentionMixing, OffsetBias, RotaryPositions, rms_norm, swiglu_width
+from hrm_agent.cores.blocks import MIXINGS, AttentionMixing, OffsetBias, RotaryPositions, swiglu_width
+from hrm_agent.cores.norm import rms_norm
 
 GRID = (5, 6)
 PREFIX = 2
@@ -222,6 +223,7 @@ def test_cycles_are_the_published_recursions() -> None:
 
 TRANSFERABLE = [
     ("trm-conv", {}),
+    ("trm-sweep", {}),
     ("hrm-conv", {}),
     ("trm-attention", {}),
     ("trm-rope2d", {}),
@@ -277,7 +279,7 @@ def test_the_prefix_reaches_every_cell_of_the_grid() -> None:
     changed = x.clone()
     changed[:, 0] += 1.0
     attention = ("trm-attention", "trm-attention_conv", "trm-attention_local")
-    for variant in (*attention, "trm-mlp", "trm-conv", "convlstm", "gru"):
+    for variant in (*attention, "trm-mlp", "trm-conv", "trm-sweep", "convlstm", "gru"):
         core = make(variant)
         state = core.initial_state(BATCH)
         difference = core(x, state)[0] - core(changed, state)[0]
