@@ -27,7 +27,7 @@ MARKERS = {"attention": "s", "mlp": "^", "mlp_published": "v", "conv": "o", "swe
 def tables(folder: Path) -> dict[str, str]:
     """Tables of the page by the name of their marks."""
     cost = json.loads((folder / "cost.json").read_text())
-    return {"cost": table(cost_rows(cost)), "sizes": table(size_rows(folder))}
+    return {"growth": table(cost_rows(cost)), "sizes": table(size_rows(folder))}
 
 
 def lines_of(cost: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
