@@ -84,6 +84,8 @@ def size_rows(folder: Path) -> list[dict[str, str]]:
         row = {"tested on": f"{2 * cells + 1}x{2 * cells + 1}", "side": f"{cells / 4:g}x"}
         for arm, sizes in arms.items():
             runs = sizes.get(cells, [])
+            if not runs:
+                continue
             values = [r["success"] for r in runs]
             low, high = interval(runs)
             row[f"{arm} [95%]"] = f"**{np.mean(values):.3f}** [{low:.3f}, {high:.3f}]"

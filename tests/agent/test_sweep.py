@@ -272,6 +272,12 @@ def test_traced_graphs_hold_the_plain_scan(image: Tensor) -> None:
     torch.testing.assert_close(program.module()(x), sweep(x))
 
 
+def test_torch_compile_takes_the_plain_scan_without_a_break(image: Tensor) -> None:
+    sweep = GridSweep(CHANNELS, ROWS * COLS, (ROWS, COLS)).double()
+    x = image.flatten(1, 2)
+    torch.testing.assert_close(torch.compile(sweep, backend="eager", fullgraph=True)(x), sweep(x))
+
+
 def test_an_agent_with_sweeps_exports_to_onnx(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
