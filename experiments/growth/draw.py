@@ -11,7 +11,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from study import load, mean_interval, table
+from study import load, table
 
 KINDS = {"decision": "decision_ms", "training frame": "training_frame_ms"}
 SHOWN = (9, 25, 49, 101)
@@ -86,21 +86,12 @@ def size_rows(folder: Path) -> list[dict[str, str]]:
             runs = sizes.get(cells, [])
             if not runs:
                 continue
-            values = [r["success"] for r in runs]
-            low, high = interval(runs)
-            row[f"{arm} [95%]"] = f"**{np.mean(values):.3f}** [{low:.3f}, {high:.3f}]"
-            row[f"{arm}, each seed"] = " ".join(f"{v:.3f}" for v in values)
+            row[f"{arm}, mean"] = f"**{np.mean([r['success'] for r in runs]):.3f}**"
+            seeds = ["{:.3f} [{:.3f}, {:.3f}]".format(r["success"], *r["success_ci95"]) for r in runs]
+            row[f"{arm}, each seed [95% over levels]"] = ", ".join(seeds)
             row["BFS re-planner"] = f"{runs[0]['bfs']:.3f}"
         rows.append(row)
     return rows
-
-
-def interval(runs: list[dict[str, Any]]) -> tuple[float, float]:
-    """Student's over seeds; Wilson's, over levels, of a single one."""
-    if len(runs) == 1:
-        low, high = runs[0]["success_ci95"]
-        return low, high
-    return mean_interval([r["success"] for r in runs])[1:]
 
 
 def figures(folder: Path) -> None:
