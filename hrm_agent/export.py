@@ -37,6 +37,7 @@ from hrm_agent.checkpoint import write_atomically
 from hrm_agent.cli import parse_agent_options, usage_errors
 from hrm_agent.distributions import Categorical, Distribution, Gaussian, MultiCategorical
 from hrm_agent.encoders import find_grid
+from hrm_agent.kernels import plainly
 from hrm_agent.policy import Policy
 from hrm_agent.registration import load_agent
 from hrm_agent.spaces import space_to_dict
@@ -174,7 +175,7 @@ def _trace(graph: _DecisionGraph, example: list[Tensor], inputs: list[str], outp
     batch = torch.export.Dim("batch", min=1)
     shapes = (tuple({0: batch} for _ in example),)
     try:
-        with torch.no_grad(), _PlainEmbeddings(), _quiet():
+        with torch.no_grad(), _PlainEmbeddings(), plainly(graph), _quiet():
             program = torch.export.export(graph, tuple(example), dynamic_shapes=shapes, strict=False)
         with _quiet():
             exported = torch.onnx.export(program, dynamo=True, input_names=inputs, output_names=outputs, verbose=False)

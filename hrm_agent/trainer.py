@@ -122,7 +122,7 @@ class Trainer(RunLoop):
         prepare(policy, config, fresh=self.checkpoints.latest() is None)
         self.policy = policy.to(ranks.device(config.device))
         ranks.copy_first(self.policy.state_dict().values())
-        self.kernel = choose(self.policy, config.kernel, config.device)
+        self.kernel = choose(self.policy, config.kernel, config.device, narrow=True)
         fast = self._accelerator(console) if ranks.size == 1 else None
         if fast is None:
             self.collector = Collector(self.env, self.policy, config.seed, self.shards, ranks)

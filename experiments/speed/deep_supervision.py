@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from plain_recipe import PlainModel, PlainTraining
 
+from hrm_agent.kernels import use
 from hrm_agent.parallel import Shards, available_cores
 from hrm_agent.supervised import ModelConfig, build_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
@@ -47,6 +48,7 @@ CASES: dict[str, dict[str, Any]] = {
     "trm_attention_512": {"core": "trm", "width": 512, "options": {**TRM, "mixing": "attention", "positions": "rope"}},
 }
 SETTINGS = {"learning_rate": 1e-4, "weight_decay": 1.0, "ema": 0.999}
+KERNELS = ("plain", "fused")  # which follow the precision of training
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -57,7 +59,7 @@ def draw(generator: np.random.Generator, count: int) -> Examples:
 
 
 def contestants(
-    case: dict[str, Any], batch: int, precision: str, compiled: bool, cores: int
+    case: dict[str, Any], batch: int, precision: str, kernel: str, cores: int
 ) -> tuple[Callable, Callable, Any, Any]:
     """One step of ours and one of the plain recipe, from the same weights and puzzles."""
     torch.manual_seed(0)
@@ -78,8 +80,9 @@ def contestants(
     theirs = PlainTraining(plain, batch, lambda: given, q_learning, **SETTINGS)
     settings = SupervisedConfig(
         batch_size=batch, halting="q_learning" if q_learning else "halt_only", warmup=0, puzzle_learning_rate=0.0,
-        precision=precision, compile=compiled, **SETTINGS,
+        precision=precision, **SETTINGS,
     )  # fmt: skip
+    use(model, kernel)
     ours = DeepSupervision(
         model, settings, lambda generator, count: draw(generator, batch).rows(slice(count)), 0, Shards(cores)
     )
@@ -87,9 +90,9 @@ def contestants(
     return lambda: ours.step(0.0), theirs.step, ours, theirs
 
 
-def check(case: dict[str, Any], compiled: bool, cores: int) -> float:
+def check(case: dict[str, Any], kernel: str, cores: int) -> float:
     """Largest difference of losses and of the answer head's weights after two steps, in float32."""
-    step, plain_step, ours, theirs = contestants(case, 8, "float32", compiled, cores)
+    step, plain_step, ours, theirs = contestants(case, 8, "float32", kernel, cores)
     worst = 0.0
     for _ in range(2):
         worst = max(worst, abs(step()["loss"] - plain_step()))
@@ -108,25 +111,22 @@ def rate(step: Callable[[], Any], seconds: float, batch: int, threads: int, now:
     return count * batch / (now() - began)
 
 
-def measure(name: str, precision: str, compiled: bool, options: argparse.Namespace) -> dict[str, Any]:
+def measure(name: str, precision: str, kernel: str, options: argparse.Namespace) -> dict[str, Any]:
     case, cores, batch, seconds, now = CASES[name], options.cores, options.batch, options.seconds, CLOCKS[options.clock]
-    difference = check(case, compiled, cores)
-    torch.compiler.reset()  # or the shapes of every case would count towards one limit
-    step, plain_step, ours, _ = contestants(case, batch, precision, compiled, cores)
-    torch.set_num_threads(1)
-    step()  # compiles
+    difference = check(case, kernel, cores)
+    step, plain_step, ours, _ = contestants(case, batch, precision, kernel, cores)
     pairs = [
         (rate(step, seconds, batch, 1, now), rate(plain_step, seconds, batch, cores, now))
         for _ in range(options.rounds)
     ]
     ratios = [a / b for a, b in pairs]
     record = {
-        "case": name, "precision": precision, "compiled": compiled, "batch": batch,
+        "case": name, "precision": precision, "kernel": kernel, "batch": batch,
         "parameters": sum(p.numel() for p in ours.model.parameters()),
         "ours": statistics.median(a for a, _ in pairs), "plain": statistics.median(b for _, b in pairs),
         "ratio": statistics.median(ratios), "ratios": ratios, "largest_difference": difference,
     }  # fmt: skip
-    print(f"{name} {precision}{' compiled' if compiled else ''}: {record['ours']:.1f} against {record['plain']:.1f} "
+    print(f"{name} {precision} {kernel}: {record['ours']:.1f} against {record['plain']:.1f} "
           f"samples/s, ratio {record['ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
           f"difference {difference:.1e}", flush=True)  # fmt: skip
     return record
@@ -142,10 +142,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES), metavar="NAME")
     options = parser.parse_args()
     records = [
-        measure(name, precision, compiled, options)
-        for name in options.only
-        for precision in DTYPES
-        for compiled in (False, True)
+        measure(name, precision, kernel, options) for name in options.only for precision in DTYPES for kernel in KERNELS
     ]
     machine = {
         "processor": platform.machine(),

@@ -123,9 +123,9 @@ def speed_rows() -> list[dict[str, str]]:
     for record in json.loads(SPEED.read_text())["records"]:
         about = {"case": f"`{record['case']}`", "products": record["precision"], "batch": str(record["batch"])}
         row = rows.setdefault((record["case"], record["precision"]), about)
-        kind = "compiled" if record["compiled"] else "eager"
-        if kind == "eager":
-            row["plain, samples/s"] = f"{record['plain']:.1f}"
+        kind = record["kernel"]
+        if kind == "plain":
+            row["recipe, samples/s"] = f"{record['plain']:.1f}"
         row[f"ours {kind}, samples/s"] = f"{record['ours']:.1f}"
         low, high = min(record["ratios"]), max(record["ratios"])
         row[f"ratio {kind}, median (range)"] = f"**{record['ratio']:.2f}** ({low:.2f} to {high:.2f})"

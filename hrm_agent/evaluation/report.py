@@ -23,6 +23,7 @@ from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.encoders import Observation
 from hrm_agent.evaluation import metrics
 from hrm_agent.evaluation.episodes import Episodes, PolicyActor, run_in_shards
+from hrm_agent.kernels import plainly
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy
 
@@ -238,7 +239,7 @@ def _count_macs(policy: Policy, space: gym.Space, segments_used: float | None) -
 def _macs(policy: Policy, space: gym.Space) -> int:
     decide = _decision(policy, space, 1)
     # Only attention's plain form is made of products that the counter knows on every device.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with plainly(policy), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         decide()
     return counter.get_total_flops() // 2
 

@@ -19,7 +19,8 @@ products of the forward in bfloat16. `compiled` is `torch.compile`."""
 
 
 CHOICES = ("auto", *PATHS)
-"""`auto` is `fused` on a CPU where there is a C++ compiler and the kernels know the core, else `plain`."""
+"""`auto` takes the kernels on a CPU where there is a C++ compiler and they know the core, else `plain`; in bfloat16 for
+reinforcement learning where the processor has such products, else in float32."""
 
 
 class Accelerated(nn.Module):
@@ -91,6 +92,20 @@ def use(module: nn.Module, path: str) -> str:
 
 
 @contextmanager
+def plainly(module: nn.Module) -> Iterator[None]:
+    """Compute a module in eager torch for a while: to count its operations or to export it."""
+    paths = {m: m.path for m in module.modules() if isinstance(m, Accelerated)}
+    try:
+        for stack in paths:
+            stack.path = "plain"
+        with eagerly(module):
+            yield
+    finally:
+        for stack, path in paths.items():
+            stack.path = path
+
+
+@contextmanager
 def eagerly(module: nn.Module) -> Iterator[None]:
     """Run a module uncompiled: for batches of other shapes than those it was compiled for."""
     compiled = {m: m._compiled_call_impl for m in module.modules() if m._compiled_call_impl is not None}
@@ -111,12 +126,17 @@ def check_kernel(kernel: str) -> None:
         raise ValueError(f"kernel={kernel}: {reason}; use kernel=auto or kernel=plain")
 
 
-def choose(module: nn.Module, kernel: str, device: torch.device | str = "cpu") -> str:
-    """As `use`, but `auto` is `fused` where this machine and the module allow it, and `plain` elsewhere."""
+def choose(module: nn.Module, kernel: str, device: torch.device | str = "cpu", narrow: bool = False) -> str:
+    """As `use`, but `auto` takes the fastest kernels that this machine and the module allow, and `plain` elsewhere.
+
+    Args:
+        narrow: bfloat16 products are welcome.
+    """
     if kernel != "auto":
         return use(module, kernel)
     fits = any(_has_kernels(m) for m in module.modules()) and torch.device(device).type == "cpu"
-    return use(module, "fused" if fits and available("fused") else "plain")
+    wanted = [path for path in ("fused_bf16", "fused") if fits and (narrow or path == "fused")]
+    return use(module, next((path for path in wanted if available(path)), "plain"))
 
 
 def available(path: str) -> bool:

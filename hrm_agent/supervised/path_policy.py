@@ -18,6 +18,7 @@ from hrm_agent.cores.base import check_at_least, check_choice
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.episodes import MOVES, RandomActor, ReplanActor, run_in_shards
 from hrm_agent.evaluation.report import list_levels, median_ms, summarize, summarize_clairvoyant
+from hrm_agent.kernels import plainly
 from hrm_agent.parallel import Shards
 from hrm_agent.supervised.deep_supervision import HALTINGS
 from hrm_agent.supervised.model import PuzzleModel
@@ -234,7 +235,7 @@ def measure_path_cost(
     env.close()
     one, many = _decision(model, views[:1], segments, halting), _decision(model, views, segments, halting)
     # Only attention's plain form is made of products that the counter knows on every device.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with plainly(model), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         _decision(model, views[:1], 1)()
     used = segments if segments_used is None else segments_used
     return {

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hrm_agent import kernels
 from hrm_agent.encoders import EncoderConfig
+from hrm_agent.evaluation.report import measure_cost
 from hrm_agent.kernels.memory import Pool
 from hrm_agent.policy import Decision, Policy, PolicyConfig
 
@@ -143,6 +144,18 @@ def test_what_windows_do_not_know_goes_stack_by_stack(options: dict[str, Any]) -
     largest = max(float(g.abs().max()) for g in plain_gradients)
     for ours, theirs in zip(fused_gradients, plain_gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * largest)
+
+
+@pytest.mark.parametrize("carry", ["full", "reset"])
+def test_a_decision_costs_the_same_multiply_adds(carry: str) -> None:
+    """They are counted in eager torch, whatever computes the policy."""
+    policy = make("trm", mixing="conv", carry=carry)
+    counted = []
+    for path in ("plain", "fused"):
+        kernels.use(policy, path)
+        counted.append(measure_cost(policy, SPACE, batch=2)["macs_per_decision"])
+    assert counted[0] == counted[1] > 10_000
+    assert policy.core.net.path == "fused"
 
 
 def test_a_gradient_is_taken_once() -> None:
