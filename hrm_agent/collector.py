@@ -22,6 +22,7 @@ from hrm_agent.demonstrations import Demonstrations
 from hrm_agent.encoders import Observation, map_observation
 from hrm_agent.environments import episode_statistics, episode_success
 from hrm_agent.gradients import NonFiniteNumbers
+from hrm_agent.kernels import eagerly
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Decision, Policy, to_tensors
 from hrm_agent.replay import Replay
@@ -247,7 +248,8 @@ class Collector:
             assert outcome.final_obs is not None
             final, rows = map_observation(lambda value: value[cut], outcome.final_obs), rows[cut]
             no_start = torch.zeros_like(rows, dtype=torch.bool)
-            values[rows] = self._decide(final, tuple(s[rows] for s in self.state), no_start).value
+            with eagerly(self.policy):  # a batch of another size at every step, which would be compiled each time
+                values[rows] = self._decide(final, tuple(s[rows] for s in self.state), no_start).value
         return values
 
     def _note_episodes(self, infos: dict[str, Any]) -> None:

@@ -315,5 +315,8 @@ def _losses() -> Iterator[None]:
     """What torch.distributed raises when another process is gone, as RanksLost."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        raise RanksLost(f"another process of this run has ended ({str(error).splitlines()[0]})") from error
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        raise RanksLost(f"another process of this run has ended ({reason})") from error

@@ -42,6 +42,8 @@ def map_observation(function: Callable[..., Any], *observations: Any) -> Any:
 
 SMALL_TABLE = 256
 """Rows of an embedding up to which its gradient is a matrix product."""
+MOST_CHOSEN = 2**24
+"""Numbers in that product's other factor, 64 MiB, up to which it is one."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Encoder(nn.Module):
 
 def sum_of_rows(ids: Tensor, table: Tensor) -> Tensor:
     """`embedding_bag(ids, table, mode="sum")` for ids int64 `[N, S]`, none twice in a row, of a table `[V, D]`."""
-    if len(table) > SMALL_TABLE:
+    if len(table) > SMALL_TABLE or len(ids) * len(table) > MOST_CHOSEN:
         return nn.functional.embedding_bag(ids, table, mode="sum")
     rows: Tensor = _SumOfRows.apply(ids, table)
     return rows

@@ -195,10 +195,10 @@ class Policy(nn.Module):
     def step(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         """One environment step: obs `[B, ...]`, episode_start bool `[B]`."""
         tokens, index = self.encoder(obs), self._readout_index(obs)
-        plan = self._window_plan(tokens)
+        plan = self._window_plan(tokens, state)
         if plan is not None:
             one = None if index is None else index[None]
-            decision = self._think_window(plan, tokens[None], state, episode_start[None], one)
+            decision = self._think_window(plan, tokens[None], state, episode_start[None], one, cut=False)
             return Decision(decision.logits[0], decision.value[0], decision.state, decision.segments[0])
         read, state, segments = self._think(tokens, state, episode_start, index)
         return self._decide(read, state, segments)
@@ -210,9 +210,10 @@ class Policy(nn.Module):
         """
         tokens = self.encoder(obs)
         index = self._readout_index(obs)
-        plan = self._window_plan(tokens)
+        plan = self._window_plan(tokens, state)
         if plan is not None:
-            return self._think_window(plan, tokens, state, episode_start, index)
+            cut = self.config.time_gradient == "detached"
+            return self._think_window(plan, tokens, state, episode_start, index, cut)
         detached = self.config.time_gradient == "detached"
         reads, segments = [], []
         # unbind, not tokens[t]: its backward stacks the steps' gradients once, instead of adding k zero-padded ones.
@@ -225,23 +226,23 @@ class Policy(nn.Module):
             segments.append(used)
         return self._decide(torch.stack(reads), state, torch.stack(segments))
 
-    def _window_plan(self, tokens: Tensor) -> Plan | None:
+    def _window_plan(self, tokens: Tensor, state: PolicyState) -> Plan | None:
         """How the kernels think about a whole window, where they can."""
         c = self.config
         if type(self.carry) is not Full or c.stop != "fixed" or c.readout == "mean":
             return None
         plan = self.core.window_plan()
-        return plan if plan is not None and plan.suits(tokens) else None
+        return plan if plan is not None and plan.suits(tokens, state) else None
 
     def _think_window(
-        self, plan: Plan, tokens: Tensor, state: PolicyState, episode_start: Tensor, index: Tensor | None
+        self, plan: Plan, tokens: Tensor, state: PolicyState, episode_start: Tensor, index: Tensor | None, cut: bool
     ) -> Decision:
         z_H, z_L = state
         if index is None:
-            index = torch.full(episode_start.shape, 0 if self.config.readout == "first" else -1)
-        cut = self.config.time_gradient == "detached"
-        reads, kept = run_window(plan, tokens, (z_H, z_L), episode_start, index, self.segments, cut)
-        return self._decide(reads, kept, torch.full(episode_start.shape, self.segments))
+            index = torch.full(tokens.shape[:2], 0 if self.config.readout == "first" else -1)
+        starts = episode_start.to(torch.bool).expand(tokens.shape[:2])
+        reads, kept = run_window(plan, tokens, (z_H, z_L), starts, index, self.segments, cut)
+        return self._decide(reads, kept, torch.full(tokens.shape[:2], self.segments))
 
     def segment_by_segment(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Iterator[Segment]:
         """The K segments of one environment step, one at a time; `stop` is not looked at.
@@ -279,7 +280,7 @@ class Policy(nn.Module):
     def _think_segments(self, tokens: Tensor, thought: State) -> tuple[Tensor, State]:
         """K segments: the core's output and its state."""
         plan = self.core.window_plan()
-        if plan is not None and plan.suits(tokens):
+        if plan is not None and plan.suits(tokens, thought):
             z_H, z_L = think(plan, tokens, (thought[0], thought[1]), self.segments)
             return z_H, map_state(lambda _, new: new, thought, (z_H, z_L))
         output = tokens

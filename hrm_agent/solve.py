@@ -130,6 +130,8 @@ def solve(
         check_choice("precision", precision, PRECISIONS)
     check_device(device)
     check_kernel(kernel)
+    if kernel == "compiled":
+        raise ValueError("kernel=compiled: puzzles halt, and a batch of every size would be compiled; use kernel=auto")
     loaded = _load(Path(model), best, task, task_options or {})
     choose(loaded.model, kernel, device)
     if submission is not None and loaded.task_name != "arc":

@@ -26,7 +26,7 @@ from hrm_agent.environments import is_compiled
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.initial_weights import freeze, initialise, parse_parts
-from hrm_agent.kernels import choose
+from hrm_agent.kernels import choose, eagerly
 from hrm_agent.learners import AlgoConfig, build_env, build_learner, check_ranks
 from hrm_agent.policy import Policy, PolicyConfig
 from hrm_agent.run_loop import LoopConfig, RunLoop
@@ -124,6 +124,8 @@ class Trainer(RunLoop):
         ranks.copy_first(self.policy.state_dict().values())
         self.kernel = choose(self.policy, config.kernel, config.device, narrow=True)
         fast = self._accelerator(console) if ranks.size == 1 else None
+        if ranks.size > 1 and console is not None and self.policy.device.type == "cuda":
+            console.say("several processes: without CUDA graphs, bfloat16 and halves (cuda.*), which know one process")
         if fast is None:
             self.collector = Collector(self.env, self.policy, config.seed, self.shards, ranks)
         else:
@@ -177,9 +179,16 @@ class Trainer(RunLoop):
 
     def validate(self, log: RunLog) -> None:
         c = self.config
-        self.validation = evaluate_policy(
-            self.policy, c.env, c.env_options, c.eval_episodes, band="validation", shards=self.shards, ranks=self.ranks
-        )
+        with eagerly(self.policy):  # fewer levels at once than environments in training
+            self.validation = evaluate_policy(
+                self.policy,
+                c.env,
+                c.env_options,
+                c.eval_episodes,
+                band="validation",
+                shards=self.shards,
+                ranks=self.ranks,
+            )
         log.scalars(self.frames, validation=self.validation)
         reached = (self.validation["success"], self.validation["return"])
         if reached >= self.best:  # of equals the later, which has seen more

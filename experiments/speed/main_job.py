@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -29,6 +31,7 @@ def run(checkout: Path, folder: Path, seed: int, extra: list[str]) -> dict[str, 
     """One whole run: wall-clock seconds of the command and of training, and what the agent reached."""
     record = folder / "whole.json"
     if not record.exists():
+        shutil.rmtree(folder, ignore_errors=True)  # half a run would be resumed, and its seconds with it
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), str(checkout / "envs")])}
         began = time.perf_counter()
         subprocess.run(
@@ -62,14 +65,14 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "speed" / "main_job")
     parser.add_argument("--new-options", nargs="*", default=[], help="settings of the new runs")
     given = parser.parse_args()
-    old = given.old.absolute() if given.old else ROOT
+    old, folder = given.old.absolute() if given.old else ROOT, given.runs.absolute()
     runs: dict[str, list[dict[str, Any]]] = {"old": [], "new": []}
     for seed in range(given.seeds):
-        runs["old"].append(run(old, given.runs / f"old_{seed}", seed, [] if given.old else ["kernel=plain"]))
-        runs["new"].append(run(ROOT, given.runs / f"new_{seed}", seed, given.new_options))
+        runs["old"].append(run(old, folder / f"old_{seed}", seed, [] if given.old else ["kernel=plain"]))
+        runs["new"].append(run(ROOT, folder / f"new_{seed}", seed, given.new_options))
     result = {
         "command": "python experiments/speed/main_job.py" + (" --old CHECKOUT" if given.old else ""),
-        "machine": f"{os.cpu_count()} cores of an x86-64 server CPU (AMD EPYC, AVX-512), no GPU",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
         "commits": {"old": commit_of(old), "new": commit_of(ROOT)},
         "runs": runs,
         "ratio_training": [

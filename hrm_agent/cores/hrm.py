@@ -98,7 +98,7 @@ class HRM(Core):
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, HRMState]:
         z_H, z_L = state
         plan = self.window_plan()
-        if plan.suits(x):
+        if plan.suits(x, (z_H, z_L)):
             z_H, z_L = think(plan, x, (z_H, z_L))
             return z_H, HRMState(z_H, z_L)
         angles = self.rotary()

@@ -91,7 +91,7 @@ class TRM(Core):
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, TRMState]:
         z_H, z_L = state
         plan = self.window_plan()
-        if plan.suits(x):
+        if plan.suits(x, (z_H, z_L)):
             z_H, z_L = think(plan, x, (z_H, z_L))
             return z_H, TRMState(z_H, z_L)
         with_gradient = torch.is_grad_enabled()

@@ -34,25 +34,34 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "hrm_agent"
 
 
-@cache
 def library() -> ctypes.CDLL:
-    """The kernels, compiled if they are not in the cache yet (some seconds).
+    """The kernels, compiled if they are not in the cache yet (some ten seconds).
 
     Raises:
-        NoKernels: no C++ compiler, or what it made does not load.
+        NoKernels: no C++ compiler, no folder to keep them in, or what was made does not load.
     """
-    compiler = _compiler()
-    sources = sorted(SOURCES.iterdir())
-    key = hashlib.sha256("\0".join([compiler, _version(compiler), *FLAGS, _processor()]).encode())
-    for source in sources:
-        key.update(source.read_bytes())
-    path = cache_folder() / f"stack-{key.hexdigest()[:16]}.so"
+    found = _library()
+    if isinstance(found, str):
+        raise NoKernels(found)
+    return found
+
+
+@cache
+def _library() -> ctypes.CDLL | str:
+    """The kernels, or why there are none: where compiling fails, it fails once."""
     try:
+        compiler = _compiler()
+        key = hashlib.sha256("\0".join([compiler, _version(compiler), *FLAGS, _processor()]).encode())
+        for source in sorted(SOURCES.iterdir()):
+            key.update(source.read_bytes())
+        path = cache_folder() / f"stack-{key.hexdigest()[:16]}.so"
         if not path.exists():
             _compile(compiler, path)
         return ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NoKernels(f"the compiled kernels cannot be used: {error}") from None
+    except NoKernels as error:
+        return str(error)
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home folder
+        return f"the kernels cannot be compiled or loaded: {error}"
 
 
 def _compiler() -> str:

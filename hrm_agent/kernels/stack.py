@@ -21,6 +21,8 @@ from hrm_agent.kernels.memory import pool
 
 VECTOR = 16
 """Sizes that are summed over columns must be multiples of this many floats."""
+MOST_ATTENDED = 4096
+"""Tokens up to which attention's scores, a matrix that every thread holds, are worth their memory."""
 MIXINGS = ("conv", "attention", "mlp")
 WEIGHTS = {"conv": 3, "attention": 4, "mlp": 4}
 """Of a layer: the mixing's one or two matrices, then those of the SwiGLU, `gate_up` and `down`."""
@@ -60,7 +62,7 @@ class Shape:
         if self.mixing == "conv":
             return self.grid[0] * self.grid[1] == self.length
         if self.mixing == "attention":
-            return self.size % self.heads == 0 and self.size // self.heads % VECTOR == 0
+            return self.length <= MOST_ATTENDED and self.size % (self.heads * VECTOR) == 0
         return self.position_inner % VECTOR == 0
 
 

@@ -48,9 +48,9 @@ class Plan:
     fresh: tuple[Tensor, Tensor]
     whole: bool
 
-    def suits(self, x: Tensor) -> bool:
-        """Whether the kernels compute this window, with the gradient that is wanted."""
-        ready = self.low.runs_kernels(x) and self.high.runs_kernels(x)
+    def suits(self, x: Tensor, state: Sequence[Tensor]) -> bool:
+        """Whether the kernels compute this window, with the gradient that is wanted, from such latents."""
+        ready = self.low.runs_kernels(x) and self.high.runs_kernels(x) and all(z.dtype == x.dtype for z in state)
         return ready and (self.whole or not torch.is_grad_enabled())
 
 
@@ -87,7 +87,20 @@ def run_window(
 
     Returns:
         float32 `[k, B, D]`, the tokens read, and the state after the last step.
+
+    Raises:
+        ValueError: an input of another shape or type; the kernels would read and write where they must not.
     """
+    steps, batch, length, size = tokens.shape
+    for name, given, shape, dtype in (
+        ("z_H", state[0], (batch, length, size), torch.float32),
+        ("z_L", state[1], (batch, length, size), torch.float32),
+        ("episode_start", episode_start, (steps, batch), torch.bool),
+        ("read", read, (steps, batch), torch.int64),
+    ):
+        if given.shape != shape or given.dtype != dtype or given.device != tokens.device:
+            told = f"{given.dtype} {list(given.shape)} on {given.device}"
+            raise ValueError(f"{name} is {told}: expected {dtype} {list(shape)} on {tokens.device}")
     weights = [*plan.low.kernel_weights(), *(plan.high.kernel_weights() if plan.high is not plan.low else ())]
     cos, sin = plan.angles if plan.angles is not None else (None, None)
     settings = _Settings(plan, segments, cut, plan.low.in_bfloat16)

@@ -206,7 +206,7 @@ def test_other_types_and_tracing_go_the_plain_way() -> None:
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     from hrm_agent.kernels import stack
 
-    caches = (build.library, stack.functions)
+    caches = (build._library, stack.functions)
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("HRM_AGENT_CACHE", str(tmp_path / "cache"))
     for cached in caches:

@@ -146,6 +146,39 @@ def test_what_windows_do_not_know_goes_stack_by_stack(options: dict[str, Any]) -
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * largest)
 
 
+def test_what_does_not_fit_is_refused_or_goes_the_plain_way() -> None:
+    """The kernels see memory, not shapes."""
+    policy = make("trm", mixing="attention")
+    obs, state, starts = window(policy, 1, 8, 4)
+    kernels.use(policy, "fused")
+    with torch.no_grad():
+        whole = policy.step(obs[0], state, starts[0])
+        with pytest.raises(ValueError, match=r"z_H is torch.float32 \[4, 12, 16\] on cpu: expected"):
+            policy.step(obs[0], tuple(s[:4] for s in state), starts[0])
+        half = policy.step(obs[0], tuple(s.bfloat16() for s in state), starts[0])  # torch promotes it
+        torch.testing.assert_close(half.logits, whole.logits, rtol=0.1, atol=0.2)
+        counted = policy.step(obs[0], state, starts[0].long())
+        assert torch.equal(counted.logits, whole.logits)
+        one = policy.step(obs[0], state, torch.tensor([True]))
+        everybody = policy.step(obs[0], state, torch.ones(8, dtype=torch.bool))
+        assert torch.equal(one.logits, everybody.logits)
+        stack = policy.core.net
+        shorter = torch.randn(4, 9, 16)
+        assert torch.equal(stack(shorter), stack.plain(shorter))
+
+
+def test_a_step_alone_passes_the_gradient_to_its_state() -> None:
+    policy = make("trm", mixing="conv", time_gradient="detached")
+    obs, state, starts = window(policy, 1, 4, 5)
+    found = []
+    for path in ("plain", "fused"):
+        kernels.use(policy, path)
+        given = tuple(s.clone().requires_grad_() for s in state)
+        found.append(torch.autograd.grad(policy.step(obs[0], given, starts[0]).logits.sum(), given))
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("carry", ["full", "reset"])
 def test_a_decision_costs_the_same_multiply_adds(carry: str) -> None:
     """They are counted in eager torch, whatever computes the policy."""
