@@ -83,7 +83,7 @@ class Arm:
     def overrides(self, config: dict[str, Any], seed: int) -> list[str]:
         """Of `hrm_agent.train`."""
         view = [f"env.options.view={config['view']}"] if self.fog else []
-        alone = ["test_episodes=0", "shards=1", "clock=cpu"]
+        alone = ["total_steps=400_000", "test_episodes=0", "shards=1", "clock=cpu"]
         return [f"env={config['env']}", "algo=ppo", *self.options, *view, f"seed={seed}", *alone]
 
 
