@@ -43,7 +43,7 @@ def map_observation(function: Callable[..., Any], *observations: Any) -> Any:
 SMALL_TABLE = 256
 """Rows of an embedding up to which its gradient is a matrix product."""
 MOST_CHOSEN = 2**24
-"""Numbers in that product's other factor, 64 MiB, up to which it is one."""
+"""Numbers in the other factor of one such product: 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
 
 def sum_of_rows(ids: Tensor, table: Tensor) -> Tensor:
     """`embedding_bag(ids, table, mode="sum")` for ids int64 `[N, S]`, none twice in a row, of a table `[V, D]`."""
-    if len(table) > SMALL_TABLE or len(ids) * len(table) > MOST_CHOSEN:
+    if len(table) > SMALL_TABLE:
         return nn.functional.embedding_bag(ids, table, mode="sum")
     rows: Tensor = _SumOfRows.apply(ids, table)
     return rows
@@ -118,8 +118,12 @@ class _SumOfRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         (ids,) = ctx.saved_tensors
-        chosen = gradient.new_zeros(len(ids), ctx.rows).scatter_(1, ids, 1.0)
-        return None, chosen.t() @ gradient
+        at_once = max(1, MOST_CHOSEN // ctx.rows)
+        total = gradient.new_zeros(ctx.rows, gradient.shape[1])
+        for some, part in zip(ids.split(at_once), gradient.split(at_once), strict=True):
+            chosen = part.new_zeros(len(some), ctx.rows).scatter_(1, some, 1.0)
+            total += chosen.t() @ part
+        return None, total
 
 
 class GridEncoder(Encoder):

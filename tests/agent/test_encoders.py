@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hrm_agent import encoders
 from hrm_agent.encoders import EncoderConfig, GridEncoder, VectorEncoder, build_encoder, find_grid
 
 SIZE = 16
@@ -251,3 +252,16 @@ def test_options_out_of_range_are_refused() -> None:
             EncoderConfig(**options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="nothing is left of a 4x9 grid"):
         build_encoder(grid_space(4, 9), SIZE, EncoderConfig(crop=2))
+
+
+@pytest.mark.parametrize("most", [2**24, 50])
+def test_gradients_of_embeddings_are_torchs(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """By one product or by several, where the numbers would be too many."""
+    monkeypatch.setattr(encoders, "MOST_CHOSEN", most)
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(12, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(0, 4, (31, 3), generator=generator) + torch.arange(3) * 4
+    down = torch.randn(31, 5, generator=generator, dtype=torch.float64)
+    ours = torch.autograd.grad(encoders.sum_of_rows(ids, table), table, down)[0]
+    theirs = torch.autograd.grad(torch.nn.functional.embedding_bag(ids, table, mode="sum"), table, down)[0]
+    torch.testing.assert_close(ours, theirs)
