@@ -1,32 +1,20 @@
-"""The ways a network's blocks can be computed, by name; those of `hrm_agent.kernels` where it is there.
+"""The ways a network's blocks can be computed, by name: those of `hrm_agent.kernels`, and two to compare them with.
 
-Two need no kernels: `plain`, eager torch, which all others are measured against, and `plain_bf16`, the same with matrix
-products in bfloat16. `double` is what rounding is judged by.
+`plain_bf16` is eager torch with matrix products in bfloat16. `double` is what rounding is judged by.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.cores.blocks import BlockStack
+from hrm_agent import kernels
 
 PLAIN, PLAIN_BF16, COMPILED, DOUBLE = "plain", "plain_bf16", "compiled", "double"
 FAST = ("fused", "fused_bf16", COMPILED)
-
-
-def _kernels() -> ModuleType | None:
-    try:
-        return importlib.import_module("hrm_agent.kernels")
-    except ModuleNotFoundError as error:
-        if error.name != "hrm_agent.kernels":
-            raise
-        return None
 
 
 class NoPath(ValueError):
@@ -35,9 +23,7 @@ class NoPath(ValueError):
 
 def available_paths() -> list[str]:
     """Paths of this machine, `plain` first."""
-    kernels = _kernels()
-    has: Callable[[str], bool] = (lambda path: path == COMPILED) if kernels is None else kernels.available
-    return [PLAIN, PLAIN_BF16, *(path for path in FAST if has(path))]
+    return [PLAIN, PLAIN_BF16, *(path for path in FAST if kernels.available(path))]
 
 
 def precision_of(path: str) -> str:
@@ -46,32 +32,22 @@ def precision_of(path: str) -> str:
 
 
 def put_on(module: nn.Module, path: str) -> None:
-    """Have every `BlockStack` of a module computed by a path, in place.
+    """Have every stack of blocks in a module computed by a path, in place.
 
     Raises:
         NoPath: the path does not suit the module.
         ValueError: this machine has no such path.
     """
-    kernels = _kernels()
-    if kernels is not None:
-        wanted = PLAIN if path in (PLAIN_BF16, DOUBLE) else path
-        used = kernels.use(module, wanted)
-        if used != wanted:
-            raise NoPath(f"path {path}: {used} is used in its place")
-    elif path == COMPILED:
-        for stack in _stacks(module):
-            stack.compile(dynamic=False)
-    elif path not in (PLAIN, PLAIN_BF16, DOUBLE):
-        raise ValueError(f"path {path}: expected one of {', '.join(available_paths())}")
+    wanted = PLAIN if path in (PLAIN_BF16, DOUBLE) else path
+    used = kernels.use(module, wanted)
+    if used != wanted:
+        raise NoPath(f"path {path}: {used} is used in its place")
     if path == PLAIN_BF16:
-        for stack in _stacks(module):
-            stack.forward = _in_bfloat16(stack.forward)  # type: ignore[method-assign]
+        for stack in module.modules():
+            if isinstance(stack, kernels.Accelerated):
+                stack.forward = _in_bfloat16(stack.forward)  # type: ignore[method-assign]
     if path == DOUBLE:
         module.double()
-
-
-def _stacks(module: nn.Module) -> list[BlockStack]:
-    return [m for m in module.modules() if isinstance(m, BlockStack)]
 
 
 def _in_bfloat16(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
