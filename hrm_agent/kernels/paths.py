@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from hrm_agent.kernels.build import NoKernels
 from hrm_agent.kernels.stack import Shape, has_bfloat16, run_stack
 
+_log = logging.getLogger(__name__)
 PATHS = ("plain", "fused", "fused_bf16", "compiled")
 """`plain` is eager torch, the reference. `fused` are the C++ kernels in float32, `fused_bf16` the same with the matrix
 products of the forward in bfloat16. `compiled` is `torch.compile`."""
@@ -137,7 +139,10 @@ def choose(module: nn.Module, kernel: str, device: torch.device | str = "cpu", n
         return use(module, kernel)
     fits = any(_has_kernels(m) for m in module.modules()) and torch.device(device).type == "cpu"
     wanted = [path for path in ("fused_bf16", "fused") if fits and (narrow or path == "fused")]
-    return use(module, next((path for path in wanted if available(path)), "plain"))
+    found = next((path for path in wanted if available(path)), "plain")
+    if fits and found == "plain":
+        _log.warning("kernel=plain, which is slower: %s", _lacking("fused"))
+    return use(module, found)
 
 
 def available(path: str) -> bool:

@@ -217,10 +217,15 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
 
 def test_without_a_compiler_auto_is_plain_and_the_rest_is_refused(
-    no_compiler: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    no_compiler: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
     stack, _, _ = make("conv", 2, (2, 3), 1, 16, 16, 1)
     assert kernels.choose(stack, "auto") == "plain"
+    assert caplog.messages == ["kernel=plain, which is slower: no C++ compiler found (no-such-compiler)"]
     with pytest.raises(NoKernels, match=r"no C\+\+ compiler found \(no-such-compiler\)"):
         build.library()
     told = refusal(monkeypatch, capsys, "train", [*TINY_RUN, "kernel=fused"], tmp_path)
