@@ -16,7 +16,7 @@ void turn(const Stack& s, float* qk, i64 samples, bool back) {
       float *first = qk + t * 3 * s.size + h * head, *second = first + half;
       i64 c = 0;
       for (; c + W <= half; c += W) {
-        v16 a = load(first + c), b = load(second + c), turned = load(sin + c) * sign;
+        vec a = load(first + c), b = load(second + c), turned = load(sin + c) * sign;
         store(first + c, a * load(cos + c) - b * turned);
         store(second + c, b * load(cos + c) + a * turned);
       }
@@ -43,12 +43,12 @@ void softmax(float* scores, i64 length, i64 padded, float factor, float* recipro
   for (i64 t = 0; t < length; t++) {
     float* row = scores + t * padded;
     for (i64 j = length; j < padded; j++) row[j] = row[0];
-    v16 highest = load(row);
+    vec highest = load(row);
     for (i64 j = W; j < padded; j += W) highest = max(highest, load(row + j));
     float top = highest_of(highest);
     for (i64 j = 0; j < padded; j += W) store(row + j, exponential<ROUGH>((load(row + j) - top) * factor));
     for (i64 j = length; j < padded; j++) row[j] = 0;
-    v16 sums{};
+    vec sums{};
     for (i64 j = 0; j < padded; j += W) sums += load(row + j);
     float sum = total(sums);
     reciprocal[t] = 1.0f / sum;
@@ -126,7 +126,7 @@ void attend_backward(const Stack& s, const AttentionSpace& space, const float* q
   transpose_head(v, row, s.length, head, padded, space.transposed);
   multiply(s.length, padded, head, rows_of(g, s.size), plain(space.transposed, padded), second, padded);
   for (i64 t = 0; t < s.length; t++) {
-    v16 along{};
+    vec along{};
     for (i64 c = 0; c < head; c += W) along += load(g + t * s.size + c) * load(out + t * s.size + c);
     float mean = total(along);
     for (i64 j = 0; j < padded; j += W) {

@@ -82,9 +82,9 @@ i64 backward_floats(const Stack& s, i64 samples) {
 
 void norm_backward_positions(const Stack& s, const float* g, const float* y, const float* scale, float* to) {
   for (i64 c = 0; c < s.size; c += W) {
-    v16 along{};
+    vec along{};
     for (i64 t = 0; t < s.length; t++) along += load(g + t * s.size + c) * load(y + t * s.size + c);
-    v16 mean = along / static_cast<float>(s.length), factor = load(scale + c);
+    vec mean = along / static_cast<float>(s.length), factor = load(scale + c);
     for (i64 t = 0; t < s.length; t++)
       store(to + t * s.size + c, (load(g + t * s.size + c) - load(y + t * s.size + c) * mean) * factor);
   }
@@ -98,8 +98,8 @@ void mix_positions_backward(const Stack& s, const Weights& w, const Gradients& g
   float *turned = arena.take(2 * all), *turned_hidden = turned;
   multiply(width, s.size, s.length, columns_of(w.second, width), plain(g, s.size), hidden_g, s.size);
   for (i64 i = 0; i < all; i += W) {
-    v16 gate = load(gate_up + i), u = load(gate_up + all + i), grad = load(hidden_g + i);
-    v16 open = sigmoid(gate), silu = gate * open;
+    vec gate = load(gate_up + i), u = load(gate_up + all + i), grad = load(hidden_g + i);
+    vec open = sigmoid(gate), silu = gate * open;
     store(hidden + i, silu * u);
     store(gate_up_g + i, grad * u * (open + silu * (1.0f - open)));
     store(gate_up_g + all + i, grad * silu);

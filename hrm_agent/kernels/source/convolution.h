@@ -19,7 +19,7 @@ void convolve(const Stack& s, const float* x, const float* kernel, i64 samples, 
       for (i64 q = 0; q < s.cols; q++) {
         i64 here = b * s.length + r * s.cols + q;
         for (i64 c = 0; c < s.size; c += W) {
-          v16 sum{};
+          vec sum{};
           for (i64 dr = -1; dr <= 1; dr++) {
             if (r + dr < 0 || r + dr >= s.rows) continue;
             for (i64 dq = -1; dq <= 1; dq++) {
@@ -36,13 +36,13 @@ void convolve(const Stack& s, const float* x, const float* kernel, i64 samples, 
 // kernel gradient [9, size] += sum over cells of g(cell) x(cell + offset)
 void convolve_weight(const Stack& s, const float* x, const float* g, i64 samples, float* to) {
   for (i64 c = 0; c < s.size; c += W) {
-    v16 sums[KERNELS];
+    vec sums[KERNELS];
     for (i64 k = 0; k < KERNELS; k++) sums[k] = load(to + k * s.size + c);
     for (i64 b = 0; b < samples; b++)
       for (i64 r = 0; r < s.rows; r++)
         for (i64 q = 0; q < s.cols; q++) {
           i64 here = b * s.length + r * s.cols + q;
-          v16 grad = load(g + here * s.size + c);
+          vec grad = load(g + here * s.size + c);
           for (i64 dr = -1; dr <= 1; dr++) {
             if (r + dr < 0 || r + dr >= s.rows) continue;
             for (i64 dq = -1; dq <= 1; dq++) {

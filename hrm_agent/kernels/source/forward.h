@@ -94,7 +94,7 @@ void mix_positions(const Stack& s, const Weights& w, const Packed& p, const floa
     multiply(2 * width, s.size, s.length, rows_of(w.first, s.length), plain(x, s.size), gate_up, s.size);
   }
   for (i64 i = 0; i < width * s.size; i += W) {
-    v16 gate = load(gate_up + i);
+    vec gate = load(gate_up + i);
     store(hidden + i, gate * sigmoid(gate) * load(up_rows + i));
   }
   if (s.bf16) {
@@ -109,13 +109,13 @@ void mix_positions(const Stack& s, const Weights& w, const Packed& p, const floa
 // As add_and_norm, but the mean is over a sample's positions, for each channel.
 void add_and_norm_positions(const Stack& s, const float* a, const float* b, float* y, float* scale) {
   for (i64 c = 0; c < s.size; c += W) {
-    v16 squares{};
+    vec squares{};
     for (i64 t = 0; t < s.length; t++) {
-      v16 sum = load(a + t * s.size + c) + load(b + t * s.size + c);
+      vec sum = load(a + t * s.size + c) + load(b + t * s.size + c);
       store(y + t * s.size + c, sum);
       squares += sum * sum;
     }
-    v16 mean = squares / static_cast<float>(s.length) + s.epsilon, factor;
+    vec mean = squares / static_cast<float>(s.length) + s.epsilon, factor;
     for (i64 i = 0; i < W; i++) factor[i] = 1.0f / std::sqrt(mean[i]);
     store(scale + c, factor);
     for (i64 t = 0; t < s.length; t++) store(y + t * s.size + c, load(y + t * s.size + c) * factor);

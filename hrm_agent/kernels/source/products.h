@@ -41,9 +41,9 @@ Right pack_transposed(const float* b, i64 inner, i64 columns, float* to) {
 
 template <int M, int N>
 inline void tile(i64 inner, const float* a, i64 row, i64 step, const float* b, i64 b_row, float* c, i64 c_row, bool add) {
-  v16 sums[M][N] = {};
+  vec sums[M][N] = {};
   for (i64 p = 0; p < inner; p++) {
-    v16 right[N];
+    vec right[N];
     for (int j = 0; j < N; j++) right[j] = load(b + p * b_row + j * W);
     for (int i = 0; i < M; i++) {
       float left = a[i * row + p * step];

@@ -92,9 +92,9 @@ Kept kept_at(const Stack& s, float* base, i64 of, i64 first) {
 // y = (a + b) / rms(a + b) per token; scale: what it was multiplied by.
 void add_and_norm(const float* a, const float* b, i64 tokens, i64 size, float epsilon, float* y, float* scale) {
   for (i64 t = 0; t < tokens; t++) {
-    v16 squares{};
+    vec squares{};
     for (i64 c = 0; c < size; c += W) {
-      v16 sum = load(a + t * size + c) + load(b + t * size + c);
+      vec sum = load(a + t * size + c) + load(b + t * size + c);
       store(y + t * size + c, sum);
       squares += sum * sum;
     }
@@ -107,7 +107,7 @@ void add_and_norm(const float* a, const float* b, i64 tokens, i64 size, float ep
 // Gradient of the sum before a norm: s (g - y mean(g y)); may be written over g.
 void norm_backward(const float* g, const float* y, const float* scale, i64 tokens, i64 size, float* to) {
   for (i64 t = 0; t < tokens; t++) {
-    v16 along{};
+    vec along{};
     for (i64 c = 0; c < size; c += W) along += load(g + t * size + c) * load(y + t * size + c);
     float mean = total(along) / size, s = scale[t];
     for (i64 c = 0; c < size; c += W)
@@ -118,7 +118,7 @@ void norm_backward(const float* g, const float* y, const float* scale, i64 token
 void swiglu(const float* gate_up, i64 rows, i64 inner, float* to) {
   for (i64 r = 0; r < rows; r++)
     for (i64 c = 0; c < inner; c += W) {
-      v16 gate = load(gate_up + r * 2 * inner + c);
+      vec gate = load(gate_up + r * 2 * inner + c);
       store(to + r * inner + c, gate * sigmoid(gate) * load(gate_up + r * 2 * inner + inner + c));
     }
 }
@@ -128,7 +128,7 @@ void swiglu16(const float* gate_up, i64 rows, i64 inner, uint16_t* to) {
   float line[W];
   for (i64 r = 0; r < rows; r++)
     for (i64 c = 0; c < inner; c += W) {
-      v16 gate = load(gate_up + r * 2 * inner + c);
+      vec gate = load(gate_up + r * 2 * inner + c);
       store(line, gate * sigmoid<true>(gate) * load(gate_up + r * 2 * inner + inner + c));
       narrow_row(line, W, to + r * inner + c);
     }
@@ -142,8 +142,8 @@ template <bool ROUGH>
 void swiglu_backward(const float* gate_up, const float* g, i64 rows, i64 inner, float* hidden, float* to) {
   for (i64 r = 0; r < rows; r++)
     for (i64 c = 0; c < inner; c += W) {
-      v16 gate = load(gate_up + r * 2 * inner + c), u = load(gate_up + r * 2 * inner + inner + c);
-      v16 grad = load(g + r * inner + c), open = sigmoid<ROUGH>(gate), silu = gate * open;
+      vec gate = load(gate_up + r * 2 * inner + c), u = load(gate_up + r * 2 * inner + inner + c);
+      vec grad = load(g + r * inner + c), open = sigmoid<ROUGH>(gate), silu = gate * open;
       store(hidden + r * inner + c, silu * u);
       store(to + r * 2 * inner + c, grad * u * (open + silu * (1.0f - open)));
       store(to + r * 2 * inner + inner + c, grad * silu);

@@ -25,19 +25,19 @@ constexpr int ROWS = 6, VECTORS = 4;   // a tile of sums: 24 of 32 registers
 constexpr int ROWS = 4, VECTORS = 1;   // 16 floats are two registers of AVX2, four of NEON
 #endif
 
-typedef float v16 __attribute__((vector_size(64)));
-typedef float v16u __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t vi16 __attribute__((vector_size(64)));
+typedef float vec __attribute__((vector_size(64)));
+typedef float vecu __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t veci __attribute__((vector_size(64)));
 
-inline v16 load(const float* p) { return *reinterpret_cast<const v16u*>(p); }
-inline void store(float* p, v16 v) { *reinterpret_cast<v16u*>(p) = v; }
-inline v16 splat(float x) { return v16{} + x; }
-inline v16 max(v16 a, v16 b) { return a > b ? a : b; }
+inline vec load(const float* p) { return *reinterpret_cast<const vecu*>(p); }
+inline void store(float* p, vec v) { *reinterpret_cast<vecu*>(p) = v; }
+inline vec splat(float x) { return vec{} + x; }
+inline vec max(vec a, vec b) { return a > b ? a : b; }
 inline i64 up(i64 n, i64 multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline i64 least(i64 a, i64 b) { return a < b ? a : b; }
 
 // In halves, not one by one: four additions after each other instead of sixteen.
-inline float total(v16 v) {
+inline float total(vec v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)v);
 #else
@@ -49,7 +49,7 @@ inline float total(v16 v) {
 #endif
 }
 
-inline float highest_of(v16 v) {
+inline float highest_of(vec v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)v);
 #else
@@ -61,26 +61,26 @@ inline float highest_of(v16 v) {
 
 // e^x to an ulp or two (Cephes' polynomial), or, ROUGH, to 1e-5, which bfloat16 does not see. Below -87 about e^-87.
 template <bool ROUGH = false>
-inline v16 exponential(v16 x) {
+inline vec exponential(vec x) {
   x = max(x, splat(-87.3f));
 #if defined(__AVX512F__)
-  v16 whole = (v16)_mm512_roundscale_ps((__m512)(x * 1.44269504088896341f), 8);  // to nearest, without exceptions
+  vec whole = (vec)_mm512_roundscale_ps((__m512)(x * 1.44269504088896341f), 8);  // to nearest, without exceptions
 #else
   x = x < splat(88.3f) ? x : splat(88.3f);
-  v16 scaled = x * 1.44269504088896341f;
-  vi16 n = __builtin_convertvector(scaled + (scaled < splat(0.f) ? splat(-0.5f) : splat(0.5f)), vi16);
-  v16 whole = __builtin_convertvector(n, v16);
+  vec scaled = x * 1.44269504088896341f;
+  veci n = __builtin_convertvector(scaled + (scaled < splat(0.f) ? splat(-0.5f) : splat(0.5f)), veci);
+  vec whole = __builtin_convertvector(n, vec);
 #endif
-  v16 p;
+  vec p;
   if constexpr (ROUGH) {
-    v16 r = x - whole * 0.69314718056f;
+    vec r = x - whole * 0.69314718056f;
     p = splat(4.36690211e-2f);
     p = p * r + 1.68686831e-1f;
     p = p * r + 4.99871821e-1f;
     p = p * r + 9.99937892e-1f;
     p = p * r + 1.0f;
   } else {
-    v16 r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    vec r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
     p = splat(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
@@ -90,17 +90,17 @@ inline v16 exponential(v16 x) {
     p = p * r * r + r + 1.0f;
   }
 #if defined(__AVX512F__)
-  return (v16)_mm512_scalef_ps((__m512)p, (__m512)whole);
+  return (vec)_mm512_scalef_ps((__m512)p, (__m512)whole);
 #else
-  return p * (v16)((n + 127) << 23);
+  return p * (vec)((n + 127) << 23);
 #endif
 }
 
 template <bool ROUGH = false>
-inline v16 sigmoid(v16 x) {
-  v16 sum = 1.0f + exponential<ROUGH>(-x);
+inline vec sigmoid(vec x) {
+  vec sum = 1.0f + exponential<ROUGH>(-x);
 #if defined(__AVX512F__)
-  if constexpr (ROUGH) return (v16)_mm512_rcp14_ps((__m512)sum);  // to 6e-5
+  if constexpr (ROUGH) return (vec)_mm512_rcp14_ps((__m512)sum);  // to 6e-5
 #endif
   return 1.0f / sum;
 }

@@ -30,7 +30,7 @@ i64 most(i64 a, i64 b) { return a > b ? a : b; }
 // to = a + b (+ c)
 void sum(const float* a, const float* b, const float* c, i64 floats, float* to) {
   for (i64 i = 0; i < floats; i += W) {
-    v16 rest = c ? load(b + i) + load(c + i) : load(b + i);
+    vec rest = c ? load(b + i) + load(c + i) : load(b + i);
     store(to + i, load(a + i) + rest);
   }
 }
