@@ -22,7 +22,7 @@ i64 calls(const Window& w) { return w.steps * w.segments * w.outer * (w.inner + 
 
 i64 call_floats(const Window& w, i64 samples) {
   i64 low = w.low->layers * kept_size(*w.low, samples), high = w.high->layers * kept_size(*w.high, samples);
-  return up(samples * w.low->length * w.low->size, W) + (low > high ? low : high);
+  return up(samples * w.low->length * w.low->size, LINE) + (low > high ? low : high);
 }
 
 i64 most(i64 a, i64 b) { return a > b ? a : b; }
@@ -70,7 +70,7 @@ int64_t window_forward(const Window* window, const float* tokens, const float* z
   i64 at_once = samples_at_once(low), row = low.length * low.size, chunk = at_once * row;
   i64 layer = most(kept_size(low, at_once), kept_size(high, at_once));
   i64 temporary = most(forward_floats(low, at_once), forward_floats(high, at_once));
-  if (!arena.begin(packs_floats(low) + packs_floats(high) + temporary + 2 * layer + 3 * up(chunk, W) + W)) return 1;
+  if (!arena.begin(packs_floats(low) + packs_floats(high) + temporary + 2 * layer + 3 * up(chunk, LINE) + LINE)) return 1;
   const Packed *low_packs = pack_all(low), *high_packs = w.low == w.high ? low_packs : pack_all(high);
   float* spare = arena.take(2 * layer);
   float *h_room = arena.take(chunk), *l_room = arena.take(chunk), *in_room = arena.take(chunk);
@@ -85,7 +85,7 @@ int64_t window_forward(const Window* window, const float* tokens, const float* z
       float* input = kept ? base + at : in_room;
       sum(a, b, c, floats, input);
       if (!kept) return run_layers(s, packs, {spare, at_once, 0, false}, input, to, samples);
-      return run_layers(s, packs, {base + up(low.batch * row, W), low.batch, first, true}, input, nullptr, samples);
+      return run_layers(s, packs, {base + up(low.batch * row, LINE), low.batch, first, true}, input, nullptr, samples);
     };
     for (i64 t = 0; t < w.steps; t++) {
       const float* x = tokens + t * low.batch * row + at;
@@ -120,8 +120,8 @@ int64_t window_backward(const Window* window, float* kept, const float* reads_g,
   const Window& w = *window;
   const Stack &low = *w.low, &high = *w.high;
   i64 at_once = samples_at_once(low), row = low.length * low.size, chunk = at_once * row;
-  i64 temporary = most(backward_floats(low, at_once), backward_floats(high, at_once)) + 2 * up(chunk, W);
-  if (!arena.begin(packs_back_floats(low) + packs_back_floats(high) + temporary + 3 * up(chunk, W) + W)) return 1;
+  i64 temporary = most(backward_floats(low, at_once), backward_floats(high, at_once)) + 2 * up(chunk, LINE);
+  if (!arena.begin(packs_back_floats(low) + packs_back_floats(high) + temporary + 3 * up(chunk, LINE) + LINE)) return 1;
   const PackedBack *low_packs = pack_all_back(low), *high_packs = w.low == w.high ? low_packs : pack_all_back(high);
   float *h = arena.take(chunk), *l = arena.take(chunk), *in = arena.take(chunk);
   i64 call_size = call_floats(w, low.batch);
@@ -135,7 +135,7 @@ int64_t window_backward(const Window* window, float* kept, const float* reads_g,
     };
     auto back = [&](const Stack& s, const PackedBack* packs, float* const* weights_g, const float* g) {
       float* base = kept + --call * call_size;
-      Memory memory{base + up(low.batch * row, W), low.batch, first, true};
+      Memory memory{base + up(low.batch * row, LINE), low.batch, first, true};
       run_layers_back(s, packs, memory, base + at, memory.layer(s, s.layers - 1).y, weights_g, samples, g, in);
     };
     begin(h, out_h_g);
