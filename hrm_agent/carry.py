@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hrm_agent.cores import Core, map_state
+from hrm_agent.kernels.window import FULL, Rule
 
 PolicyState = tuple[Tensor, ...]
 
@@ -30,6 +31,11 @@ class Carry(nn.Module):
 
     from_output = False
     """True where `keep` looks at the policy's output, which is then computed at every step of a window."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if {"seed", "keep"} & vars(cls).keys() and "window_rule" not in vars(cls):
+            cls.window_rule = Carry.window_rule  # type: ignore[method-assign]  # what a parent told holds no more
 
     def __init__(self, core: Core, outputs: int) -> None:
         super().__init__()
@@ -57,6 +63,10 @@ class Carry(nn.Module):
         """
         raise NotImplementedError
 
+    def window_rule(self) -> Rule | None:
+        """The rule as `hrm_agent.kernels.window` computes it over several steps; None: it cannot."""
+        return None
+
     def _token_state(self, batch_size: int) -> Any:
         """The initial state, which must have a latent vector per token."""
         state = self.core.initial_state(batch_size)
@@ -80,6 +90,9 @@ class Reset(Carry):
     def keep(self, state: Any, output: Tensor | None) -> PolicyState:
         return ()
 
+    def window_rule(self) -> Rule:
+        return Rule("reset")
+
 
 class Full(Carry):
     """The whole latent grid is carried."""
@@ -93,6 +106,9 @@ class Full(Carry):
 
     def keep(self, state: Any, output: Tensor | None) -> PolicyState:
         return tuple(state)
+
+    def window_rule(self) -> Rule:
+        return FULL
 
 
 class LastToken(Carry):
@@ -134,6 +150,9 @@ class Gate(Carry):
 
     def keep(self, state: Any, output: Tensor | None) -> PolicyState:
         return tuple(state)
+
+    def window_rule(self) -> Rule:
+        return Rule("gate", (self.gate.weight, self.gate.bias))
 
 
 class Output(Carry):

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.carry import Full, PolicyState, build_carry
+from hrm_agent.carry import PolicyState, build_carry
 from hrm_agent.cores import State, build_core, map_state
 from hrm_agent.distributions import INITIAL_LOG_STD, build_distribution
 from hrm_agent.encoders import EncoderConfig, GridEncoder, Observation, build_encoder, find_grid
-from hrm_agent.kernels.window import Plan, run_window, think
+from hrm_agent.kernels.window import Plan, Rule, Thinking, run_window, think
 from hrm_agent.parallel import rows_at_once
 
 READOUTS = ("agent", "mean", "first", "last")
@@ -195,10 +195,10 @@ class Policy(nn.Module):
     def step(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         """One environment step: obs `[B, ...]`, episode_start bool `[B]`."""
         tokens, index = self.encoder(obs), self._readout_index(obs)
-        plan = self._window_plan(tokens, state)
-        if plan is not None:
+        found = self._window_plan(tokens, state)
+        if found is not None:
             one = None if index is None else index[None]
-            decision = self._think_window(plan, tokens[None], state, episode_start[None], one, cut=False)
+            decision = self._think_window(found, tokens[None], state, episode_start[None], one, cut=False)
             return Decision(decision.logits[0], decision.value[0], decision.state, decision.segments[0])
         read, state, segments = self._think(tokens, state, episode_start, index)
         return self._decide(read, state, segments)
@@ -210,11 +210,10 @@ class Policy(nn.Module):
         """
         tokens = self.encoder(obs)
         index = self._readout_index(obs)
-        plan = self._window_plan(tokens, state)
-        if plan is not None:
-            cut = self.config.time_gradient == "detached"
-            return self._think_window(plan, tokens, state, episode_start, index, cut)
         detached = self.config.time_gradient == "detached"
+        found = self._window_plan(tokens, state)
+        if found is not None:
+            return self._think_window(found, tokens, state, episode_start, index, detached)
         reads, segments = [], []
         # unbind, not tokens[t]: its backward stacks the steps' gradients once, instead of adding k zero-padded ones.
         for t, step_tokens in enumerate(tokens.unbind(0)):
@@ -226,23 +225,29 @@ class Policy(nn.Module):
             segments.append(used)
         return self._decide(torch.stack(reads), state, torch.stack(segments))
 
-    def _window_plan(self, tokens: Tensor, state: PolicyState) -> Plan | None:
+    def _window_plan(self, tokens: Tensor, state: PolicyState) -> tuple[Plan, Rule] | None:
         """How the kernels think about a whole window, where they can."""
-        c = self.config
-        if type(self.carry) is not Full or c.stop != "fixed" or c.readout == "mean":
+        rule = self.carry.window_rule()
+        if rule is None or not rule.suits(tokens) or (self.config.stop == "agreed" and self.config.stop_threshold > 0):
             return None
         plan = self.core.window_plan()
-        return plan if plan is not None and plan.suits(tokens, state) else None
+        return (plan, rule) if plan is not None and plan.suits(tokens, state) else None
 
     def _think_window(
-        self, plan: Plan, tokens: Tensor, state: PolicyState, episode_start: Tensor, index: Tensor | None, cut: bool
+        self,
+        found: tuple[Plan, Rule],
+        tokens: Tensor,
+        state: PolicyState,
+        episode_start: Tensor,
+        index: Tensor | None,
+        cut: bool,
     ) -> Decision:
-        z_H, z_L = state
-        if index is None:
+        if index is None and self.config.readout != "mean":
             index = torch.full(tokens.shape[:2], 0 if self.config.readout == "first" else -1)
+        settled = self.config.stop_threshold if self.config.stop == "settled" else 0.0
+        thinking = Thinking(self.segments, settled, cut)
         starts = episode_start.to(torch.bool).expand(tokens.shape[:2])
-        reads, kept = run_window(plan, tokens, (z_H, z_L), starts, index, self.segments, cut)
-        return self._decide(reads, kept, torch.full(tokens.shape[:2], self.segments))
+        return self._decide(*run_window(*found, thinking, tokens, state, starts, index))
 
     def segment_by_segment(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Iterator[Segment]:
         """The K segments of one environment step, one at a time; `stop` is not looked at.

@@ -94,8 +94,8 @@ def functions() -> Any:
         "stack_forward": 4,
         "stack_backward": 7,
         "window_kept_floats": 1,
-        "window_forward": 8,
-        "window_backward": 10,
+        "window_forward": 5,
+        "window_backward": 12,
     }
     for name, count in arguments.items():
         function = getattr(found, name)

@@ -1,7 +1,7 @@
 """A window of environment steps of a core with two latents (HRM, TRM) by the C++ kernels: one call forward, one back.
 
-What eager torch does between the blocks of such a window (sums of latents, resets, the token that is read) costs as
-much as the blocks themselves at the sizes of the default run, and holds the interpreter's lock.
+What eager torch does between the blocks of such a window (sums of latents, gates, resets, the token that is read) costs
+as much as the blocks themselves at the sizes of the default run, and holds the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from hrm_agent.kernels.stack import (
     pointers,
     take_kept,
 )
+
+RULES = ("full", "gate", "reset")
 
 
 @dataclass(frozen=True)
@@ -54,62 +56,114 @@ class Plan:
         return ready and (self.whole or not torch.is_grad_enabled())
 
 
+@dataclass(frozen=True)
+class Rule:
+    """What a step thinks from, in rows whose episode goes on; elsewhere from the fresh latents.
+
+    Args:
+        kind: of `RULES`. `full`: the latents after the step before. `gate`: these, mixed with the fresh ones by a gate
+            per position and latent. `reset`: the fresh ones, and nothing is kept.
+        weights: of `gate`: float32 `[2, 3 D]` of (z_H, z_L, token), for z_H's gate and z_L's, and biases `[2]`.
+    """
+
+    kind: str
+    weights: tuple[Tensor, ...] = ()
+
+    def suits(self, x: Tensor) -> bool:
+        """Whether the weights are such as the kernels read."""
+        return all(w.dtype == x.dtype and w.device == x.device and w.is_contiguous() for w in self.weights)
+
+
+FULL = Rule("full")
+
+
+@dataclass(frozen=True)
+class Thinking:
+    """How long a step thinks, and what flows back.
+
+    Args:
+        segments: K, of every step; the most of them where a row may settle earlier.
+        settled: a row stops when a segment changed its latents by less than this, relative to their norm; 0: never.
+        cut: no gradient flows from a step to the one before.
+    """
+
+    segments: int
+    settled: float = 0.0
+    cut: bool = False
+
+
+class Thought(NamedTuple):
+    """A window's outcome: float32 `[k, B, D]`, what is read; the state after it; int64 `[k, B]`, segments used."""
+
+    reads: Tensor
+    state: tuple[Tensor, ...]
+    segments: Tensor
+
+
 class _Window(ctypes.Structure):
     """`struct Window` of the source."""
 
     _fields_ = [
         ("low", ctypes.c_void_p),
         ("high", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("steps", "segments", "outer", "inner", "cut")),
-        *((name, ctypes.c_void_p) for name in ("fresh_h", "fresh_l", "starts", "read")),
+        *((name, ctypes.c_int64) for name in ("steps", "segments", "outer", "inner", "carry", "cut")),
+        *((name, ctypes.c_void_p) for name in ("fresh_h", "fresh_l", "gate", "gate_bias", "starts", "read")),
+        *((name, ctypes.c_void_p) for name in ("tokens", "z_h", "z_l", "used")),
+        ("threshold", ctypes.c_float),
     ]
 
 
 def run_window(
     plan: Plan,
+    rule: Rule,
+    thinking: Thinking,
     tokens: Tensor,
-    state: tuple[Tensor, Tensor],
+    state: tuple[Tensor, ...],
     episode_start: Tensor,
-    read: Tensor,
-    segments: int,
-    cut: bool,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Think about k environment steps in a row, carrying the whole latents.
+    read: Tensor | None,
+) -> Thought:
+    """Think about k environment steps in a row.
 
     Args:
-        plan: must suit.
+        plan, rule: must suit.
+        thinking: see `Thinking`.
         tokens: float32 `[k, B, L, D]` of the observations.
-        state: z_H and z_L before the first step, `[B, L, D]` each.
+        state: z_H and z_L before the first step, `[B, L, D]` each; nothing where the rule is `reset`.
         episode_start: bool `[k, B]`.
-        read: int64 `[k, B]`, the token of z_H that is read after every step; below 0 it counts back from the end.
-        segments: K, of every step.
-        cut: no gradient flows from a step to the one before.
-
-    Returns:
-        float32 `[k, B, D]`, the tokens read, and the state after the last step.
+        read: int64 `[k, B]`, the token of z_H that is read after every step; below 0 it counts back from the end. None:
+            the mean of all.
 
     Raises:
         ValueError: an input of another shape or type; the kernels would read and write where they must not.
     """
     steps, batch, length, size = tokens.shape
-    for name, given, shape, dtype in (
-        ("z_H", state[0], (batch, length, size), torch.float32),
-        ("z_L", state[1], (batch, length, size), torch.float32),
-        ("episode_start", episode_start, (steps, batch), torch.bool),
-        ("read", read, (steps, batch), torch.int64),
-    ):
+    latent = (batch, length, size)
+    wanted: list[tuple[str, Tensor, tuple[int, ...], torch.dtype]] = [
+        ("episode_start", episode_start, (steps, batch), torch.bool)
+    ]
+    if rule.kind != "reset":
+        wanted += [(name, z, latent, torch.float32) for name, z in zip(("z_H", "z_L"), state, strict=True)]
+    if read is not None:
+        wanted.append(("read", read, (steps, batch), torch.int64))
+    if rule.kind == "gate":
+        shapes = ((2, 3 * size), (2,))
+        wanted += [("the gate", w, s, torch.float32) for w, s in zip(rule.weights, shapes, strict=True)]
+    for name, given, shape, dtype in wanted:
         if given.shape != shape or given.dtype != dtype or given.device != tokens.device:
             told = f"{given.dtype} {list(given.shape)} on {given.device}"
             raise ValueError(f"{name} is {told}: expected {dtype} {list(shape)} on {tokens.device}")
-    weights = [*plan.low.kernel_weights(), *(plan.high.kernel_weights() if plan.high is not plan.low else ())]
-    cos, sin = plan.angles if plan.angles is not None else (None, None)
-    settings = _Settings(plan, segments, cut, plan.low.in_bfloat16)
-    inputs: tuple[Any, ...] = (tokens, *state, episode_start, read % tokens.shape[2], cos, sin, *weights)
+    used = torch.full((steps, batch), thinking.segments)
+    settings = _Settings(plan, rule.kind, thinking, plan.low.in_bfloat16, used)
+    stacks = [*plan.low.kernel_weights(), *(plan.high.kernel_weights() if plan.high is not plan.low else ())]
+    z_H, z_L = (None, None) if rule.kind == "reset" else state
+    at = None if read is None else read % length
+    angles = plan.angles or (None, None)
+    inputs = (tokens, z_H, z_L, episode_start, at, *angles, *(rule.weights or (None, None)), *stacks)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
-        reads, z_H, z_L = _RunWindow.apply(settings, *inputs)
+        reads, *after = _RunWindow.apply(settings, *inputs)
     else:
-        reads, z_H, z_L = _Call(settings, *inputs).forward(None)
-    return reads, (z_H, z_L)
+        reads, *after = _Call(settings, *inputs).forward(None)
+    return Thought(reads, tuple(after), used.clone())  # not the one that the backward counts by
 
 
 def think(plan: Plan, tokens: Tensor, state: tuple[Tensor, Tensor], segments: int = 1) -> tuple[Tensor, Tensor]:
@@ -122,69 +176,66 @@ def think(plan: Plan, tokens: Tensor, state: tuple[Tensor, Tensor], segments: in
     """
     nobody = torch.zeros(1, len(tokens), dtype=torch.bool)
     anywhere = torch.zeros(1, len(tokens), dtype=torch.int64)
-    return run_window(plan, tokens[None], state, nobody, anywhere, segments, cut=False)[1]
+    z_H, z_L = run_window(plan, FULL, Thinking(segments), tokens[None], state, nobody, anywhere).state
+    return z_H, z_L
 
 
 @dataclass(frozen=True)
 class _Settings:
     plan: Plan
-    segments: int
-    cut: bool
+    kind: str
+    thinking: Thinking
     bf16: bool
+    used: Tensor
+
+
+STATE, ANGLES, GATE, STACKS = slice(1, 3), slice(5, 7), slice(7, 9), slice(9, None)
+"""Where they are among the tensors of a call."""
 
 
 class _Call:
     """The structures and the tensors that one call of the kernels points to."""
 
-    def __init__(
-        self,
-        settings: _Settings,
-        tokens: Tensor,
-        z_H: Tensor,
-        z_L: Tensor,
-        episode_start: Tensor,
-        read: Tensor,
-        cos: Tensor | None,
-        sin: Tensor | None,
-        *weights: Tensor,
-    ) -> None:
-        plan = settings.plan
-        self.tokens, self.z_H, self.z_L = tokens.contiguous(), z_H.contiguous(), z_L.contiguous()
-        self.episode_start, self.read = episode_start.contiguous(), read.contiguous()
-        batch = tokens.shape[1]
-        self.shared = plan.high is plan.low
-        self.count = len(plan.low.kernel_weights())
-        low_weights, high_weights = weights[: self.count], weights[self.count :]
+    def __init__(self, settings: _Settings, *inputs: Tensor | None) -> None:
+        plan, thinking = settings.plan, settings.thinking
+        given = [None if t is None else t.contiguous() for t in inputs[: GATE.stop]]
+        tokens, starts = given[0], given[3]
+        assert tokens is not None
+        assert starts is not None
+        cos, sin = given[ANGLES]
+        weights = [w for w in inputs[STACKS] if w is not None]
+        self.tokens, self.state, self.keeps = tokens, given[STATE], settings.kind != "reset"
+        self.shared, self.count = plan.high is plan.low, len(plan.low.kernel_weights())
+        batch, low_weights, high_weights = tokens.shape[1], weights[: self.count], weights[self.count :]
         self.low = Description(plan.low.kernel_shape, batch, settings.bf16, cos, sin, low_weights)
-        self.high = (
-            self.low
-            if self.shared
-            else Description(plan.high.kernel_shape, batch, settings.bf16, cos, sin, high_weights)
-        )
-        self.fresh = tuple(f.contiguous() for f in plan.fresh)
+        self.high = self.low
+        if not self.shared:
+            self.high = Description(plan.high.kernel_shape, batch, settings.bf16, cos, sin, high_weights)
+        self.given, self.fresh = given, [f.contiguous() for f in plan.fresh]  # alive as long as they are pointed to
+        at = [None if t is None else t.data_ptr() for t in given]
         self.window = _Window(
-            self.low.address, self.high.address, len(tokens), settings.segments, plan.outer, plan.inner, settings.cut,
-            self.fresh[0].data_ptr(), self.fresh[1].data_ptr(), self.episode_start.data_ptr(), self.read.data_ptr(),
+            self.low.address, self.high.address, len(tokens), thinking.segments, plan.outer, plan.inner,
+            RULES.index(settings.kind), thinking.cut, *(f.data_ptr() for f in self.fresh), *at[GATE], at[3], at[4],
+            at[0], *at[STATE], settings.used.data_ptr() if thinking.settled > 0 else None, thinking.settled,
         )  # fmt: skip
 
     def kept(self) -> Tensor:
         return pool.take(functions().window_kept_floats(ctypes.addressof(self.window)))
 
-    def forward(self, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        steps, batch, _, size = self.tokens.shape
+    def forward(self, kept: Tensor | None) -> tuple[Tensor, ...]:
+        steps, batch, length, size = self.tokens.shape
         reads = torch.empty(steps, batch, size)
-        z_H, z_L = torch.empty_like(self.z_H), torch.empty_like(self.z_L)
+        after = tuple(torch.empty(batch, length, size) for _ in range(2)) if self.keeps else (None, None)
         failed = functions().window_forward(
-            ctypes.addressof(self.window), self.tokens.data_ptr(), self.z_H.data_ptr(), self.z_L.data_ptr(),
-            reads.data_ptr(), z_H.data_ptr(), z_L.data_ptr(), None if kept is None else kept.data_ptr(),
-        )  # fmt: skip
+            ctypes.addressof(self.window), *(None if t is None else t.data_ptr() for t in (reads, *after, kept))
+        )
         check_memory(failed)
-        return reads, z_H, z_L
+        return (reads, *(z for z in after if z is not None))
 
 
 class _RunWindow(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, settings: _Settings, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, settings: _Settings, *inputs: Any) -> tuple[Tensor, ...]:
         call = _Call(settings, *inputs)
         ctx.settings, ctx.kept = settings, call.kept()
         ctx.save_for_backward(*inputs)
@@ -193,27 +244,24 @@ class _RunWindow(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, reads_g: Tensor | None, z_H_g: Tensor | None, z_L_g: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, reads_g: Tensor | None, *after_g: Tensor | None) -> tuple[Any, ...]:
         inputs = ctx.saved_tensors
         kept = take_kept(ctx)
         call = _Call(ctx.settings, *inputs)
         if reads_g is None:
             reads_g = torch.zeros(*call.tokens.shape[:2], call.tokens.shape[3])
-        reads_g = reads_g.contiguous()
-        z_H_g, z_L_g = (None if g is None else g.contiguous() for g in (z_H_g, z_L_g))
-        tokens_g, before_H, before_L = (torch.empty_like(t) for t in (call.tokens, call.z_H, call.z_L))
-        weights: Sequence[Tensor] = inputs[7:]
+        down = [None if g is None else g.contiguous() for g in (reads_g, *(after_g or (None, None)))]
+        up = [None if t is None else torch.empty_like(t) for t in (call.tokens, *call.state)]
+        gate = [None if w is None else torch.zeros_like(w) for w in inputs[GATE]]
+        weights: Sequence[Tensor] = inputs[STACKS]
         parts = [(ctx.settings.plan.low.kernel_shape, weights[: call.count])]
         if not call.shared:
             parts.append((ctx.settings.plan.high.kernel_shape, weights[call.count :]))
         gradients = [empty_gradients(*part) for part in parts]
         lists = [pointers(g) for g in gradients]
-        failed = functions().window_backward(
-            ctypes.addressof(call.window), kept.data_ptr(), reads_g.data_ptr(),
-            None if z_H_g is None else z_H_g.data_ptr(), None if z_L_g is None else z_L_g.data_ptr(),
-            tokens_g.data_ptr(), before_H.data_ptr(), before_L.data_ptr(), lists[0], lists[-1],
-        )  # fmt: skip
+        before, behind = ([None if t is None else t.data_ptr() for t in ts] for ts in ([kept, *down, *up], gate))
+        failed = functions().window_backward(ctypes.addressof(call.window), *before, lists[0], lists[-1], *behind)
         check_memory(failed)
         pool.give(kept)
         turned = [w for part, g in zip(parts, gradients, strict=True) for w in as_weights(*part, g)]
-        return (None, tokens_g, before_H, before_L, None, None, None, None, *turned)
+        return (None, *up, None, None, None, None, *gate, *turned)
