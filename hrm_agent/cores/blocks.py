@@ -310,7 +310,7 @@ class Block(nn.Module):
         mixer = self.mixer
         if isinstance(mixer, ConvMixing):
             own = (None if mixer.conv is None else mixer.conv.weight, mixer.pooled)
-            mixing = [weight for weight in own if weight is not None]
+            mixing: list[Tensor] = [weight for weight in own if weight is not None]
         elif isinstance(mixer, AttentionMixing):
             mixing = [mixer.qkv.weight, mixer.out.weight]
         elif isinstance(mixer, PositionMLPMixing):

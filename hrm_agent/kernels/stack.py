@@ -110,9 +110,13 @@ def functions() -> Any:
         "window_forward": 5,
         "window_backward": 12,
     }
-    for name, count in arguments.items():
+    whole = ctypes.c_int64
+    signatures: dict[str, list[Any]] = {name: [pointer] * count for name, count in arguments.items()}
+    signatures["gru_forward"] = [whole, whole, *[pointer] * 5]
+    signatures["gru_backward"] = [whole, whole, *[pointer] * 6, whole]
+    for name, signature in signatures.items():
         function = getattr(found, name)
-        function.argtypes, function.restype = [pointer] * count, ctypes.c_int64
+        function.argtypes, function.restype = signature, ctypes.c_int64
     return found
 
 

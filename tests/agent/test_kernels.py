@@ -189,7 +189,7 @@ def test_bfloat16_gradients_point_where_the_exact_ones_do(mixing: str) -> None:
         ("trm", {"mixing": "units", "hidden_size": 32, "length": 16, "grid": (4, 4)}),
         ("trm", {"mixing": "attention_local", "hidden_size": 32, "length": 12, "grid": (3, 4)}),
         ("trm", {"mixing": "attention", "hidden_size": 32, "num_heads": 4, "length": 12}),  # heads of 8
-        ("gru", {"hidden_size": 32, "length": 12}),
+        ("convlstm", {"hidden_size": 32, "length": 12, "grid": (3, 4)}),
     ],
 )
 def test_what_the_kernels_do_not_know_is_computed_plainly(core: str, options: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm_agent import kernels
-from hrm_agent import policy as policies
 from hrm_agent.carry import Full
 from hrm_agent.encoders import EncoderConfig
 from hrm_agent.evaluation.report import measure_cost
@@ -214,7 +213,6 @@ def test_a_window_is_few_calls(options: dict[str, Any], calls: int, monkeypatch:
         return run_window(*given)
 
     monkeypatch.setattr(windows, "run_window", counting)
-    monkeypatch.setattr(policies, "run_window", counting)
     torch.manual_seed(2)
     policy = make("trm", mixing="conv", **options)
     obs, state, starts = window(policy, 3, 4, 2)
