@@ -19,7 +19,7 @@ from hrm_agent.carry import PolicyState, build_carry
 from hrm_agent.cores import State, build_core, map_state
 from hrm_agent.distributions import INITIAL_LOG_STD, build_distribution
 from hrm_agent.encoders import EncoderConfig, GridEncoder, Observation, build_encoder, find_grid
-from hrm_agent.kernels.window import Plan, Rule, Thinking, run_window, think
+from hrm_agent.kernels.window import Rule, Thinking, WindowPlan
 from hrm_agent.parallel import rows_at_once
 
 READOUTS = ("agent", "mean", "first", "last")
@@ -225,17 +225,17 @@ class Policy(nn.Module):
             segments.append(used)
         return self._decide(torch.stack(reads), state, torch.stack(segments))
 
-    def _window_plan(self, tokens: Tensor, state: PolicyState) -> tuple[Plan, Rule] | None:
+    def _window_plan(self, tokens: Tensor, state: PolicyState) -> tuple[WindowPlan, Rule] | None:
         """How the kernels think about a whole window, where they can."""
-        rule = self.carry.window_rule()
-        if rule is None or not rule.suits(tokens) or (self.config.stop == "agreed" and self.config.stop_threshold > 0):
+        rule, plan = self.carry.window_rule(), self.core.window_plan()
+        if rule is None or plan is None or not (rule.suits(tokens) and plan.suits(tokens, state)):
             return None
-        plan = self.core.window_plan()
-        return (plan, rule) if plan is not None and plan.suits(tokens, state) else None
+        early = self.config.stop if self.config.stop_threshold > 0 else "fixed"
+        return (plan, rule) if early == "fixed" or (early == "settled" and plan.settles) else None
 
     def _think_window(
         self,
-        found: tuple[Plan, Rule],
+        found: tuple[WindowPlan, Rule],
         tokens: Tensor,
         state: PolicyState,
         episode_start: Tensor,
@@ -247,7 +247,8 @@ class Policy(nn.Module):
         settled = self.config.stop_threshold if self.config.stop == "settled" else 0.0
         thinking = Thinking(self.segments, settled, cut)
         starts = episode_start.to(torch.bool).expand(tokens.shape[:2])
-        return self._decide(*run_window(*found, thinking, tokens, state, starts, index))
+        plan, rule = found
+        return self._decide(*plan.run(rule, thinking, tokens, state, starts, index))
 
     def segment_by_segment(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Iterator[Segment]:
         """The K segments of one environment step, one at a time; `stop` is not looked at.
@@ -286,8 +287,8 @@ class Policy(nn.Module):
         """K segments: the core's output and its state."""
         plan = self.core.window_plan()
         if plan is not None and plan.suits(tokens, thought):
-            z_H, z_L = think(plan, tokens, (thought[0], thought[1]), self.segments)
-            return z_H, map_state(lambda _, new: new, thought, (z_H, z_L))
+            output, after = plan.think(tokens, thought, self.segments)
+            return output, map_state(lambda _, new: new, thought, after)
         output = tokens
         for _ in range(self.segments):
             output, thought = self.core(tokens, thought)

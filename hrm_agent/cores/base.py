@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.kernels.window import Plan
+from hrm_agent.kernels.window import WindowPlan
 
 State = tuple[Tensor, ...]
 """A core's latent: a NamedTuple of tensors whose first dimension is the batch; it may have no fields."""
@@ -42,7 +42,7 @@ class Core(nn.Module):
         self.length = check_at_least("length", length, 1)
         self.grid = check_grid(grid, length)
 
-    def window_plan(self) -> Plan | None:
+    def window_plan(self) -> WindowPlan | None:
         """What `hrm_agent.kernels.window` must know to run it over several environment steps; None: it cannot."""
         return None
 

@@ -308,8 +308,9 @@ class Block(nn.Module):
     def kernel_weights(self) -> list[Tensor]:
         """Weights in the order of `hrm_agent.kernels.stack.run_stack`; mixings that it does not know have none."""
         mixer = self.mixer
-        if isinstance(mixer, ConvMixing) and mixer.conv is not None:
-            mixing: list[Tensor] = [mixer.conv.weight]
+        if isinstance(mixer, ConvMixing):
+            own = (None if mixer.conv is None else mixer.conv.weight, mixer.pooled)
+            mixing: list[Tensor] = [weight for weight in own if weight is not None]
         elif isinstance(mixer, AttentionMixing):
             mixing = [mixer.qkv.weight, mixer.out.weight]
         elif isinstance(mixer, PositionMLPMixing):

@@ -24,8 +24,6 @@ VECTOR = 16
 MOST_ATTENDED = 4096
 """Tokens up to which attention's scores, a matrix that every thread holds, are worth their memory."""
 MIXINGS = ("conv", "attention", "mlp")
-WEIGHTS = {"conv": 3, "attention": 4, "mlp": 4}
-"""Of a layer: the mixing's one or two matrices, then those of the SwiGLU, `gate_up` and `down`."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +33,11 @@ class Shape:
     Args:
         mixing: one of `MIXINGS`.
         layers: blocks.
-        length: tokens L; with `conv` the cells of the grid, without a prefix.
+        length: tokens L; those that are no cells of the grid stand before it.
         size: channels D, a multiple of 16.
         inner: width of the SwiGLU over channels, a multiple of 16.
         epsilon: of the norms.
-        grid: rows and columns, of `conv`.
+        grid: rows and columns, of `conv`; zeros without one.
         heads: of `attention`; D / heads a multiple of 16.
         position_inner: of `mlp`, width of the SwiGLU over positions, a multiple of 16.
     """
@@ -60,10 +58,25 @@ class Shape:
         if self.mixing not in MIXINGS or self.size % VECTOR or self.inner % VECTOR:
             return False
         if self.mixing == "conv":
-            return self.grid[0] * self.grid[1] == self.length
+            return True
         if self.mixing == "attention":
             return self.length <= MOST_ATTENDED and self.size % (self.heads * VECTOR) == 0
         return self.position_inner % VECTOR == 0
+
+    @property
+    def weights(self) -> int:
+        """Of a layer: the mixing's two, then those of the SwiGLU, `gate_up` and `down`.
+
+        Of `conv` the mixing's are the kernel, where there is a grid, and the weights of means, where there are tokens
+        before it.
+        """
+        cells = self.grid[0] * self.grid[1]
+        return 2 + (cells > 0) + (cells < self.length) if self.mixing == "conv" else 4
+
+    def is_turned(self, index: int) -> bool:
+        """Whether the kernels give the transpose of this weight's gradient, one of those of all layers."""
+        first = self.mixing == "mlp" or (self.mixing == "conv" and self.grid != (0, 0))
+        return first and index % self.weights == 0
 
 
 class _Stack(ctypes.Structure):
@@ -97,9 +110,13 @@ def functions() -> Any:
         "window_forward": 5,
         "window_backward": 12,
     }
-    for name, count in arguments.items():
+    whole = ctypes.c_int64
+    signatures: dict[str, list[Any]] = {name: [pointer] * count for name, count in arguments.items()}
+    signatures["gru_forward"] = [whole, whole, *[pointer] * 5]
+    signatures["gru_backward"] = [whole, whole, *[pointer] * 6, whole]
+    for name, signature in signatures.items():
         function = getattr(found, name)
-        function.argtypes, function.restype = [pointer] * count, ctypes.c_int64
+        function.argtypes, function.restype = signature, ctypes.c_int64
     found.stack_instructions.argtypes, found.stack_instructions.restype = [], ctypes.c_char_p
     return found
 
@@ -156,7 +173,7 @@ def run_stack(
         shape: must fit.
         x: float32 `[B, L, D]` on the CPU.
         angles: cosines and sines of rotary positions, `[L, 1, D / heads]` or None.
-        weights: `WEIGHTS[mixing]` of every layer in turn, float32 and contiguous, as `torch.nn` lays them out.
+        weights: `shape.weights` of every layer in turn, float32 and contiguous, as `torch.nn` lays them out.
         bf16: round the factors of matrix products to bfloat16, forward and back (but for those inside attention's and
             the position MLP's backward); sums, norms, weights and latents stay in float32.
 
@@ -235,17 +252,12 @@ def _forward(stack: Description, x: Tensor, kept: Tensor | None) -> Tensor:
 
 def empty_gradients(shape: Shape, weights: Sequence[Tensor]) -> list[Tensor]:
     """Zeros that the kernels add the gradients of `weights` to, in their own layout."""
-    return [torch.zeros((w[0].numel(), w.shape[0]) if _is_turned(shape, i) else w.shape) for i, w in enumerate(weights)]
+    return [torch.zeros((w[0].numel(), w.shape[0]) if shape.is_turned(i) else w.shape) for i, w in enumerate(weights)]
 
 
 def as_weights(shape: Shape, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
     """The gradients laid out as the weights are: torch's fused optimizers take for granted that both are alike."""
     return [
-        g.t().contiguous().view(w.shape) if _is_turned(shape, i) else g
+        g.t().contiguous().view(w.shape) if shape.is_turned(i) else g
         for i, (w, g) in enumerate(zip(weights, gradients, strict=True))
     ]
-
-
-def _is_turned(shape: Shape, index: int) -> bool:
-    """Whether the kernels give the transpose of this weight's gradient."""
-    return shape.mixing != "attention" and index % WEIGHTS[shape.mixing] == 0

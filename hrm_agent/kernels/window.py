@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -49,11 +49,27 @@ class Plan:
     angles: tuple[Tensor, Tensor] | None
     fresh: tuple[Tensor, Tensor]
     whole: bool
+    settles = True
 
     def suits(self, x: Tensor, state: Sequence[Tensor]) -> bool:
-        """Whether the kernels compute this window, with the gradient that is wanted, from such latents."""
         ready = self.low.runs_kernels(x) and self.high.runs_kernels(x) and all(z.dtype == x.dtype for z in state)
         return ready and (self.whole or not torch.is_grad_enabled())
+
+    def think(self, tokens: Tensor, state: tuple[Tensor, ...], segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        z_H, z_L = state
+        after = think(self, tokens, (z_H, z_L), segments)
+        return after[0], after
+
+    def run(
+        self,
+        rule: Rule,
+        thinking: Thinking,
+        tokens: Tensor,
+        state: tuple[Tensor, ...],
+        episode_start: Tensor,
+        read: Tensor | None,
+    ) -> Thought:
+        return run_window(self, rule, thinking, tokens, state, episode_start, read)
 
 
 @dataclass(frozen=True)
@@ -98,6 +114,31 @@ class Thought(NamedTuple):
     reads: Tensor
     state: tuple[Tensor, ...]
     segments: Tensor
+
+
+class WindowPlan(Protocol):
+    """How the kernels run a core over several environment steps."""
+
+    @property
+    def settles(self) -> bool:
+        """Whether rows may stop once they have settled."""
+
+    def suits(self, x: Tensor, state: Sequence[Tensor]) -> bool:
+        """Whether the kernels compute this window, with the gradient that is wanted, from such a state."""
+
+    def think(self, tokens: Tensor, state: tuple[Tensor, ...], segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The core's output `[B, L, D]` and its state after some segments about tokens `[B, L, D]`."""
+
+    def run(
+        self,
+        rule: Rule,
+        thinking: Thinking,
+        tokens: Tensor,
+        state: tuple[Tensor, ...],
+        episode_start: Tensor,
+        read: Tensor | None,
+    ) -> Thought:
+        """Think about k environment steps in a row; see `run_window`."""
 
 
 class _Window(ctypes.Structure):

@@ -103,8 +103,8 @@ def test_windows_on_every_set(variant: str, carry: str, mixing: str) -> None:
 
 
 def test_rows_do_not_depend_on_their_batch(variant: str) -> None:
-    for mixing in ("conv", "attention", "mlp"):
-        test_kernels.test_a_row_does_not_depend_on_its_batch_or_on_the_gradient(mixing)
+    for mixing, prefix in (("conv", 0), ("conv", 2), ("attention", 0), ("mlp", 0)):
+        test_kernels.test_a_row_does_not_depend_on_its_batch_or_on_the_gradient(mixing, (3, 5), prefix)
 
 
 def test_bfloat16_where_the_set_has_it(variant: str) -> None:

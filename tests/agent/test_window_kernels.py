@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm_agent import kernels
-from hrm_agent import policy as policies
 from hrm_agent.carry import Full
 from hrm_agent.encoders import EncoderConfig
 from hrm_agent.evaluation.report import measure_cost
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ c
 SPACE = gym.spaces.Box(0, 5, (5, 7), np.uint8)
 
 
-def make(core: str, size: int = 16, **options: Any) -> Policy:
+def make(core: str, size: int = 16, prefix: int = 0, **options: Any) -> Policy:
     own = {"num_heads": 1, "inner_size": 32, "cycle_gradient": "all", "branch_gain": 0.1}
     layers = {"layers": 2} if core == "trm" else {"H_layers": 1, "L_layers": 2}
     config = {name: options.pop(name) for name in list(options) if name not in PolicyConfig.__dataclass_fields__}
@@ -34,7 +33,7 @@ def make(core: str, size: int = 16, **options: Any) -> Policy:
         "core": core,
         "core_options": {**own, **layers, **config},
         "hidden_size": size,
-        "encoder": EncoderConfig(patch_size=2),
+        "encoder": EncoderConfig(patch_size=2, prefix=prefix),
         **options,
     }
     policy = Policy(PolicyConfig(**settings), SPACE, gym.spaces.Discrete(4))
@@ -95,6 +94,7 @@ def assert_near(policy: Policy, given: tuple[Any, ...]) -> None:
     segments=st.integers(1, 2),
     steps=st.integers(1, 4),
     batch=st.integers(1, 20),
+    prefix=st.integers(0, 2),
     carry=st.sampled_from(["full", "gate", "reset"]),
     readout=st.sampled_from(["agent", "first", "last", "mean"]),
     time_gradient=st.sampled_from(["bptt", "detached"]),
@@ -214,7 +214,6 @@ def test_a_window_is_few_calls(options: dict[str, Any], calls: int, monkeypatch:
         return run_window(*given)
 
     monkeypatch.setattr(windows, "run_window", counting)
-    monkeypatch.setattr(policies, "run_window", counting)
     torch.manual_seed(2)
     policy = make("trm", mixing="conv", **options)
     obs, state, starts = window(policy, 3, 4, 2)

@@ -32,6 +32,7 @@ PackedBack pack_back(const Stack& s, i64 layer) {
   };
   p.gate_up = right(w.gate_up, 2 * s.inner, s.size);
   p.down = right(w.down, s.size, s.inner);
+  if (s.mixing == CONV && !w.first) return p;
   if (s.mixing == CONV) {
     float* kernel = arena.take(KERNELS * s.size);
     turn_kernel(w.first, s.size, kernel);
@@ -142,9 +143,8 @@ void layer_backward(const Stack& s, const Weights& w, const PackedBack& p, const
   }
   norm_backward(h_g, k.h, k.scale, tokens, d, sum_g);
   if (s.mixing == CONV) {
-    convolve(s, sum_g, p.kernel, samples, true, to);
+    mix_cells_backward(s, p.kernel, w.second, k.x, sum_g, samples, to, gw.first, gw.second);
     for (i64 i = 0; i < tokens * d; i += W) store(to + i, load(to + i) + load(sum_g + i));
-    convolve_weight(s, k.x, sum_g, samples, gw.first);
     return arena.back(mark);
   }
   AttentionSpace space(s);

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attention.h"
-#include "convolution.h"
+#include "pooled.h"
 
 namespace {
 
@@ -44,6 +44,7 @@ Packed pack(const Stack& s, i64 layer) {
   };
   right(w.gate_up, s.size, 2 * s.inner, p.gate_up, p.gate_up16);
   right(w.down, s.inner, s.size, p.down, p.down16);
+  if (s.mixing == CONV && !w.first) return p;
   if (s.mixing == CONV) {
     float* kernel = arena.take(KERNELS * s.size);
     turn_kernel(w.first, s.size, kernel);
@@ -128,7 +129,7 @@ void layer_forward(const Stack& s, const Weights& w, const Packed& p, const Kept
   float* narrow = arena.take(tokens * s.inner);
   float* narrow_x = arena.take(tokens * s.size);
   if (s.mixing == CONV) {
-    convolve(s, k.x, p.kernel, samples, false, branch);
+    mix_cells(s, p.kernel, w.second, k.x, samples, branch);
     add_and_norm(k.x, branch, tokens, s.size, s.epsilon, k.h, k.scale);
   } else if (s.mixing == ATTENTION) {
     AttentionSpace space(s);

@@ -52,14 +52,13 @@ float* run_layers(const Stack& s, const Packed* packs, const Memory& memory, flo
 // g: gradient of the last layer's output -> to: that of `input`. output: as run_layers returned it.
 void run_layers_back(const Stack& s, const PackedBack* packs, const Memory& memory, float* input, float* output,
                      float* const* weights_g, i64 samples, const float* g, float* to) {
-  i64 mark = arena.mark(), each = s.mixing == CONV ? 3 : 4, floats = samples * s.length * s.size;
+  i64 mark = arena.mark(), floats = samples * s.length * s.size;
   float* between[2] = {arena.take(floats), arena.take(floats)};
   for (i64 layer = s.layers - 1; layer >= 0; layer--) {
     Kept k = memory.layer(s, layer);
     k.x = layer ? memory.layer(s, layer - 1).y : input;
     if (layer == s.layers - 1) k.y = output;
-    float* const* of = weights_g + each * layer;
-    Gradients gw = s.mixing == CONV ? Gradients{of[0], nullptr, of[1], of[2]} : Gradients{of[0], of[1], of[2], of[3]};
+    Gradients gw = layer_of<Gradients>(s, weights_g, layer);
     float* next = layer ? between[layer % 2] : to;
     layer_backward(s, weights_of(s, layer), packs[layer], gw, k, samples, g, next);
     g = next;

@@ -15,31 +15,32 @@ extern "C" {
 // What hrm_agent/kernels/stack.py describes as `Shape`; sizes in numbers of floats.
 struct Stack {
   i64 mixing, layers, batch, length, size, inner;
-  i64 rows, cols;        // of the grid, CONV
+  i64 rows, cols;        // of the grid, CONV; the tokens before it are the rest of the length
   i64 heads;             // ATTENTION
   i64 position_inner;    // width of the SwiGLU over positions, MLP
   i64 bf16;              // products in bfloat16
   float epsilon;
   const float *cos, *sin;        // [length, size / heads] or null
-  const float* const* weights;   // per layer: the mixing's one (CONV) or two, then gate_up and down
+  const float* const* weights;   // per layer: the mixing's two (CONV: or one, see Weights), then gate_up and down
 };
 
 }  // extern "C"
 
 namespace {
 
-struct Weights {
+struct Weights {  // CONV: first null without a grid, second null without tokens before it
   const float *first, *second, *gate_up, *down;
 };
 
-Weights weights_of(const Stack& s, i64 layer) {
-  if (s.mixing == CONV) {
-    const float* const* w = s.weights + 3 * layer;
-    return {w[0], nullptr, w[1], w[2]};
-  }
-  const float* const* w = s.weights + 4 * layer;
-  return {w[0], w[1], w[2], w[3]};
+// One layer's of a list: Weights, or pointers to their gradients.
+template <typename Set, typename Pointer>
+Set layer_of(const Stack& s, Pointer const* all, i64 layer) {
+  bool first = s.mixing != CONV || s.rows * s.cols, second = s.mixing != CONV || s.length > s.rows * s.cols;
+  Pointer const* w = all + layer * (first + second + 2);
+  return {first ? w[0] : nullptr, second ? w[first] : nullptr, w[first + second], w[first + second + 1]};
 }
+
+Weights weights_of(const Stack& s, i64 layer) { return layer_of<Weights>(s, s.weights, layer); }
 
 // What a layer's forward computes and its backward needs, of some tokens.
 struct Kept {

@@ -1,0 +1,98 @@
+"""A window of the GRU core by the kernels is the core's own, step by step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_window_kernels import SPACE, assert_near, results, window
+
+from hrm_agent import kernels
+from hrm_agent.encoders import EncoderConfig
+from hrm_agent.kernels.gru import run_gru
+from hrm_agent.policy import Policy, PolicyConfig
+
+pytestmark = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
+
+
+def make(memory: int | None = None, size: int = 16, prefix: int = 0, **options: Any) -> Policy:
+    encoder = EncoderConfig(patch_size=2, prefix=prefix)
+    config = PolicyConfig(
+        core="gru", core_options={"memory_size": memory}, hidden_size=size, encoder=encoder, **options
+    )
+    policy = Policy(config, SPACE, gym.spaces.Discrete(4))
+    with torch.no_grad():  # so that logits depend on what is read
+        policy.policy_head.weight.normal_()
+    return policy
+
+
+@given(
+    memory=st.integers(1, 70),
+    size=st.integers(1, 40),
+    prefix=st.integers(0, 2),
+    segments=st.integers(1, 3),
+    steps=st.integers(1, 5),
+    batch=st.integers(1, 20),
+    carry=st.sampled_from(["full", "reset"]),
+    readout=st.sampled_from(["agent", "first", "last", "mean"]),
+    time_gradient=st.sampled_from(["bptt", "detached"]),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=60)
+def test_a_window_is_as_near_the_exact_one_as_torch_s(steps: int, batch: int, seed: int, **options: Any) -> None:
+    torch.manual_seed(seed)
+    policy = make(**options)
+    assert_near(policy, window(policy, steps, batch, seed))
+
+
+@pytest.mark.parametrize("carry", ["full", "reset"])
+def test_steps_are_the_windows_own(carry: str) -> None:
+    torch.manual_seed(0)
+    policy = make(memory=21, carry=carry, segments=2)
+    assert kernels.use(policy, "fused") == "fused"
+    obs, state, starts = window(policy, 5, 11, 0)
+    with torch.no_grad():
+        whole = policy.unroll(obs, state, starts)
+        for t in range(5):
+            decision = policy.step(obs[t], state, starts[t])
+            torch.testing.assert_close(decision.logits, whole.logits[t])
+            state = decision.state
+    for own, kept in zip(state, whole.state, strict=True):
+        torch.testing.assert_close(own, kept)
+
+
+def test_rows_do_not_hear_what_came_before_their_episode_or_each_other() -> None:
+    policy = make()
+    kernels.use(policy, "fused")
+    obs, (h,), starts = window(policy, 2, 6, 1)
+    starts[1] = torch.tensor([True, False, True, True, False, True])
+    with torch.no_grad():
+        one = policy.unroll(obs, (h,), starts)
+        other = policy.unroll(obs, (h + 1,), starts)
+    assert torch.equal(one.logits[1][starts[1]], other.logits[1][starts[1]])
+    assert not torch.isclose(one.logits[1][~starts[1]], other.logits[1][~starts[1]]).all()
+
+
+@pytest.mark.parametrize(("stop", "threshold"), [("agreed", 1e-9), ("settled", 0.2)])
+def test_rows_that_stop_by_themselves_go_step_by_step(stop: str, threshold: float) -> None:
+    policy = make(segments=3, stop=stop, stop_threshold=threshold)
+    given = window(policy, 3, 4, 2)
+    plain, fused = (results(policy, path, given)[0] for path in ("plain", "fused"))
+    torch.testing.assert_close(fused.logits, plain.logits, rtol=1e-4, atol=1e-4)
+    assert torch.equal(fused.segments, plain.segments)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    policy = make(memory=8)
+    kernels.use(policy, "fused")
+    obs, (h,), starts = window(policy, 1, 8, 4)
+    with pytest.raises(ValueError, match=r"the memory is torch.float32 \[4, 8\] on cpu: expected"):
+        policy.step(obs[0], (h[:4],), starts[0])
+    with pytest.raises(ValueError, match="the input is"):
+        run_gru(
+            torch.zeros(1, 2, 5), h[:2], starts[:, :2], h[0], torch.zeros(24, 8), torch.zeros(24), segments=1, cut=False
+        )
