@@ -14,6 +14,7 @@ import torch
 
 from hrm_agent.benchmarks.paths import DOUBLE, PLAIN_BF16, NoPath
 from hrm_agent.kernels.agreement import Outputs, error_between, precision_of, tolerance
+from hrm_agent.kernels.measure import Choice
 
 REFERENCE = {"float32": DOUBLE, "bfloat16": PLAIN_BF16}
 """The path whose distance from the plain one is that of rounding."""
@@ -63,6 +64,7 @@ class Case:
         count, unit: what one `run` does so many of.
         tolerance: on the error of every path; None: by rounding, see `rounding_tolerance`.
         cores: that a run may use, for the share of the peak.
+        auto: what `kernel=auto` measured and took, where the suite asks it.
     """
 
     suite: str
@@ -74,6 +76,7 @@ class Case:
     unit: str
     tolerance: float | None = None
     cores: int = 1
+    auto: Choice | None = None
 
 
 def measure(
@@ -189,6 +192,8 @@ def _record(
         "ratio": statistics.median(ratios) if ratios else None,
         "ratio_least": min(ratios, default=None),
         "ratio_most": max(ratios, default=None),
+        "auto": None if case.auto is None else case.auto.path,
+        "auto_ratio": None if case.auto is None else case.auto.ratios.get(path),
         "gflops": rate,
         "share_of_peak": rate / peak if rate and peak else None,
         "error": error if error is None or math.isfinite(error) else None,  # JSON has no infinity
