@@ -142,6 +142,14 @@ def test_an_unknown_flag_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tm
     build._library.cache_clear()
 
 
+def _arrays(*tensors: Tensor) -> bytes:
+    parts = []
+    for tensor in tensors:
+        parts.append(np.array(tensor.numel(), np.int64).tobytes())
+        parts.append(tensor.detach().contiguous().numpy().astype(np.float32).tobytes())
+    return b"".join(parts)
+
+
 class Emulated:
     """Stack kernels of another processor, one process a call."""
 
@@ -166,10 +174,9 @@ class Emulated:
             s.position_inner, 0,
         ]  # fmt: skip
         cos, sin = angles or (torch.empty(0), torch.empty(0))
+        weights = made.kernel_weights()
         told = np.array(numbers, np.int64).tobytes() + np.array(s.epsilon, np.float32).tobytes()
-        for array in (cos, sin, *made.kernel_weights(), *inputs):
-            told += np.array(array.numel(), np.int64).tobytes()
-            told += array.detach().contiguous().numpy().astype(np.float32).tobytes()
+        told += _arrays(cos, sin) + np.array(len(weights), np.int64).tobytes() + _arrays(*weights, *inputs)
         return subprocess.run([self.emulator, str(self.driver), function], input=told, stdout=-1, check=True).stdout
 
     def arrays(self, function: str, case: Case, *inputs: Tensor) -> list[Tensor]:

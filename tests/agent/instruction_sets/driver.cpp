@@ -3,8 +3,8 @@
 //   driver FUNCTION < call > results
 //
 // A call: the eleven integers of Stack (int64), epsilon (float), then arrays, each an int64 count of floats and the
-// floats: cos, sin (0 floats where there are none), the weights of all layers, and the function's own inputs. Results
-// likewise.
+// floats: cos, sin (0 floats where there are none), the weights of all layers after their number (int64), and the
+// function's own inputs. Results are arrays likewise.
 
 #include <cstdio>
 #include <cstring>
@@ -43,7 +43,9 @@ int main(int, char** argv) {
   Floats cos = array(), sin = array();
   s.cos = cos.empty() ? nullptr : cos.data();
   s.sin = sin.empty() ? nullptr : sin.data();
-  std::vector<Floats> weights(s.layers * (s.mixing == CONV ? 3 : 4)), gradients;
+  i64 count;
+  take(&count, sizeof(count));
+  std::vector<Floats> weights(count), gradients;
   std::vector<const float*> at;
   std::vector<float*> gradients_at;
   for (Floats& weight : weights) {
