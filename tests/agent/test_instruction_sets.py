@@ -198,7 +198,9 @@ class Emulated:
             g.view_as(empty)
             for g, empty in zip(to_weights, stack.empty_gradients(made.kernel_shape, weights), strict=True)
         ]
-        return [y.view_as(x), to_x.view_as(x), *stack.as_weights(made.kernel_shape, weights, shaped)]
+        laid_out = stack.as_weights(made.kernel_shape, weights, shaped)
+        gradient_of = {id(weight): gradient for weight, gradient in zip(weights, laid_out, strict=True)}
+        return [y.view_as(x), to_x.view_as(x), *(gradient_of[id(weight)] for weight in made.parameters())]
 
 
 @cache
