@@ -6,16 +6,19 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import CORES, make_trainer
+from tiny import CORES, fitting, make_trainer
 
+from hrm_agent import run_loop
 from hrm_agent.algos.imitation import DAggerConfig
 from hrm_agent.data_parallel import ALONE, Ranks, RanksDiverged, join
 from hrm_agent.encoders import EncoderConfig
 from hrm_agent.gradients import NonFiniteNumbers
+from hrm_agent.kernels.measure import Choice
 from hrm_agent.run_loop import Interrupted
 from hrm_agent.tracking import Console
 from hrm_agent.trainer import Trainer
@@ -105,6 +108,25 @@ def trouble(folder: Path, ranks: Ranks) -> None:
     (folder / f"told{ranks.rank}.json").write_text(json.dumps(told))
 
 
+def kernel(folder: Path, ranks: Ranks) -> None:
+    """With `kernel=auto` the first process alone measures; also where another one lacks the kernel of before."""
+    for before in (None, "fused_bf16"):
+        trainer = make_trainer(folder / str(before), ranks=ranks, kernel="auto", **fitting())
+        measured: list[list[str]] = []
+
+        def measure(paths: Sequence[str], measured: list[list[str]] = measured) -> Choice:
+            measured.append(list(paths))
+            return Choice("fused", {"fused": 2.0})
+
+        trainer.measure_kernel = measure  # type: ignore[method-assign]
+        found = ["plain", "fused", *([before] if before is not None and ranks.is_first else [])]
+        run_loop.candidates = lambda *_, found=found: found
+        trainer._kernel_before = before
+        trainer.run(quiet(ranks))
+        assert measured == ([["plain", "fused"]] if ranks.is_first else [])
+        assert trainer.kernel == "fused"
+
+
 def ended(trainer: Trainer, ranks: Ranks) -> str:
     try:
         trainer.run(quiet(ranks))
@@ -115,5 +137,5 @@ def ended(trainer: Trainer, ranks: Ranks) -> str:
 
 if __name__ == "__main__":
     group = join()
-    {"train": train, "halves": halves, "trouble": trouble}[sys.argv[1]](Path(sys.argv[2]), group)
+    {"train": train, "halves": halves, "trouble": trouble, "kernel": kernel}[sys.argv[1]](Path(sys.argv[2]), group)
     group.leave()

@@ -20,6 +20,7 @@ from parallel_worker import SETTINGS, build
 from test_deep_supervision import make_model
 from tiny import make_trainer
 
+from hrm_agent import kernels
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.checkpoint import load_tensors
@@ -186,6 +187,11 @@ def test_what_happens_in_one_process_ends_all(tmp_path: Path) -> None:
     assert told[0]["hasty"] == told[1]["hasty"]
     assert (tmp_path / "stopped" / "checkpoints" / "000000000032.safetensors").is_file()
     assert not list((tmp_path / "apart").glob("checkpoints/*"))
+
+
+@pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
+def test_the_first_process_measures_for_all(tmp_path: Path) -> None:
+    launch_worker(2, "kernel", tmp_path)
 
 
 def test_what_does_not_divide_is_refused_once(tmp_path: Path) -> None:

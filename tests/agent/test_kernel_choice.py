@@ -9,23 +9,25 @@ from typing import Any
 
 import pytest
 import torch
+from test_deep_supervision import make_model
 from test_trainer import assert_equal_bits, everything
 from tiny import DQN_SETTINGS, fitting, make_dqn_trainer, make_trainer
 from torch import Tensor, nn
 
-from hrm_agent import kernels
+from hrm_agent import kernel_choice, kernels
 from hrm_agent import policy as policy_module
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.benchmarks.networks import build_run
 from hrm_agent.cores.blocks import BlockStack
 from hrm_agent.data_parallel import Ranks
-from hrm_agent.kernel_choice import Passes, PolicyWork, measure_policy, passes_of, path_of_training
+from hrm_agent.kernel_choice import Passes, PolicyWork, choose_for_playing, measure_policy, passes_of, path_of_training
 from hrm_agent.kernels.agreement import Outputs
 from hrm_agent.kernels.measure import FEW_ROUNDS, MOST_ROUNDS, Choice, Job, Size, measure
 from hrm_agent.kernels.paths import Accelerated
 from hrm_agent.parallel import Shards, instruction_set
 from hrm_agent.policy import Policy, to_tensors
+from hrm_agent.supervised.kernel_choice import measure_model
 from hrm_agent.tracking import Console
 from hrm_agent.trainer import Trainer
 
@@ -340,6 +342,35 @@ def test_the_first_process_decides(tmp_path: Path) -> None:
     trainer.measure_kernel = lambda paths: pytest.fail("measured")  # type: ignore[method-assign]
     trainer.settle_kernel(Told())
     assert trainer.kernel == "fused"
+
+
+@needs_kernels
+def test_a_puzzle_model_is_measured_by_its_core(tmp_path: Path) -> None:
+    model = make_model(size=32, num_heads=2, inner_size=32, mixing="attention")
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    for training, precision in ((True, "float32"), (False, "float32"), (True, "bfloat16")):
+        made = measure_model(model, ["plain", "fused"], 8, Shards(1), precision, training)
+        assert list(made.ratios) == ["fused"]
+        assert made.wrong == ()
+    assert_equal_bits(before, dict(model.state_dict()))
+
+
+@needs_kernels
+def test_an_agent_of_another_processor_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, _, obs = observations()
+    asked: list[Any] = []
+
+    def measured(*given: Any) -> Choice:
+        asked.append(given[2])
+        return Choice("fused", {"fused": 2.0})
+
+    monkeypatch.setattr(kernel_choice, "measure_policy", measured)
+    here = {"kernel": "plain", "instruction_set": instruction_set()}
+    assert choose_for_playing(policy, "auto", obs, 32, Shards(1), here) == "plain"
+    assert choose_for_playing(policy, "fused", obs, 32, Shards(1), here) == "fused"
+    assert asked == []
+    assert choose_for_playing(policy, "auto", obs, 32, Shards(1), {"kernel": "plain"}) == "fused"
+    assert asked == [[Passes(1, 0, 32)]]
 
 
 def test_an_agent_is_played_as_it_was_trained_on_the_same_processor_alone() -> None:
