@@ -6,6 +6,7 @@ alone; here the gradients of the weights are one product a window.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -52,12 +53,12 @@ def run_gru(
         if given.shape != shape or given.dtype != dtype or given.device.type != "cpu":
             told = f"{given.dtype} {list(given.shape)} on {given.device}"
             raise ValueError(f"{name} is {told}: expected {dtype} {list(shape)} on cpu")
-    given = (inputs, memory, episode_start, fresh, weight, bias)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
-        states: Tensor = _RunGRU.apply(segments, cut, *given)
-        return states
-    updates = _Updates(steps, segments, batch, size)
-    states = updates.run(*given)
+    everything = (inputs, memory, episode_start, fresh, weight, bias)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in everything):
+        learned: Tensor = _RunGRU.apply(segments, cut, *everything)
+        return learned
+    updates = _Updates((steps, segments, batch, size))
+    states = updates.run(*everything)
     pool.give(updates.memory)
     return states
 
@@ -88,13 +89,13 @@ class _Updates:
         candidates: `[k, K, B, M]`.
     """
 
-    def __init__(self, steps: int, segments: int, batch: int, size: int, memory: Tensor | None = None) -> None:
-        shape = (steps, segments, batch)
-        count = steps * segments * batch * size
+    def __init__(self, shape: tuple[int, int, int, int], memory: Tensor | None = None) -> None:
+        *cells, size = shape
+        count = math.prod(shape)
         self.memory = pool.take(5 * count) if memory is None else memory
-        self.before = self.memory[:count].view(*shape, size)
-        self.candidates = self.memory[count : 2 * count].view(*shape, size)
-        self.kept = self.memory[2 * count : 5 * count].view(*shape, 3 * size)
+        self.before = self.memory[:count].view(shape)
+        self.candidates = self.memory[count : 2 * count].view(shape)
+        self.kept = self.memory[2 * count : 5 * count].view(*cells, 3 * size)
 
     def run(
         self, inputs: Tensor, memory: Tensor, starts: Tensor, fresh: Tensor, weight: Tensor, bias: Tensor
@@ -119,7 +120,7 @@ class _RunGRU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, segments: int, cut: bool, inputs: Tensor, memory: Tensor, *others: Tensor) -> Tensor:
         ctx.shape = (inputs.shape[0], segments, *memory.shape)
-        updates = _Updates(*ctx.shape)
+        updates = _Updates(ctx.shape)
         with torch.no_grad():
             states = updates.run(inputs, memory, *others)
         starts, _, weight, _ = others
@@ -132,7 +133,7 @@ class _RunGRU(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         starts, weight = ctx.saved_tensors
         steps, segments, batch, size = ctx.shape
-        updates = _Updates(*ctx.shape, take_kept(ctx))
+        updates = _Updates(ctx.shape, take_kept(ctx))
         kernel = functions().gru_backward
         spare = pool.take(updates.kept.numel())
         products_g = spare[: updates.kept.numel()].view(updates.kept.shape)

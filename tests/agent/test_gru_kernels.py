@@ -95,9 +95,9 @@ def test_equal_tokens_share_the_gradient_of_their_maximum(size: int) -> None:
     right = torch.cat([tokens.mean(2), tokens.amax(2)], -1), tokens.take_along_dim(read[..., None, None], 2).squeeze(2)
     assert token is not None
     found = []
-    for given in ((pooled, token), right):
-        down = [torch.arange(g.numel()).view_as(g).sin() for g in given]
-        found.append(torch.autograd.grad(given, tokens, down)[0])
+    for outcome in ((pooled, token), right):
+        down = [torch.arange(o.numel()).view_as(o).sin() for o in outcome]
+        found.append(torch.autograd.grad(outcome, tokens, down)[0])
     torch.testing.assert_close(pooled, right[0])
     assert torch.equal(token, right[1])
     torch.testing.assert_close(*found)
