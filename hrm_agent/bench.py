@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import secrets
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from hrm_agent.benchmarks.peaks import matrix_peaks
 from hrm_agent.benchmarks.suites import DEFAULT, SUITES
 from hrm_agent.checkpoint import write_atomically
 from hrm_agent.cli import UsageError, nearest, usage_errors
-from hrm_agent.parallel import available_cores
+from hrm_agent.parallel import available_cores, instruction_set
 from hrm_agent.tracking import CLOCKS
 
 WIDE = 160  # columns where the output is no terminal: no line is broken there
@@ -86,6 +87,7 @@ def check_options(options: argparse.Namespace) -> None:
 def bench(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Measure the suites of checked options; one table each on the console, as soon as it is known."""
     peaks = matrix_peaks(options.cores, *(((256,), 0.05) if options.quick else ()))
+    console.print(f"instruction set: {instruction_set()}")
     console.print("peak GFLOP/s of matrix products: " + "; ".join(map(_told, peaks.items())))
     shown, records = Options(tuple(options.paths), options.cores, options.quick), []
     for name in options.suites:
@@ -98,12 +100,14 @@ def bench(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         records += found
     machine = {
         "processor": platform.machine(),
+        "instruction_set": instruction_set(),
         "cores": available_cores(),
         "torch": torch.__version__,
         "load": os.getloadavg() if hasattr(os, "getloadavg") else None,
     }
     return {
         "command": " ".join(["python -m hrm_agent.bench", *sys.argv[1:]]),
+        "commit": _commit(),
         "machine": machine,
         "seed": options.seed,
         "rounds": options.rounds,
@@ -111,6 +115,16 @@ def bench(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         "peak_gflops": peaks,
         "records": records,
     }
+
+
+def _commit() -> str | None:
+    """Of the checkout that this package lies in, with `-dirty` behind it where files are changed; None without one."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return answer.stdout.strip() or None
 
 
 def _told(peak: tuple[str, dict[str, float]]) -> str:
@@ -128,7 +142,7 @@ def verdict(record: dict[str, Any], fail_below: float | None) -> str:
 
 def _table(suite: str, records: list[dict[str, Any]], fail_below: float | None) -> Table:
     table = Table(title=suite, title_justify="left")
-    for head in ("case", "path", "ms", "x", "spread", "per second", "GFLOP/s", "of peak", "error", "allowed", ""):
+    for head in ("case", "path", "ms", "x", "spread", "per second", "GFLOP/s", "of peak", "error", "allowed", "", ""):
         table.add_column(head, justify="left" if head in ("case", "path") else "right")
     for r in records:
         baseline = r["path"] == r["against"]
@@ -143,6 +157,7 @@ def _table(suite: str, records: list[dict[str, Any]], fail_below: float | None) 
             "" if r["share_of_peak"] is None else f"{r['share_of_peak']:.0%}",
             "" if baseline else "none finite" if r["error"] is None else f"{r['error']:.1e}",
             "" if baseline else f"{r['tolerance']:.1e}",
+            "auto" if r["path"] == r["auto"] else "",
             verdict(r, fail_below),
             end_section=r is records[-1],
         )

@@ -21,8 +21,10 @@ from hrm_agent.evaluation.report import (
     summarize_clairvoyant,
     to_json,
 )
-from hrm_agent.kernels import check_kernel, choose
+from hrm_agent.kernel_choice import choose_for_playing
+from hrm_agent.kernels import check_kernel
 from hrm_agent.parallel import Shards, available_cores
+from hrm_agent.policy import to_tensors
 from hrm_agent.registration import load_agent
 from hrm_envs import MazeVectorEnv
 
@@ -67,7 +69,8 @@ def evaluate(
         level_set: play exactly this frozen set (`evaluation.level_sets`); it fixes all that chooses levels.
         baselines: play the random policy and the re-planner too; without, they are None.
         agent: id of a registered agent (`hrm_agent.registry`) in place of `run`.
-        kernel: what computes the core (`hrm_agent.kernels.CHOICES`), in float32 unless it says otherwise.
+        kernel: what computes the core (`hrm_agent.kernels.CHOICES`), in float32 unless it says otherwise. `auto` takes
+            what computed the agent in training, where that was on such a processor; elsewhere decisions are measured.
 
     Returns:
         What is written: the agent's metrics (`report.summarize`), outcome on each level (`report.list_levels`)
@@ -88,10 +91,13 @@ def evaluate(
     probe = make_vector_env(level["env_id"], 1, level["env_options"])
     player = player.fit(probe.single_observation_space)
     player.check_fits(probe.single_observation_space, probe.single_action_space)
-    choose(player.policy, kernel)
+    obs = to_tensors(probe.reset(seed=0)[0])
+    rows, shards = min(BATCH, level["episodes"]), Shards(available_cores())
+    used = choose_for_playing(player.policy, kernel, obs, rows, shards, player.info)
     is_maze = isinstance(probe.unwrapped, MazeVectorEnv)
     probe.close()
-    report = {**_play(player, level, is_maze, baselines), "level_set": level_set, **describe_agent(player, run, agent)}
+    played = _play(player, level, is_maze, baselines, shards)
+    report = {**played, "level_set": level_set, **describe_agent(player, run, agent), "kernel": used}
     if out is not None:
         write_atomically(Path(out), to_json(report))
     return report
@@ -124,9 +130,9 @@ def _choose_levels(
     }
 
 
-def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool) -> dict[str, Any]:
+def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool, shards: Shards) -> dict[str, Any]:
     policy, actions = agent.policy, agent.action_space
-    played = run_in_shards(lambda: PolicyActor(policy), **level, batch=BATCH, shards=Shards(available_cores()))
+    played = run_in_shards(lambda: PolicyActor(policy), **level, batch=BATCH, shards=shards)
     at_random = run_in_shards(lambda: RandomActor(actions), **level, batch=BATCH) if baselines else None
     replanned = run_in_shards(ReplanActor, **level, batch=BATCH) if baselines and is_maze else None
     summary = summarize(played)

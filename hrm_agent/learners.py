@@ -11,7 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrm_agent.algos.dqn import DQN, DQNConfig
 from hrm_agent.algos.imitation import DAggerConfig, Imitation, ImitationConfig, drive
@@ -42,6 +42,10 @@ class Learner(ABC):
     @abstractmethod
     def update(self, progress: float) -> dict[str, float]:
         """Train on the buffer; returns what was measured, nothing before there is enough to learn from."""
+
+    def networks(self) -> list[nn.Module]:
+        """The policy, and its copies that the algorithm computes too."""
+        return [self.algo.policy]
 
     def statistics(self) -> dict[str, float]:
         """What the log shows of the data, beside the episodes."""
@@ -137,6 +141,9 @@ class DQNLearner(Learner):
     ) -> None:
         self.algo = DQN(policy, config, shards, seed)
         self.replay = Replay(config.capacity, config.num_envs, space, collector.state, config.stride, policy.device)
+
+    def networks(self) -> list[nn.Module]:
+        return [self.algo.policy, self.algo.target]
 
     def collect(self, collector: Collector, progress: float) -> None:
         collector.explore(self.replay, self.algo.config.collect_steps, self.algo.epsilon(progress))

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -31,6 +34,20 @@ def available_cores() -> int:
     """Cores this process may run on, shared with those that `torchrun` started beside it; at most `MAX_AUTO_SHARDS`."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(1, usable // local_size()), MAX_AUTO_SHARDS)
+
+
+@cache
+def instruction_set() -> str:
+    """The widest vectors that the processor computes with: `avx512_bf16`, `avx512`, `avx2`, `neon`, or `plain`."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    for flag, name in (("avx512_bf16", "avx512_bf16"), ("avx512f", "avx512"), ("avx2", "avx2"), ("asimd", "neon")):
+        if flag in flags:
+            return name
+    return "neon" if platform.machine() in ("arm64", "aarch64") else "plain"
 
 
 def total_memory(device: torch.device) -> int | None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrm_agent import __version__
 from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, load_tensors
 from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.gradients import NonFiniteNumbers
-from hrm_agent.kernels import check_kernel
+from hrm_agent.kernels import PATHS, candidates, check_kernel, use
+from hrm_agent.kernels.measure import Choice
 from hrm_agent.parallel import Shards, check_device
 from hrm_agent.tracking import CLOCKS, Console, NoLog, RunLog
 
@@ -42,7 +43,8 @@ class LoopConfig:
         log_every: units between lines of the log.
         shards: threads that share the batch.
         device: `cpu`, or a CUDA device.
-        kernel: what computes the core: `auto`, or a path of `hrm_agent.kernels.PATHS`.
+        kernel: what computes the core: a path of `hrm_agent.kernels.PATHS`, or `auto`: what it was before the run was
+            interrupted; of a run that begins, the fastest, which is measured.
 
     Raises:
         ValueError: a setting out of range, or a device that is not there.
@@ -88,12 +90,15 @@ class RunLoop(ABC):
 
     Attributes:
         now: the clock of `seconds`.
+        kernel: the path that computes the core, known once the run goes on; a subclass takes one that is not `auto`.
         seconds: of iterations, resumed parts included; evaluation and checkpoints are not counted. Rank 0's count for
             all.
     """
 
     unit = "frames"
     """What `position` counts, in messages and in `metrics.jsonl`."""
+    narrow = False
+    """Whether `kernel=auto` may take matrix products in bfloat16."""
 
     config: LoopConfig
 
@@ -102,7 +107,9 @@ class RunLoop(ABC):
         self.now = CLOCKS[config.clock]
         self.shards = Shards(config.shards)
         self.checkpoints = CheckpointFolder(folder / CHECKPOINTS, config.keep_checkpoints)
+        self.kernel = "plain"
         self.seconds = 0.0
+        self._kernel_before: str | None = None
         self._stop = False
 
     @property
@@ -117,6 +124,14 @@ class RunLoop(ABC):
     @abstractmethod
     def finish(self, log: RunLog, console: Console) -> None:
         """What comes after the last iteration."""
+
+    @abstractmethod
+    def networks(self) -> Sequence[nn.Module]:
+        """Everything that `kernel` computes, what is trained first."""
+
+    @abstractmethod
+    def measure_kernel(self, paths: Sequence[str]) -> Choice:
+        """The fastest of the paths for this run's work; changes nothing."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -148,6 +163,7 @@ class RunLoop(ABC):
             Interrupted: after Ctrl-C or SIGTERM, sent to any of the processes.
             RanksDiverged, RanksLost: something is wrong with the other processes.
         """
+        self.settle_kernel(console)
         log = RunLog(self.folder, self.position, self.unit) if self.ranks.is_first else NoLog()
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -166,6 +182,26 @@ class RunLoop(ABC):
                 signal.signal(s, handler)
             log.close()
 
+    def settle_kernel(self, console: Console) -> None:
+        """With `kernel=auto`, take the path that the run had before, or measure; the same in all processes."""
+        if self.config.kernel != "auto":
+            return
+        own = candidates(self.networks()[0], self.config.device, self.narrow)
+        paths = [path for path in PATHS if not self.ranks.agree(0.0, path not in own)[1]]
+        before = self._kernel_before
+        if before in paths:
+            path, line = before, f"kernel: {before}, as before"
+        else:
+            choice = self.measure_kernel(paths) if self.ranks.is_first else Choice("plain")
+            path, line = self.ranks.from_first([choice.path, str(choice)])
+            if before is not None:
+                line += f"; measured again, because {before}, which the run had before, is none of {', '.join(paths)}"
+        if len(paths) > 1 or before not in (None, path):
+            console.say(line)
+        for network in self.networks():
+            use(network, path)
+        self.kernel = path
+
     @contextmanager
     def naming_checkpoint(self) -> Iterator[None]:
         """Say where to go back to, should the numbers stop being numbers."""
@@ -183,7 +219,7 @@ class RunLoop(ABC):
 
     def save_checkpoint(self) -> Path:
         """Write everything needed to go on as if nothing had happened, from all processes."""
-        own = {"kind": "checkpoint", "hrm_agent_version": __version__, "seconds": self.seconds}
+        own = {"kind": "checkpoint", "hrm_agent_version": __version__, "seconds": self.seconds, "kernel": self.kernel}
         tensors = self.tensors()
         if not self.ranks.is_first:
             return self.checkpoints.path(self.position)
@@ -199,6 +235,7 @@ class RunLoop(ABC):
         try:
             self.restore(tensors, metadata)
             self.seconds = metadata["seconds"]
+            self._kernel_before = metadata.get("kernel")  # not in checkpoints of before
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path}: does not fit this run's settings ({reason})") from None

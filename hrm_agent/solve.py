@@ -18,11 +18,12 @@ from hrm_agent.cli import UsageError, nearest, parse_agent_options, usage_errors
 from hrm_agent.config import config_folder
 from hrm_agent.cores import CORES
 from hrm_agent.cores.base import check_at_least, check_choice
-from hrm_agent.kernels import check_kernel, choose
+from hrm_agent.kernels import check_kernel
 from hrm_agent.parallel import Shards, available_cores, check_device
 from hrm_agent.supervised.deep_supervision import PRECISIONS
 from hrm_agent.supervised.evaluation import Solver, evaluate_model, format_report
 from hrm_agent.supervised.files import find_model, load_model_and_spec, read_info
+from hrm_agent.supervised.kernel_choice import choose_for_solving
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.published import CONFIG_FILE, find_weights, load_published_checkpoint
 from hrm_agent.supervised.tasks import Answers, Examples, Task, TaskSpec, build_task
@@ -108,7 +109,8 @@ def solve(
         out: file for the JSON, written whole or not at all.
         submission: file for ARC Prize's `submission.json`, of the task `arc` alone.
         best: of a run's models, the best on validation puzzles rather than the last.
-        kernel: what computes the core (`hrm_agent.kernels.CHOICES`).
+        kernel: what computes the core (`hrm_agent.kernels.CHOICES`). `auto` takes what computed the model in training,
+            where that was on such a processor; elsewhere a segment is measured.
 
     Returns:
         What is written: the scores (`hrm_agent.supervised.evaluation.evaluate_model`) and what was evaluated on what.
@@ -133,10 +135,12 @@ def solve(
     if kernel == "compiled":
         raise ValueError("kernel=compiled: puzzles halt, and a batch of every size would be compiled; use kernel=auto")
     loaded = _load(Path(model), best, task, task_options or {})
-    choose(loaded.model, kernel, device)
     if submission is not None and loaded.task_name != "arc":
         raise ValueError(f"submission={submission}: only task=arc1 and task=arc2 have one; leave it out")
-    report = _report(loaded, band, puzzles, segments or loaded.segments, halt, precision or loaded.precision, device)
+    precision = precision or loaded.precision
+    used = choose_for_solving(loaded.model.to(device), kernel, puzzles, precision, loaded.info)
+    report = _report(loaded, band, puzzles, segments or loaded.segments, halt, precision, device)
+    report["kernel"] = used
     if submission is not None:
         write_submission(report["task"], Path(submission))
     if out is not None:

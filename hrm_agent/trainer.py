@@ -6,6 +6,7 @@ that was killed and resumed ends with the same weights, bit for bit on a CPU, as
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrm_agent import __version__
 from hrm_agent.agent import Agent
@@ -26,8 +27,11 @@ from hrm_agent.environments import is_compiled
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.initial_weights import freeze, initialise, parse_parts
-from hrm_agent.kernels import choose, eagerly
+from hrm_agent.kernel_choice import measure_policy, passes_of
+from hrm_agent.kernels import eagerly, use
+from hrm_agent.kernels.measure import Choice
 from hrm_agent.learners import AlgoConfig, build_env, build_learner, check_ranks
+from hrm_agent.parallel import instruction_set
 from hrm_agent.policy import Policy, PolicyConfig
 from hrm_agent.run_loop import LoopConfig, RunLoop
 from hrm_agent.tracking import Console, RunLog
@@ -100,6 +104,7 @@ class Trainer(RunLoop):
     """
 
     config: TrainerConfig
+    narrow = True
 
     def __init__(
         self,
@@ -122,7 +127,8 @@ class Trainer(RunLoop):
         prepare(policy, config, fresh=self.checkpoints.latest() is None)
         self.policy = policy.to(ranks.device(config.device))
         ranks.copy_first(self.policy.state_dict().values())
-        self.kernel = choose(self.policy, config.kernel, config.device, narrow=True)
+        if config.kernel != "auto":
+            self.kernel = use(self.policy, config.kernel)
         fast = self._accelerator(console) if ranks.size == 1 else None
         if ranks.size > 1 and console is not None and self.policy.device.type == "cuda":
             console.say("several processes: without CUDA graphs, bfloat16 and halves (cuda.*), which know one process")
@@ -150,6 +156,13 @@ class Trainer(RunLoop):
     @property
     def position(self) -> int:
         return self.frames
+
+    def networks(self) -> Sequence[nn.Module]:
+        return self.learner.networks()
+
+    def measure_kernel(self, paths: Sequence[str]) -> Choice:
+        passes = passes_of(self.algo.config)
+        return measure_policy(self.policy, paths, passes, self.collector.obs, self.shards, self.ranks.size)
 
     def iterate(self, log: RunLog, console: Console) -> None:
         before, done, began = self.frames, self.done, self.now()
@@ -242,6 +255,7 @@ class Trainer(RunLoop):
             "seconds": round(self.seconds, 1),
             "clock": c.clock,
             "kernel": self.kernel,
+            "instruction_set": instruction_set(),
             "parameters": sum(x.numel() for x in self.policy.parameters()),
             "validation": self.validation,
             "hrm_agent_version": __version__,

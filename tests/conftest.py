@@ -1,8 +1,12 @@
-"""One thread and repeatable examples, so that a test that fails fails again."""
+"""One thread and repeatable examples, so that a test that fails fails again.
+
+Beside the outcome it says for which instruction sets the kernels were tested, and why not for others.
+"""
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -16,3 +20,17 @@ settings.load_profile("project")
 def _one_thread() -> None:
     """Bits depend on how many threads torch splits a sum over."""
     torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, ())]
+    tested = {value for r in reports for name, value in r.user_properties if name == "instruction set"}
+    skipped = {
+        r.longrepr[2].removeprefix("Skipped: ")
+        for r in terminalreporter.stats.get("skipped", ())
+        if "test_instruction_sets" in r.nodeid and isinstance(r.longrepr, tuple)
+    }
+    if tested:
+        terminalreporter.write_line(f"kernels tested for: {', '.join(sorted(tested))}")
+    for reason in sorted(skipped):
+        terminalreporter.write_line(f"kernels not tested: {reason}")

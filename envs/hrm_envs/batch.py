@@ -22,6 +22,7 @@ from hrm_envs.kernel import (
     build_rules,
     build_scratch,
     build_state,
+    needed_parts,
     run_batch,
 )
 from hrm_envs.levels import build_geometry
@@ -173,6 +174,7 @@ class MazeBatch(Batch):
         self.config = config
         self.geometry = build_geometry(config)
         self.rules = build_rules(config)
+        self._parts = needed_parts(config)
         self.state = build_state(config, self.geometry, num_envs)
         self.outcome = build_outcome(num_envs, config.height * config.width, config.oracle)
         self._scratch = build_scratch(config.height * config.width)
@@ -182,14 +184,18 @@ class MazeBatch(Batch):
 
     def is_compiled(self) -> bool:
         """Whether the first reset and step are as fast as any, rather than a minute of compilation."""
-        return is_cached(run_batch)
+        return is_cached(run_batch, *self._arguments(_NO_ACTIONS, RESET))
+
+    def _arguments(self, actions: NDArray[np.int64], command: int) -> tuple[Any, ...]:
+        parts = (self.rules, self.geometry, self.state, self.outcome, self._scratch)
+        return (*parts, actions, command, *self._parts)
 
     def _begin(self) -> None:
-        run_batch(self.rules, self.geometry, self.state, self.outcome, self._scratch, _NO_ACTIONS, RESET)
+        run_batch(*self._arguments(_NO_ACTIONS, RESET))
 
     def _advance(self, actions: NDArray[np.int64], autoreset: bool) -> int:
         command = STEP_AND_RESET if autoreset else STEP
-        return run_batch(self.rules, self.geometry, self.state, self.outcome, self._scratch, actions, command)
+        return run_batch(*self._arguments(actions, command))
 
     def limit_episodes(self, max_episode_steps: int) -> None:
         """Change the time limit, also of episodes under way."""

@@ -185,14 +185,17 @@ class CueBatch(Batch):
 
     def is_compiled(self) -> bool:
         """Whether the first reset and step are as fast as any, rather than a minute of compilation."""
-        return is_cached(_step_all)
+        return is_cached(_step_all, *self._step_arguments(np.zeros(self.num_envs, np.int64), True))
 
     def _begin(self) -> None:
         _reset_all(*self._fixed, self.state, self.outcome)
 
-    def _advance(self, actions: NDArray[np.int64], autoreset: bool) -> int:
+    def _step_arguments(self, actions: NDArray[np.int64], autoreset: bool) -> tuple[Any, ...]:
         limit = int(self.config.max_episode_steps)
-        return _step_all(*self._fixed, limit, self.state, self.outcome, actions, autoreset)
+        return *self._fixed, limit, self.state, self.outcome, actions, autoreset
+
+    def _advance(self, actions: NDArray[np.int64], autoreset: bool) -> int:
+        return _step_all(*self._step_arguments(actions, autoreset))
 
     def clairvoyant(self) -> NDArray[np.int32]:
         """Steps to the right arm's end: int32 [N], -1 where impossible in time."""

@@ -113,6 +113,30 @@ def build_rules(config: MazeConfig) -> Rules:
     )
 
 
+class Parts(NamedTuple):
+    """Which parts of the rules a family can ever need, as arguments of the kernel: None or True.
+
+    numba drops what stands behind ``if part is not None`` where the argument is None, before it compiles anything. The
+    default maze needs less than half of the rules, and its first step comes that much earlier.
+
+    Attributes:
+        rare: layouts other than ``scatter``, doors other than ``reroll``, goals that move, fog. The oracle is compiled
+            with them, wanted or not, so that there are three kernels and not four.
+        oracle: the oracle.
+    """
+
+    rare: bool | None
+    oracle: bool | None
+
+
+def needed_parts(config: MazeConfig) -> Parts:
+    """The least that steps ``config``."""
+    common = ("scatter", "reroll", "static", "full")
+    if (config.layout, config.door_process, config.goal_process, config.view) != common:
+        return Parts(True, True)
+    return Parts(None, True if config.oracle else None)
+
+
 def build_state(config: MazeConfig, geometry: Geometry, num_envs: int) -> State:
     """Allocate the state of ``num_envs`` environments that are still to be seeded and reset."""
     assert config.doors is not None
@@ -176,7 +200,19 @@ def _show(rules, state, i, before, width):
 
 
 @inner
-def _reset_one(rules, geometry, state, outcome, i, queue, seen):
+def _begin_oracle(geometry, state, outcome, i, queue):
+    """Fill in the oracle's values of environment i, whose episode begins."""
+    agent, distances, mask = state.agent[i], state.distances[i], outcome.masks[i]
+    shortest_distances(state.grid[i], geometry.offsets, state.goal[i], distances, queue)
+    optimal_actions(geometry.offsets, distances, agent, mask[0:4])
+    assign(mask[4:8], mask[0:4])
+    mask[CHANGED] = False
+    mask[MATERIAL] = False
+    outcome.distance[i] = distances[agent]
+
+
+@inner
+def _reset_one(rules, geometry, state, outcome, i, queue, seen, rare, oracle):
     """Begin the next episode of environment i."""
     state.episode[i] += 1
     seed = level_seed(state.env_seed[i], state.episode[i], rules.band)
@@ -184,7 +220,7 @@ def _reset_one(rules, geometry, state, outcome, i, queue, seen):
     grid = state.grid[i]
     agent, goal, count = draw_level(
         seed, geometry.template, geometry.cells, geometry.edges, geometry.offsets, rules.layout, rules.walls,
-        rules.loops, grid, state.open_edges[i], queue, seen,
+        rules.loops, grid, state.open_edges[i], queue, seen, rare,
     )  # fmt: skip
     grid[agent] = AGENT
     grid[goal] = GOAL
@@ -195,29 +231,31 @@ def _reset_one(rules, geometry, state, outcome, i, queue, seen):
     state.done[i] = 0
     start_doors(
         seed, rules.door_process, rules.p_change, state.open_edges[i], count, grid, -1,
-        state.doors[i], state.closed[i], state.spans[i],
+        state.doors[i], state.closed[i], state.spans[i], rare,
     )  # fmt: skip
-    if rules.radius != FULL_VIEW:
+    if rare is not None and rules.radius != FULL_VIEW:
         _show(rules, state, i, -1, geometry.offsets[2])
-    if rules.oracle:
-        shortest_distances(grid, geometry.offsets, goal, state.distances[i], queue)
-        mask = outcome.masks[i]
-        optimal_actions(geometry.offsets, state.distances[i], agent, mask[0:4])
-        assign(mask[4:8], mask[0:4])
-        mask[CHANGED] = False
-        mask[MATERIAL] = False
-        outcome.distance[i] = state.distances[i, agent]
+    if oracle is not None and rules.oracle:
+        _begin_oracle(geometry, state, outcome, i, queue)
 
 
 @inner
-def _change_world(rules, geometry, state, i, queue, seen):
+def _change_world(rules, geometry, state, i, queue, seen, rare):
     """Doors and goal of the current step, where something may be due."""
     grid, agent = state.grid[i], state.agent[i]
     advance_doors(
         state.level_seed[i], state.steps[i], rules.door_process, rules.p_change, rules.change_threshold,
         state.open_edges[i], state.open_count[i], grid, agent, state.doors[i], state.closed[i],
-        state.spans[i],
+        state.spans[i], rare,
     )  # fmt: skip
+    if rare is not None:
+        _move_goal(rules, geometry, state, i, queue, seen)
+
+
+@inner
+def _move_goal(rules, geometry, state, i, queue, seen):
+    """The goal of the current step."""
+    grid = state.grid[i]
     goal = advance_goal(
         state.level_seed[i], state.steps[i], rules.goal_process, rules.goal_threshold, grid, geometry.is_cell,
         geometry.offsets, np.int64(state.goal[i]), queue, seen,
@@ -225,7 +263,7 @@ def _change_world(rules, geometry, state, i, queue, seen):
     if goal != state.goal[i]:
         grid[state.goal[i]] = EMPTY
         state.goal[i] = goal
-        if goal != agent:
+        if goal != state.agent[i]:
             grid[goal] = GOAL
 
 
@@ -253,26 +291,29 @@ def _consult_oracle(geometry, state, outcome, i, before, queue):
 
 
 @inner
-def _record_end(rules, state, outcome, i):
+def _record_end(rules, state, outcome, i, rare, oracle):
     """Keep the last observation and the statistics of an episode that has just ended."""
-    assign(outcome.final_obs[i], state.grid[i] if rules.radius == FULL_VIEW else state.shown[i])
+    assign(outcome.final_obs[i], state.grid[i])
+    if rare is not None and rules.radius != FULL_VIEW:
+        assign(outcome.final_obs[i], state.shown[i])
     length = state.steps[i]
     last = GOAL_REWARD if outcome.terminated[i] else STEP_REWARD
     outcome.episode_return[i] = STEP_REWARD * (length - 1) + last
     outcome.episode_length[i] = length
-    if rules.oracle:
+    if oracle is not None and rules.oracle:
         outcome.final_distance[i] = outcome.distance[i]
         assign(outcome.final_masks[i], outcome.masks[i])
 
 
 @hot_kernel
-def run_batch(rules, geometry, state, outcome, scratch, actions, command):
+def run_batch(rules, geometry, state, outcome, scratch, actions, command, rare, oracle):
     """Reset or step every environment: one entry point, so that its code is compiled once.
 
     Args:
         actions: int64 [N], each 0 to 3 (N, E, S, W).
         command: RESET (begin each environment's next episode; actions are ignored), STEP, or STEP_AND_RESET
             (environments that end begin their next episode at once).
+        rare, oracle: the family's ``Parts``.
 
     Returns:
         The number of environments that ended, or ``-1 - i`` (and nothing stepped) if action i is no action.
@@ -293,7 +334,7 @@ def run_batch(rules, geometry, state, outcome, scratch, actions, command):
     count = 0
     for i in range(len(agent)):
         if command == RESET:
-            _reset_one(rules, geometry, state, outcome, i, queue, seen)
+            _reset_one(rules, geometry, state, outcome, i, queue, seen, rare, oracle)
             continue
         old = agent[i]
         new = old + offsets[actions[i]]
@@ -304,7 +345,7 @@ def run_batch(rules, geometry, state, outcome, scratch, actions, command):
             grid[i, new] = AGENT
             agent[i] = new
         arrived = agent[i] == goal[i]
-        if rules.oracle:
+        if oracle is not None and rules.oracle:
             assign(before, grid[i])
         if not arrived:
             if moved and not is_cell[old]:
@@ -316,11 +357,11 @@ def run_batch(rules, geometry, state, outcome, scratch, actions, command):
                 level_seeds[i], steps[i], rules.door_process, rules.change_threshold, rules.goal_process,
                 rules.goal_threshold,
             ):  # fmt: skip
-                _change_world(rules, geometry, state, i, queue, seen)
+                _change_world(rules, geometry, state, i, queue, seen, rare)
                 arrived = agent[i] == goal[i]
-        if rules.oracle:
+        if oracle is not None and rules.oracle:
             _consult_oracle(geometry, state, outcome, i, before, queue)
-        if rules.radius != FULL_VIEW:
+        if rare is not None and rules.radius != FULL_VIEW:
             _show(rules, state, i, old, offsets[2])
         timeout = not arrived and steps[i] >= rules.limit
         reward[i] = GOAL_REWARD if arrived else STEP_REWARD
@@ -332,9 +373,9 @@ def run_batch(rules, geometry, state, outcome, scratch, actions, command):
         episode_length[i] = 0
         if arrived or timeout:
             count += 1
-            _record_end(rules, state, outcome, i)
+            _record_end(rules, state, outcome, i, rare, oracle)
             if command == STEP_AND_RESET:
-                _reset_one(rules, geometry, state, outcome, i, queue, seen)
+                _reset_one(rules, geometry, state, outcome, i, queue, seen, rare, oracle)
             else:
                 state.done[i] = 1
     return count

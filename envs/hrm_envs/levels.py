@@ -253,7 +253,7 @@ def _four_rooms(seed, cells, grid, open_edges, height, width):
 
 
 @inner
-def draw_level(seed, template, cells, edges, offsets, layout, walls, loops, grid, open_edges, queue, seen):
+def draw_level(seed, template, cells, edges, offsets, layout, walls, loops, grid, open_edges, queue, seen, rare):
     """Write the level of ``seed`` into ``grid`` and ``open_edges``.
 
     Args:
@@ -262,14 +262,15 @@ def draw_level(seed, template, cells, edges, offsets, layout, walls, loops, grid
         layout: index into LAYOUTS. ``walls``: int. ``loops``: float.
         grid: uint8 [G], overwritten. ``open_edges``: int32 [E], overwritten.
         queue, seen: scratch, int32 [G] and uint8 [G].
+        rare: None where the layout is SCATTER (``hrm_envs.kernel.Parts``).
 
     Returns:
         (start, goal, count): two positions, and the number of valid entries of ``open_edges``.
     """
     assign(grid, template)
-    width = offsets[2]
-    if layout == SCATTER:
-        return _scatter(seed, template, cells, edges, offsets, walls, grid, open_edges, queue, seen)
-    if layout == BRAID:
-        return _braid(seed, template, cells, edges, offsets, loops, grid, open_edges, queue, seen)
-    return _four_rooms(seed, cells, grid, open_edges, len(grid) // width, width)
+    if rare is not None:
+        if layout == BRAID:
+            return _braid(seed, template, cells, edges, offsets, loops, grid, open_edges, queue, seen)
+        if layout == FOUR_ROOMS:
+            return _four_rooms(seed, cells, grid, open_edges, len(grid) // offsets[2], offsets[2])
+    return _scatter(seed, template, cells, edges, offsets, walls, grid, open_edges, queue, seen)

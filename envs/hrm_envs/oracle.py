@@ -90,7 +90,7 @@ def clairvoyant_arrival(rules, geometry, state):
             if not following[goal]:
                 advance_doors(
                     seed, step, rules.door_process, rules.p_change, rules.change_threshold,
-                    state.open_edges[i], state.open_count[i], grid, -1, doors, closed, state.spans[i],
+                    state.open_edges[i], state.open_count[i], grid, -1, doors, closed, state.spans[i], True,
                 )  # fmt: skip
                 goal = advance_goal(
                     seed, step, rules.goal_process, rules.goal_threshold, grid, geometry.is_cell, offsets,

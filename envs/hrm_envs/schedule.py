@@ -58,45 +58,59 @@ def _stamp(grid, position, closed, agent):
 
 
 @inner
-def start_doors(seed, process, p_change, open_edges, count, grid, agent, doors, closed, spans):
-    """Draw the doors of step 0 into ``doors`` int32 [D], ``closed`` uint8 [D], ``spans`` int32 [D, 3]."""
+def _start_door(seed, process, p_change, k, closed, spans):
+    """Draw whether door ``k`` of a fixed set is closed at step 0, and its spans where it has any."""
+    if process == INDEPENDENT or p_change == 0.0:
+        closed[k] = below(draw(seed, STREAM_DOOR_SPAN, k, 0), 2)
+    else:
+        spans[k, 0] = _draw_span(seed, k, 1, p_change)
+        spans[k, 1] = _draw_span(seed, k, 2, p_change)
+        spans[k, 2] = below(draw(seed, STREAM_DOOR_SPAN, k, 3), spans[k, 0] + spans[k, 1])
+        closed[k] = spans[k, 2] < spans[k, 0]
+
+
+@inner
+def start_doors(seed, process, p_change, open_edges, count, grid, agent, doors, closed, spans, rare):
+    """Draw the doors of step 0 into ``doors`` int32 [D], ``closed`` uint8 [D], ``spans`` int32 [D, 3].
+
+    ``rare`` is None where the process is REROLL (``hrm_envs.kernel.Parts``).
+    """
     _pick_doors(seed, 0, open_edges, count, doors)
     for k in range(len(doors)):
-        if process == REROLL:
-            closed[k] = 1
-        elif process == INDEPENDENT or p_change == 0.0:
-            closed[k] = below(draw(seed, STREAM_DOOR_SPAN, k, 0), 2)
-        else:
-            spans[k, 0] = _draw_span(seed, k, 1, p_change)
-            spans[k, 1] = _draw_span(seed, k, 2, p_change)
-            spans[k, 2] = below(draw(seed, STREAM_DOOR_SPAN, k, 3), spans[k, 0] + spans[k, 1])
-            closed[k] = spans[k, 2] < spans[k, 0]
+        closed[k] = 1
+        if rare is not None and process != REROLL:
+            _start_door(seed, process, p_change, k, closed, spans)
         _stamp(grid, doors[k], closed[k], agent)
 
 
 @inner
 def may_change(seed, step, door_process, change_threshold, goal_process, goal_threshold):
     """False if nothing changes at ``step`` for sure: most steps, told apart for the price of two draws."""
+    now = np.int64(step)
     return (
         door_process != REROLL
-        or happens(draw(seed, STREAM_DOOR_DUE, step, 0), change_threshold)
-        or (goal_process != STATIC and happens(draw(seed, STREAM_GOAL_DUE, step, 0), goal_threshold))
+        or happens(draw(seed, STREAM_DOOR_DUE, now, 0), change_threshold)
+        or (goal_process != STATIC and happens(draw(seed, STREAM_GOAL_DUE, now, 0), goal_threshold))
     )
 
 
 @inner
-def advance_doors(seed, step, process, p_change, threshold, open_edges, count, grid, agent, doors, closed, spans):
-    """Bring the doors from ``step - 1`` to ``step``; True if the schedule drew a change."""
+def _reroll_doors(seed, step, threshold, open_edges, count, grid, agent, doors):
+    if len(doors) == 0 or not happens(draw(seed, STREAM_DOOR_DUE, step, 0), threshold):
+        return False
+    for k in range(len(doors)):
+        _stamp(grid, doors[k], np.uint8(0), agent)
+    _pick_doors(seed, step, open_edges, count, doors)
+    for k in range(len(doors)):
+        _stamp(grid, doors[k], np.uint8(1), agent)
+    return True
+
+
+@inner
+def _turn_doors(seed, step, process, p_change, threshold, grid, agent, doors, closed, spans):
+    """Open and close the doors of a fixed set."""
     changed = False
-    if process == REROLL:
-        if len(doors) > 0 and happens(draw(seed, STREAM_DOOR_DUE, step, 0), threshold):
-            for k in range(len(doors)):
-                _stamp(grid, doors[k], 0, agent)
-            _pick_doors(seed, step, open_edges, count, doors)
-            for k in range(len(doors)):
-                _stamp(grid, doors[k], 1, agent)
-            changed = True
-    elif process == INDEPENDENT:
+    if process == INDEPENDENT:
         for k in range(len(doors)):
             if happens(draw(seed, STREAM_DOOR_DUE, step, k), threshold):
                 closed[k] ^= 1
@@ -107,9 +121,22 @@ def advance_doors(seed, step, process, p_change, threshold, open_edges, count, g
             now = (np.int64(step) + spans[k, 2]) % (np.int64(spans[k, 0]) + spans[k, 1]) < spans[k, 0]
             if now != closed[k]:
                 closed[k] = now
-                _stamp(grid, doors[k], now, agent)
+                _stamp(grid, doors[k], closed[k], agent)
                 changed = True
     return changed
+
+
+@inner
+def advance_doors(seed, step, process, p_change, threshold, open_edges, count, grid, agent, doors, closed, spans, rare):
+    """Bring the doors from ``step - 1`` to ``step``; True if the schedule drew a change.
+
+    ``rare`` is None where the process is REROLL (``hrm_envs.kernel.Parts``).
+    """
+    # One width of integers, as at the start of an episode, so that what both call is compiled once.
+    now, where = np.int64(step), np.int64(agent)
+    if rare is not None and process != REROLL:
+        return _turn_doors(seed, now, process, p_change, threshold, grid, where, doors, closed, spans)
+    return _reroll_doors(seed, now, threshold, open_edges, np.int64(count), grid, where, doors)
 
 
 @inner

@@ -11,26 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from hrm_agent.benchmarks.paths import DOUBLE, PLAIN_BF16, NoPath, precision_of
+from hrm_agent.benchmarks.paths import DOUBLE, PLAIN_BF16, NoPath
+from hrm_agent.kernels.agreement import Outputs, error_between, precision_of, tolerance
+from hrm_agent.kernels.measure import Choice
 
-MARGIN = {"float32": 16.0, "bfloat16": 3.0}
-"""A path may be off by so many times what rounding in its precision changes on the plain path."""
-FLOOR = {"float32": 1e-5, "bfloat16": 1e-2}
-CEILING = 0.25
-"""No tolerance is above this, whatever rounding does: what is no function of the input is always found."""
 REFERENCE = {"float32": DOUBLE, "bfloat16": PLAIN_BF16}
 """The path whose distance from the plain one is that of rounding."""
 CHECKED_ROWS = 4
 """Rows of the batches that are compared, unless a suite says otherwise."""
-NEGLIGIBLE = 1e-4
-"""Of the largest number of all outputs: one whose numbers are smaller is judged on this scale, not on its own."""
-
 EXACT = "exact/"
 """Begins the names of outputs in which rounding of bfloat16 changes everything: compared in float32 alone."""
-
-Outputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,8 +62,9 @@ class Case:
         paths: the first is the one that ratios are taken to.
         operations: of one `run`, two for a multiply-add; 0 where they are not counted.
         count, unit: what one `run` does so many of.
-        tolerance: on the error of every path; None: by rounding, see `MARGIN`.
+        tolerance: on the error of every path; None: by rounding, see `rounding_tolerance`.
         cores: that a run may use, for the share of the peak.
+        auto: what `kernel=auto` measured and took, where the suite asks it.
     """
 
     suite: str
@@ -84,25 +76,7 @@ class Case:
     unit: str
     tolerance: float | None = None
     cores: int = 1
-
-
-def error_between(ours: Outputs, reference: Outputs) -> float:
-    """The largest error of any output, relative to the largest number of that output; NaN counts as infinite.
-
-    Raises:
-        ValueError: outputs of other names or shapes.
-    """
-    if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in reference.items()}:
-        raise ValueError("the outputs of two paths have other names or shapes")
-    scales = {name: float(t.double().abs().max()) if t.numel() else 0.0 for name, t in reference.items()}
-    least = NEGLIGIBLE * max(scales.values())
-    worst = 0.0
-    for name, t in reference.items():
-        if t.numel():
-            apart = float((ours[name].double() - t.double()).abs().max())
-            error = 0.0 if apart == 0.0 else apart / max(scales[name], least, torch.finfo(torch.float64).tiny)
-            worst = max(worst, error if error == error else float("inf"))
-    return worst
+    auto: Choice | None = None
 
 
 def measure(
@@ -161,7 +135,7 @@ def rounding_tolerance(case: Case, precision: str, expected: Outputs, seed: int)
     """
     reference = _outputs(case.make(REFERENCE[precision]), seed)
     rounding = error_between(_comparable(reference, precision), expected)
-    return min(CEILING, max(FLOOR[precision], MARGIN[precision] * rounding))
+    return tolerance(precision, rounding)
 
 
 def _comparable(outputs: Outputs, precision: str) -> Outputs:
@@ -218,6 +192,8 @@ def _record(
         "ratio": statistics.median(ratios) if ratios else None,
         "ratio_least": min(ratios, default=None),
         "ratio_most": max(ratios, default=None),
+        "auto": None if case.auto is None else case.auto.path,
+        "auto_ratio": None if case.auto is None else case.auto.ratios.get(path),
         "gflops": rate,
         "share_of_peak": rate / peak if rate and peak else None,
         "error": error if error is None or math.isfinite(error) else None,  # JSON has no infinity

@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hrm_agent import kernels
+from hrm_agent.kernels.agreement import in_bfloat16
 
 PLAIN, PLAIN_BF16, COMPILED, DOUBLE = "plain", "plain_bf16", "compiled", "double"
 FAST = ("fused", "fused_bf16", COMPILED)
@@ -26,11 +23,6 @@ def available_paths() -> list[str]:
     return [PLAIN, PLAIN_BF16, *(path for path in FAST if kernels.available(path))]
 
 
-def precision_of(path: str) -> str:
-    """Of the matrix products: `float32` or `bfloat16`."""
-    return "bfloat16" if path.endswith("bf16") else "float32"
-
-
 def put_on(module: nn.Module, path: str) -> None:
     """Have every stack of blocks in a module computed by a path, in place.
 
@@ -43,18 +35,6 @@ def put_on(module: nn.Module, path: str) -> None:
     if used != wanted:
         raise NoPath(f"path {path}: {used} is used in its place")
     if path == PLAIN_BF16:
-        for stack in module.modules():
-            if isinstance(stack, kernels.Accelerated):
-                stack.forward = _in_bfloat16(stack.forward)  # type: ignore[method-assign]
+        in_bfloat16(module)
     if path == DOUBLE:
         module.double()
-
-
-def _in_bfloat16(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def cast(x: Tensor, *arguments: Any) -> Tensor:
-        # Not around the whole step: autocast is per thread, and shards have threads of their own. Without its cache,
-        # which some versions of torch reuse where a gradient is wanted.
-        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-            return forward(x, *arguments).to(x.dtype)
-
-    return cast

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from hrm_agent.benchmarks.automatic import auto
 from hrm_agent.benchmarks.cases import Case, Options
 from hrm_agent.benchmarks.deciding import decision
 from hrm_agent.benchmarks.recipe import published
@@ -16,6 +17,7 @@ SUITES: dict[str, Callable[[Options], Iterator[Case]]] = {
     "blocks": blocks,
     "decision": decision,
     "update": update,
+    "auto": auto,
     "env": env,
     "segment": segment,
     "published": published,

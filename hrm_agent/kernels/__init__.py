@@ -1,5 +1,15 @@
 """Fast paths of the cores: which code computes a stack of blocks. All of them compute the same function."""
 
-from hrm_agent.kernels.paths import CHOICES, PATHS, Accelerated, available, check_kernel, choose, eagerly, plainly, use
+from hrm_agent.kernels.paths import (
+    CHOICES,
+    PATHS,
+    Accelerated,
+    available,
+    candidates,
+    check_kernel,
+    eagerly,
+    plainly,
+    use,
+)
 
-__all__ = ["CHOICES", "PATHS", "Accelerated", "available", "check_kernel", "choose", "eagerly", "plainly", "use"]
+__all__ = ["CHOICES", "PATHS", "Accelerated", "available", "candidates", "check_kernel", "eagerly", "plainly", "use"]

@@ -51,7 +51,8 @@ def _library() -> ctypes.CDLL | str:
     """The kernels, or why there are none: where compiling fails, it fails once."""
     try:
         compiler = _compiler()
-        key = hashlib.sha256("\0".join([compiler, _version(compiler), *FLAGS, _processor()]).encode())
+        flags = [*FLAGS, *_own_flags()]
+        key = hashlib.sha256("\0".join([compiler, _version(compiler), *flags, _processor()]).encode())
         for source in sorted(SOURCES.iterdir()):
             key.update(source.read_bytes())
         path = cache_folder() / f"stack-{key.hexdigest()[:16]}.so"
@@ -70,6 +71,11 @@ def _compiler() -> str:
         if found := shutil.which(name):
             return found
     raise NoKernels(f"no C++ compiler found ({given or ', '.join(COMPILERS)})")
+
+
+def _own_flags() -> list[str]:
+    """`HRM_AGENT_CXXFLAGS`, which come last: `-mno-avx512f`, say, for kernels of a lesser processor."""
+    return os.environ.get("HRM_AGENT_CXXFLAGS", "").split()
 
 
 def _version(compiler: str) -> str:
@@ -94,7 +100,8 @@ def _compile(compiler: str, path: Path) -> None:
         made = Path(folder) / path.name
         reason = ""
         for native in ("-march=native", "-mcpu=native"):  # x86, ARM
-            command = [compiler, *FLAGS, native, "-o", str(made), *map(str, sorted(SOURCES.glob("*.cpp")))]
+            sources = map(str, sorted(SOURCES.glob("*.cpp")))
+            command = [compiler, *FLAGS, native, *_own_flags(), "-o", str(made), *sources]
             answer = subprocess.run(command, capture_output=True, text=True, check=False)
             if answer.returncode == 0:
                 os.replace(made, path)  # whole or not at all, also where two processes compile at once

@@ -21,8 +21,7 @@ products of the forward in bfloat16. `compiled` is `torch.compile`."""
 
 
 CHOICES = ("auto", *PATHS)
-"""`auto` takes the kernels on a CPU where there is a C++ compiler and they know the core, else `plain`; in bfloat16 for
-reinforcement learning where the processor has such products, else in float32."""
+"""`auto` takes the fastest of `candidates`, which is measured (`hrm_agent.kernels.measure`)."""
 
 
 class Accelerated(nn.Module):
@@ -129,20 +128,18 @@ def check_kernel(kernel: str) -> None:
         raise ValueError(f"kernel={kernel}: {reason}; use kernel=auto or kernel=plain")
 
 
-def choose(module: nn.Module, kernel: str, device: torch.device | str = "cpu", narrow: bool = False) -> str:
-    """As `use`, but `auto` takes the fastest kernels that this machine and the module allow, and `plain` elsewhere.
+def candidates(module: nn.Module, device: torch.device | str = "cpu", narrow: bool = False) -> list[str]:
+    """Paths that `auto` chooses from, `plain` first: those that this machine has and that suit the module.
 
     Args:
         narrow: bfloat16 products are welcome.
     """
-    if kernel != "auto":
-        return use(module, kernel)
-    fits = any(_has_kernels(m) for m in module.modules()) and torch.device(device).type == "cpu"
-    wanted = [path for path in ("fused_bf16", "fused") if fits and (narrow or path == "fused")]
-    found = next((path for path in wanted if available(path)), "plain")
-    if fits and found == "plain":
-        _log.warning("kernel=plain, which is slower: %s", _lacking("fused"))
-    return use(module, found)
+    if torch.device(device).type != "cpu" or not any(_has_kernels(m) for m in module.modules()):
+        return ["plain"]
+    if reason := _lacking("fused"):
+        _log.warning("kernel=plain, which is slower: %s", reason)
+        return ["plain"]
+    return ["plain", "fused", *(["fused_bf16"] if narrow and available("fused_bf16") else [])]
 
 
 def available(path: str) -> bool:

@@ -119,7 +119,17 @@ def functions() -> Any:
     for name, signature in signatures.items():
         function = getattr(found, name)
         function.argtypes, function.restype = signature, ctypes.c_int64
+    found.stack_instructions.argtypes, found.stack_instructions.restype = [], ctypes.c_char_p
     return found
+
+
+def instructions() -> str:
+    """What the kernels are compiled for: `avx512_bf16`, `avx512`, `avx2`, `avx`, `neon` or `plain`.
+
+    Raises:
+        NoKernels: see `hrm_agent.kernels.build.library`.
+    """
+    return str(functions().stack_instructions().decode())
 
 
 def has_bfloat16() -> bool:

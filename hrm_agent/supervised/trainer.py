@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hrm_agent import __version__
 from hrm_agent.checkpoint import write_atomically
 from hrm_agent.data_parallel import ALONE, Ranks
-from hrm_agent.kernels import choose
+from hrm_agent.kernels import use
+from hrm_agent.kernels.measure import Choice
+from hrm_agent.parallel import instruction_set
 from hrm_agent.run_loop import LoopConfig, RunLoop
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import INFO_FILE, ModelConfig, build_model, save_model
+from hrm_agent.supervised.kernel_choice import measure_model
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.tracking import Console, RunLog
 
@@ -73,7 +76,8 @@ class SupervisedTrainer(RunLoop):
         torch.manual_seed(config.seed)
         self.model = build_model(model_config, self.task.spec).to(ranks.device(config.device))
         ranks.copy_first(self.model.state_dict().values())
-        self.kernel = choose(self.model, config.kernel, config.device)
+        if config.kernel != "auto":
+            self.kernel = use(self.model, config.kernel)
         self.learner = DeepSupervision(self.model, training, self.task.draw, config.seed, self.shards, ranks)
         self.best = -1.0
         self.validation: dict[str, Any] = {}
@@ -82,6 +86,14 @@ class SupervisedTrainer(RunLoop):
     @property
     def position(self) -> int:
         return self.learner.steps
+
+    def networks(self) -> Sequence[nn.Module]:
+        return [self.model]
+
+    def measure_kernel(self, paths: Sequence[str]) -> Choice:
+        training = self.learner.config
+        rows = training.batch_size // self.ranks.size
+        return measure_model(self.model, paths, rows, self.shards, training.precision)
 
     def iterate(self, log: RunLog, console: Console) -> None:
         before, done, began = self.position, self.done, self.now()
@@ -153,6 +165,7 @@ class SupervisedTrainer(RunLoop):
             "seconds": round(self.seconds, 1),
             "clock": c.clock,
             "kernel": self.kernel,
+            "instruction_set": instruction_set(),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "max_segments": self.learner.config.max_segments,
             "halting": self.learner.config.halting,

@@ -13,7 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from hrm_agent import bench
-from hrm_agent.benchmarks import cases, deciding, inputs, networks, paths, stacks, supervising, training, worlds
+from hrm_agent.benchmarks import (
+    automatic,
+    cases,
+    deciding,
+    inputs,
+    networks,
+    paths,
+    stacks,
+    supervising,
+    training,
+    worlds,
+)
 from hrm_agent.benchmarks.cases import Case, Contestant, Options, error_between
 from hrm_agent.benchmarks.counting import count
 from hrm_agent.benchmarks.networks import SHAPES, build_run
@@ -22,6 +33,8 @@ from hrm_agent.benchmarks.recipe import published
 from hrm_agent.benchmarks.suites import SUITES
 from hrm_agent.cores.blocks import BlockStack
 from hrm_agent.evaluation.report import measure_cost
+from hrm_agent.kernels.measure import Choice
+from hrm_agent.parallel import instruction_set
 
 QUICK = Options((paths.PLAIN, "other"), cores=1, quick=True)
 
@@ -162,6 +175,23 @@ def test_a_vector_of_environments_is_checked_against_single_ones() -> None:
     assert error_between(worlds._together(name, 4), alone) > 0
 
 
+def test_what_auto_takes_is_shown_with_the_policy_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a path that computes something else is found there too."""
+    chosen = Choice("fused", {"fused": 3.0})
+    monkeypatch.setattr(automatic, "measure_policy", lambda *_: chosen)
+    for overrides in (["carry=gate"], ["env=CartPole-v1"]):
+        same = measured(automatic.auto_case("a policy", overrides, Options((paths.PLAIN,), 1, quick=True)))["plain"]
+        assert (same["auto"], same["auto_ratio"], same["passed"]) == ("fused", None, True)
+    monkeypatch.setattr(training, "put_on", forward_by(scaled_gradient))
+    wrong = measured(automatic.auto_case("a policy", [], QUICK))["other"]
+    assert (wrong["passed"], wrong["seconds"]) == (False, None)
+
+
+def test_operations_of_a_minibatch_are_counted_alike_by_both_suites() -> None:
+    both = automatic.auto_case("default", [], QUICK), training.minibatch_case(QUICK)
+    assert both[0].operations == both[1].operations
+
+
 # The published recipe
 
 
@@ -247,6 +277,7 @@ def test_the_command_writes_ratios_and_shares(tmp_path: Path, capsys: pytest.Cap
     assert bench.main(["small", "--rounds", "3", "--seed", "9", "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert (result["seed"], result["rounds"], result["clock"]) == (9, 3, "wall")
+    assert result["machine"]["instruction_set"] == instruction_set()
     plain, fast = result["records"]
     assert (plain["ratio"], fast["ratio"]) == (1.0, 4.0)
     assert fast["seconds_each_round"] == [0.125] * 3
@@ -256,6 +287,7 @@ def test_the_command_writes_ratios_and_shares(tmp_path: Path, capsys: pytest.Cap
     told = capsys.readouterr().out
     assert "4.00" in told
     assert "80.0 rows" in told
+    assert f"instruction set: {instruction_set()}" in told
 
 
 @pytest.mark.usefixtures("_small")

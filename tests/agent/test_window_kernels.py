@@ -74,7 +74,8 @@ def assert_near(policy: Policy, given: tuple[Any, ...]) -> None:
     exact, exact_gradients = results(policy, "plain", given, torch.float64)
     plain, plain_gradients = results(policy, "plain", given)
     fused, fused_gradients = results(policy, "fused", given)
-    assume(torch.equal(exact.segments, plain.segments))  # none settles by a last bit
+    if policy.config.stop != "fixed":
+        assume(torch.equal(exact.segments, plain.segments))  # none settles by a last bit
     assert torch.equal(fused.segments, plain.segments)
     largest = max(float(g.abs().max()) for g in exact_gradients)
     outputs = ((*decision[:2], *decision.state) for decision in (exact, plain, fused))

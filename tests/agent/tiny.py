@@ -101,6 +101,13 @@ def make_trainer(folder: Path, **changes: Any) -> Trainer:
     return Trainer(config, PolicyConfig(**policy), kind(**algo), folder, ranks=ranks)
 
 
+def fitting(changes: dict[str, Any] | None = None, mixing: str = "conv") -> dict[str, Any]:
+    """Settings of a run whose policy is just large enough for the kernels, with `changes`."""
+    options = {**QUICK, "inner_size": 16, "mixing": mixing}
+    policy = {"hidden_size": 16, "core_options": options, **(changes or {}).get("policy", {})}
+    return {**(changes or {}), "policy": policy}
+
+
 DQN_SETTINGS: dict[str, Any] = {
     "num_envs": 8,
     "collect_steps": 4,

@@ -151,13 +151,95 @@ def test_a_kernel_is_cached_once_it_was_compiled_from_what_lies_there(tmp_path: 
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     fresh = kernel(module.double)
-    assert not is_cached(fresh)
+    assert not is_cached(fresh, 2)
     assert fresh(2) == 4
-    assert is_cached(fresh)
-    assert is_cached(kernel(module.double))  # as in the next process: nothing loaded yet
-    os.utime(fresh._cache._cache_file._index_path, (0, 0))  # older than the kernels' files
-    assert not is_cached(kernel(module.double))
-    assert is_cached(module.double)  # plain Python under NUMBA_DISABLE_JIT: nothing will be compiled
+    assert is_cached(fresh, 2)
+    assert is_cached(kernel(module.double), 2)  # as in the next process: nothing loaded yet
+    assert not is_cached(kernel(module.double), 2.0)
+    os.utime(tmp_path / "doubling.py", (0, 0))  # another source, as far as anybody knows
+    assert not is_cached(kernel(module.double), 2)
+    assert is_cached(module.double, 2)  # plain Python under NUMBA_DISABLE_JIT: nothing will be compiled
+
+
+# Steps what an environment of each `hrm_envs.kernel.Parts` needs, and prints which functions that compiled.
+COMPILED = """
+import sys
+import gymnasium, numba.core.event as event
+class Recorder(event.Listener):
+    names = []
+    def on_start(self, given): self.names.append(given.data["dispatcher"].py_func.__name__)
+    def on_end(self, given): pass
+event.register("numba:compile", Recorder())
+env = gymnasium.make_vec("hrm_envs:DynamicMaze-v0", num_envs=2, **eval(sys.argv[1]))
+env.reset(seed=0)
+env.step(env.action_space.sample())
+print(env.unwrapped.batch.is_compiled(), *sorted(n for n in Recorder.names if n != "impl"))
+"""
+COMMON = [
+    "_change_world",
+    "_choose_walls",
+    "_draw_pair",
+    "_pick_doors",
+    "_protect_path",
+    "_record_end",
+    "_reroll_doors",
+    "_reset_one",
+    "_scatter",
+    "_stamp",
+    "advance_doors",
+    "assign",
+    "assign",
+    "below",
+    "draw",
+    "draw_level",
+    "flood",
+    "happens",
+    "level_seed",
+    "may_change",
+    "mix",
+    "run_batch",
+    "start_doors",
+]
+ORACLE = ["_begin_oracle", "_consult_oracle", "assign", "optimal_actions", "shortest_distances"]
+
+
+def run_apart(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A program of its own, with more in its environment."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_only_what_a_family_can_need_is_compiled_and_once_for_each_type(tmp_path: Path) -> None:
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    plain = run_apart(COMPILED, "{}", **cache)
+    assert plain.stdout.split()[1:] == COMMON, plain.stderr
+    judged = run_apart(COMPILED, "{'oracle': True}", **cache)
+    assert judged.stdout.split()[1:] == sorted(COMMON + ORACLE), judged.stderr
+    assert run_apart(COMPILED, "{}", **cache).stdout.split() == ["True"]  # from the disk
+
+
+@pytest.mark.parametrize("locators", ["UserProvidedCacheLocator", "UserProvidedCacheLocator,UserWideCacheLocator"])
+def test_a_cache_that_cannot_be_written_costs_the_cache_alone(locators: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()  # nothing can lie below it, whoever asks
+    nowhere = {name: str(file / "cache") for name in ("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME")}
+    code = "import hrm_envs, numpy; print(*hrm_envs.ReplanPolicy().act(numpy.zeros((2, 3, 3), numpy.uint8)))"
+    done = run_apart(code, NUMBA_CACHE_LOCATOR_CLASSES=locators, **nowhere)
+    assert done.stdout.split() == ["0", "0"], done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "compiled anew in every process" in done.stderr
+
+
+def test_a_cache_that_is_lost_after_import_costs_the_cache_alone(tmp_path: Path) -> None:
+    code = (
+        "import hrm_envs, numpy, pathlib, shutil, sys; folder = pathlib.Path(sys.argv[1]); shutil.rmtree(folder);"
+        "folder.touch(); print(*hrm_envs.ReplanPolicy().act(numpy.zeros((2, 3, 3), numpy.uint8)))"
+    )
+    done = run_apart(code, str(tmp_path / "cache"), NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert done.stdout.split() == ["0", "0"], done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["DynamicMaze-v0", "CueMaze-v0"])

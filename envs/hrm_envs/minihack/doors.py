@@ -25,7 +25,7 @@ def _advance(  # type: ignore[no-untyped-def]  # a kernel: numba infers its type
             if doors[k] == left and closed[k]:
                 grid[left] = DOOR
     return advance_doors(
-        seed, step, process, p_change, threshold, open_edges, count, grid, agent, doors, closed, spans
+        seed, step, process, p_change, threshold, open_edges, count, grid, agent, doors, closed, spans, True
     )  # fmt: skip
 
 

@@ -63,10 +63,10 @@ struct AttentionSpace {
 
   static i64 size(const Stack& s) {
     i64 padded = up(s.length, W), head = s.size / s.heads;
-    i64 floats = up(head * padded, W) + up(s.length * padded, W) + up(s.length, W);
+    i64 floats = up(head * padded, LINE) + up(s.length * padded, LINE) + up(s.length, LINE);
     if (!s.bf16) return floats;
-    return floats + up(head / 2 * up(padded, PANEL), W) + up((padded / 2 + 1) * up(head, PANEL), W) +
-           up(s.length * head / 2, W) + up(s.length * padded / 2, W);
+    return floats + up(head / 2 * up(padded, PANEL), LINE) + up((padded / 2 + 1) * up(head, PANEL), LINE) +
+           up(s.length * head / 2, LINE) + up(s.length * padded / 2, LINE);
   }
   explicit AttentionSpace(const Stack& s) {
     i64 head = s.size / s.heads;

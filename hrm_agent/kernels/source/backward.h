@@ -66,19 +66,19 @@ void outer(const Stack& s, const float* a, i64 m, const float* b, i64 n, i64 tok
 }
 
 i64 packed_back_floats(const Stack& s) {
-  i64 size = packed_size(2 * s.inner, s.size) + packed_size(s.size, s.inner) + up(KERNELS * s.size, W);
+  i64 size = packed_size(2 * s.inner, s.size) + packed_size(s.size, s.inner) + up(KERNELS * s.size, LINE);
   if (s.mixing == ATTENTION) size += packed_size(3 * s.size, s.size) + packed_size(s.size, s.size);
-  return size + 8 * W;
+  return size + 8 * LINE;
 }
 
 i64 backward_floats(const Stack& s, i64 samples) {
   i64 tokens = samples * s.length;
-  i64 size = 4 * up(tokens * s.size, W) + 2 * up(tokens * s.inner, W) + up(tokens * 2 * s.inner, W) + 16 * W;
+  i64 size = 4 * up(tokens * s.size, LINE) + 2 * up(tokens * s.inner, LINE) + up(tokens * 2 * s.inner, LINE) + 16 * LINE;
   if (s.mixing == ATTENTION)
-    size += AttentionSpace::size(s) + up(tokens * 3 * s.size, W) + up(s.length * up(s.length, W), W) + 8 * W;
-  if (s.mixing == MLP) size += 4 * up(2 * s.position_inner * s.size, W) + 8 * W;
+    size += AttentionSpace::size(s) + up(tokens * 3 * s.size, LINE) + up(s.length * up(s.length, LINE), LINE) + 8 * LINE;
+  if (s.mixing == MLP) size += 4 * up(2 * s.position_inner * s.size, LINE) + 8 * LINE;
   i64 widest = 2 * s.inner > 3 * s.size ? 2 * s.inner : 3 * s.size;
-  return size + (tokens + 1) * (widest + s.inner + s.size) / 2 + 4 * W;  // products in bfloat16
+  return size + (tokens + 1) * (widest + s.inner + s.size) / 2 + 4 * LINE;  // products in bfloat16
 }
 
 void norm_backward_positions(const Stack& s, const float* g, const float* y, const float* scale, float* to) {

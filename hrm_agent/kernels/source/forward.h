@@ -17,10 +17,10 @@ struct Packed {
 
 i64 packed_floats(const Stack& s) {
   i64 size = packed_size(s.size, 2 * s.inner) + packed_size(s.inner, s.size);
-  if (s.mixing == CONV) size += up(KERNELS * s.size, W);
+  if (s.mixing == CONV) size += up(KERNELS * s.size, LINE);
   if (s.mixing == ATTENTION) size += packed_size(s.size, 3 * s.size) + packed_size(s.size, s.size);
-  if (s.mixing == MLP) size += up(s.position_inner * 2 * up(s.length, 2), W) + up(s.length * s.position_inner, W);
-  return size + 8 * W;
+  if (s.mixing == MLP) size += up(s.position_inner * 2 * up(s.length, 2), LINE) + up(s.length * s.position_inner, LINE);
+  return size + 8 * LINE;
 }
 
 const pair* pack16_left(const float* a, i64 rows, i64 inner) {
@@ -69,9 +69,9 @@ i64 positions_right(const Stack& s) {
 
 i64 forward_floats(const Stack& s, i64 samples) {
   i64 tokens = samples * s.length;
-  i64 size = up(tokens * s.size, W) + up(tokens * s.inner, W) + up(tokens * s.size, W) + 16 * W;
-  if (s.mixing == ATTENTION) size += AttentionSpace::size(s) + 8 * W;
-  if (s.mixing == MLP) size += up(s.position_inner * s.size, W) + positions_right(s) + up(s.length * s.size, W);
+  i64 size = up(tokens * s.size, LINE) + up(tokens * s.inner, LINE) + up(tokens * s.size, LINE) + 16 * LINE;
+  if (s.mixing == ATTENTION) size += AttentionSpace::size(s) + 8 * LINE;
+  if (s.mixing == MLP) size += up(s.position_inner * s.size, LINE) + positions_right(s) + up(s.length * s.size, LINE);
   return size;
 }
 

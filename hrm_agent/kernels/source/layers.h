@@ -7,21 +7,21 @@
 namespace {
 
 i64 packs_floats(const Stack& s) {
-  return s.layers * (packed_floats(s) + sizeof(Packed) / sizeof(float) + W) + W;
+  return s.layers * (packed_floats(s) + sizeof(Packed) / sizeof(float) + LINE) + LINE;
 }
 
 i64 packs_back_floats(const Stack& s) {
-  return s.layers * (packed_back_floats(s) + sizeof(PackedBack) / sizeof(float) + W) + W;
+  return s.layers * (packed_back_floats(s) + sizeof(PackedBack) / sizeof(float) + LINE) + LINE;
 }
 
 const Packed* pack_all(const Stack& s) {
-  Packed* packs = reinterpret_cast<Packed*>(arena.take(s.layers * sizeof(Packed) / sizeof(float) + W));
+  Packed* packs = reinterpret_cast<Packed*>(arena.take(s.layers * sizeof(Packed) / sizeof(float) + LINE));
   for (i64 layer = 0; layer < s.layers; layer++) packs[layer] = pack(s, layer);
   return packs;
 }
 
 const PackedBack* pack_all_back(const Stack& s) {
-  PackedBack* packs = reinterpret_cast<PackedBack*>(arena.take(s.layers * sizeof(PackedBack) / sizeof(float) + W));
+  PackedBack* packs = reinterpret_cast<PackedBack*>(arena.take(s.layers * sizeof(PackedBack) / sizeof(float) + LINE));
   for (i64 layer = 0; layer < s.layers; layer++) packs[layer] = pack_back(s, layer);
   return packs;
 }

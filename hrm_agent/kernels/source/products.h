@@ -2,6 +2,9 @@
 
 #pragma once
 
+#include <array>
+#include <utility>
+
 #include "vectors.h"
 
 namespace {
@@ -39,56 +42,53 @@ Right pack_transposed(const float* b, i64 inner, i64 columns, float* to) {
   return {to, PANEL, inner * PANEL};
 }
 
+// Unrolled: sums in an array that is indexed at run time would be kept in memory.
 template <int M, int N>
-inline void tile(i64 inner, const float* a, i64 row, i64 step, const float* b, i64 b_row, float* c, i64 c_row, bool add) {
-  vec sums[M][N] = {};
+void tile(i64 inner, const float* a, i64 row, i64 step, const float* b, i64 b_row, float* c, i64 c_row, bool add) {
+  vec sums[M][N];
+#pragma GCC unroll 8
+  for (int i = 0; i < M; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j++) sums[i][j] = vec{};
   for (i64 p = 0; p < inner; p++) {
     vec right[N];
-    for (int j = 0; j < N; j++) right[j] = load(b + p * b_row + j * W);
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j++) right[j] = load(b + j * W);
+#pragma GCC unroll 8
     for (int i = 0; i < M; i++) {
-      float left = a[i * row + p * step];
+      float left = a[i * row];
+#pragma GCC unroll 8
       for (int j = 0; j < N; j++) sums[i][j] += left * right[j];
     }
+    a += step;
+    b += b_row;
   }
+#pragma GCC unroll 8
   for (int i = 0; i < M; i++)
+#pragma GCC unroll 8
     for (int j = 0; j < N; j++) {
       float* at = c + i * c_row + j * W;
       store(at, add ? load(at) + sums[i][j] : sums[i][j]);
     }
 }
 
-template <int N>
-inline void tile_rows(i64 m, i64 inner, const float* a, i64 row, i64 step, const float* b, i64 b_row, float* c,
-                      i64 c_row, bool add) {
-  switch (m) {
-    case 1: return tile<1, N>(inner, a, row, step, b, b_row, c, c_row, add);
-    case 2: return tile<2, N>(inner, a, row, step, b, b_row, c, c_row, add);
-    case 3: return tile<3, N>(inner, a, row, step, b, b_row, c, c_row, add);
-    case 4: return tile<4, N>(inner, a, row, step, b, b_row, c, c_row, add);
-#if defined(__AVX512F__)
-    case 5: return tile<5, N>(inner, a, row, step, b, b_row, c, c_row, add);
-    default: return tile<6, N>(inner, a, row, step, b, b_row, c, c_row, add);
-#endif
-  }
+// tile<M, N> at [(M - 1) * VECTORS + N - 1].
+using Tile = void (*)(i64, const float*, i64, i64, const float*, i64, float*, i64, bool);
+template <int... I>
+constexpr std::array<Tile, sizeof...(I)> all_tiles(std::integer_sequence<int, I...>) {
+  return {tile<I / VECTORS + 1, I % VECTORS + 1>...};
 }
+constexpr auto TILES = all_tiles(std::make_integer_sequence<int, ROWS * VECTORS>());
 
-// C[m, n] (+)= A[m, inner] B[inner, n]; n a multiple of 16.
+// C[m, n] (+)= A[m, inner] B[inner, n]; n a multiple of W.
 void multiply(i64 m, i64 n, i64 inner, Left a, Right b, float* c, i64 c_row, bool add = false) {
   for (i64 j = 0; j < n; j += VECTORS * W) {
     const float* right = b.data + j / PANEL * b.panel + j % PANEL;
     i64 vectors = least(VECTORS, (n - j) / W);
     for (i64 i = 0; i < m; i += ROWS) {
-      const float* left = a.data + i * a.row;
-      float* at = c + i * c_row + j;
-      i64 count = least(ROWS, m - i);
-      switch (vectors) {
-        case 1: tile_rows<1>(count, inner, left, a.row, a.step, right, b.row, at, c_row, add); break;
-#if defined(__AVX512F__)
-        case 2: tile_rows<2>(count, inner, left, a.row, a.step, right, b.row, at, c_row, add); break;
-        case 3: tile_rows<3>(count, inner, left, a.row, a.step, right, b.row, at, c_row, add); break;
-        default: tile_rows<4>(count, inner, left, a.row, a.step, right, b.row, at, c_row, add); break;
-#endif
-      }
+      i64 rows = least(ROWS, m - i);
+      TILES[(rows - 1) * VECTORS + vectors - 1](inner, a.data + i * a.row, a.row, a.step, right, b.row, c + i * c_row + j,
+                                                c_row, add);
     }
   }
 }

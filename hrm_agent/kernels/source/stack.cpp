@@ -10,6 +10,8 @@
 
 extern "C" {
 
+const char* stack_instructions() { return INSTRUCTIONS; }  // "avx2", "neon", ...: what the compiler targeted
+
 int64_t stack_has_bfloat16() { return HAS_BFLOAT16; }
 
 // Floats that a layer keeps of a whole batch for its backward.
@@ -37,7 +39,7 @@ int64_t stack_backward(const Stack* stack, const float* x, const float* y, float
                        float* const* weights_g) {
   const Stack& s = *stack;
   i64 at_once = samples_at_once(s), floats = at_once * s.length * s.size;
-  if (!arena.begin(packs_back_floats(s) + backward_floats(s, at_once) + 2 * up(floats, W) + W)) return 1;
+  if (!arena.begin(packs_back_floats(s) + backward_floats(s, at_once) + 2 * up(floats, LINE) + LINE)) return 1;
   const PackedBack* packs = pack_all_back(s);
   for (i64 first = 0; first < s.batch; first += at_once) {
     i64 at = first * s.length * s.size;

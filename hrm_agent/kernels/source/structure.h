@@ -55,10 +55,10 @@ struct Kept {
 
 i64 kept_size(const Stack& s, i64 samples) {
   i64 tokens = samples * s.length;
-  i64 size = 2 * up(tokens * s.size, W) + up(tokens * 2 * s.inner, W) + up(tokens, W);
-  if (s.mixing == MLP) return size + up(samples * s.size, W) + up(samples * 2 * s.position_inner * s.size, W);
-  size += up(tokens, W);
-  if (s.mixing == ATTENTION) size += up(tokens * 3 * s.size, W) + up(tokens * s.size, W) + up(tokens * s.heads, W);
+  i64 size = 2 * up(tokens * s.size, LINE) + up(tokens * 2 * s.inner, LINE) + up(tokens, LINE);
+  if (s.mixing == MLP) return size + up(samples * s.size, LINE) + up(samples * 2 * s.position_inner * s.size, LINE);
+  size += up(tokens, LINE);
+  if (s.mixing == ATTENTION) size += up(tokens * 3 * s.size, LINE) + up(tokens * s.size, LINE) + up(tokens * s.heads, LINE);
   return size;
 }
 
@@ -68,7 +68,7 @@ Kept kept_at(const Stack& s, float* base, i64 of, i64 first) {
   i64 tokens = of * s.length, at = first * s.length;
   auto take = [&](i64 all, i64 skip) {
     float* p = base + skip;
-    base += up(all, W);
+    base += up(all, LINE);
     return p;
   };
   k.h = take(tokens * s.size, at * s.size);

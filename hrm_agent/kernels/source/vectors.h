@@ -1,4 +1,4 @@
-// Vectors of 16 floats, their exponential, and memory of a thread.
+// Vectors as wide as the processor's registers, their exponential, and memory of a thread.
 
 #pragma once
 
@@ -7,45 +7,80 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace {
 
 using i64 = int64_t;
-constexpr i64 W = 16;            // floats in a vector
-constexpr i64 PANEL = 64;        // columns of a packed right-hand matrix that lie together
+constexpr i64 LINE = 16;         // floats of a cache line: sizes are multiples of it, buffers begin at one
 constexpr i64 CHUNK_TOKENS = 128;
 constexpr i64 KERNELS = 9;       // 3 x 3 weights of a convolution
 
+// W: floats in a vector, those of a register, so that no vector is spilled for its width alone. A tile of ROWS x VECTORS
+// sums stays in registers, with VECTORS of the right-hand matrix and one number of the left-hand one beside it.
 #if defined(__AVX512F__)
-constexpr int ROWS = 6, VECTORS = 4;   // a tile of sums: 24 of 32 registers
+constexpr i64 W = 16;
+constexpr int ROWS = 6, VECTORS = 4;   // 24 sums of 32 registers
+#elif defined(__AVX__)
+constexpr i64 W = 8;
+constexpr int ROWS = 6, VECTORS = 2;   // 12 sums of 16 registers
+#elif defined(__aarch64__)
+constexpr i64 W = 4;
+constexpr int ROWS = 6, VECTORS = 4;   // 24 sums of 32 registers
 #else
-constexpr int ROWS = 4, VECTORS = 1;   // 16 floats are two registers of AVX2, four of NEON
+constexpr i64 W = 4;
+constexpr int ROWS = 4, VECTORS = 2;   // 8 sums of 16 registers, products before they are added among the rest
 #endif
 
-typedef float vec __attribute__((vector_size(64)));
-typedef float vecu __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t veci __attribute__((vector_size(64)));
+constexpr i64 PANEL = VECTORS * W;  // columns of a packed right-hand matrix that lie together: those of a tile
+
+#if defined(__AVX512BF16__)
+constexpr const char* INSTRUCTIONS = "avx512_bf16";
+#elif defined(__AVX512F__)
+constexpr const char* INSTRUCTIONS = "avx512";
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr const char* INSTRUCTIONS = "avx2";
+#elif defined(__AVX__)
+constexpr const char* INSTRUCTIONS = "avx";
+#elif defined(__aarch64__)
+constexpr const char* INSTRUCTIONS = "neon";
+#else
+constexpr const char* INSTRUCTIONS = "plain";
+#endif
+
+constexpr int BYTES = W * sizeof(float);
+typedef float vec __attribute__((vector_size(BYTES)));
+typedef float vecu __attribute__((vector_size(BYTES), aligned(4), may_alias));
+typedef int32_t veci __attribute__((vector_size(BYTES)));
 
 inline vec load(const float* p) { return *reinterpret_cast<const vecu*>(p); }
 inline void store(float* p, vec v) { *reinterpret_cast<vecu*>(p) = v; }
 inline vec splat(float x) { return vec{} + x; }
-inline vec max(vec a, vec b) { return a > b ? a : b; }
 inline i64 up(i64 n, i64 multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline i64 least(i64 a, i64 b) { return a < b ? a : b; }
 
-// In halves, not one by one: four additions after each other instead of sixteen.
+inline vec max(vec a, vec b) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+  return _mm256_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// In halves, not one by one: additions after each other are few.
 inline float total(vec v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)v);
+#elif defined(__AVX__)
+  __m128 half = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(half, _mm_movehdup_ps(half)));
 #else
-  float sums[W];
-  store(sums, v);
-  for (i64 half = W / 2; half; half /= 2)
-    for (i64 i = 0; i < half; i++) sums[i] += sums[i + half];
-  return sums[0];
+  return (v[0] + v[2]) + (v[1] + v[3]);
 #endif
 }
 
@@ -66,10 +101,11 @@ inline vec exponential(vec x) {
 #if defined(__AVX512F__)
   vec whole = (vec)_mm512_roundscale_ps((__m512)(x * 1.44269504088896341f), 8);  // to nearest, without exceptions
 #else
-  x = x < splat(88.3f) ? x : splat(88.3f);
-  vec scaled = x * 1.44269504088896341f;
-  veci n = __builtin_convertvector(scaled + (scaled < splat(0.f) ? splat(-0.5f) : splat(0.5f)), veci);
-  vec whole = __builtin_convertvector(n, vec);
+  x = -max(-x, splat(-88.3f));
+  // 1.5 * 2^23 added: what is behind the point is rounded away, and the whole number stands in the last bits.
+  vec shifted = x * 1.44269504088896341f + 12582912.0f;
+  veci n = (veci)shifted - 0x4b400000;
+  vec whole = shifted - 12582912.0f;
 #endif
   vec p;
   if constexpr (ROUGH) {
@@ -122,7 +158,7 @@ class Arena {
   }
   float* take(i64 floats) {
     float* p = data_.get() + used_;
-    used_ += up(floats, W);
+    used_ += up(floats, LINE);
     return p;
   }
   i64 mark() const { return used_; }

@@ -50,16 +50,16 @@ struct Layout {
       : w(w), low(*w.low), high(*w.high), row(low.length * low.size), each(w.outer * (w.inner + 1)) {
     at_once = w.used ? least(low.batch, 1) : samples_at_once(low);
     i64 layers = most(low.layers * kept_size(low, low.batch), high.layers * kept_size(high, low.batch));
-    call_size = up(low.batch * row, W) + layers;
+    call_size = up(low.batch * row, LINE) + layers;
   }
 
-  i64 gates_floats() const { return w.carry == GATE ? up(w.steps * low.batch * low.length * 2, W) : 0; }
+  i64 gates_floats() const { return w.carry == GATE ? up(w.steps * low.batch * low.length * 2, LINE) : 0; }
   i64 kept_floats() const { return w.steps * w.segments * each * call_size + gates_floats(); }
   // Inputs of a call of a network and, behind them, what its layers keep.
   float* call(float* kept, i64 step, i64 number) const {
     return kept + gates_floats() + (step * w.segments * each + number) * call_size;
   }
-  Memory memory(float* call, i64 first) const { return {call + up(low.batch * row, W), low.batch, first, true}; }
+  Memory memory(float* call, i64 first) const { return {call + up(low.batch * row, LINE), low.batch, first, true}; }
   const float* output(const Stack& s, float* call, i64 first) const {
     return memory(call, first).layer(s, s.layers - 1).y;
   }
@@ -95,8 +95,8 @@ class Thinker {
     const Stack &low = at.low, &high = at.high;
     i64 temporary = most(forward_floats(low, at.at_once), forward_floats(high, at.at_once));
     i64 layer = most(kept_size(low, at.at_once), kept_size(high, at.at_once));
-    i64 rooms = 2 * layer + 5 * up(at.at_once * at.row, W) + up(2 * low.length, W);
-    return packs_floats(low) + packs_floats(high) + temporary + rooms + 2 * W;
+    i64 rooms = 2 * layer + 5 * up(at.at_once * at.row, LINE) + up(2 * low.length, LINE);
+    return packs_floats(low) + packs_floats(high) + temporary + rooms + 2 * LINE;
   }
 
   void begin(i64 from, i64 count) {
@@ -223,9 +223,9 @@ class Returner {
   }
 
   static i64 floats(const Layout& at) {
-    i64 chunk = up(at.at_once * at.row, W);
+    i64 chunk = up(at.at_once * at.row, LINE);
     i64 temporary = most(backward_floats(at.low, at.at_once), backward_floats(at.high, at.at_once)) + 2 * chunk;
-    return packs_back_floats(at.low) + packs_back_floats(at.high) + temporary + 3 * chunk + W;
+    return packs_back_floats(at.low) + packs_back_floats(at.high) + temporary + 3 * chunk + LINE;
   }
 
   void begin(i64 from, i64 count, const float* out_h_g, const float* out_l_g) {

@@ -206,7 +206,7 @@ def draw_mazes(family, seeds, band, min_path, unique, tries, inputs, labels, rej
         for attempt in range(tries):
             seed = level_seed(seeds[n], attempt, band)
             start, goal, _ = draw_level(
-                seed, template, cells, edges, offsets, layout, walls, loops, grid, open_edges, queue, seen
+                seed, template, cells, edges, offsets, layout, walls, loops, grid, open_edges, queue, seen, True
             )
             for position in range(size):
                 seen[position] = grid[position] == EMPTY

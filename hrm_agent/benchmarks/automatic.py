@@ -1,0 +1,65 @@
+"""Suite `auto`: training minibatches of different policies on every path, and what `kernel=auto` takes for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hrm_agent.benchmarks.cases import Case, Contestant, Options, Outputs
+from hrm_agent.benchmarks.counting import count_operations
+from hrm_agent.benchmarks.networks import RunParts, build_run
+from hrm_agent.benchmarks.paths import PLAIN
+from hrm_agent.benchmarks.training import policy_on
+from hrm_agent.kernel_choice import Passes, PolicyWork, measure_policy, passes_of
+from hrm_agent.kernels import candidates
+from hrm_agent.kernels.measure import Size
+from hrm_agent.parallel import Shards
+from hrm_agent.policy import to_tensors
+
+POLICIES: dict[str, list[str]] = {
+    "default (TRM, conv)": [],
+    "carry=gate": ["carry=gate"],
+    "HRM, conv": ["core=hrm"],
+    "TRM, attention": ["core.mixing=attention", "core.positions=rope"],
+    "TRM, mlp": ["core.mixing=mlp"],
+    "CartPole-v1": ["env=CartPole-v1"],
+    "CartPole-v1, mlp": ["env=CartPole-v1", "core.mixing=mlp"],
+}
+"""Overrides of `python -m hrm_agent.train`, by the name of the case."""
+
+
+def auto(options: Options) -> Iterator[Case]:
+    """Forward and backward of a PPO minibatch, without the optimizer."""
+    for name, overrides in POLICIES.items():
+        yield auto_case(name, overrides, options)
+
+
+def auto_case(name: str, overrides: list[str], options: Options) -> Case:
+    """A run's minibatch, its batch split over threads as in training."""
+    small = ["algo.num_envs=32", "algo.minibatch_windows=16"] if options.quick else []
+    parts = build_run("default", [*small, *overrides])
+    shards = Shards(options.cores)
+    obs = to_tensors(parts.env.reset(seed=0)[0])
+    training = next(p for p in passes_of(parts.algo) if p.gradient)
+    whole = Size(parts.policy.segments, training.steps, training.rows)
+    work = PolicyWork(obs, shards)
+
+    def make(path: str) -> Contestant:
+        policy = policy_on(parts, path)
+
+        def outputs(seed: int) -> Outputs:
+            judged = policy_on(parts, path)
+            precision = "bfloat16" if path.endswith("bf16") else "float32"
+            return PolicyWork(obs, shards, seed).outputs(judged, precision, training.steps, with_gradient=True)
+
+        return Contestant(lambda: work.run(policy, training, whole), outputs)
+
+    chosen = measure_policy(parts.policy, candidates(parts.policy, narrow=True), passes_of(parts.algo), obs, shards)
+    title = f"{name}, {training.rows} windows of {training.steps}"
+    operations = _operations(parts, training, whole, work)
+    return Case("auto", title, make, options.paths, operations, 1, "minibatches", cores=options.cores, auto=chosen)
+
+
+def _operations(parts: RunParts, training: Passes, whole: Size, work: PolicyWork) -> int:
+    alone = PolicyWork(work.obs, Shards(1))  # threads are not counted
+    one = whole._replace(rows=1)
+    return whole.rows * count_operations(lambda: alone.run(policy_on(parts, PLAIN), training, one))

@@ -1,0 +1,231 @@
+"""`kernel=auto` for a policy: its decisions and its training, at a run's shapes, for `hrm_agent.kernels.measure`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hrm_agent.algos.dqn import DQNConfig
+from hrm_agent.algos.imitation import ImitationConfig
+from hrm_agent.algos.ppo import PPOConfig
+from hrm_agent.carry import PolicyState
+from hrm_agent.encoders import Observation, map_observation
+from hrm_agent.kernels import candidates, use
+from hrm_agent.kernels.agreement import Outputs
+from hrm_agent.kernels.measure import Choice, Job, Size, measure
+from hrm_agent.parallel import Shards, instruction_set
+from hrm_agent.policy import Decision, Policy
+
+CHECKED_ROWS = 2
+STARTING = 0.125
+"""Share of observations that begin an episode."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes of a policy over windows of observations.
+
+    Attributes:
+        times: of an iteration of training.
+        steps: k, of a window; 0: a single decision, without windows.
+        rows: B, of all processes.
+        gradient: with the gradient of all weights.
+        each_segment: a single step, whose segments are trained one at a time.
+    """
+
+    times: float
+    steps: int
+    rows: int
+    gradient: bool = False
+    each_segment: bool = False
+
+
+def passes_of(config: PPOConfig | DQNConfig | ImitationConfig) -> list[Passes]:
+    """What an iteration of an algorithm computes; bootstraps of episodes that were cut off are left out."""
+    if isinstance(config, DQNConfig):
+        rows, replayed = config.batch_sequences, config.burn_in + config.train_steps + config.n_step
+        return [
+            Passes(config.collect_steps, 0, config.num_envs),
+            Passes(config.updates, config.train_steps, rows, gradient=True, each_segment=config.each_segment),
+            # The target network, and the policy's own burn-in and bootstrap.
+            Passes((1 + config.double_q) * config.updates, replayed, rows),
+        ]
+    windows = config.num_envs * config.rollout_steps // config.window
+    passes = [
+        Passes(config.rollout_steps + 1, 0, config.num_envs),
+        Passes(
+            config.epochs * windows / config.minibatch_windows, config.window, config.minibatch_windows, gradient=True
+        ),
+    ]
+    if isinstance(config, PPOConfig) and config.refresh_states:
+        passes.append(
+            Passes((config.epochs - 1) * config.rollout_steps / config.window, config.window, config.num_envs)
+        )
+    return passes
+
+
+def measure_policy(
+    policy: Policy,
+    paths: Sequence[str],
+    passes: Sequence[Passes],
+    obs: Observation,
+    shards: Shards,
+    processes: int = 1,
+    now: Callable[[], float] = time.perf_counter,
+) -> Choice:
+    """Which path computes these passes the fastest; the policy is left as it is.
+
+    Args:
+        paths: see `hrm_agent.kernels.candidates`.
+        obs: of some environments, `[n, ...]`; repeated where more are needed.
+        shards: threads that a batch is split over, as in collection and training.
+        processes: that share the rows.
+        now: the clock, in seconds.
+    """
+    work = PolicyWork(obs, shards)
+    with_gradient = any(p.gradient for p in passes)
+
+    def outputs(judged: Policy, precision: str) -> Outputs:
+        return work.outputs(judged, precision, max(p.steps for p in passes), with_gradient)
+
+    jobs = [work.job(policy, p, processes) for p in passes]
+    return measure(policy, paths, jobs, outputs, now)
+
+
+def choose_for_playing(
+    policy: Policy, kernel: str, obs: Observation, rows: int, shards: Shards, info: Mapping[str, Any]
+) -> str:
+    """Have a policy that is only played computed by a path; float32, unless `kernel` says otherwise.
+
+    Args:
+        kernel: of `hrm_agent.kernels.CHOICES`. `auto` takes what computed the agent in training, where that was on
+            such a processor; elsewhere decisions are measured.
+        obs: of some environments, `[n, ...]`.
+        rows: of a decision.
+        info: `hrm_agent.agent.Agent.info`.
+
+    Returns:
+        The path in use.
+    """
+    if kernel != "auto":
+        return use(policy, kernel)
+    paths = candidates(policy, policy.device)
+    trained_with = path_of_training(info)
+    if trained_with in paths:
+        return use(policy, trained_with)
+    return use(policy, measure_policy(policy, paths, [Passes(1, 0, rows)], obs, shards).path)
+
+
+def path_of_training(info: Mapping[str, Any]) -> str:
+    """The path that a run took on such a processor, in float32, from what its agent or model says; else nothing."""
+    if info.get("instruction_set") != instruction_set():
+        return ""
+    path = str(info.get("kernel"))
+    return "fused" if path == "fused_bf16" else path
+
+
+class PolicyWork:
+    """Input for a policy, and the ways in which a run computes it.
+
+    Args:
+        obs: of some environments, `[n, ...]`; repeated where more are needed.
+        shards: threads that a batch is split over.
+        seed: of carried states, which are numbers of unit variance, as norms leave them, and of episodes' beginnings.
+    """
+
+    def __init__(self, obs: Observation, shards: Shards, seed: int = 0) -> None:
+        self.obs, self.shards, self.seed = obs, shards, seed
+        self._drawn: dict[tuple[int, int], tuple[Observation, PolicyState, Tensor]] = {}
+
+    def job(self, policy: Policy, passes: Passes, processes: int = 1) -> Job:
+        """The passes of one process."""
+        whole = Size(policy.config.segments, max(1, passes.steps), max(1, passes.rows // processes))
+        return Job(lambda trial, size: self.run(trial, passes, size), whole, passes.times, self.shards.count)
+
+    def run(self, policy: Policy, passes: Passes, size: Size) -> None:
+        """One pass at a size, split over threads as `Collector` and the algorithms do it."""
+        policy.segments = size.segments
+        obs, state, start = self.draw(policy, size.steps, size.rows)
+        parameters = [p for p in policy.parameters() if p.requires_grad]
+
+        def part(rows: slice) -> None:
+            given = map_observation(lambda t: t[:, rows], obs), tuple(s[rows] for s in state), start[:, rows]
+            if not passes.gradient:
+                with torch.no_grad():  # grad mode is per thread
+                    self._decide(policy, passes, *given)
+            elif passes.each_segment:
+                first = map_observation(lambda t: t[0], given[0])
+                for segment in policy.segment_by_segment(first, given[1], given[2][0]):
+                    torch.autograd.grad(_sum(segment.decision), parameters, allow_unused=True)
+            else:
+                torch.autograd.grad(_sum(policy.unroll(*given)), parameters, allow_unused=True)
+
+        self.shards.map(part, self.shards.slices(size.rows, policy.rows_at_once))
+
+    def _decide(self, policy: Policy, passes: Passes, obs: Observation, state: PolicyState, start: Tensor) -> Decision:
+        if passes.steps:
+            return policy.unroll(obs, state, start)
+        return policy.step(map_observation(lambda t: t[0], obs), state, start[0])
+
+    def draw(self, policy: Policy, steps: int, rows: int) -> tuple[Observation, PolicyState, Tensor]:
+        """Observations `[k, B, ...]`, kept states `[B, ...]` and `episode_start` `[k, B]`; equal for equal sizes."""
+        if (steps, rows) not in self._drawn:
+            generator = torch.Generator().manual_seed(self.seed)
+
+            def repeat(t: Tensor) -> Tensor:
+                chosen = t[torch.arange(rows, device=t.device) % len(t)]
+                return chosen.expand(steps, *chosen.shape).contiguous()
+
+            kept = policy.initial_state(rows)
+            state = tuple(torch.randn(s.shape, generator=generator).to(s) for s in kept)
+            start = torch.rand(steps, rows, generator=generator) < STARTING
+            self._drawn[steps, rows] = map_observation(repeat, self.obs), state, start.to(policy.device)
+        return self._drawn[steps, rows]
+
+    def outputs(self, policy: Policy, precision: str, steps: int, with_gradient: bool) -> Outputs:
+        """What a policy says of a few observations, without and with a gradient, and the gradient, by name.
+
+        Rounding of bfloat16 is compared after one segment: weights that were never trained scatter two nearby states
+        within a few.
+
+        Args:
+            policy: a copy, whose settings are changed.
+            precision: of the path that is compared.
+            steps: k, of the windows of the run.
+        """
+        narrow = precision == "bfloat16"
+        # When to stop is decided by a threshold, which rounding alone can cross.
+        policy.config = replace(policy.config, stop="fixed")
+        policy.segments = 1 if narrow else min(policy.config.segments, 2)
+        obs, state, start = self.draw(policy, 1 if narrow else min(max(steps, 1), 2), CHECKED_ROWS)
+        dtype = next(policy.parameters()).dtype
+        given = obs, tuple(s.to(dtype) for s in state), start
+        with torch.no_grad():
+            found = _named("decision", policy.unroll(*given))
+        if with_gradient:
+            decision = policy.unroll(*given)
+            found |= {**_named("training", decision), **_gradients(_sum(decision), policy)}
+        return found
+
+
+def _sum(decision: Decision) -> Tensor:
+    """A number that depends on everything that a loss depends on, each with a weight of its own."""
+    weights = torch.arange(decision.logits.numel(), dtype=torch.float64).cos().view_as(decision.logits)
+    return (decision.logits * weights.to(decision.logits)).sum() + decision.value.square().sum()
+
+
+def _named(what: str, decision: Decision) -> Outputs:
+    states = {f"{what}/state {i}": s for i, s in enumerate(decision.state)}
+    return {f"{what}/logits": decision.logits, f"{what}/value": decision.value, **states}
+
+
+def _gradients(loss: Tensor, module: nn.Module) -> Outputs:
+    """Of all weights that are trained, by their names; zeros where the loss does not depend on one."""
+    names, parameters = zip(*((n, p) for n, p in module.named_parameters() if p.requires_grad), strict=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}

@@ -1,0 +1,219 @@
+"""The kernels compute the same on every instruction set: those of this processor natively, others in software."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import test_kernels
+import test_window_kernels
+import torch
+from hypothesis import HealthCheck, given, settings
+from test_kernels import Case, assert_near, cases, results
+from torch import Tensor
+
+from hrm_agent import kernels
+from hrm_agent.kernels import build, stack
+from hrm_agent.kernels.build import NoKernels
+
+HERE = Path(__file__).parent / "instruction_sets"
+SHIM = HERE / "avx512_in_software.h"
+EMULATORS = {"neon": ("aarch64-linux-gnu-g++", "qemu-aarch64")}
+X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+def _in_software(bfloat16: bool) -> str:
+    """Flags for AVX-512 without the processor; the shim's content is named too, so that a new one is compiled anew."""
+    own = hashlib.sha256(SHIM.read_bytes()).hexdigest()[:8]
+    without = "" if bfloat16 else " -DWITHOUT_BFLOAT16"
+    return f"-O1 -mno-avx512f -Wno-psabi -include {SHIM} -DSHIM_{own}{without}"
+
+
+# What the kernels then say they are compiled for -> flags.
+VARIANTS = {
+    "plain": "-march=x86-64 -mtune=generic" if X86 else "",
+    "avx2": "-mno-avx512f -mavx2 -mfma" if X86 else "",
+    "avx512": _in_software(bfloat16=False) if X86 else "",
+    "avx512_bf16": _in_software(bfloat16=True) if X86 else "",
+}
+
+
+def _flags_of_processor() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":", 1)[1].split()}
+
+
+def _why_not(variant: str) -> str:
+    """Why kernels of this variant cannot be tested here; empty where they can."""
+    if not kernels.available("fused"):
+        return "no C++ compiler"
+    if not VARIANTS[variant]:
+        return "not an x86 processor"
+    if variant != "plain" and not {"avx2", "fma"} <= _flags_of_processor():
+        return "this processor has no AVX2"
+    return ""
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The kernels of one instruction set in place of the processor's."""
+    if reason := _why_not(request.param):
+        pytest.skip(f"{request.param}: {reason}")
+    how = "in software" if request.param.startswith("avx512") else "natively"
+    request.node.user_properties.append(("instruction set", f"{request.param} ({how})"))
+    monkeypatch.setenv("HRM_AGENT_CXXFLAGS", VARIANTS[request.param])
+    for cached in (build._library, stack.functions):
+        cached.cache_clear()
+    yield request.param
+    monkeypatch.undo()
+    for cached in (build._library, stack.functions):
+        cached.cache_clear()
+
+
+def test_stacks_on_every_set(variant: str) -> None:
+    assert stack.instructions() == variant
+
+    @given(case=cases())
+    @settings(max_examples=20, database=None)
+    def near(case: Case) -> None:
+        assert_near(case, results(case, "fused", torch.float32))
+
+    near()
+
+
+@pytest.mark.parametrize("carry", ["full", "gate"])
+@pytest.mark.parametrize("mixing", ["conv", "attention"])
+def test_windows_on_every_set(variant: str, carry: str, mixing: str) -> None:
+    torch.manual_seed(0)
+    for core, batch in (("trm", 13), ("hrm", 3)):
+        policy = test_window_kernels.make(core, 32, mixing=mixing, carry=carry)
+        test_window_kernels.assert_near(policy, test_window_kernels.window(policy, 3, batch, 5))
+
+
+def test_rows_do_not_depend_on_their_batch(variant: str) -> None:
+    for mixing, prefix in (("conv", 0), ("conv", 2), ("attention", 0), ("mlp", 0)):
+        test_kernels.test_a_row_does_not_depend_on_its_batch_or_on_the_gradient(mixing, (3, 5), prefix)
+
+
+def test_bfloat16_where_the_set_has_it(variant: str) -> None:
+    assert stack.has_bfloat16() == (variant == "avx512_bf16")
+    if not stack.has_bfloat16():
+        with pytest.raises(ValueError, match="kernel=fused_bf16: this processor does not multiply bfloat16"):
+            kernels.check_kernel("fused_bf16")
+        return
+    for mixing in ("conv", "attention", "mlp"):
+        for grid in ((4, 4), (3, 7)):
+            test_kernels.test_bfloat16_is_at_least_as_near_as_torch_s(mixing, grid)
+        test_kernels.test_bfloat16_gradients_point_where_the_exact_ones_do(mixing)
+
+
+def test_the_processor_s_own_set(record_property: Any) -> None:
+    """All other tests of the kernels run on it."""
+    if not kernels.available("fused"):
+        pytest.skip("no C++ compiler")
+    flags = _flags_of_processor()
+    expected = {"avx512_bf16": "avx512_bf16", "avx512f": "avx512", "avx2": "avx2", "asimd": "neon"}
+    best = next((name for flag, name in expected.items() if flag in flags), "plain")
+    record_property("instruction set", f"{stack.instructions()} (this processor's)")
+    assert stack.instructions() == best or os.environ.get("HRM_AGENT_CXXFLAGS")
+
+
+def test_an_unknown_flag_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if not kernels.available("fused"):
+        pytest.skip("no C++ compiler")
+    monkeypatch.setenv("HRM_AGENT_CXXFLAGS", "-mno-such-thing")
+    monkeypatch.setenv("HRM_AGENT_CACHE", str(tmp_path))
+    build._library.cache_clear()
+    with pytest.raises(NoKernels, match=r"does not compile them: .*-mno-such-thing"):
+        build.library()
+    monkeypatch.undo()
+    build._library.cache_clear()
+
+
+def _arrays(*tensors: Tensor) -> bytes:
+    parts = []
+    for tensor in tensors:
+        parts.append(np.array(tensor.numel(), np.int64).tobytes())
+        parts.append(tensor.detach().contiguous().numpy().astype(np.float32).tobytes())
+    return b"".join(parts)
+
+
+class Emulated:
+    """Stack kernels of another processor, one process a call."""
+
+    def __init__(self, name: str) -> None:
+        compiler, self.emulator = EMULATORS[name]
+        key = hashlib.sha256(b"".join(f.read_bytes() for f in [*sorted(build.SOURCES.iterdir()), HERE / "driver.cpp"]))
+        self.driver = build.cache_folder() / f"driver-{name}-{key.hexdigest()[:16]}"
+        if not self.driver.exists():
+            self.driver.parent.mkdir(parents=True, exist_ok=True)
+            made = self.driver.with_suffix(f".{os.getpid()}")
+            flags = [f for f in build.FLAGS if f not in ("-shared", "-fPIC")]
+            source = [f"-I{build.SOURCES}", str(HERE / "driver.cpp"), "-o", str(made)]
+            subprocess.run([compiler, "-static", *flags, *source], check=True)
+            os.replace(made, self.driver)
+
+    def call(self, function: str, case: Case, *inputs: Tensor) -> bytes:
+        """What the driver answers to a call about the stack of a case."""
+        made, angles, x = case
+        s = made.kernel_shape
+        numbers = [
+            stack.MIXINGS.index(s.mixing), s.layers, len(x), s.length, s.size, s.inner, *s.grid, s.heads,
+            s.position_inner, 0,
+        ]  # fmt: skip
+        cos, sin = angles or (torch.empty(0), torch.empty(0))
+        weights = made.kernel_weights()
+        told = np.array(numbers, np.int64).tobytes() + np.array(s.epsilon, np.float32).tobytes()
+        told += _arrays(cos, sin) + np.array(len(weights), np.int64).tobytes() + _arrays(*weights, *inputs)
+        return subprocess.run([self.emulator, str(self.driver), function], input=told, stdout=-1, check=True).stdout
+
+    def arrays(self, function: str, case: Case, *inputs: Tensor) -> list[Tensor]:
+        answer, found = self.call(function, case, *inputs), []
+        while answer:
+            count = int(np.frombuffer(answer[:8], np.int64)[0])
+            found.append(torch.from_numpy(np.frombuffer(answer[8 : 8 + 4 * count], np.float32).copy()))
+            answer = answer[8 + 4 * count :]
+        return found
+
+    def results(self, case: Case) -> list[Tensor]:
+        """As `test_kernels.results`: output, and gradients of input and weights."""
+        made, _, x = case
+        y, kept = self.arrays("forward", case, x)
+        down = torch.arange(x.numel(), dtype=torch.float64).view_as(x).sin()
+        to_x, *to_weights = self.arrays("backward", case, x, y, kept, down)
+        weights = made.kernel_weights()
+        shaped = [
+            g.view_as(empty)
+            for g, empty in zip(to_weights, stack.empty_gradients(made.kernel_shape, weights), strict=True)
+        ]
+        return [y.view_as(x), to_x.view_as(x), *stack.as_weights(made.kernel_shape, weights, shaped)]
+
+
+@cache
+def _emulated(name: str) -> Emulated:
+    return Emulated(name)
+
+
+@pytest.mark.parametrize("name", EMULATORS)
+@given(case=cases())
+@settings(max_examples=6, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_another_processor_under_an_emulator(record_property: Any, name: str, case: Case) -> None:
+    if missing := [tool for tool in EMULATORS[name] if shutil.which(tool) is None]:
+        pytest.skip(f"{name}: {' and '.join(missing)} not installed")
+    record_property("instruction set", f"{name} (emulated)")
+    emulated = _emulated(name)
+    assert emulated.call("instructions", case, torch.empty(0)).split() == [name.encode()]
+    ours = emulated.results(case)
+    assert_near(case, ours)
