@@ -3,12 +3,12 @@
     python experiments/speed/recurrent_ppo.py [--rounds 5] [--seconds 10] [--kernel auto]
 
 Two pairs of equal numbers of parameters (to a percent or two; the JSON has both): the library's size, to which the
-memory of our GRU is matched, and the size of our shipped GRU, to which the library's LSTMs are matched. All collect and
-train in this process, one thread each, on the same environment, with equally many environments, steps between updates,
-decisions in a minibatch and passes over a rollout: those of our shipped settings. Ours and theirs alternate; in every
-turn one gets whole iterations (collection and updates) until its time is over, and the first iteration of each does not
-count. A ratio is of two neighbouring turns, so that a machine that becomes slower does so for both. Processor seconds
-stand beside: where they are fewer than those of the clock, other work was in the way.
+memory of our GRU is matched in steps of 16, and the size of our shipped GRU, to which the library's LSTMs are matched.
+All collect and train in this process, one thread each, on the same environment, with equally many environments, steps
+between updates, decisions in a minibatch and passes over a rollout: those of our shipped settings. Ours and theirs
+alternate; in every turn one gets whole iterations (collection and updates) until its time is over, and the first
+iteration of each does not count. A ratio is of two neighbouring turns, so that a machine that becomes slower does so
+for both. Processor seconds stand beside: where they are fewer than those of the clock, other work was in the way.
 Writes `experiments/speed/recurrent_ppo.json`.
 """
 
@@ -42,7 +42,7 @@ def pairs() -> dict[str, tuple[Ours, Theirs]]:
     """Ours and theirs, by whose size both have."""
     shipped = Ours("gru")
     library = Theirs(shipped.rollout, RecurrentPPOSettings().lstm_size)
-    as_large = matched(lambda size: Ours("gru", memory_size=size), library.parameters)
+    as_large = matched(lambda size: Ours("gru", memory_size=16 * size), library.parameters)
     as_small = matched(lambda size: Theirs(shipped.rollout, size), shipped.parameters)
     assert isinstance(as_large, Ours)
     assert isinstance(as_small, Theirs)
