@@ -31,6 +31,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from study import commit_of_code  # noqa: E402
 from tune import ENV, write_lines  # noqa: E402
 
+from hrm_agent import kernels  # noqa: E402
 from hrm_agent.baselines import actor  # noqa: E402
 from hrm_agent.baselines.agents import RecurrentPPOSettings, build_model, layout_of  # noqa: E402
 from hrm_agent.baselines.vec_env import SB3VecEnv  # noqa: E402
@@ -68,6 +69,13 @@ class Ours:
             "batch_size": algo.minibatch_windows * algo.window,
             "n_epochs": algo.epochs,
         }
+
+    def settle_kernel(self, kernel: str = "auto") -> str:
+        """Have the core computed by a path of `kernel=`, as a run does before its first update; the path."""
+        policy = self.trainer.policy
+        if kernel == "auto":
+            kernel = self.trainer.measure_kernel(kernels.candidates(policy, narrow=True)).path
+        return kernels.use(policy, kernel)
 
     def iterate(self) -> None:
         self.trainer.learner.collect(self.trainer.collector, 0.0)
@@ -143,6 +151,8 @@ def main() -> None:
     built = contenders()
     agents = {name: built[name] for name in AGENTS if name in options.agents}
     for agent in agents.values():
+        if isinstance(agent, Ours):
+            agent.settle_kernel()
         agent.iterate()
     speeds: dict[str, list[float]] = {name: [] for name in agents}
     for number in range(options.rounds):

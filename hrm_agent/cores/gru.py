@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hrm_agent.cores.base import Core, State, check_at_least, initial_latent, linear
 from hrm_agent.cores.norm import rms_norm
-from hrm_agent.kernels.gru import run_gru
+from hrm_agent.kernels.gru import pool_tokens, run_gru
 from hrm_agent.kernels.paths import Accelerated
 from hrm_agent.kernels.window import Rule, Thinking, Thought
 
@@ -64,7 +64,7 @@ class GRUCore(Core, Accelerated):
         self, x: Tensor, state: State
     ) -> tuple[Tensor, GRUState]:
         (h,) = state
-        h = self.cell(_pool(x), h)
+        h = self.cell(torch.cat([x.mean(dim=1), x.amax(dim=1)], dim=-1), h)
         return self.answer(x, h[:, None]), GRUState(h)
 
     def answer(self, x: Tensor, h: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class GRUPlan:
 
     def think(self, tokens: Tensor, state: tuple[Tensor, ...], segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         nobody = torch.zeros(1, len(tokens), dtype=torch.bool)
-        h = self._memories(tokens[None], state[0], nobody, Thinking(segments))[0]
+        h = self._memories(pool_tokens(tokens[None], None)[0], state[0], nobody, Thinking(segments))[0]
         return self.core.answer(tokens, h[:, None]), (h,)
 
     def run(
@@ -114,24 +114,19 @@ class GRUPlan:
         carries = rule.kind == "full"
         before = state[0] if carries else self.core.initial_state(tokens.shape[1]).h
         starts = episode_start if carries else torch.ones_like(episode_start)
-        memories = self._memories(tokens, before, starts, thinking)  # [k, B, M]
-        if read is None:
+        pooled, token = pool_tokens(tokens, None if read is None else read % tokens.shape[2])
+        memories = self._memories(pooled, before, starts, thinking)  # [k, B, M]
+        if token is None:
             reads = self.core.answer(tokens, memories[:, :, None]).mean(2)
         else:
-            at = (read % tokens.shape[2])[..., None, None].expand(-1, -1, 1, tokens.shape[3])
-            reads = self.core.answer(tokens.gather(2, at).squeeze(2), memories)
+            reads = self.core.answer(token, memories)
         after = (memories[-1],) if carries else ()
         return Thought(reads, after, torch.full(tokens.shape[:2], thinking.segments))
 
-    def _memories(self, tokens: Tensor, before: Tensor, starts: Tensor, thinking: Thinking) -> Tensor:
+    def _memories(self, pooled: Tensor, before: Tensor, starts: Tensor, thinking: Thinking) -> Tensor:
         cell = self.core.cell
-        inputs = F.linear(_pool(tokens), cell.weight_ih, cell.bias_ih)
+        inputs = F.linear(pooled, cell.weight_ih, cell.bias_ih)
         return run_gru(
             inputs, before, starts, self.core.h_init, cell.weight_hh, cell.bias_hh,
             segments=thinking.segments, cut=thinking.cut,
         )  # fmt: skip
-
-
-def _pool(x: Tensor) -> Tensor:
-    """The mean and the maximum of tokens float[..., L, D]: float[..., 2 D]."""
-    return torch.cat([x.mean(dim=-2), x.amax(dim=-2)], dim=-1)

@@ -112,6 +112,8 @@ def functions() -> Any:
     }
     whole = ctypes.c_int64
     signatures: dict[str, list[Any]] = {name: [pointer] * count for name, count in arguments.items()}
+    signatures["pool_forward"] = [*[whole] * 3, *[pointer] * 2]
+    signatures["pool_backward"] = [*[whole] * 3, *[pointer] * 6]
     signatures["gru_forward"] = [whole, whole, *[pointer] * 5]
     signatures["gru_backward"] = [whole, whole, *[pointer] * 6, whole]
     for name, signature in signatures.items():

@@ -13,7 +13,7 @@ from test_window_kernels import SPACE, assert_near, results, window
 
 from hrm_agent import kernels
 from hrm_agent.encoders import EncoderConfig
-from hrm_agent.kernels.gru import run_gru
+from hrm_agent.kernels.gru import pool_tokens, run_gru
 from hrm_agent.policy import Policy, PolicyConfig
 
 pytestmark = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
@@ -84,6 +84,23 @@ def test_rows_that_stop_by_themselves_go_step_by_step(stop: str, threshold: floa
     plain, fused = (results(policy, path, given)[0] for path in ("plain", "fused"))
     torch.testing.assert_close(fused.logits, plain.logits, rtol=1e-4, atol=1e-4)
     assert torch.equal(fused.segments, plain.segments)
+
+
+@pytest.mark.parametrize("size", [5, 16, 40])
+def test_equal_tokens_share_the_gradient_of_their_maximum(size: int) -> None:
+    generator = torch.Generator().manual_seed(size)
+    tokens = torch.randint(0, 3, (2, 4, 6, size), generator=generator).float().requires_grad_()
+    read = torch.randint(0, 6, (2, 4), generator=generator)
+    pooled, token = pool_tokens(tokens, read)
+    right = torch.cat([tokens.mean(2), tokens.amax(2)], -1), tokens.take_along_dim(read[..., None, None], 2).squeeze(2)
+    assert token is not None
+    found = []
+    for outcome in ((pooled, token), right):
+        down = [torch.arange(o.numel()).view_as(o).sin() for o in outcome]
+        found.append(torch.autograd.grad(outcome, tokens, down)[0])
+    torch.testing.assert_close(pooled, right[0])
+    assert torch.equal(token, right[1])
+    torch.testing.assert_close(*found)
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import test_gru_kernels
 import test_kernels
 import test_window_kernels
 import torch
@@ -100,6 +101,13 @@ def test_windows_on_every_set(variant: str, carry: str, mixing: str) -> None:
     for core, batch in (("trm", 13), ("hrm", 3)):
         policy = test_window_kernels.make(core, 32, mixing=mixing, carry=carry)
         test_window_kernels.assert_near(policy, test_window_kernels.window(policy, 3, batch, 5))
+
+
+@pytest.mark.parametrize("size", [16, 21])
+def test_the_gru_on_every_set(variant: str, size: int) -> None:
+    torch.manual_seed(0)
+    policy = test_gru_kernels.make(memory=size + 3, size=size)
+    test_window_kernels.assert_near(policy, test_window_kernels.window(policy, 3, 5, 0))
 
 
 def test_rows_do_not_depend_on_their_batch(variant: str) -> None:

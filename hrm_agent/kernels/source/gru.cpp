@@ -1,5 +1,5 @@
-// What lies between the matrix products of a GRU, forward and backward. The products are BLAS's: their matrices are
-// large, and of any size.
+// What lies between the matrix products of a GRU over pooled tokens, forward and backward. The products are BLAS's: their
+// matrices are large, and of any size.
 
 #include "vectors.h"
 
@@ -20,9 +20,50 @@ inline void store_some(float* p, vec v, i64 count) {
   std::memcpy(p, line, count * sizeof(float));
 }
 
+inline vec as_ones(vec a, vec b) { return a == b ? splat(1.0f) : splat(0.0f); }
+
 }  // namespace
 
 extern "C" {
+
+// tokens[rows, length, size] -> their mean and maximum, pooled[rows, 2 size].
+int64_t pool_forward(int64_t rows, int64_t length, int64_t size, const float* tokens, float* pooled) {
+  for (i64 b = 0; b < rows; b++, tokens += length * size, pooled += 2 * size)
+    for (i64 c = 0; c < size; c += W) {
+      i64 n = least(W, size - c);
+      vec sum = load_some(tokens + c, n), top = sum;
+      for (i64 t = 1; t < length; t++) {
+        vec token = load_some(tokens + t * size + c, n);
+        sum += token;
+        top = max(token, top);
+      }
+      store_some(pooled + c, sum / static_cast<float>(length), n);
+      store_some(pooled + size + c, top, n);
+    }
+  return 0;
+}
+
+// The gradient of the tokens from that of what is pooled; tokens that are equally large share that of the maximum.
+// read[rows]: a token each, which has a gradient of its own too, read_g[rows, size]; or null.
+int64_t pool_backward(int64_t rows, int64_t length, int64_t size, const float* tokens, const float* pooled,
+                      const float* g, const int64_t* read, const float* read_g, float* to) {
+  for (i64 b = 0; b < rows; b++) {
+    for (i64 c = 0; c < size; c += W) {
+      i64 n = least(W, size - c);
+      vec top = load_some(pooled + size + c, n), mean_g = load_some(g + c, n) / static_cast<float>(length), ties{};
+      for (i64 t = 0; t < length; t++) ties += as_ones(load_some(tokens + t * size + c, n), top);
+      vec each = load_some(g + size + c, n) / ties;
+      for (i64 t = 0; t < length; t++) {
+        vec own = mean_g + as_ones(load_some(tokens + t * size + c, n), top) * each;
+        store_some(to + t * size + c, own, n);
+      }
+      float* at = read ? to + read[b] * size + c : nullptr;
+      if (read) store_some(at, load_some(at, n) + load_some(read_g + b * size + c, n), n);
+    }
+    tokens += length * size, to += length * size, pooled += 2 * size, g += 2 * size;
+  }
+  return 0;
+}
 
 // inputs[rows, 3 size] and products[rows, 3 size]: what the observation and the memory h[rows, size] give the reset
 // gate, the update gate and the candidate. products becomes (reset gate, update gate, what the memory gave the
