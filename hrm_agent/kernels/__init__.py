@@ -1,5 +1,27 @@
 """Fast paths of the cores: which code computes a stack of blocks. All of them compute the same function."""
 
-from hrm_agent.kernels.paths import CHOICES, PATHS, Accelerated, available, check_kernel, choose, eagerly, plainly, use
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hrm_agent.kernels.paths import (
+        CHOICES,
+        PATHS,
+        Accelerated,
+        available,
+        check_kernel,
+        choose,
+        eagerly,
+        plainly,
+        use,
+    )
 
 __all__ = ["CHOICES", "PATHS", "Accelerated", "available", "check_kernel", "choose", "eagerly", "plainly", "use"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when first asked for, so that `build` can compile before torch is imported."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hrm_agent.kernels import paths
+
+    return getattr(paths, name)
