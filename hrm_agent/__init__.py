@@ -12,23 +12,25 @@ What other projects build on is here and in `hrm_agent.cores`; everything else m
 - An environment needs nothing of ours: `env=PACKAGE:ID` imports the package, which registers the id with Gymnasium.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import hrm_envs  # noqa: F401 - registers the environments
-from hrm_agent.agent import Agent
-from hrm_agent.registration import make, register, registry
 
 if TYPE_CHECKING:
+    from hrm_agent.agent import Agent
     from hrm_agent.environments import make_env
+    from hrm_agent.registration import make, register, registry
 
 __version__ = "0.1.0"
 __all__ = ["Agent", "__version__", "make", "make_env", "register", "registry"]
 
+_MODULES = {"Agent": "agent", "make_env": "environments", "make": "registration", "register": "registration",
+            "registry": "registration"}  # fmt: skip
+
 
 def __getattr__(name: str) -> Any:
-    """`make_env`, imported when it is first asked for: what only loads an agent needs no environments."""
-    if name != "make_env":
+    """The public names, imported when first asked for: a command speaks before torch is there, which takes seconds."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from hrm_agent.environments import make_env
-
-    return make_env
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

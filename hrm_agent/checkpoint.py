@@ -12,12 +12,15 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from hrm_agent.optim import FusedAdamW
 
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
@@ -147,7 +150,7 @@ def unflatten(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(prefix + "/")}
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: FusedAdamW | torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's per-parameter state as named tensors; parameters are numbered."""
 
     def entries() -> Iterator[tuple[str, Tensor]]:
@@ -158,7 +161,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return dict(entries())
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizer: FusedAdamW | torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Inverse of `optimizer_tensors`; the parameter groups' settings stay those of `optimizer`."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

@@ -18,10 +18,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from hrm_agent import config_source
+from hrm_agent import config_source, starting
 from hrm_agent.config import GROUPS, config_folder
 from hrm_agent.cores import core_names
 from hrm_agent.environments import check_env_id
@@ -64,6 +64,7 @@ def usage_errors() -> Iterator[None]:
 
 def say_error(message: str) -> None:
     """On one line, to stderr."""
+    starting.over()
     print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
 
 
@@ -100,12 +101,18 @@ def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConf
     """
     overrides = command_overrides(arguments)
     typed = parse_overrides(overrides)
-    sweeper = compose_config([_first(o) for o in typed], config_name, hydra=True).hydra.sweeper
+    composed = compose_config([_first(o) for o in typed], config_name, hydra=True)
+    sweeper = composed.hydra.sweeper
     is_search = "params" in sweeper and not sweeper._target_.endswith("BasicSweeper")
     if not is_search:
         drawn = [o.input_line for o in typed if o.is_sweep_override() and not o.is_discrete_sweep()]
         if drawn:
             raise UsageError(f"{drawn[0]}: this sweeper draws from no intervals; add hydra/sweeper=optuna")
+        if not any(o.is_sweep_override() for o in typed):
+            with open_dict(composed):
+                del composed["hydra"]
+            check(composed)  # the only job there is
+            return
         for job in expand_sweeps(overrides):
             check(compose_config(job, config_name))
         return

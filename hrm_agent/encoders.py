@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hrm_agent.data_parallel import ALONE, Ranks, moments
+from hrm_agent.kernels import Switched
+from hrm_agent.kernels.patches import Patches, embed, find
 
 Observation = Tensor | Mapping[str, Tensor]
 
@@ -126,7 +128,7 @@ class _SumOfRows(torch.autograd.Function):
         return None, total
 
 
-class GridEncoder(Encoder):
+class GridEncoder(Encoder, Switched):
     """Categorical grid: integer ids `[..., H, W]` or `[..., H, W, C]` -> tokens `[..., rows*cols, D]`.
 
     Every (place in the patch, channel, id) has an embedding of its own; a token is the sum over its patch. Places
@@ -153,10 +155,18 @@ class GridEncoder(Encoder):
         slots = p * p * self.channels
         self.embedding = nn.Parameter(torch.randn(slots * per_slot, hidden_size) / math.sqrt(slots))
         self.register_buffer("_offsets", torch.arange(slots) * per_slot, persistent=False)
+        self._patches = Patches(height, width, self.crop, p, *self.grid, self.num_ids, hidden_size)
+
+    def _suits(self, obs: Tensor) -> bool:
+        """Whether the kernels embed such an observation."""
+        return self.is_fused and self.channels == 1 and self._patches.suits(obs, self.embedding)
 
     def forward(self, obs: Observation) -> Tensor:
         assert isinstance(obs, Tensor)
         lead = obs.shape[: obs.dim() - len(self.shape)]
+        if self._suits(obs):
+            tokens = embed(self._patches, obs.reshape(-1, *self.shape[:2]), self.embedding)
+            return tokens.view(*lead, self.length, -1)
         p, (rows, cols) = self.patch_size, self.grid or (0, 0)
         ids = obs.reshape(-1, self.shape[0], self.shape[1], self.channels)  # [N, H, W, C]
         ids = ids[:, self.crop : self.shape[0] - self.crop, self.crop : self.shape[1] - self.crop].long()
@@ -176,6 +186,9 @@ class GridEncoder(Encoder):
 
         Of a grid with channels, `[..., H, W, C]`, the first channel is searched.
         """
+        if self._suits(obs):
+            lead = obs.shape[: obs.dim() - len(self.shape)]
+            return find(self._patches, obs.reshape(-1, *self.shape[:2]), cell_id).view(lead)
         if len(self.shape) == 3:
             obs = obs[..., 0]
         width = self.shape[1]

@@ -137,9 +137,16 @@ def make_labelled_vector_env(env_id: str, num_envs: int, options: dict[str, Any]
 
 
 def is_compiled(env: VectorEnv) -> bool:
-    """False where the first reset and step of an environment of ours will compile it, which takes about a minute."""
+    """False where the first reset and step of an environment of ours will compile it, which takes some seconds."""
     batch = getattr(env.unwrapped, "batch", None)
     return not isinstance(batch, Batch) or batch.is_compiled()
+
+
+def compile_env(env: VectorEnv) -> None:
+    """Compile an environment of ours before its first reset; of others there is nothing to compile."""
+    batch = getattr(env.unwrapped, "batch", None)
+    if isinstance(batch, Batch):
+        batch.compile()
 
 
 def episode_statistics(infos: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.bool_]] | None:

@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from hrm_agent import __version__, config_source
+from hrm_agent import __version__, config_source, starting
 from hrm_agent.agent import RUN_FILE
 from hrm_agent.checkpoint import CheckpointError, write_atomically
 from hrm_agent.cli import (
@@ -78,6 +78,7 @@ def run_command(
             arguments = sys.argv[1:] = open_options(sys.argv[1:])
             given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
             if given.get("resume", "null") not in ("null", ""):
+                starting.over()
                 resume(given)
                 return
             if not wants_help(arguments):
@@ -85,6 +86,7 @@ def run_command(
                     _check_single_run(ranks, arguments)
                     check_jobs(arguments, name, check)
                     _check_run_folder(given.get("hydra.run.dir"))
+            starting.over()
             sys.argv[0] = f"hrm_agent.{name}"
             config_source.install()
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(start)()
@@ -94,6 +96,7 @@ def run_command(
             raise SystemExit(code) from None
         fail(message, code)
     finally:
+        starting.over()
         ranks.leave()
 
 

@@ -7,14 +7,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+
+from hrm_agent.waiting import Waiting
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 PLAIN_LINES = 10
@@ -39,7 +42,14 @@ class RunLog:
             kept = [line for line in lines if line.endswith("}") and json.loads(line)[unit] <= frames]
             self.path.write_text("".join(line + "\n" for line in kept))
         self.file = open(self.path, "a")  # noqa: SIM115 - closed by close()
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=frames + 1 if frames else None)
+        self._tensorboard, self._purge = str(folder / "tensorboard"), frames + 1 if frames else None
+
+    @cached_property
+    def writer(self) -> SummaryWriter:
+        """TensorBoard's, imported with the first numbers: frames come first."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(self._tensorboard, purge_step=self._purge)
 
     def scalars(self, frames: int, **groups: dict[str, Any]) -> None:
         """Numbers by group, `scalars(frames, loss={"policy_loss": 0.1})`; what is not a number is left out."""
@@ -56,19 +66,24 @@ class RunLog:
 
     def video(self, frames: int, tag: str, gif: bytes, shape: tuple[int, ...]) -> None:
         """A GIF; TensorBoard shows it moving under Images."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
         image = Summary.Image(encoded_image_string=gif, height=shape[0], width=shape[1], colorspace=3)
         assert self.writer.file_writer is not None
         self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), frames)
 
     def hyperparameters(self, settings: dict[str, Any], results: dict[str, float]) -> None:
         """For TensorBoard's HPARAMS tab, in the run's own folder (`add_hparams` would open another)."""
+        from torch.utils.tensorboard.summary import hparams
+
         plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
         assert self.writer.file_writer is not None
         for summary in hparams(plain, results):
             self.writer.file_writer.add_summary(summary)
 
     def close(self) -> None:
-        self.writer.close()
+        if "writer" in self.__dict__:
+            self.writer.close()
         self.file.close()
 
 
@@ -140,6 +155,10 @@ class Console:
         elif frames >= self._next_line:
             self._next_line += self._total / PLAIN_LINES
             self.say(status)
+
+    def waiting(self, what: str | Callable[[], str]) -> Waiting:
+        """Says what takes its time while the body runs, and on a terminal for how long already."""
+        return Waiting(what, quiet=self.rich.quiet)
 
     def say(self, text: str) -> None:
         """A plain line, to stderr like the bar; results go to stdout."""

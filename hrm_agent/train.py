@@ -7,9 +7,15 @@ Hydra's command line: `--help`, `--cfg job` (print the configuration), `--multir
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    from hrm_agent import starting
+
+    starting.begin("train", sys.argv[1:])  # now: what follows imports torch, which takes seconds
 
 from omegaconf import DictConfig
 

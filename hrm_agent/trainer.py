@@ -6,7 +6,7 @@ that was killed and resumed ends with the same weights, bit for bit on a CPU, as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,24 +21,27 @@ from hrm_agent.agent import Agent
 from hrm_agent.checkpoint import flatten, unflatten
 from hrm_agent.collector import Collector
 from hrm_agent.cuda import Accelerator, CudaConfig
-from hrm_agent.cuda.accelerator import build
+from hrm_agent.cuda.accelerator import build as build_halves
 from hrm_agent.data_parallel import ALONE, Ranks
-from hrm_agent.environments import is_compiled
+from hrm_agent.environments import compile_env, is_compiled
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.initial_weights import freeze, initialise, parse_parts
 from hrm_agent.kernel_choice import measure_policy, passes_of
-from hrm_agent.kernels import eagerly, use
+from hrm_agent.kernels import Accelerated, available, build, eagerly, use
 from hrm_agent.kernels.measure import Choice
 from hrm_agent.learners import AlgoConfig, build_env, build_learner, check_ranks
 from hrm_agent.parallel import instruction_set
 from hrm_agent.policy import Policy, PolicyConfig
 from hrm_agent.run_loop import LoopConfig, RunLoop
 from hrm_agent.tracking import Console, RunLog
+from hrm_agent.waiting import Waiting
 
 VIDEO_EPISODES = 2
 VIDEO_FPS = 8
-COMPILES = "compiling the environments (first run on this machine: about a minute)"
+COMPILES = "compiling the environments, once on this machine"
+COMPILES_BOTH = "compiling the environments and the C++ kernels, once on this machine"
+COMPILES_KERNELS = "compiling the C++ kernels, once on this machine"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +95,21 @@ def _build_env(algo: AlgoConfig, config: TrainerConfig, num_envs: int) -> gym.ve
     return build_env(algo, config.env, num_envs, config.env_options)
 
 
+def _uses_kernels(policy: Policy, config: TrainerConfig) -> bool:
+    if config.kernel not in ("auto", "fused", "fused_bf16") or config.device != "cpu":
+        return False
+    return any(isinstance(m, Accelerated) and m.has_kernels for m in policy.modules())
+
+
+def _waiting(console: Console | None, what: str | Callable[[], str]) -> Waiting:
+    return Waiting(what, quiet=True) if console is None else console.waiting(what)
+
+
 class Trainer(RunLoop):
     """Args:
     config, policy_config, algo_config: see their classes.
     folder: of the run; checkpoints, agents and logs go there.
-    console: told before the environments are compiled, which is silent and long; None: nobody is.
+    console: says what is compiled while it is; None for silence.
     ranks: processes that train the policy together, each with its share of the environments.
 
     Raises:
@@ -118,15 +131,19 @@ class Trainer(RunLoop):
         super().__init__(config, folder, ranks)
         check_ranks(algo_config, ranks)
         make = partial(_build_env, algo_config, config)
-        self.env = build(config.cuda, config.device, make, algo_config.num_envs // ranks.size)
-        if console is not None and not is_compiled(self.env):
-            console.say(COMPILES)
+        self.env = build_halves(config.cuda, config.device, make, algo_config.num_envs // ranks.size)
+        if not is_compiled(self.env):
+            with _waiting(console, lambda: COMPILES if build.compiling_for() is None else COMPILES_BOTH):
+                compile_env(self.env)
         torch.manual_seed(config.seed)
         space = self.env.single_observation_space
         policy = Policy(policy_config, space, self.env.single_action_space)
         prepare(policy, config, fresh=self.checkpoints.latest() is None)
         self.policy = policy.to(ranks.device(config.device))
         ranks.copy_first(self.policy.state_dict().values())
+        if _uses_kernels(self.policy, config) and not build.is_ready():
+            with _waiting(console, COMPILES_KERNELS):
+                available("fused")
         if config.kernel != "auto":
             self.kernel = use(self.policy, config.kernel)
         fast = self._accelerator(console) if ranks.size == 1 else None

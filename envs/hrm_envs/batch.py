@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_envs.config import MazeConfig
-from hrm_envs.jit import is_cached
+from hrm_envs.jit import compile_for, is_cached
 from hrm_envs.kernel import (
     CHANGED,
     MATERIAL,
@@ -61,7 +61,8 @@ def check_seeds(seed: Any, num_envs: int) -> NDArray[np.int64]:
 class Batch:
     """N environments of one kind behind one kernel: seeding, stepping, statistics, saving.
 
-    A subclass sets the attributes below and implements ``is_compiled``, ``_begin``, ``_advance`` and ``clairvoyant``.
+    A subclass sets the attributes below and implements ``is_compiled``, ``compile``, ``_begin``,
+    ``_advance`` and ``clairvoyant``.
 
     Attributes:
         config: the family's parameters.
@@ -102,7 +103,11 @@ class Batch:
         return []
 
     def is_compiled(self) -> bool:
-        """Whether the first reset and step are as fast as any, rather than a minute of compilation."""
+        """Whether the first reset and step are as fast as any, rather than seconds of compilation."""
+        raise NotImplementedError
+
+    def compile(self) -> None:
+        """Compile what reset and step call, or load it; either would do so itself."""
         raise NotImplementedError
 
     def reset(self, seed: Any, generator: np.random.Generator | None) -> None:
@@ -183,8 +188,12 @@ class MazeBatch(Batch):
         self.final_observations = self.outcome.final_obs.reshape(self.observations.shape)
 
     def is_compiled(self) -> bool:
-        """Whether the first reset and step are as fast as any, rather than a minute of compilation."""
+        """Whether the first reset and step are as fast as any, rather than seconds of compilation."""
         return is_cached(run_batch, *self._arguments(_NO_ACTIONS, RESET))
+
+    def compile(self) -> None:
+        """Compile what reset and step call, or load it; either would do so itself."""
+        compile_for(run_batch, *self._arguments(_NO_ACTIONS, RESET))
 
     def _arguments(self, actions: NDArray[np.int64], command: int) -> tuple[Any, ...]:
         parts = (self.rules, self.geometry, self.state, self.outcome, self._scratch)

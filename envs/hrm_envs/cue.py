@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hrm_envs.batch import Batch, config_from
 from hrm_envs.cells import AGENT, EMPTY, GOAL, WALL
 from hrm_envs.config import MAX_SIDE, SEED_BANDS, check_choice, check_integer
-from hrm_envs.jit import assign, hot_kernel, inner, is_cached
+from hrm_envs.jit import assign, compile_for, hot_kernel, inner, is_cached
 from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD, build_outcome
 from hrm_envs.maze import MazeEnv
 from hrm_envs.rng import STREAM_LAYOUT, below, draw, level_seed
@@ -183,8 +183,13 @@ class CueBatch(Batch):
         config = self.config
         return self._template, config.width, SEED_BANDS.index(config.seed_band), config.oracle
 
+    def compile(self) -> None:
+        """Compile what reset and step call, or load it; either would do so itself."""
+        compile_for(_reset_all, *self._fixed, self.state, self.outcome)
+        compile_for(_step_all, *self._step_arguments(np.zeros(self.num_envs, np.int64), True))
+
     def is_compiled(self) -> bool:
-        """Whether the first reset and step are as fast as any, rather than a minute of compilation."""
+        """Whether the first reset and step are as fast as any, rather than seconds of compilation."""
         return is_cached(_step_all, *self._step_arguments(np.zeros(self.num_envs, np.int64), True))
 
     def _begin(self) -> None:

@@ -119,6 +119,12 @@ def is_cached(kernel: Any, *arguments: Any) -> bool:
     return signature in kernel.overloads or held.holds(signature, kernel.targetctx)
 
 
+def compile_for(kernel: Any, *arguments: Any) -> None:
+    """Compile ``kernel`` for calls with such arguments, or load the machine code, without calling it."""
+    if hasattr(kernel, "compile"):
+        kernel.compile(tuple(typeof(argument) for argument in arguments))
+
+
 def hot_kernel(function: Callable[..., Any]) -> Any:
     """``kernel`` without reference counts, for a function that allocates no array.
 

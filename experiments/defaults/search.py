@@ -2,8 +2,8 @@
 
     python experiments/defaults/search.py [--jobs N] [--arms NAME ...] [--seeds S ...]
 
-Runs what `arms.yaml` lists and `search.json` lacks, one core a run, and adds a record for each. Frames are such that all
-arms cost about the same processor time. No test level is looked at.
+Runs what `arms.yaml` lists and `search.json` lacks, one core a run, and adds a record for each. Frames are such that
+all arms cost about the same processor time. No test level is looked at.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from hrm_agent.carry import PolicyState
 from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
 from hrm_agent.encoders import Observation, map_observation
 from hrm_agent.gradients import clip_gradients, set_gradients
-from hrm_agent.optim import AdamATan2
+from hrm_agent.optim import AdamATan2, FusedAdamW, adamw
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy
 from hrm_agent.replay import Replay, Sequences
@@ -149,12 +149,12 @@ class DQN:
         self.generator = torch.Generator().manual_seed(seed)
         self.steps = 0  # optimizer steps taken
 
-    def _make_optimizer(self) -> torch.optim.Optimizer:
+    def _make_optimizer(self) -> FusedAdamW | torch.optim.Optimizer:
         c = self.config
         betas = (c.beta1, c.beta2)
         if c.optimizer == "adam_atan2":
             return AdamATan2(self.parameters, c.learning_rate, betas, c.weight_decay)
-        return torch.optim.AdamW(self.parameters, c.learning_rate, betas, c.eps, c.weight_decay, fused=True)
+        return adamw(self.parameters, c.learning_rate, betas, c.eps, c.weight_decay)
 
     def epsilon(self, progress: float) -> float:
         """Share of random actions when the fraction `progress` of the run is done."""

@@ -18,6 +18,7 @@ from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.demonstrations import Demonstrations, LabelledWindows
 from hrm_agent.distributions import Distribution
 from hrm_agent.gradients import clip_gradients, set_gradients
+from hrm_agent.optim import adamw
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy
 from hrm_agent.rollout import draw_minibatches
@@ -103,9 +104,7 @@ class Imitation:
     ) -> None:
         self.policy, self.config, self.shards, self.ranks = policy, config, shards, ranks
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, eps=1e-5, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = adamw(self.parameters, config.learning_rate, eps=1e-5, weight_decay=config.weight_decay)
         self.generator = torch.Generator().manual_seed(seed)
 
     def update(self, demonstrations: Demonstrations, progress: float) -> dict[str, float]:

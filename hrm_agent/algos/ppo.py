@@ -17,6 +17,7 @@ from torch import Tensor
 from hrm_agent.data_parallel import ALONE, Ranks, moments
 from hrm_agent.encoders import map_observation
 from hrm_agent.gradients import clip_gradients, set_gradients
+from hrm_agent.optim import adamw
 from hrm_agent.parallel import Shards
 from hrm_agent.policy import Policy
 from hrm_agent.rollout import Rollout, Windows, draw_minibatches
@@ -88,9 +89,7 @@ class PPO:
     def __init__(self, policy: Policy, config: PPOConfig, shards: Shards, seed: int, ranks: Ranks = ALONE) -> None:
         self.policy, self.config, self.shards, self.ranks = policy, config, shards, ranks
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, eps=1e-5, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = adamw(self.parameters, config.learning_rate, eps=1e-5, weight_decay=config.weight_decay)
         self.generator = torch.Generator().manual_seed(seed)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:

@@ -30,6 +30,8 @@ class CudaPPO(PPO):
         say: told where that fails.
     """
 
+    optimizer: torch.optim.Optimizer
+
     def __init__(self, ppo: PPO, forward: CoreForward, capture: Capture | None, say: Say) -> None:
         self.policy, self.config, self.shards = ppo.policy, ppo.config, ppo.shards
         self.parameters, self.generator, self.ranks = ppo.parameters, ppo.generator, ppo.ranks

@@ -1,15 +1,39 @@
 """Fast paths of the cores: which code computes a stack of blocks. All of them compute the same function."""
 
-from hrm_agent.kernels.paths import (
-    CHOICES,
-    PATHS,
-    Accelerated,
-    available,
-    candidates,
-    check_kernel,
-    eagerly,
-    plainly,
-    use,
-)
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["CHOICES", "PATHS", "Accelerated", "available", "candidates", "check_kernel", "eagerly", "plainly", "use"]
+if TYPE_CHECKING:
+    from hrm_agent.kernels.paths import (
+        CHOICES,
+        PATHS,
+        Accelerated,
+        Switched,
+        available,
+        candidates,
+        check_kernel,
+        eagerly,
+        plainly,
+        use,
+    )
+
+__all__ = [
+    "CHOICES",
+    "PATHS",
+    "Accelerated",
+    "Switched",
+    "available",
+    "candidates",
+    "check_kernel",
+    "eagerly",
+    "plainly",
+    "use",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when first asked for, so that `build` can compile before torch is imported."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hrm_agent.kernels import paths
+
+    return getattr(paths, name)

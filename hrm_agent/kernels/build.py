@@ -6,16 +6,22 @@ folder shared by different machines meets a library made for another.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from functools import cache
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "source"
 COMPILERS = ("c++", "g++", "clang++")
@@ -35,15 +41,57 @@ def cache_folder() -> Path:
 
 
 def library() -> ctypes.CDLL:
-    """The kernels, compiled if they are not in the cache yet (some ten seconds).
+    """The kernels, compiled if they are not in the cache yet (some ten seconds), or waited for (`begin`).
 
     Raises:
         NoKernels: no C++ compiler, no folder to keep them in, or what was made does not load.
     """
-    found = _library()
+    with _lock:
+        found = _library()
     if isinstance(found, str):
         raise NoKernels(found)
     return found
+
+
+def begin() -> None:
+    """Compile on a thread of its own, where that is still to be done; `library` waits for it and says what failed."""
+
+    def build() -> None:
+        with _lock:
+            _library()
+
+    thread = threading.Thread(target=build, daemon=True)
+    thread.start()
+    atexit.register(_stop, thread)
+
+
+def compiling_for() -> float | None:
+    """Seconds that the compiler has been at work for; None where it is not."""
+    return None if _began is None else time.monotonic() - _began
+
+
+def is_ready() -> bool:
+    """Whether `library` answers at once."""
+    if _lock.locked():
+        return False
+    try:
+        return _library.cache_info().currsize > 0 or _place(_compiler()).exists()
+    except (NoKernels, OSError, RuntimeError):
+        return True
+
+
+_lock = threading.Lock()
+_began: float | None = None
+_running: list[subprocess.Popen[str]] = []
+_ended = threading.Event()
+
+
+def _stop(thread: threading.Thread) -> None:
+    """A program that ends early leaves no compiler at work, and nothing of it in the cache."""
+    _ended.set()
+    for process in _running:
+        process.kill()
+    thread.join(timeout=5)
 
 
 @cache
@@ -51,18 +99,35 @@ def _library() -> ctypes.CDLL | str:
     """The kernels, or why there are none: where compiling fails, it fails once."""
     try:
         compiler = _compiler()
-        flags = [*FLAGS, *_own_flags()]
-        key = hashlib.sha256("\0".join([compiler, _version(compiler), *flags, _processor()]).encode())
-        for source in sorted(SOURCES.iterdir()):
-            key.update(source.read_bytes())
-        path = cache_folder() / f"stack-{key.hexdigest()[:16]}.so"
-        if not path.exists():
-            _compile(compiler, path)
+        try:
+            path = _place(compiler)
+            if not path.exists():
+                _compile(compiler, path)
+        except NoKernels:
+            raise
+        except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home folder
+            _log.warning("the C++ kernels are compiled anew in every process, their cache cannot be used: %s", error)
+            return _load_uncached(compiler)
         return ctypes.CDLL(str(path))
     except NoKernels as error:
         return str(error)
-    except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home folder
+    except OSError as error:
         return f"the kernels cannot be compiled or loaded: {error}"
+
+
+def _place(compiler: str) -> Path:
+    """Where the library is, or will be."""
+    key = hashlib.sha256("\0".join([compiler, _version(compiler), *FLAGS, *_own_flags(), _processor()]).encode())
+    for source in sorted(SOURCES.iterdir()):
+        key.update(source.read_bytes())
+    return cache_folder() / f"stack-{key.hexdigest()[:16]}.so"
+
+
+def _load_uncached(compiler: str) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory() as folder:  # once it is loaded, the file may go
+        path = Path(folder) / "stack.so"
+        _compile(compiler, path)
+        return ctypes.CDLL(str(path))
 
 
 def _compiler() -> str:
@@ -95,19 +160,44 @@ def _processor() -> str:
 
 
 def _compile(compiler: str, path: Path) -> None:
+    global _began
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        reason = ""
-        for native in ("-march=native", "-mcpu=native"):  # x86, ARM
-            sources = map(str, sorted(SOURCES.glob("*.cpp")))
-            command = [compiler, *FLAGS, native, *_own_flags(), "-o", str(made), *sources]
-            answer = subprocess.run(command, capture_output=True, text=True, check=False)
-            if answer.returncode == 0:
-                os.replace(made, path)  # whole or not at all, also where two processes compile at once
-                return
-            reason = reason or " ".join(answer.stderr.split())[:200]
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            _began = time.monotonic()
+            made = Path(folder) / path.name
+            reason = ""
+            for native in ("-march=native", "-mcpu=native"):  # x86, ARM
+                error = _compile_files([compiler, *FLAGS, native, *_own_flags()], made)
+                if not error:
+                    os.replace(made, path)  # whole or not at all, also where two processes compile at once
+                    return
+                reason = reason or " ".join(error.split())[:200]
+    finally:
+        _began = None
     raise NoKernels(f"{compiler} does not compile them: {reason}")
+
+
+def _compile_files(command: list[str], made: Path) -> str:
+    """Every source on a core of its own, then the library of all; returns what the compiler says where it fails."""
+    objects = {source: str(made.with_name(f"{source.stem}.o")) for source in sorted(SOURCES.glob("*.cpp"))}
+    apart = [flag for flag in command if flag != "-shared"]
+    error = _run([[*apart, "-c", "-o", into, str(source)] for source, into in objects.items()])
+    return error or _run([[*command, "-o", str(made), *objects.values()]])
+
+
+def _run(commands: list[list[str]]) -> str:
+    """Run commands side by side; returns what the first that fails says."""
+    for command in commands:
+        if _ended.is_set():
+            break
+        _running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    try:
+        said = [process.communicate()[1] for process in _running]
+        failed = [text for process, text in zip(_running, said, strict=True) if process.returncode]
+        return (failed[0] or "it ended without a word") if failed else ""
+    finally:
+        _running.clear()
 
 
 def main() -> int:

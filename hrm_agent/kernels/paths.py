@@ -24,7 +24,18 @@ CHOICES = ("auto", *PATHS)
 """`auto` takes the fastest of `candidates`, which is measured (`hrm_agent.kernels.measure`)."""
 
 
-class Accelerated(nn.Module):
+class Switched(nn.Module):
+    """A module that more than one path computes; see `PATHS`."""
+
+    path = "plain"
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether it is to be computed by the C++ kernels where these suit what comes."""
+        return self.path.startswith("fused")
+
+
+class Accelerated(Switched):
     """A stack of blocks with more than one path; see `PATHS`.
 
     Whatever the path, inputs that it does not suit (another device or type, tracing, a shape that the kernels do not
@@ -33,7 +44,6 @@ class Accelerated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.path = "plain"
         self._shape: Shape | None = None
 
     @abstractmethod
@@ -66,14 +76,14 @@ class Accelerated(nn.Module):
 
     def runs_kernels(self, x: Tensor) -> bool:
         """Whether such an input goes through the kernels."""
-        if not self.path.startswith("fused") or x.dtype != torch.float32 or x.device.type != "cpu":
+        if not self.is_fused or x.dtype != torch.float32 or x.device.type != "cpu":
             return False
         known = x.shape[-2:] == (self.kernel_shape.length, self.kernel_shape.size)
         return known and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 def use(module: nn.Module, path: str) -> str:
-    """Set the path of every stack of blocks in a module, in place.
+    """Set the path of every stack of blocks in a module, in place, and of what is beside them.
 
     Returns:
         The path in use: the one asked for, or `plain` where it suits none of the stacks.
@@ -90,21 +100,25 @@ def use(module: nn.Module, path: str) -> str:
         part._compiled_call_impl = None
         if path == "compiled":
             part.compile(dynamic=False)
-    return path if path == "compiled" or any(stack.path == path for stack in stacks) else "plain"
+    used = path if path == "compiled" or any(stack.path == path for stack in stacks) else "plain"
+    for other in module.modules():
+        if isinstance(other, Switched) and not isinstance(other, Accelerated):
+            other.path = used
+    return used
 
 
 @contextmanager
 def plainly(module: nn.Module) -> Iterator[None]:
     """Compute a module in eager torch for a while: to count its operations or to export it."""
-    paths = {m: m.path for m in module.modules() if isinstance(m, Accelerated)}
+    paths = {m: m.path for m in module.modules() if isinstance(m, Switched)}
     try:
-        for stack in paths:
-            stack.path = "plain"
+        for part in paths:
+            part.path = "plain"
         with eagerly(module):
             yield
     finally:
-        for stack, path in paths.items():
-            stack.path = path
+        for part, path in paths.items():
+            part.path = path
 
 
 @contextmanager

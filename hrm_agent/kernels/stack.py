@@ -109,6 +109,8 @@ def functions() -> Any:
         "window_kept_floats": 1,
         "window_forward": 5,
         "window_backward": 12,
+        "patches_forward": 4,
+        "patches_backward": 4,
     }
     whole = ctypes.c_int64
     signatures: dict[str, list[Any]] = {name: [pointer] * count for name, count in arguments.items()}
@@ -116,6 +118,7 @@ def functions() -> Any:
     signatures["pool_backward"] = [*[whole] * 3, *[pointer] * 6]
     signatures["gru_forward"] = [whole, whole, *[pointer] * 5]
     signatures["gru_backward"] = [whole, whole, *[pointer] * 6, whole]
+    signatures["patches_find"] = [pointer, pointer, whole, pointer]
     for name, signature in signatures.items():
         function = getattr(found, name)
         function.argtypes, function.restype = signature, ctypes.c_int64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -257,6 +258,43 @@ def test_a_compiler_that_fails_is_told_in_one_line(
         build.library()
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_what_fails_in_the_background_is_told_to_whoever_asks(no_compiler: None) -> None:
+    build.begin()
+    with pytest.raises(NoKernels, match=r"no C\+\+ compiler found \(no-such-compiler\)"):
+        build.library()
+    assert build.is_ready()
+    assert build.compiling_for() is None
+
+
+COUNTING = """#!/bin/sh
+[ "$1" = --version ] && exit 0
+echo run >> {log}
+exec {compiler} -O0 "$@"
+"""
+
+
+@needs_kernels
+@pytest.mark.parametrize("cache", ["cache", "file/cache"])
+def test_kernels_are_compiled_once_in_the_background_even_without_a_cache(
+    cache: str, no_compiler: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()  # nothing can lie below it, whoever asks
+    compiler = tmp_path / "c++"
+    compiler.write_text(COUNTING.format(log=tmp_path / "log", compiler=next(filter(shutil.which, build.COMPILERS))))
+    compiler.chmod(0o755)
+    monkeypatch.setattr(build, "FLAGS", ("-std=c++17", "-shared", "-fPIC", "-O0"))
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("HRM_AGENT_CACHE", str(tmp_path / cache))
+    assert not build.is_ready()
+    build.begin()
+    assert build.library() is build.library()
+    assert build.is_ready()
+    files = len(list(build.SOURCES.glob("*.cpp")))
+    assert (tmp_path / "log").read_text().splitlines() == ["run"] * (files + 1)  # and one that links them
+    told = [message.partition(", their")[0] for message in caplog.messages]
+    assert told == ([] if cache == "cache" else ["the C++ kernels are compiled anew in every process"])
 
 
 def test_an_unknown_kernel_is_refused(

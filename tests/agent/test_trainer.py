@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -421,10 +422,18 @@ def test_a_compilation_is_announced_before_it_begins(
 ) -> None:
     order: list[str] = []
     monkeypatch.setattr(trainer_module, "is_compiled", lambda env: compiled)
-    monkeypatch.setattr(Console, "say", lambda self, text: order.append(text))
+    monkeypatch.setattr(trainer_module, "compile_env", lambda env: order.append("compiled"))
     collector = trainer_module.Collector
     monkeypatch.setattr(trainer_module, "Collector", lambda *a: (order.append("first reset"), collector(*a))[1])
+
+    @contextmanager
+    def waiting(console: Console, what: Any) -> Iterator[None]:
+        order.append(what if isinstance(what, str) else what())
+        yield
+        order.append("over")
+
+    monkeypatch.setattr(Console, "waiting", waiting)
     made = make_trainer(tmp_path)
     order.clear()
     Trainer(made.config, made.policy.config, made.algo.config, tmp_path, Console())
-    assert order == ([] if compiled else [trainer_module.COMPILES]) + ["first reset"]
+    assert order == ([] if compiled else [trainer_module.COMPILES, "compiled", "over"]) + ["first reset"]

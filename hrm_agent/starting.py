@@ -1,0 +1,34 @@
+"""The first second of a command that trains: it speaks, and the C++ kernels compile, while torch is imported."""
+
+from __future__ import annotations
+
+import os
+
+from hrm_agent.kernels import build
+from hrm_agent.waiting import Waiting
+
+_speaks: list[Waiting] = []
+
+
+def begin(command: str, arguments: list[str]) -> None:
+    """Say that the command starts, and compile what it will most likely need.
+
+    Args:
+        command: `train`, say.
+        arguments: of the command line, not checked yet.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        return
+    line = Waiting(f"hrm_agent.{command} starts: importing torch")
+    line.__enter__()
+    _speaks.append(line)
+    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    on_cpu = given.get("device", "cpu") == "cpu"
+    if on_cpu and given.get("kernel", "auto") in ("auto", "fused", "fused_bf16") and "resume" not in given:
+        build.begin()
+
+
+def over() -> None:
+    """Everything is imported; calling it again changes nothing."""
+    while _speaks:
+        _speaks.pop().__exit__(None, None, None)

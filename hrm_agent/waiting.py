@@ -1,0 +1,60 @@
+"""What a command says before it can say more: what takes its time, and for how long already.
+
+Nothing but the standard library is imported here, so that it can speak before torch is there.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TextIO
+
+EVERY = 0.5  # seconds
+
+
+class Waiting:
+    """While the body runs, one line on stderr: on a terminal with the seconds, and gone at the end.
+
+    Args:
+        what: takes its time; asked anew where it is a function.
+        quiet: say nothing.
+    """
+
+    def __init__(self, what: str | Callable[[], str], quiet: bool = False) -> None:
+        self._what = what if callable(what) else lambda: what
+        self._quiet = quiet
+        self._ends = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Waiting:
+        self._began = time.monotonic()
+        self._stream: TextIO = sys.stderr
+        if self._quiet:
+            return self
+        if not self._stream.isatty():
+            print(self._what(), file=self._stream, flush=True)
+            return self
+        self._thread = threading.Thread(target=self._show, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._thread is not None:
+            self._ends.set()
+            self._thread.join()
+            self._write("")
+            self._thread = None
+
+    def _show(self) -> None:
+        while not self._ends.is_set():
+            self._write(f"{self._what()} ({time.monotonic() - self._began:.0f} s)")
+            self._ends.wait(EVERY)
+
+    def _write(self, text: str) -> None:
+        self._stream.write(f"\r\x1b[K{text}")
+        self._stream.flush()
