@@ -15,13 +15,13 @@ from tiny import DQN_SETTINGS, fitting, make_dqn_trainer, make_trainer
 from torch import Tensor, nn
 
 from hrm_agent import kernel_choice, kernels
-from hrm_agent import policy as policy_module
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.benchmarks.networks import build_run
 from hrm_agent.cores.blocks import BlockStack
 from hrm_agent.data_parallel import Ranks
 from hrm_agent.kernel_choice import Passes, PolicyWork, choose_for_playing, measure_policy, passes_of, path_of_training
+from hrm_agent.kernels import window as windows
 from hrm_agent.kernels.agreement import Outputs
 from hrm_agent.kernels.measure import FEW_ROUNDS, MOST_ROUNDS, Choice, Job, Size, measure
 from hrm_agent.kernels.paths import Accelerated
@@ -189,13 +189,13 @@ def test_the_kernels_of_this_machine_agree_and_measuring_leaves_no_trace(overrid
 
 @needs_kernels
 def test_a_slow_kernel_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = policy_module.run_window
+    right = windows.run_window
 
     def slow(*given: Any) -> Any:
         time.sleep(0.05)
         return right(*given)
 
-    monkeypatch.setattr(policy_module, "run_window", slow)
+    monkeypatch.setattr(windows, "run_window", slow)
     policy, algo, obs = observations()
     made = measure_policy(policy, ["plain", "fused"], passes_of(algo), obs, Shards(1))
     assert made.path == "plain"
@@ -205,15 +205,15 @@ def test_a_slow_kernel_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_kernels
 @pytest.mark.parametrize("part", ["output", "state", "gradient"])
 def test_a_wrong_kernel_is_not_taken(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = policy_module.run_window
+    right = windows.run_window
 
-    def wrong(plan: Any, tokens: Tensor, *given: Any) -> Any:
-        reads, (z_H, z_L) = right(plan, tokens, *given)
+    def wrong(plan: Any, rule: Any, thinking: Any, tokens: Tensor, *given: Any) -> Any:
+        thought = right(plan, rule, thinking, tokens, *given)
         if part == "output":
-            return reads * 1.001, (z_H, z_L)
+            return thought._replace(reads=thought.reads * 1.001)
         if part == "state":
-            return reads, (z_H, z_L + 1e-3)
-        return reads + 1e-3 * (reads - reads.detach()), (z_H, z_L)
+            return thought._replace(state=(thought.state[0], thought.state[1] + 1e-3))
+        return thought._replace(reads=thought.reads + 1e-3 * (thought.reads - thought.reads.detach()))
 
     policy, _, obs = observations()
     work = PolicyWork(obs, Shards(1))
@@ -222,7 +222,7 @@ def test_a_wrong_kernel_is_not_taken(part: str, monkeypatch: pytest.MonkeyPatch)
         return work.outputs(judged, precision, 8, with_gradient=True)
 
     assert kernels.agreement.agrees(policy, "fused", outputs)
-    monkeypatch.setattr(policy_module, "run_window", wrong)
+    monkeypatch.setattr(windows, "run_window", wrong)
     assert not kernels.agreement.agrees(policy, "fused", outputs)
 
 

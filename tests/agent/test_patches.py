@@ -1,4 +1,4 @@
-"""The kernels make the tokens of a grid that eager torch makes, find the agent where it does, and refuse unknown ids."""
+"""Grids by the kernels: the tokens of eager torch, the agent found where it finds it, and unknown ids refused."""
 
 from __future__ import annotations
 
