@@ -48,6 +48,15 @@ class Outcome(NamedTuple):
     final_obs: Observation | None
 
 
+class CutOff(NamedTuple):
+    """Episodes that a time limit ended at one step of a rollout: M rows, their final observations and latest states."""
+
+    step: int
+    rows: Tensor  # int64 [M], environments
+    obs: Observation  # [M, ...]
+    state: PolicyState  # tensors [M, ...]
+
+
 class Collector:
     """Args:
     env: vector environment in SAME_STEP autoreset mode; of several processes, the share of this one.
@@ -108,6 +117,8 @@ class Collector:
             self._collect(rollout)
 
     def _collect(self, rollout: Rollout) -> None:
+        rollout.final_values[:] = 0
+        cut_off: list[CutOff] = []
         for t in range(rollout.steps):
             if t % rollout.window == 0:
                 rollout.write_state(t // rollout.window, self.state)
@@ -122,7 +133,9 @@ class Collector:
             outcome = self._advance(actions, decision)
             rollout.rewards[t], rollout.terminated[t] = outcome.rewards, outcome.terminated
             rollout.truncated[t] = outcome.truncated
-            rollout.final_values[t] = self._value_of_cut_off(outcome)
+            cut_off += self._cut_off(t, outcome)
+        if cut_off:
+            self._write_final_values(rollout, cut_off)
         rollout.write_state(rollout.steps // rollout.window, self.state)
         # Only the value is used: the carry stays as it was, and the next rollout thinks from it.
         rollout.last_values[:] = self._decide(self.obs, self.state, self.episode_start).value
@@ -239,18 +252,26 @@ class Collector:
         kept = tuple(torch.cat(s) for s in zip(*states, strict=True))
         return Decision(torch.cat(logits), torch.cat(values), kept, torch.cat(segments))
 
-    def _value_of_cut_off(self, outcome: Outcome) -> Tensor:
-        """V(final observation) `[N]` where an episode was truncated, from the state before the reset; else 0."""
-        values = torch.zeros_like(outcome.rewards)
+    def _cut_off(self, step: int, outcome: Outcome) -> list[CutOff]:
+        """The episodes that were truncated at this step, none or one entry."""
         rows = outcome.ended_rows
         cut = (outcome.truncated & ~outcome.terminated)[rows]
-        if cut.any():
-            assert outcome.final_obs is not None
-            final, rows = map_observation(lambda value: value[cut], outcome.final_obs), rows[cut]
-            no_start = torch.zeros_like(rows, dtype=torch.bool)
-            with eagerly(self.policy):  # a batch of another size at every step, which would be compiled each time
-                values[rows] = self._decide(final, tuple(s[rows] for s in self.state), no_start).value
-        return values
+        if not cut.any():
+            return []
+        assert outcome.final_obs is not None
+        # Copied: the environment may write its next final observations into the same memory.
+        final = map_observation(lambda value: value[cut].clone(), outcome.final_obs)
+        return [CutOff(step, rows[cut], final, tuple(s[rows[cut]] for s in self.state))]
+
+    def _write_final_values(self, rollout: Rollout, cut_off: list[CutOff]) -> None:
+        """V(final observation) where episodes were truncated, from the state before the reset, all in one decision."""
+        final = map_observation(lambda *parts: torch.cat(parts), *(c.obs for c in cut_off))
+        state = tuple(torch.cat(parts) for parts in zip(*(c.state for c in cut_off), strict=True))
+        rows = torch.cat([c.rows for c in cut_off])
+        steps = torch.cat([torch.full_like(c.rows, c.step) for c in cut_off])
+        with eagerly(self.policy):  # a batch of another size in every rollout, which would be compiled each time
+            decision = self._decide(final, state, torch.zeros_like(rows, dtype=torch.bool))
+        rollout.final_values[steps, rows] = decision.value
 
     def _note_episodes(self, infos: dict[str, Any]) -> None:
         reported = episode_statistics(infos)

@@ -137,6 +137,7 @@ class Policy(nn.Module):
             raise ValueError(f"action space {action_space}: Q-values (algo=dqn) need Discrete; use algo=ppo")
         self.config = config
         self.segments = config.segments
+        self._rows_at_once: dict[str, int | None] = {}
         self.encoder = build_encoder(observation_space, config.hidden_size, config.encoder)
         self.core = build_core(
             config.core,
@@ -182,7 +183,10 @@ class Policy(nn.Module):
     @property
     def rows_at_once(self) -> int | None:
         """Rows of a batch that are best thought about together on this device; None: as many as there are."""
-        return rows_at_once(self, self.encoder.length, self.device)
+        kind = self.device.type
+        if kind not in self._rows_at_once:  # walks all modules, and is asked for at every decision
+            self._rows_at_once[kind] = rows_at_once(self, self.encoder.length, self.device)
+        return self._rows_at_once[kind]
 
     @property
     def device(self) -> torch.device:
