@@ -19,7 +19,10 @@ from numba import njit
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile on the first call for each dtype, with the machine code cached on disk."""
-    return njit(nogil=True, cache=True, error_model="numpy")(function)
+    try:
+        return njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # numba finds no folder for its cache: compiled anew in every process
+        return njit(nogil=True, error_model="numpy")(function)
 
 
 @kernel

@@ -199,7 +199,7 @@ def test_what_does_not_divide_is_refused_once(tmp_path: Path) -> None:
     processes = launch(2, "-m", "hrm_agent.train", *TINY_RUN, *wrong)
     assert [p.returncode for p in processes] == [2, 2]
     message = "error: algo.num_envs=9 for 2 processes of torchrun: expected a multiple of 2, 2 or more for each\n"
-    assert [p.stderr for p in processes] == [message, ""]
+    assert [p.stderr for p in processes] == [f"hrm_agent.train starts: importing torch\n{message}", ""]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,7 +14,7 @@ import torch
 from commands import tiny_run
 from torch import Tensor, nn
 
-from hrm_agent import starting
+from hrm_agent import kernels, starting
 from hrm_agent.cli import say_error
 from hrm_agent.kernels import build
 from hrm_agent.optim import FusedAdamW
@@ -84,6 +84,22 @@ def test_kernels_compile_where_they_will_be_asked_for(
     starting.begin("train", arguments)
     starting.over()
     assert begun == [True] * begins
+
+
+def test_a_run_needs_no_folder_that_it_can_write_but_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()  # nothing can lie below it, whoever asks
+    nowhere = {name: str(file / "x") for name in ("HOME", "XDG_CACHE_HOME", "HRM_AGENT_CACHE", "NUMBA_CACHE_DIR")}
+    done = subprocess.run(
+        [sys.executable, "-m", "hrm_agent.train", *tiny_run(tmp_path / "run"), "total_steps=32"],
+        env={**os.environ, **nowhere, "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "agents" / "last" / "agent.json").is_file()
+    both = ("the environments", "the C++ kernels") if kernels.available("fused") else ("the environments",)
+    for what in both:
+        assert done.stderr.count(f"{what} are compiled anew in every process") == 1
 
 
 class Terminal(io.StringIO):
