@@ -245,7 +245,7 @@ class Collector:
                     map_observation(lambda value: value[rows], obs), tuple(s[rows] for s in state), episode_start[rows]
                 )
 
-        parts = self.shards.map(part, self.shards.slices(episode_start.shape[0], self.policy.rows_at_once))
+        parts = self.shards.map(part, self.policy.slices(self.shards, episode_start.shape[0]))
         if len(parts) == 1:
             return parts[0]
         logits, values, states, segments = zip(*parts, strict=True)

@@ -165,7 +165,7 @@ class GridEncoder(Encoder, Switched):
         assert isinstance(obs, Tensor)
         lead = obs.shape[: obs.dim() - len(self.shape)]
         if self._suits(obs):
-            tokens = embed(self._patches, obs.reshape(-1, *self.shape[:2]), self.embedding)
+            tokens = embed(self._patches, obs.reshape(-1, *self.shape[:2]), self.embedding, self.threads)
             return tokens.view(*lead, self.length, -1)
         p, (rows, cols) = self.patch_size, self.grid or (0, 0)
         ids = obs.reshape(-1, self.shape[0], self.shape[1], self.channels)  # [N, H, W, C]

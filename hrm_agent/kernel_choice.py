@@ -36,6 +36,7 @@ class Passes:
         rows: B, of all processes.
         gradient: with the gradient of all weights.
         each_segment: a single step, whose segments are trained one at a time.
+        whole: see `Policy.slices`.
     """
 
     times: float
@@ -43,6 +44,7 @@ class Passes:
     rows: int
     gradient: bool = False
     each_segment: bool = False
+    whole: bool = True
 
 
 def passes_of(config: PPOConfig | DQNConfig | ImitationConfig) -> list[Passes]:
@@ -51,9 +53,11 @@ def passes_of(config: PPOConfig | DQNConfig | ImitationConfig) -> list[Passes]:
         rows, replayed = config.batch_sequences, config.burn_in + config.train_steps + config.n_step
         return [
             Passes(config.collect_steps, 0, config.num_envs),
-            Passes(config.updates, config.train_steps, rows, gradient=True, each_segment=config.each_segment),
+            Passes(
+                config.updates, config.train_steps, rows, gradient=True, each_segment=config.each_segment, whole=False
+            ),
             # The target network, and the policy's own burn-in and bootstrap.
-            Passes((1 + config.double_q) * config.updates, replayed, rows),
+            Passes((1 + config.double_q) * config.updates, replayed, rows, whole=False),
         ]
     windows = config.num_envs * config.rollout_steps // config.window
     passes = [
@@ -165,7 +169,7 @@ class PolicyWork:
             else:
                 torch.autograd.grad(_sum(policy.unroll(*given)), parameters, allow_unused=True)
 
-        self.shards.map(part, self.shards.slices(size.rows, policy.rows_at_once))
+        self.shards.map(part, policy.slices(self.shards, size.rows, passes.whole))
 
     def _decide(self, policy: Policy, passes: Passes, obs: Observation, state: PolicyState, start: Tensor) -> Decision:
         if passes.steps:

@@ -19,8 +19,9 @@ from hrm_agent.carry import PolicyState, build_carry
 from hrm_agent.cores import State, build_core, map_state
 from hrm_agent.distributions import INITIAL_LOG_STD, build_distribution
 from hrm_agent.encoders import EncoderConfig, GridEncoder, Observation, build_encoder, find_grid
+from hrm_agent.kernels import Switched
 from hrm_agent.kernels.window import Rule, Thinking, WindowPlan
-from hrm_agent.parallel import rows_at_once
+from hrm_agent.parallel import Shards, rows_at_once
 
 READOUTS = ("agent", "mean", "first", "last")
 HEADS = ("actor_critic", "q")
@@ -138,7 +139,9 @@ class Policy(nn.Module):
         self.config = config
         self.segments = config.segments
         self._rows_at_once: dict[str, int | None] = {}
+        self.threads = 1  # that the kernels divide a batch over; see `slices`
         self.encoder = build_encoder(observation_space, config.hidden_size, config.encoder)
+        self._divided = [m for m in self.encoder.modules() if isinstance(m, Switched)]
         self.core = build_core(
             config.core,
             hidden_size=config.hidden_size,
@@ -188,6 +191,22 @@ class Policy(nn.Module):
             self._rows_at_once[kind] = rows_at_once(self, self.encoder.length, self.device)
         return self._rows_at_once[kind]
 
+    def slices(self, shards: Shards, rows: int, whole: bool = True) -> list[slice]:
+        """How a batch is dealt out to threads: in slices, or whole where the kernels divide it themselves.
+
+        Whole, what surrounds the kernels is done once and not for every slice. A batch that is too large for that, by
+        `rows_at_once`, would keep too much for its gradient at a time.
+
+        Args:
+            whole: False where not all is done by `step` and `unroll`.
+        """
+        largest, found = self.rows_at_once, self._planned() if whole else None
+        whole = found is not None and found[0].divides and (largest is None or rows <= largest * shards.count)
+        self.threads = shards.count if whole else 1
+        for part in self._divided:
+            part.threads = self.threads
+        return [slice(0, rows)] if whole else shards.slices(rows, largest)
+
     @property
     def device(self) -> torch.device:
         return self.policy_head.weight.device
@@ -229,13 +248,18 @@ class Policy(nn.Module):
             segments.append(used)
         return self._decide(torch.stack(reads), state, torch.stack(segments))
 
-    def _window_plan(self, tokens: Tensor, state: PolicyState) -> tuple[WindowPlan, Rule] | None:
-        """How the kernels think about a whole window, where they can."""
+    def _planned(self) -> tuple[WindowPlan, Rule] | None:
+        """How kernels would think about a whole window, where there are such for these settings."""
         rule, plan = self.carry.window_rule(), self.core.window_plan()
-        if rule is None or plan is None or not (rule.suits(tokens) and plan.suits(tokens, state)):
+        if rule is None or plan is None:
             return None
         early = self.config.stop if self.config.stop_threshold > 0 else "fixed"
         return (plan, rule) if early == "fixed" or (early == "settled" and plan.settles) else None
+
+    def _window_plan(self, tokens: Tensor, state: PolicyState) -> tuple[WindowPlan, Rule] | None:
+        """How the kernels think about a whole window, where they can."""
+        found = self._planned()
+        return found if found is not None and found[1].suits(tokens) and found[0].suits(tokens, state) else None
 
     def _think_window(
         self,
@@ -249,7 +273,7 @@ class Policy(nn.Module):
         if index is None and self.config.readout != "mean":
             index = torch.full(tokens.shape[:2], 0 if self.config.readout == "first" else -1)
         settled = self.config.stop_threshold if self.config.stop == "settled" else 0.0
-        thinking = Thinking(self.segments, settled, cut)
+        thinking = Thinking(self.segments, settled, cut, self.threads)
         starts = episode_start.to(torch.bool).expand(tokens.shape[:2])
         plan, rule = found
         return self._decide(*plan.run(rule, thinking, tokens, state, starts, index))

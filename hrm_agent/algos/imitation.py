@@ -169,7 +169,7 @@ class Imitation:
             return torch.autograd.grad(loss, self.parameters, allow_unused=True), measured
 
         columns = batch.episode_start.shape[1]
-        parts = self.shards.map(gradient, self.shards.slices(columns, self.policy.rows_at_once))
+        parts = self.shards.map(gradient, self.policy.slices(self.shards, columns))
         set_gradients(self.parameters, (gradients for gradients, _ in parts))
         total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
         total = self.ranks.total_gradients(self.parameters, total)

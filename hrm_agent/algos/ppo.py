@@ -160,7 +160,7 @@ class PPO:
             loss, measured = self.loss(batch.columns(part), entropy_coef, rows)
             return torch.autograd.grad(loss, self.parameters, allow_unused=True), measured
 
-        parts = self.shards.map(gradient, self.shards.slices(batch.returns.shape[1], self.policy.rows_at_once))
+        parts = self.shards.map(gradient, self.policy.slices(self.shards, batch.returns.shape[1]))
         set_gradients(self.parameters, (gradients for gradients, _ in parts))
         total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
         total = self.ranks.total_gradients(self.parameters, total)

@@ -92,6 +92,7 @@ class GRUPlan:
 
     core: GRUCore
     settles = False
+    divides = False
 
     def suits(self, x: Tensor, state: Sequence[Tensor]) -> bool:
         return self.core.runs_kernels(x) and all(s.dtype == x.dtype for s in state)

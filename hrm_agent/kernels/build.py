@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent / "source"
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
 
 
 class NoKernels(RuntimeError):

@@ -7,7 +7,7 @@ as a tenth of a segment of a small core.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ class _Patches(ctypes.Structure):
     """`struct Patches` of the source."""
 
     _fields_ = [
-        (name, ctypes.c_int64) for name in ("count", "height", "width", "crop", "patch", "rows", "cols", "ids", "size")
+        (name, ctypes.c_int64)
+        for name in ("count", "height", "width", "crop", "patch", "rows", "cols", "ids", "size", "threads")
     ]
 
 
@@ -57,25 +58,28 @@ class Patches:
         here = grids.device.type == table.device.type == "cpu"
         return known and types and here and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
-    def described(self, count: int) -> Any:
-        return _Patches(count, *astuple(self))
+    def described(self, count: int, threads: int = 1) -> Any:
+        """`struct Patches` of some grids."""
+        own = (self.height, self.width, self.crop, self.patch, self.rows, self.cols, self.ids, self.size)
+        return _Patches(count, *own, threads)
 
 
-def embed(patches: Patches, grids: Tensor, table: Tensor) -> Tensor:
+def embed(patches: Patches, grids: Tensor, table: Tensor, threads: int = 1) -> Tensor:
     """Tokens float32 `[N, rows * cols, D]` of grids uint8 `[N, height, width]`.
 
     Args:
         patches: must suit.
         table: float32 `[patch^2 * (ids + 1), D]`: the rows of a place in the patch follow each other, its last is for
             places outside the grid.
+        threads: that share the grids.
 
     Raises:
         ValueError: an id that the table does not have.
     """
     if torch.is_grad_enabled() and table.requires_grad:
-        tokens: Tensor = _Embed.apply(patches, grids, table)
+        tokens: Tensor = _Embed.apply(patches, grids, table, threads)
         return tokens
-    return _forward(patches, grids.contiguous(), table)
+    return _forward(patches, grids.contiguous(), table, threads)
 
 
 def find(patches: Patches, grids: Tensor, id: int) -> Tensor:
@@ -87,9 +91,9 @@ def find(patches: Patches, grids: Tensor, id: int) -> Tensor:
     return found
 
 
-def _forward(patches: Patches, grids: Tensor, table: Tensor) -> Tensor:
+def _forward(patches: Patches, grids: Tensor, table: Tensor, threads: int) -> Tensor:
     tokens = torch.empty(len(grids), patches.rows * patches.cols, patches.size)
-    described = patches.described(len(grids))
+    described = patches.described(len(grids), threads)
     where = (ctypes.addressof(described), grids.data_ptr(), table.data_ptr(), tokens.data_ptr())
     if functions().patches_forward(*where):
         raise ValueError(f"an observation holds id {int(grids.max())}: expected ids below {patches.ids}")
@@ -98,18 +102,18 @@ def _forward(patches: Patches, grids: Tensor, table: Tensor) -> Tensor:
 
 class _Embed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, patches: Patches, grids: Tensor, table: Tensor) -> Tensor:
+    def forward(ctx: Any, patches: Patches, grids: Tensor, table: Tensor, threads: int) -> Tensor:
         grids = grids.contiguous()
-        ctx.patches, ctx.shape = patches, table.shape
+        ctx.patches, ctx.shape, ctx.threads = patches, table.shape, threads
         ctx.save_for_backward(grids)
-        return _forward(patches, grids, table)
+        return _forward(patches, grids, table, threads)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor, None]:
         (grids,) = ctx.saved_tensors
-        gradient, to_table = gradient.contiguous(), torch.zeros(ctx.shape)
-        described = ctx.patches.described(len(grids))
+        gradient, to_table = gradient.contiguous(), torch.zeros(ctx.threads, *ctx.shape)
+        described = ctx.patches.described(len(grids), ctx.threads)
         where = (ctypes.addressof(described), grids.data_ptr(), gradient.data_ptr(), to_table.data_ptr())
         functions().patches_backward(*where)
-        return None, None, to_table
+        return None, None, to_table.sum(0), None

@@ -28,6 +28,8 @@ class Switched(nn.Module):
     """A module that more than one path computes; see `PATHS`."""
 
     path = "plain"
+    threads = 1
+    """That a kernel of its own may divide a batch over."""
 
     @property
     def is_fused(self) -> bool:

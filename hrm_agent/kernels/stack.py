@@ -75,8 +75,9 @@ class Shape:
 
     def is_turned(self, index: int) -> bool:
         """Whether the kernels give the transpose of this weight's gradient, one of those of all layers."""
+        place = index % self.weights
         first = self.mixing == "mlp" or (self.mixing == "conv" and self.grid != (0, 0))
-        return first and index % self.weights == 0
+        return place == self.weights - 2 or (first and place == 0)
 
 
 class _Stack(ctypes.Structure):

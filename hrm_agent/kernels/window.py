@@ -28,6 +28,9 @@ from hrm_agent.kernels.stack import (
 )
 
 RULES = ("full", "gate", "reset")
+PARTS_EACH = 4
+SMALL_WEIGHTS = 2**16
+"""Numbers in a network's weights, of which a gradient for every part of a batch costs little."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ class Plan:
     fresh: tuple[Tensor, Tensor]
     whole: bool
     settles = True
+
+    @property
+    def divides(self) -> bool:
+        return self.whole and self.low.is_fused and self.high.is_fused
 
     def suits(self, x: Tensor, state: Sequence[Tensor]) -> bool:
         ready = self.low.runs_kernels(x) and self.high.runs_kernels(x) and all(z.dtype == x.dtype for z in state)
@@ -101,11 +108,13 @@ class Thinking:
         segments: K, of every step; the most of them where a row may settle earlier.
         settled: a row stops when a segment changed its latents by less than this, relative to their norm; 0: never.
         cut: no gradient flows from a step to the one before.
+        threads: that share the batch, inside one call.
     """
 
     segments: int
     settled: float = 0.0
     cut: bool = False
+    threads: int = 1
 
 
 class Thought(NamedTuple):
@@ -122,6 +131,10 @@ class WindowPlan(Protocol):
     @property
     def settles(self) -> bool:
         """Whether rows may stop once they have settled."""
+
+    @property
+    def divides(self) -> bool:
+        """Whether the kernels divide a batch over threads (`Thinking.threads`), with and without its gradient."""
 
     def suits(self, x: Tensor, state: Sequence[Tensor]) -> bool:
         """Whether the kernels compute this window, with the gradient that is wanted, from such a state."""
@@ -150,6 +163,8 @@ class _Window(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("steps", "segments", "outer", "inner", "carry", "cut")),
         *((name, ctypes.c_void_p) for name in ("fresh_h", "fresh_l", "gate", "gate_bias", "starts", "read")),
         *((name, ctypes.c_void_p) for name in ("tokens", "z_h", "z_l", "used")),
+        ("threads", ctypes.c_int64),
+        ("parts", ctypes.c_int64),
         ("threshold", ctypes.c_float),
     ]
 
@@ -252,12 +267,14 @@ class _Call:
         self.high = self.low
         if not self.shared:
             self.high = Description(plan.high.kernel_shape, batch, settings.bf16, cos, sin, high_weights)
+        self.parts = _parts(thinking.threads, weights)
         self.given, self.fresh = given, [f.contiguous() for f in plan.fresh]  # alive as long as they are pointed to
         at = [None if t is None else t.data_ptr() for t in given]
         self.window = _Window(
             self.low.address, self.high.address, len(tokens), thinking.segments, plan.outer, plan.inner,
             RULES.index(settings.kind), thinking.cut, *(f.data_ptr() for f in self.fresh), *at[GATE], at[3], at[4],
-            at[0], *at[STATE], settings.used.data_ptr() if thinking.settled > 0 else None, thinking.settled,
+            at[0], *at[STATE], settings.used.data_ptr() if thinking.settled > 0 else None,
+            thinking.threads, self.parts, thinking.settled,
         )  # fmt: skip
 
     def kept(self) -> Tensor:
@@ -293,16 +310,32 @@ class _RunWindow(torch.autograd.Function):
             reads_g = torch.zeros(*call.tokens.shape[:2], call.tokens.shape[3])
         down = [None if g is None else g.contiguous() for g in (reads_g, *(after_g or (None, None)))]
         up = [None if t is None else torch.empty_like(t) for t in (call.tokens, *call.state)]
-        gate = [None if w is None else torch.zeros_like(w) for w in inputs[GATE]]
+        gate = [None if w is None else torch.zeros(call.parts, *w.shape) for w in inputs[GATE]]
         weights: Sequence[Tensor] = inputs[STACKS]
         parts = [(ctx.settings.plan.low.kernel_shape, weights[: call.count])]
         if not call.shared:
             parts.append((ctx.settings.plan.high.kernel_shape, weights[call.count :]))
-        gradients = [empty_gradients(*part) for part in parts]
-        lists = [pointers(g) for g in gradients]
+        gradients = [[empty_gradients(*part) for _ in range(call.parts)] for part in parts]
+        lists = [pointers([g for own in all_own for g in own]) for all_own in gradients]
         before, behind = ([None if t is None else t.data_ptr() for t in ts] for ts in ([kept, *down, *up], gate))
         failed = functions().window_backward(ctypes.addressof(call.window), *before, lists[0], lists[-1], *behind)
         check_memory(failed)
         pool.give(kept)
-        turned = [w for part, g in zip(parts, gradients, strict=True) for w in as_weights(*part, g)]
-        return (None, *up, None, None, None, None, *gate, *turned)
+        sums = [[_sum(own) for own in zip(*all_own, strict=True)] for all_own in gradients]
+        turned = [w for part, g in zip(parts, sums, strict=True) for w in as_weights(*part, g)]
+        return (None, *up, None, None, None, None, *(None if g is None else _sum(g.unbind()) for g in gate), *turned)
+
+
+def _parts(threads: int, weights: Sequence[Tensor]) -> int:
+    """Parts of a batch in the backward: several for each thread, which take them in turn, so that none waits long for
+    the slowest; one for each where that many copies of the weights' gradients would not stay in the cache."""
+    small = sum(w.numel() for w in weights) <= SMALL_WEIGHTS
+    return threads * PARTS_EACH if threads > 1 and small else threads
+
+
+def _sum(parts: Sequence[Tensor]) -> Tensor:
+    """One after the other, so that it is always the same."""
+    first, *others = parts
+    for other in others:
+        first += other
+    return first

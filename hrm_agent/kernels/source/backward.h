@@ -44,9 +44,13 @@ PackedBack pack_back(const Stack& s, i64 layer) {
   return p;
 }
 
-// to[rows, columns] (+)= a[rows, inner] w
-void product(const Stack& s, const float* a, i64 rows, i64 inner, i64 columns, const Either& w, float* to, bool add) {
-  if (!s.bf16) return multiply(rows, columns, inner, rows_of(a, inner), w.full, to, columns, add);
+// Rows that are a power of two apart share few places of a cache: columns read across them drive each other out.
+i64 apart(const Stack& s, i64 size) { return s.bf16 ? size : size + 2 * LINE; }
+
+// to[rows, columns] (+)= a[rows, inner] w; rows of a are `row` floats apart.
+void product(const Stack& s, const float* a, i64 row, i64 rows, i64 inner, i64 columns, const Either& w, float* to,
+             bool add) {
+  if (!s.bf16) return multiply(rows, columns, inner, rows_of(a, row), w.full, to, columns, add);
   i64 mark = arena.mark();
   pair* narrow = reinterpret_cast<pair*>(arena.take(rows * inner / 2));
   narrow_row(a, rows * inner, reinterpret_cast<uint16_t*>(narrow));
@@ -54,9 +58,9 @@ void product(const Stack& s, const float* a, i64 rows, i64 inner, i64 columns, c
   arena.back(mark);
 }
 
-// to[m, n] += a[tokens, m]^T b[tokens, n], the gradient of a matrix
-void outer(const Stack& s, const float* a, i64 m, const float* b, i64 n, i64 tokens, float* to) {
-  if (!s.bf16) return multiply(m, n, tokens, columns_of(a, m), plain(b, n), to, n, true);
+// to[m, n] += a[tokens, m]^T b[tokens, n], the gradient of a matrix; rows of b are `row` floats apart.
+void outer(const Stack& s, const float* a, i64 m, const float* b, i64 row, i64 n, i64 tokens, float* to) {
+  if (!s.bf16) return multiply(m, n, tokens, columns_of(a, m), plain(b, row), to, n, true);
   i64 mark = arena.mark(), pairs = (tokens + 1) / 2;
   pair *left = reinterpret_cast<pair*>(arena.take(pairs * m)), *right = reinterpret_cast<pair*>(arena.take(pairs * n));
   pair_rows(a, tokens, m, left);
@@ -74,6 +78,7 @@ i64 packed_back_floats(const Stack& s) {
 i64 backward_floats(const Stack& s, i64 samples) {
   i64 tokens = samples * s.length;
   i64 size = 4 * up(tokens * s.size, LINE) + 2 * up(tokens * s.inner, LINE) + up(tokens * 2 * s.inner, LINE) + 16 * LINE;
+  size += 2 * tokens * 2 * LINE;  // see apart
   if (s.mixing == ATTENTION)
     size += AttentionSpace::size(s) + up(tokens * 3 * s.size, LINE) + up(s.length * up(s.length, LINE), LINE) + 8 * LINE;
   if (s.mixing == MLP) size += 4 * up(2 * s.position_inner * s.size, LINE) + 8 * LINE;
@@ -121,18 +126,19 @@ void layer_backward(const Stack& s, const Weights& w, const PackedBack& p, const
                     i64 samples, const float* g, float* to) {
   i64 tokens = samples * s.length, d = s.size, inner = s.inner, mark = arena.mark();
   float *sum_g = arena.take(tokens * d), *h_g = arena.take(tokens * d);
-  float *hidden_g = arena.take(tokens * inner), *hidden = arena.take(tokens * inner);
-  float* gate_up_g = arena.take(tokens * 2 * inner);
+  i64 hidden_row = apart(s, inner), gate_up_row = apart(s, 2 * inner);
+  float *hidden_g = arena.take(tokens * inner), *hidden = arena.take(tokens * hidden_row);
+  float* gate_up_g = arena.take(tokens * gate_up_row);
   norm_backward(g, k.y, k.scale_y, tokens, d, sum_g);
-  product(s, sum_g, tokens, d, inner, p.down, hidden_g, false);
+  product(s, sum_g, d, tokens, d, inner, p.down, hidden_g, false);
   if (s.bf16)
-    swiglu_backward<true>(k.gate_up, hidden_g, tokens, inner, hidden, gate_up_g);
+    swiglu_backward<true>(k.gate_up, hidden_g, tokens, inner, hidden, hidden_row, gate_up_g, gate_up_row);
   else
-    swiglu_backward<false>(k.gate_up, hidden_g, tokens, inner, hidden, gate_up_g);
-  outer(s, sum_g, d, hidden, inner, tokens, gw.down);
+    swiglu_backward<false>(k.gate_up, hidden_g, tokens, inner, hidden, hidden_row, gate_up_g, gate_up_row);
+  outer(s, sum_g, d, hidden, hidden_row, inner, tokens, gw.down);
   std::memcpy(h_g, sum_g, tokens * d * sizeof(float));
-  product(s, gate_up_g, tokens, 2 * inner, d, p.gate_up, h_g, true);
-  outer(s, gate_up_g, 2 * inner, k.h, d, tokens, gw.gate_up);
+  product(s, gate_up_g, gate_up_row, tokens, 2 * inner, d, p.gate_up, h_g, true);
+  outer(s, k.h, d, gate_up_g, gate_up_row, 2 * inner, tokens, gw.gate_up);
   if (s.mixing == MLP) {
     for (i64 b = 0; b < samples; b++) {
       i64 at = b * s.length * d;
@@ -150,8 +156,8 @@ void layer_backward(const Stack& s, const Weights& w, const PackedBack& p, const
   AttentionSpace space(s);
   float *heard_g = h_g, *mixed_g = arena.take(tokens * 3 * d), *second = arena.take(s.length * space.padded);
   i64 head = d / s.heads;
-  product(s, sum_g, tokens, d, d, p.second, heard_g, false);
-  outer(s, sum_g, d, k.heard, d, tokens, gw.second);
+  product(s, sum_g, d, tokens, d, d, p.second, heard_g, false);
+  outer(s, sum_g, d, k.heard, d, d, tokens, gw.second);
   for (i64 b = 0; b < samples; b++)
     for (i64 h = 0; h < s.heads; h++) {
       i64 at = b * s.length * d + h * head, at3 = b * s.length * 3 * d + h * head;
@@ -159,9 +165,9 @@ void layer_backward(const Stack& s, const Weights& w, const PackedBack& p, const
                       second, mixed_g + at3);
     }
   turn(s, mixed_g, samples, true);
-  outer(s, mixed_g, 3 * d, k.x, d, tokens, gw.first);
+  outer(s, mixed_g, 3 * d, k.x, d, d, tokens, gw.first);
   std::memcpy(to, sum_g, tokens * d * sizeof(float));
-  product(s, mixed_g, tokens, 3 * d, d, p.first, to, true);
+  product(s, mixed_g, 3 * d, tokens, 3 * d, d, p.first, to, true);
   arena.back(mark);
 }
 

@@ -1,5 +1,6 @@
 // Grids of ids to tokens: each token is the sum of the embeddings of its patch, one for each (place in the patch, id).
 
+#include "threads.h"
 #include "vectors.h"
 
 extern "C" {
@@ -10,6 +11,7 @@ struct Patches {
   int64_t count, height, width;     // grids, and their sides
   int64_t crop, patch, rows, cols;  // rings dropped; side of a patch; patches of a grid
   int64_t ids, size;                // ids from 0 on; channels, a multiple of LINE
+  int64_t threads;                  // that share the grids
 };
 
 }  // extern "C"
@@ -18,11 +20,11 @@ namespace {
 
 constexpr i64 MOST_PLACES = 64;
 
-// For every token of a grid, the rows of the table that it sums. Returns false where an id is too large.
+// For every token of a thread's part of the grids, the rows of the table that it sums. False where an id is too large.
 template <typename Use>
-bool for_tokens(const Patches& p, const uint8_t* grids, Use use) {
+bool for_tokens(const Patches& p, i64 part, const uint8_t* grids, Use use) {
   i64 bottom = p.height - p.crop, right = p.width - p.crop, places = p.patch * p.patch, chosen[MOST_PLACES];
-  for (i64 n = 0; n < p.count; n++) {
+  for (i64 n = p.count * part / p.threads; n < p.count * (part + 1) / p.threads; n++) {
     const uint8_t* grid = grids + n * p.height * p.width;
     for (i64 r = 0; r < p.rows; r++)
       for (i64 q = 0; q < p.cols; q++) {
@@ -49,25 +51,37 @@ extern "C" {
 // grids[count, height, width] -> tokens[count, rows * cols, size]. Returns 0, or 1 where an id is too large.
 int64_t patches_forward(const Patches* patches, const uint8_t* grids, const float* table, float* tokens) {
   const Patches& p = *patches;
-  return !for_tokens(p, grids, [&](i64 token, const i64* chosen, i64 places) {
-    for (i64 c = 0; c < p.size; c += W) {
-      vec sum = load(table + chosen[0] * p.size + c);
-      for (i64 place = 1; place < places; place++) sum += load(table + chosen[place] * p.size + c);
-      store(tokens + token * p.size + c, sum);
+  std::atomic<i64> failed{0};
+  kernel_threads::share(p.threads, p.threads, [&](auto next) {
+    for (i64 part = next(); part >= 0; part = next()) {
+      bool known = for_tokens(p, part, grids, [&](i64 token, const i64* chosen, i64 places) {
+        for (i64 c = 0; c < p.size; c += W) {
+          vec sum = load(table + chosen[0] * p.size + c);
+          for (i64 place = 1; place < places; place++) sum += load(table + chosen[place] * p.size + c);
+          store(tokens + token * p.size + c, sum);
+        }
+      });
+      if (!known) failed.store(1);
     }
   });
+  return failed;
 }
 
-// The gradient of the table, which is added to, from that of the tokens.
+// The gradient of the table, [threads] after each other, which are added to, from that of the tokens.
 int64_t patches_backward(const Patches* patches, const uint8_t* grids, const float* tokens_g, float* table_g) {
   const Patches& p = *patches;
-  return !for_tokens(p, grids, [&](i64 token, const i64* chosen, i64 places) {
-    for (i64 place = 0; place < places; place++)
-      for (i64 c = 0; c < p.size; c += W) {
-        float* to = table_g + chosen[place] * p.size + c;
-        store(to, load(to) + load(tokens_g + token * p.size + c));
-      }
+  i64 table = p.patch * p.patch * (p.ids + 1) * p.size;
+  kernel_threads::share(p.threads, p.threads, [&](auto next) {
+    for (i64 part = next(); part >= 0; part = next())
+      for_tokens(p, part, grids, [&](i64 token, const i64* chosen, i64 places) {
+        for (i64 place = 0; place < places; place++)
+          for (i64 c = 0; c < p.size; c += W) {
+            float* to = table_g + part * table + chosen[place] * p.size + c;
+            store(to, load(to) + load(tokens_g + token * p.size + c));
+          }
+      });
   });
+  return 0;
 }
 
 // The token of the first cell that holds `id`, of the first cell where none does; cells in the dropped rings are

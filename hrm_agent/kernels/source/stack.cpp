@@ -34,7 +34,7 @@ int64_t stack_forward(const Stack* stack, const float* x, float* y, float* kept)
 }
 
 // Gradients from that of y. gx: [batch, length, size]. weights_g: as Stack.weights, zeros at first; of a convolution
-// [9, size], of MLP's first matrix the transpose.
+// [9, size], of MLP's first matrix and of gate_up the transpose.
 int64_t stack_backward(const Stack* stack, const float* x, const float* y, float* kept, const float* g, float* gx,
                        float* const* weights_g) {
   const Stack& s = *stack;

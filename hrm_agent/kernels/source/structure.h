@@ -32,10 +32,14 @@ struct Weights {  // CONV: first null without a grid, second null without tokens
   const float *first, *second, *gate_up, *down;
 };
 
+bool has_first(const Stack& s) { return s.mixing != CONV || s.rows * s.cols; }
+bool has_second(const Stack& s) { return s.mixing != CONV || s.length > s.rows * s.cols; }
+i64 weights_count(const Stack& s) { return s.layers * (has_first(s) + has_second(s) + 2); }
+
 // One layer's of a list: Weights, or pointers to their gradients.
 template <typename Set, typename Pointer>
 Set layer_of(const Stack& s, Pointer const* all, i64 layer) {
-  bool first = s.mixing != CONV || s.rows * s.cols, second = s.mixing != CONV || s.length > s.rows * s.cols;
+  bool first = has_first(s), second = has_second(s);
   Pointer const* w = all + layer * (first + second + 2);
   return {first ? w[0] : nullptr, second ? w[first] : nullptr, w[first + second], w[first + second + 1]};
 }
@@ -138,16 +142,18 @@ void swiglu16(const float* gate_up, i64 rows, i64 inner, uint16_t* to) {
 void swiglu16(const float*, i64, i64, uint16_t*) {}
 #endif
 
-// Gradients of gate and up from that of silu(gate) up, and the product itself once more.
+// Gradients of gate and up from that of silu(gate) up, and the product itself once more; rows of both results lie
+// hidden_row and to_row floats apart.
 template <bool ROUGH>
-void swiglu_backward(const float* gate_up, const float* g, i64 rows, i64 inner, float* hidden, float* to) {
+void swiglu_backward(const float* gate_up, const float* g, i64 rows, i64 inner, float* hidden, i64 hidden_row, float* to,
+                     i64 to_row) {
   for (i64 r = 0; r < rows; r++)
     for (i64 c = 0; c < inner; c += W) {
       vec gate = load(gate_up + r * 2 * inner + c), u = load(gate_up + r * 2 * inner + inner + c);
       vec grad = load(g + r * inner + c), open = sigmoid<ROUGH>(gate), silu = gate * open;
-      store(hidden + r * inner + c, silu * u);
-      store(to + r * 2 * inner + c, grad * u * (open + silu * (1.0f - open)));
-      store(to + r * 2 * inner + inner + c, grad * silu);
+      store(hidden + r * hidden_row + c, silu * u);
+      store(to + r * to_row + c, grad * u * (open + silu * (1.0f - open)));
+      store(to + r * to_row + inner + c, grad * silu);
     }
 }
 

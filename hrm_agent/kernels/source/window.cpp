@@ -2,6 +2,7 @@
 
 #include "gate.h"
 #include "layers.h"
+#include "threads.h"
 
 extern "C" {
 
@@ -18,6 +19,8 @@ struct Window {
   const float* tokens;                 // [steps, batch, length, size]
   const float *z_h, *z_l;              // [batch, length, size] before the window; not RESET
   int64_t* used;                       // [steps, batch] segments until settled; null: all of them, always
+  int64_t threads;                     // that share the batch
+  int64_t parts;                       // that it has in the backward
   float threshold;                     // of settling: the latents' change in a segment, relative to their norm
 };
 
@@ -328,30 +331,49 @@ int64_t window_kept_floats(const Window* w) { return Layout(*w).kept_floats(); }
 // null. Returns 0, or 1 where there is no memory.
 int64_t window_forward(const Window* window, float* reads, float* out_h, float* out_l, float* kept) {
   Layout at(*window);
-  if (!arena.begin(Thinker::floats(at))) return 1;
-  Thinker thinker(at, kept);
-  for (i64 first = 0; first < at.low.batch; first += at.at_once) {
-    thinker.begin(first, least(at.at_once, at.low.batch - first));
-    for (i64 t = 0; t < window->steps; t++) thinker.step(t, reads);
-    thinker.end(out_h, out_l);
-  }
-  return 0;
+  i64 chunks = at.at_once ? (at.low.batch + at.at_once - 1) / at.at_once : 0;
+  std::atomic<i64> failed{0};
+  kernel_threads::share(chunks, window->threads, [&](auto next) {
+    i64 chunk = next();
+    if (chunk < 0) return;
+    if (!arena.begin(Thinker::floats(at))) return failed.store(1);
+    Thinker thinker(at, kept);
+    for (; chunk >= 0; chunk = next()) {
+      i64 first = chunk * at.at_once;
+      thinker.begin(first, least(at.at_once, at.low.batch - first));
+      for (i64 t = 0; t < window->steps; t++) thinker.step(t, reads);
+      thinker.end(out_h, out_l);
+    }
+  });
+  return failed;
 }
 
 // Gradients from those of the reads [steps, batch, size] and of the latents after the window (or null): of the tokens,
 // of the latents before the window (not RESET), and of the weights and the gate, which are added to.
+//
+// Threads take parts of the batch in turn. Each part has gradients of its own, low_g[parts, weights] and gate_g[parts,
+// ...], so that sums do not depend on which thread is the faster.
 int64_t window_backward(const Window* window, float* kept, const float* reads_g, const float* out_h_g,
                         const float* out_l_g, float* tokens_g, float* z_h_g, float* z_l_g, float* const* low_g,
                         float* const* high_g, float* gate_g, float* gate_bias_g) {
   Layout at(*window);
-  if (!arena.begin(Returner::floats(at))) return 1;
-  Returner returner(at, kept, {tokens_g, z_h_g, z_l_g, low_g, high_g, {gate_g, gate_bias_g}});
-  for (i64 first = 0; first < at.low.batch; first += at.at_once) {
-    returner.begin(first, least(at.at_once, at.low.batch - first), out_h_g, out_l_g);
-    for (i64 t = window->steps - 1; t >= 0; t--) returner.step(t, reads_g);
-    returner.end();
-  }
-  return 0;
+  i64 chunks = at.at_once ? (at.low.batch + at.at_once - 1) / at.at_once : 0, parts = window->parts;
+  std::atomic<i64> failed{0};
+  kernel_threads::share(parts, window->threads, [&](auto next) {
+    for (i64 part = next(); part >= 0; part = next()) {
+      if (!arena.begin(Returner::floats(at))) return failed.store(1);
+      float *const *low = low_g + part * weights_count(*window->low), *const *high = high_g + part * weights_count(*window->high);
+      GateGradients gate{gate_g ? gate_g + part * 6 * at.low.size : nullptr, gate_g ? gate_bias_g + part * 2 : nullptr};
+      Returner returner(at, kept, {tokens_g, z_h_g, z_l_g, low, high, gate});
+      for (i64 chunk = chunks * part / parts; chunk < chunks * (part + 1) / parts; chunk++) {
+        i64 first = chunk * at.at_once;
+        returner.begin(first, least(at.at_once, at.low.batch - first), out_h_g, out_l_g);
+        for (i64 t = window->steps - 1; t >= 0; t--) returner.step(t, reads_g);
+        returner.end();
+      }
+    }
+  });
+  return failed;
 }
 
 }  // extern "C"
