@@ -31,8 +31,8 @@ class Windows(NamedTuple):
     state: PolicyState
     next_state: PolicyState
 
-    def columns(self, index: Tensor | slice) -> Windows:
-        """Some of the B windows."""
+    def columns(self, index: Tensor | slice, next_state: bool = True) -> Windows:
+        """Some of the B windows; without `next_state` where that is not wanted."""
         return Windows(
             map_observation(lambda value: value[:, index], self.obs),
             self.actions[:, index],
@@ -42,7 +42,7 @@ class Windows(NamedTuple):
             self.advantages[:, index],
             self.returns[:, index],
             tuple(t[index] for t in self.state),
-            tuple(t[index] for t in self.next_state),
+            tuple(t[index] for t in self.next_state) if next_state else (),
         )
 
 

@@ -114,15 +114,16 @@ class PPO:
             if epoch and config.refresh_states:
                 self._refresh(rollout)
                 windows = rollout.windows(advantages, returns)
-            epoch_drift = 0.0
-            for columns, advantage in zip(batches[epoch], normalised[epoch], strict=True):
-                batch = windows.columns(columns)._replace(advantages=advantage)
+            for number, (columns, advantage) in enumerate(zip(batches[epoch], normalised[epoch], strict=True)):
+                last = number == len(batches[epoch]) - 1  # the drift is measured on it alone: there it is the largest
+                batch = windows.columns(columns, next_state=last)._replace(advantages=advantage)
                 measured = self._train(batch, config.entropy_coef * remaining)
-                epoch_drift += measured.pop("state_drift")
+                drift_of_batch = measured.pop("state_drift")
+                if last:
+                    sums[f"state_drift_epoch{epoch}"] = drift_of_batch
                 for name, value in measured.items():
                     sums[name] += value
             count += len(batches[epoch])
-            sums[f"state_drift_epoch{epoch}"] = epoch_drift / len(batches[epoch])
         drift = {name: sums.pop(name) for name in [n for n in sums if n.startswith("state_drift")]}
         spread = moments(torch.stack([returns, returns - rollout.values], -1).flatten(0, 1), self.ranks)[2]
         variance, unexplained = spread.tolist()
@@ -197,7 +198,7 @@ class PPO:
                 # Low-variance estimator of the KL divergence: http://joschu.net/blog/kl-approx.html
                 "approx_kl": ((ratio - 1) - log_ratio).sum().double() / rows,
                 "clip_fraction": ((ratio - 1).abs() > config.clip_range).sum().double() / rows,
-                **drift_tensors(batch.next_state, decision.state, batch.returns.device),
+                **drift_tensors(batch.next_state, decision.state[: len(batch.next_state)], batch.returns.device),
             }
         return loss, measured
 

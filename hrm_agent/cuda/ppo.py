@@ -115,7 +115,7 @@ class CudaPPO(PPO):
             norms = named["gradient_norm"]
             raise NonFiniteNumbers(f"gradient norm is {float(norms[~torch.isfinite(norms)][0])}")
         error, norm = named.pop("drift_error"), named.pop("drift_norm")
-        drift = torch.where(norm > 0, error / norm, 0.0).sqrt().view(self.config.epochs, -1).mean(1)
+        drift = torch.where(norm > 0, error / norm, 0.0).sqrt().view(self.config.epochs, -1)[:, -1]
         return {
             **{name: float(values.mean()) for name, values in named.items()},
             **{f"state_drift_epoch{epoch}": float(value) for epoch, value in enumerate(drift)},
