@@ -10,6 +10,7 @@ A study is a folder with `study.yaml`:
       ARM: [carry=full]           # overrides, or {overrides: [...], seeds: [...]}
     which: best                   # best | last: the agent of a run that is evaluated
     levels: false                 # also keep the outcome on every level, in levels.json
+    test: {seed: 0}               # options of `hrm_agent.evaluate`: other test levels than the first 1,000
     lesions:                      # trained agents evaluated under other settings
       NAME: {arms: [ARM, ...], options: {carry: reset}}   # options of `hrm_agent.evaluate`; seeds: some only
     own_table: false              # the folder's page has a table of its own in place of this script's
@@ -122,6 +123,8 @@ def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> 
         # the cost of the whole run; the agent evaluated may be an earlier one
         **{name: last[name] for name in ("frames", "seconds")},
         "evaluated_at_frames": report["frames"],
+        "sampled_success": (report["sampled"] or {}).get("success"),
+        **{name: last[name] for name in ("kernel", "instruction_set") if name in last},
         "command": command_of(place),
         **trained,
     }
@@ -130,6 +133,8 @@ def run(folder: Path, study: dict[str, Any], arm: str, seed: int, jobs: int) -> 
         store(folder / "curves.json", {"agent": arm, "seed": seed, "train_success": curve_of(place)})
         if study.get("levels"):
             outcome = {"success": report["levels"]["success"], "regret": report["levels"]["regret"]}
+            if report["sampled"] is not None:
+                outcome["sampled"] = report["sampled"]["levels"]["success"]
             store(folder / "levels.json", {"agent": arm, "seed": seed, **outcome})
     print(f"{arm} seed {seed}: success {record['success']:.3f} after {record['seconds']:.0f} s", flush=True)
 
@@ -183,10 +188,10 @@ def run_logged(command: list[str], log: TextIO) -> int:
 
 
 def evaluate(place: Path, study: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """The report of `hrm_agent.evaluate`, on the 1,000 levels that it takes by default."""
+    """The report of `hrm_agent.evaluate`, on the 1,000 levels that it takes by default or those of the study."""
     from hrm_agent.evaluate import evaluate
 
-    return evaluate(run=str(place), best=study.get("which", "best") == "best", **options)
+    return evaluate(run=str(place), best=study.get("which", "best") == "best", **{**study.get("test", {}), **options})
 
 
 def evaluate_beside_baselines(place: Path, study: dict[str, Any], world: str) -> dict[str, Any]:

@@ -74,7 +74,8 @@ def evaluate(
 
     Returns:
         What is written: the agent's metrics (`report.summarize`), outcome on each level (`report.list_levels`)
-        and cost (`report.measure_cost`) beside `random`, `bfs_replanner` (None where observations are not
+        and cost (`report.measure_cost`) beside `sampled` (the same with actions drawn from the policy; None where it
+        has Q-values), `random`, `bfs_replanner` (None where observations are not
         mazes), `clairvoyant`, and what was evaluated on what. A metric without ground (no oracle, no success)
         is None.
 
@@ -133,12 +134,15 @@ def _choose_levels(
 def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool, shards: Shards) -> dict[str, Any]:
     policy, actions = agent.policy, agent.action_space
     played = run_in_shards(lambda: PolicyActor(policy), **level, batch=BATCH, shards=shards)
+    draws = policy.config.heads != "q"  # Q-values are no distribution to draw from
+    sampled = run_in_shards(lambda: PolicyActor(policy, deterministic=False), **level, batch=BATCH) if draws else None
     at_random = run_in_shards(lambda: RandomActor(actions), **level, batch=BATCH) if baselines else None
     replanned = run_in_shards(ReplanActor, **level, batch=BATCH) if baselines and is_maze else None
     summary = summarize(played)
     return {
         **summary,
         **measure_cost(policy, agent.observation_space, BATCH, summary["segments_per_decision"]),
+        "sampled": None if sampled is None else {**summarize(sampled), "levels": list_levels(sampled)},
         "random": None if at_random is None else summarize(at_random),
         "bfs_replanner": None if replanned is None else summarize(replanned),
         "clairvoyant": summarize_clairvoyant(played),

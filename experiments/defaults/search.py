@@ -38,7 +38,8 @@ def commit() -> str:
 
 def run(name: str, overrides: list[str], common: list[str], seed: int) -> None:
     """Train one arm with one seed and keep its record."""
-    settings = [*common, *overrides, f"seed={seed}"]
+    own = [] if any(o.startswith("env=") for o in overrides) else ["env=DynamicMaze-v0"]
+    settings = [*own, *common, *overrides, f"seed={seed}"]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "hrm_agent.train", *settings, f"hydra.run.dir={folder}/run"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -299,13 +299,13 @@ def format_report(report: dict[str, Any]) -> str:
     trained = f", agent of {report['frames']:,} frames" if report.get("frames") else ""
     columns = MAZE_COLUMNS if report["spl"] is not None else RETURN_COLUMNS
     lines = [
-        f"{report['env']}: greedy on {seeds['count']:,} {band + ' ' if band else ''}levels "
+        f"{report['env']}: {seeds['count']:,} {band + ' ' if band else ''}levels "
         f"(seeds {seeds['first']} to {last}){trained}",
         "",
         f"{'':18}{'success':>9}{'95% interval':>18}" + "".join(f"{head:>{width}}" for head, _, width, _ in columns),
     ]
-    for name, key in (("agent", None), ("random", "random"), ("BFS re-planner", "bfs_replanner")):
-        row = report if key is None else report[key]
+    rows = {"agent, greedy": report, "agent, sampled": report.get("sampled"), "random": report["random"]}
+    for name, row in {**rows, "BFS re-planner": report["bfs_replanner"]}.items():
         if row is not None:
             lines.append(_table_row(name, row, columns))
     if report["clairvoyant"] is not None:

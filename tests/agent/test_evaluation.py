@@ -353,7 +353,9 @@ def test_the_table_says_what_the_report_says(run: str) -> None:
     for name, key in (("random", "random"), ("BFS re-planner", "bfs_replanner")):
         assert f"{report[key]['success']:.1%}" in lines[name]
         assert f"{report[key]['spl']:.3f}" in lines[name]
-    assert f"{report['success']:.1%}" in lines["agent"]
+    assert f"{report['success']:.1%}" in lines["agent, greedy"]
+    assert f"{report['sampled']['success']:.1%}" in lines["agent, sampled"]
+    assert report["sampled"]["success"] == report["sampled"]["levels"]["success"].count("1") / 30
     assert max(map(len, table.splitlines())) <= 120
 
 
