@@ -123,12 +123,15 @@ def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
         return WORST[values["objective"]]
     say_end(trainer, console)
     if values["test_episodes"]:
-        report = evaluate(
-            run=str(folder),
-            episodes=values["test_episodes"],
-            out=str(folder / "eval.json"),
-            kernel=values.get("kernel", "plain"),
-        )
+        with console.waiting(
+            f"measuring on {values['test_episodes']:,} test levels, beside a re-planner and the bound"
+        ):
+            report = evaluate(
+                run=str(folder),
+                episodes=values["test_episodes"],
+                out=str(folder / "eval.json"),
+                kernel=values.get("kernel", "plain"),
+            )
         add_facts(find_agent_folder(folder), **run_facts(folder), evaluation=evaluation_facts(report))
         print(format_report(report))
     return float(trainer.validation[values.get("objective", "success")])  # the test levels choose nothing
