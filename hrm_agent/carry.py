@@ -192,10 +192,18 @@ CARRY_RULES: dict[str, type[Carry]] = {
 }
 
 
+def resolve_carry(name: str, core: Core) -> str:
+    """`auto` is `gate` where the core has a latent for every token, which a gate opens one by one, else `full`."""
+    if name != "auto":
+        return name
+    state = core.initial_state(1)
+    return "gate" if len(state) and all(t.dim() == 3 for t in state) else "full"
+
+
 def build_carry(name: str, core: Core, outputs: int) -> Carry:
     """Raises: ValueError if `name` is not a carry rule or does not suit the core."""
     if name not in CARRY_RULES:
-        raise ValueError(f"carry={name!r}: expected one of {', '.join(CARRY_RULES)}")
+        raise ValueError(f"carry={name!r}: expected auto or one of {', '.join(CARRY_RULES)}")
     try:
         carry = CARRY_RULES[name](core, outputs)
         carry.initial(1)

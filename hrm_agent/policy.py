@@ -7,7 +7,7 @@ consecutive steps, and gives the same numbers as that many calls of `step`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.carry import PolicyState, build_carry
+from hrm_agent.carry import PolicyState, build_carry, resolve_carry
 from hrm_agent.cores import State, build_core, map_state
 from hrm_agent.distributions import INITIAL_LOG_STD, build_distribution
 from hrm_agent.encoders import EncoderConfig, GridEncoder, Observation, build_encoder, find_grid
@@ -36,7 +36,8 @@ class PolicyConfig:
         core: name of the core (`hrm_agent.cores.build_core`).
         core_options: its options, without `hidden_size`, `length` and `grid`.
         hidden_size: width D of tokens and latents.
-        carry: carry rule (`hrm_agent.carry.CARRY_RULES`).
+        carry: carry rule (`hrm_agent.carry.CARRY_RULES`), or `auto` (`hrm_agent.carry.resolve_carry`), which a policy
+            replaces by the rule.
         segments: K, calls of the core per environment step; the most of them where thinking may stop earlier.
         stop: when to stop thinking, decided for every row of a batch by itself: `fixed` after K segments;
             `settled` when a segment changed the latent by less than `stop_threshold`, relative to its norm;
@@ -149,6 +150,7 @@ class Policy(nn.Module):
             grid=self.encoder.grid,
             **config.core_options,
         )
+        config = self.config = replace(config, carry=resolve_carry(config.carry, self.core))
         self.carry = build_carry(config.carry, self.core, self.distribution.summary_size)
         self._check_gradient_path()
         self._check_stop()

@@ -51,7 +51,7 @@ SWITCHES: dict[str, dict[str, bool]] = {
     "all and triton": {"triton": True},
 }
 TINY = ["core.hidden_size=32", "core.H_layers=1", "core.L_layers=1", "core.inner_size=32", "segments=2"]
-SMALL = ["core.hidden_size=32", "core.inner_size=32", "algo.num_envs=8", "algo.rollout_steps=8"]
+SMALL = ["core.hidden_size=32", "core.inner_size=32", "algo.num_envs=8", "algo.rollout_steps=8", "algo.window=8"]
 SMALL += ["algo.minibatch_windows=8"]
 PARTS = ("decisions", "training", "profile")
 

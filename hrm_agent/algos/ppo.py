@@ -29,9 +29,9 @@ class PPOConfig:
 
     num_envs: int = 128  # environments stepped side by side
     rollout_steps: int = 16  # steps of each environment between updates
-    window: int = 8  # consecutive steps unrolled in training; 1 with time_gradient=detached is the papers' way
-    minibatch_windows: int = 64  # windows in a minibatch
-    epochs: int = 2  # passes over a rollout
+    window: int = 16  # consecutive steps unrolled in training; 1 with time_gradient=detached is the papers' way
+    minibatch_windows: int = 32  # windows in a minibatch
+    epochs: int = 1  # passes over a rollout
     learning_rate: float = 3e-3
     anneal: bool = True  # learning rate and entropy bonus go linearly to 0 over the run
     gamma: float = 0.97

@@ -35,7 +35,7 @@ def auto(options: Options) -> Iterator[Case]:
 
 def auto_case(name: str, overrides: list[str], options: Options) -> Case:
     """A run's minibatch, its batch split over threads as in training."""
-    small = ["algo.num_envs=32", "algo.minibatch_windows=16"] if options.quick else []
+    small = ["algo.num_envs=32", "algo.minibatch_windows=8"] if options.quick else []
     parts = build_run("default", [*small, *overrides])
     shards = Shards(options.cores)
     obs = to_tensors(parts.env.reset(seed=0)[0])

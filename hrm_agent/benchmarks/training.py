@@ -32,10 +32,9 @@ def update(options: Options) -> Iterator[Case]:
 
 def minibatch_case(options: Options) -> Case:
     """One minibatch of the default run: loss, gradient, clipping, optimizer."""
-    rows = 16 if options.quick else 64
-    # A rollout that is one minibatch.
-    envs = rows * 8 // 16
-    parts = build_run("default", [f"algo.num_envs={envs}", f"algo.minibatch_windows={rows}", "algo.epochs=1"])
+    rows = 8 if options.quick else 32
+    # A rollout that is one minibatch: a window of each environment.
+    parts = build_run("default", [f"algo.num_envs={rows}", f"algo.minibatch_windows={rows}", "algo.epochs=1"])
     collector = Collector(parts.env, policy_on(parts, PLAIN), 0, Shards(1))
     shape = (parts.ppo.rollout_steps, parts.ppo.num_envs, parts.ppo.window)
     rollout = Rollout(*shape, parts.env.single_observation_space, collector.state)

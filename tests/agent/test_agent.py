@@ -142,7 +142,7 @@ def test_loading_with_another_carry_or_budget_keeps_the_weights(tmp_path: Path) 
     assert all(torch.equal(weights[name], t) for name, t in agent.policy.state_dict().items())
     with pytest.raises(ValueError, match="at least 1 segment"):
         Agent.load(tmp_path, segments=0)
-    with pytest.raises(ValueError, match="expected one of reset"):
+    with pytest.raises(ValueError, match="expected auto or one of reset"):
         Agent.load(tmp_path, carry="all")
 
 

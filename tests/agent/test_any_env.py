@@ -180,7 +180,7 @@ def test_a_stranger_is_trained_evaluated_and_resumed(
     monkeypatch.chdir(tmp_path)
     run_command(monkeypatch, "train", f"env={namespaced}", *TINY, "env.options.max_episode_steps=9")
     (folder,) = tmp_path.glob("runs/*/*")
-    assert "_TestSpace-Cart-v3_trm_full_seed0" in folder.name
+    assert "_TestSpace-Cart-v3_hrm_auto_seed0" in folder.name
     assert json.loads((folder / "eval.json").read_text())["env"] == namespaced
     run_command(monkeypatch, "train", f"resume={folder}", "total_steps=128")
     run_command(monkeypatch, "evaluate", f"run={folder}", "episodes=2", "out=eval.json")

@@ -7,7 +7,7 @@ import torch
 from tiny import CORES
 from torch import Tensor
 
-from hrm_agent.carry import CARRY_RULES, Gate, build_carry
+from hrm_agent.carry import CARRY_RULES, Gate, build_carry, resolve_carry
 from hrm_agent.cores import Core, build_core
 
 BATCH, LENGTH, SIZE, ACTIONS = 3, 9, 8, 4
@@ -105,3 +105,12 @@ def test_rules_that_are_unknown_or_do_not_suit_the_core_are_refused() -> None:
     for rule in ("last_token", "gate", "output"):
         with pytest.raises(ValueError, match=rf"carry={rule}: .*per token, which ConvLSTM has not; use carry=full"):
             build_carry(rule, core_of("convlstm"), ACTIONS)
+
+
+@pytest.mark.parametrize("core", CORES)
+def test_auto_is_a_gate_where_the_core_has_a_latent_for_every_token(core: str) -> None:
+    made = core_of(core)
+    rule = resolve_carry("auto", made)
+    assert rule == ("gate" if core in ("trm", "hrm") else "full")
+    build_carry(rule, made, ACTIONS)
+    assert resolve_carry("reset", made) == "reset"

@@ -153,11 +153,11 @@ def test_jobs_count_as_often_as_they_are_done() -> None:
 def test_an_iteration_is_what_the_algorithms_compute() -> None:
     assert passes_of(PPOConfig(refresh_states=True)) == [
         Passes(17, 0, 128),
-        Passes(8.0, 8, 64, gradient=True),
-        Passes(2.0, 8, 128),
+        Passes(4.0, 16, 32, gradient=True),
+        Passes(0.0, 16, 128),
     ]
     settings = {**DQN_SETTINGS, "train_steps": 1, "each_segment": True}
-    assert passes_of(DQNConfig(**settings))[1] == Passes(2, 1, 4, gradient=True, each_segment=True)
+    assert passes_of(DQNConfig(**settings))[1] == Passes(2, 1, 4, gradient=True, each_segment=True, whole=False)
 
 
 # A policy's own work

@@ -1,0 +1,63 @@
+"""Every path against the authors' numbers, with one thread and with two, and kernels of every instruction set.
+
+    python experiments/parity/run.py FILE.safetensors ...
+
+Writes `results.json`: the largest error of every file. Kernels of other sets than the processor's are compiled with
+their flags; AVX-512 runs in software where the processor has none (`tests/agent/instruction_sets`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SHIM = HERE.parents[1] / "tests" / "agent" / "instruction_sets" / "avx512_in_software.h"
+SOFTWARE = f"-O1 -mno-avx512f -Wno-psabi -include {SHIM}"
+KERNELS = {
+    "as the processor": "",
+    "avx512_bf16 (in software)": SOFTWARE,
+    "avx512 (in software)": f"{SOFTWARE} -DWITHOUT_BFLOAT16",
+    "plain vectors": "-march=x86-64",
+}
+
+
+def check(files: list[str], path: str, threads: int, flags: str = "") -> list[dict[str, Any]]:
+    """One record a file."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HRM_AGENT_CXXFLAGS": flags}
+    command = [sys.executable, "-m", "hrm_agent.parity", "--path", path, *files]
+    told = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    found = re.findall(r"^(\S+)\n(?:  .*\n)*?  (agrees|DIFFERS)\D*([\d.e+-]+)", told.stdout, re.MULTILINE)
+    if len(found) != len(files):
+        raise SystemExit(f"{' '.join(command)}: {told.stdout[-500:]} {told.stderr[-500:]}")
+    return [{"file": Path(f).name, "agrees": word == "agrees", "largest_error": float(e)} for f, word, e in found]
+
+
+def main() -> None:
+    files = sys.argv[1:]
+    if not files:
+        raise SystemExit(__doc__)
+    records = []
+    for threads in (1, 2):
+        for name, flags in KERNELS.items():
+            paths = (["plain"] if not flags else []) + ["fused"] + (["fused_bf16"] if "bf16" in name else [])
+            for path in paths:
+                own = {"path": path, "threads": threads, **({} if path == "plain" else {"kernels": name})}
+                records += [{**own, **record} for record in check(files, path, threads, flags)]
+                print(own, max(r["largest_error"] for r in records[-len(files) :]), flush=True)
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    from hrm_agent.parallel import instruction_set
+
+    whole = {"command": "python experiments/parity/run.py FILES", "commit": commit, "processor": instruction_set()}
+    (HERE / "results.json").write_text(json.dumps({**whole, "records": records}, indent=1) + "\n")
+    raise SystemExit(not all(r["agrees"] for r in records))
+
+
+if __name__ == "__main__":
+    main()
