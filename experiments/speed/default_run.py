@@ -1,0 +1,134 @@
+"""Frames a second of the default run on every path, by turns, and what of the processor's limit they reach.
+
+    python experiments/speed/default_run.py [--rounds 5] [--frames 102400] [--paths auto plain] [--earlier]
+
+Every run is the README's first command with `total_steps` and `kernel` changed and nothing evaluated; the figure is
+its own count of frames over its seconds of training. `--earlier` measures the settings of `+earlier=november_2026`
+too. Beside them, before and after, the rate of large float32 matrix products on as many threads. Needs a quiet machine;
+writes `default_run.json` and the table in `README.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+JSON, PAGE = HERE / "default_run.json", HERE / "README.md"
+COMMAND = ["env=DynamicMaze-v0", "algo=ppo"]
+QUIET = ["test_episodes=0", "eval_every=0", "eval_episodes=1", "checkpoint_every=0", "log_every=1000000000"]
+
+
+def train(settings: list[str], path: str, frames: int) -> dict[str, Any]:
+    """One run: what its agent says of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = [*COMMAND, *settings, *QUIET, f"kernel={path}", f"total_steps={frames}", f"hydra.run.dir={folder}/run"]
+        subprocess.run([sys.executable, "-m", "hrm_agent.train", *given], check=True, capture_output=True)
+        info = json.loads((Path(folder) / "run" / "agents" / "last" / "agent.json").read_text())["info"]
+    return {"kernel": info["kernel"], "frames": info["frames"], "seconds": info["seconds"]}
+
+
+def operations_of_a_frame(settings: list[str]) -> float:
+    """A decision, and forward and backward of every pass over the rollout; the backward counts twice the forward."""
+    from hrm_agent.benchmarks.networks import build_run
+    from hrm_agent.evaluation.report import measure_cost
+
+    parts = build_run("default", settings)
+    macs = measure_cost(parts.policy, parts.env.single_observation_space, batch=1)["macs_per_decision"]
+    return 2.0 * macs * (1 + 3 * parts.ppo.epochs)
+
+
+def limit(threads: int) -> float:
+    """Operations a second of large float32 matrix products."""
+    from hrm_agent.benchmarks.peaks import matrix_peak
+
+    return max(matrix_peak("float32", threads, size) for size in (512, 1024, 2048))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--frames", type=int, default=102_400)
+    parser.add_argument("--paths", nargs="*", default=["auto", "plain"])
+    parser.add_argument("--earlier", action="store_true")
+    given = parser.parse_args()
+    from hrm_agent.parallel import available_cores, instruction_set
+
+    cores = available_cores()
+    runs = {"default": [], **({"earlier": ["+earlier=november_2026"]} if given.earlier else {})}
+    load, limits = os.getloadavg()[0], [limit(cores)]
+    found: list[dict[str, Any]] = []
+    for turn in range(given.rounds):
+        for name, settings in runs.items():
+            for path in given.paths:
+                record = {"run": name, "path": path, "turn": turn, **train(settings, path, given.frames)}
+                record["frames_per_second"] = round(record["frames"] / record["seconds"], 1)
+                found.append(record)
+                print(record, flush=True)
+    limits.append(limit(cores))
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    summary = []
+    for name, settings in runs.items():
+        operations = operations_of_a_frame(settings)
+        median = {
+            path: statistics.median(r["frames_per_second"] for r in found if (r["run"], r["path"]) == (name, path))
+            for path in given.paths
+        }
+        for path in given.paths:
+            ratios = [
+                a["frames_per_second"] / b["frames_per_second"]
+                for a in found
+                for b in found
+                if (a["run"], a["path"]) == (name, path)
+                and (b["run"], b["path"], b["turn"]) == (name, "plain", a["turn"])
+            ]
+            summary.append(
+                {
+                    "run": name,
+                    "path": path,
+                    "kernel": next(r["kernel"] for r in found if (r["run"], r["path"]) == (name, path)),
+                    "frames_per_second": median[path],
+                    "x_plain": [round(statistics.median(ratios), 2), round(min(ratios), 2), round(max(ratios), 2)],
+                    "operations_of_a_frame": operations,
+                    "share_of_limit": round(median[path] * operations / max(limits), 3),
+                }
+            )
+    whole = {
+        "command": " ".join(["python", "experiments/speed/default_run.py", *sys.argv[1:]]),
+        "seed": 0,
+        "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+        "instruction_set": instruction_set(),
+        "cores": cores,
+        "load_before": round(load, 2),
+        "limit_gflops": [round(value / 1e9, 1) for value in limits],
+        "summary": summary,
+        "runs": found,
+    }
+    JSON.write_text(json.dumps(whole, indent=1) + "\n")
+    draw(whole)
+
+
+def draw(whole: dict[str, Any]) -> None:
+    lines = [
+        "| settings | `kernel=` | taken | frames a second, median | times the plain path (least, most) | of the limit |"
+    ]
+    lines.append("|" + "---|" * 6)
+    for row in whole["summary"]:
+        middle, least, most = row["x_plain"]
+        ratio = f"{middle:.2f} ({least:.2f}, {most:.2f})"
+        speed, share = f"{row['frames_per_second']:,.0f}", f"{row['share_of_limit']:.0%}"
+        lines.append(f"| {row['run']} | {row['path']} | {row['kernel']} | {speed} | {ratio} | {share} |")
+    before, rest = PAGE.read_text().split("<!-- table default_run -->")
+    behind = rest.split("<!-- /table default_run -->")[1]
+    PAGE.write_text("\n".join([f"{before}<!-- table default_run -->", *lines, f"<!-- /table default_run -->{behind}"]))
+
+
+if __name__ == "__main__":
+    main()
