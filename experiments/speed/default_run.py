@@ -52,6 +52,25 @@ def limit(threads: int) -> float:
     return max(matrix_peak("float32", threads, size) for size in (512, 1024, 2048))
 
 
+def summarise(found: list[dict[str, Any]], name: str, path: str, operations: float, limit: float) -> dict[str, Any]:
+    """One row: medians over turns, and ratios to the plain path within a turn."""
+
+    def of(which: str) -> dict[int, float]:
+        return {r["turn"]: r["frames_per_second"] for r in found if (r["run"], r["path"]) == (name, which)}
+
+    own, plain = of(path), of("plain")
+    ratios = [own[turn] / plain[turn] for turn in own]
+    return {
+        "run": name,
+        "path": path,
+        "kernel": next(r["kernel"] for r in found if (r["run"], r["path"]) == (name, path)),
+        "frames_per_second": statistics.median(own.values()),
+        "x_plain": [round(x, 2) for x in (statistics.median(ratios), min(ratios), max(ratios))],
+        "operations_of_a_frame": operations,
+        "share_of_limit": round(statistics.median(own.values()) * operations / limit, 3),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -74,32 +93,11 @@ def main() -> None:
                 print(record, flush=True)
     limits.append(limit(cores))
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    summary = []
-    for name, settings in runs.items():
-        operations = operations_of_a_frame(settings)
-        median = {
-            path: statistics.median(r["frames_per_second"] for r in found if (r["run"], r["path"]) == (name, path))
-            for path in given.paths
-        }
-        for path in given.paths:
-            ratios = [
-                a["frames_per_second"] / b["frames_per_second"]
-                for a in found
-                for b in found
-                if (a["run"], a["path"]) == (name, path)
-                and (b["run"], b["path"], b["turn"]) == (name, "plain", a["turn"])
-            ]
-            summary.append(
-                {
-                    "run": name,
-                    "path": path,
-                    "kernel": next(r["kernel"] for r in found if (r["run"], r["path"]) == (name, path)),
-                    "frames_per_second": median[path],
-                    "x_plain": [round(statistics.median(ratios), 2), round(min(ratios), 2), round(max(ratios), 2)],
-                    "operations_of_a_frame": operations,
-                    "share_of_limit": round(median[path] * operations / max(limits), 3),
-                }
-            )
+    summary = [
+        summarise(found, name, path, operations_of_a_frame(settings), max(limits))
+        for name, settings in runs.items()
+        for path in given.paths
+    ]
     whole = {
         "command": " ".join(["python", "experiments/speed/default_run.py", *sys.argv[1:]]),
         "seed": 0,
