@@ -209,7 +209,7 @@ class Agent:
         config = PolicyConfig.from_dict({**trained.to_dict(), **settings})
         policy = Policy(config, self.observation_space, self.action_space)
         weights = self.policy.state_dict()
-        if config.carry != trained.carry:
+        if policy.config.carry != trained.carry:
             weights = _without_carry(weights, policy, trained.carry)
         policy.load_state_dict(weights)
         agent = Agent(

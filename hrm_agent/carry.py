@@ -197,7 +197,8 @@ def resolve_carry(name: str, core: Core) -> str:
     if name != "auto":
         return name
     state = core.initial_state(1)
-    return "gate" if len(state) and all(t.dim() == 3 for t in state) else "full"
+    tokens = (1, core.length, core.hidden_size)
+    return "gate" if len(state) and all(t.shape == tokens for t in state) else "full"
 
 
 def build_carry(name: str, core: Core, outputs: int) -> Carry:

@@ -166,7 +166,7 @@ class GridEncoder(Encoder, Switched):
         lead = obs.shape[: obs.dim() - len(self.shape)]
         if self._suits(obs):
             tokens = embed(self._patches, obs.reshape(-1, *self.shape[:2]), self.embedding, self.threads)
-            return tokens.view(*lead, self.length, -1)
+            return tokens.view(*lead, self.length, self.embedding.shape[1])
         p, (rows, cols) = self.patch_size, self.grid or (0, 0)
         ids = obs.reshape(-1, self.shape[0], self.shape[1], self.channels)  # [N, H, W, C]
         ids = ids[:, self.crop : self.shape[0] - self.crop, self.crop : self.shape[1] - self.crop].long()
@@ -179,7 +179,7 @@ class GridEncoder(Encoder, Switched):
             tokens = chosen @ self.embedding
         else:
             tokens = sum_of_rows(ids, self.embedding)
-        return tokens.view(*lead, self.length, -1)
+        return tokens.view(*lead, self.length, self.embedding.shape[1])
 
     def token_of(self, obs: Tensor, cell_id: int) -> Tensor:
         """Index of the token that holds the first cell with `cell_id`: ids `[..., H, W]` -> int64 `[...]`.

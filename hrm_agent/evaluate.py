@@ -135,7 +135,9 @@ def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool, s
     policy, actions = agent.policy, agent.action_space
     played = run_in_shards(lambda: PolicyActor(policy), **level, batch=BATCH, shards=shards)
     draws = policy.config.heads != "q"  # Q-values are no distribution to draw from
-    sampled = run_in_shards(lambda: PolicyActor(policy, deterministic=False), **level, batch=BATCH) if draws else None
+    sampled = None
+    if draws:
+        sampled = run_in_shards(lambda: PolicyActor(policy, deterministic=False), **level, batch=BATCH, shards=shards)
     at_random = run_in_shards(lambda: RandomActor(actions), **level, batch=BATCH) if baselines else None
     replanned = run_in_shards(ReplanActor, **level, batch=BATCH) if baselines and is_maze else None
     summary = summarize(played)

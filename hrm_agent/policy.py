@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hrm_agent.carry import PolicyState, build_carry, resolve_carry
 from hrm_agent.cores import State, build_core, map_state
 from hrm_agent.distributions import INITIAL_LOG_STD, build_distribution
-from hrm_agent.encoders import EncoderConfig, GridEncoder, Observation, build_encoder, find_grid
+from hrm_agent.encoders import EncoderConfig, GridEncoder, Observation, PictureEncoder, build_encoder, find_grid
 from hrm_agent.kernels import Switched
 from hrm_agent.kernels.window import Rule, Thinking, WindowPlan
 from hrm_agent.parallel import Shards, rows_at_once
@@ -143,6 +143,10 @@ class Policy(nn.Module):
         self.threads = 1  # that the kernels divide a batch over; see `slices`
         self.encoder = build_encoder(observation_space, config.hidden_size, config.encoder)
         self._divided = [m for m in self.encoder.modules() if isinstance(m, Switched)]
+        # Pictures and channels are embedded by torch, for which one thread for a whole batch is too slow.
+        self._encodes_cheaply = not any(
+            isinstance(m, PictureEncoder) or getattr(m, "channels", 1) > 1 for m in self.encoder.modules()
+        )
         self.core = build_core(
             config.core,
             hidden_size=config.hidden_size,
@@ -202,12 +206,16 @@ class Policy(nn.Module):
         Args:
             whole: False where not all is done by `step` and `unroll`.
         """
-        largest, found = self.rows_at_once, self._planned() if whole else None
+        largest, found = self.rows_at_once, self._planned() if whole and self._encodes_cheaply else None
         whole = found is not None and found[0].divides and (largest is None or rows <= largest * shards.count)
-        self.threads = shards.count if whole else 1
-        for part in self._divided:
-            part.threads = self.threads
+        self.divide(shards.count if whole else 1)
         return [slice(0, rows)] if whole else shards.slices(rows, largest)
+
+    def divide(self, threads: int) -> None:
+        """Have the kernels divide a batch over so many threads from now on."""
+        self.threads = threads
+        for part in self._divided:
+            part.threads = threads
 
     @property
     def device(self) -> torch.device:

@@ -15,14 +15,15 @@ def begin(command: str, arguments: list[str]) -> None:
 
     Args:
         command: `train`, say.
-        arguments: of the command line, not checked yet.
+        arguments: of the command line, not checked yet. What only a file says of `kernel` and `device` is not known.
     """
-    if os.environ.get("RANK", "0") != "0":
+    shows = any(a in ("-h", "--help", "--cfg", "-c", "--info", "-i", "--hydra-help") for a in arguments)
+    if os.environ.get("RANK", "0") != "0" or shows:
         return
     line = Waiting(f"hrm_agent.{command} starts: importing torch")
     line.__enter__()
     _speaks.append(line)
-    given = dict(a.split("=", 1) for a in arguments if "=" in a)
+    given = dict(a.lstrip("+").split("=", 1) for a in arguments if "=" in a)
     on_cpu = given.get("device", "cpu") == "cpu"
     if on_cpu and given.get("kernel", "auto") in ("auto", "fused", "fused_bf16") and "resume" not in given:
         build.begin()

@@ -209,6 +209,7 @@ class Trainer(RunLoop):
 
     def validate(self, log: RunLog) -> None:
         c = self.config
+        self.policy.divide(1)  # levels are dealt out to threads of Python
         with eagerly(self.policy):  # fewer levels at once than environments in training
             self.validation = evaluate_policy(
                 self.policy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,11 @@ class Core(nn.Module):
     Raises:
         ValueError: a size below 1, or a grid with more cells than there are tokens.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if {"forward", "initial_state"} & vars(cls).keys() and "window_plan" not in vars(cls):
+            cls.window_plan = Core.window_plan  # type: ignore[method-assign]  # what a parent said holds no more
 
     def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None) -> None:
         super().__init__()

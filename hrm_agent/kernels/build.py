@@ -13,11 +13,13 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -89,8 +91,9 @@ _ended = threading.Event()
 def _stop(thread: threading.Thread) -> None:
     """A program that ends early leaves no compiler at work, and nothing of it in the cache."""
     _ended.set()
-    for process in _running:
-        process.kill()
+    for process in list(_running):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # the compiler's own children too
     thread.join(timeout=5)
 
 
@@ -188,11 +191,15 @@ def _compile_files(command: list[str], made: Path) -> str:
 
 def _run(commands: list[list[str]]) -> str:
     """Run commands side by side; returns what the first that fails says."""
-    for command in commands:
-        if _ended.is_set():
-            break
-        _running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
     try:
+        for command in commands:
+            if _ended.is_set():
+                break
+            _running.append(
+                subprocess.Popen(
+                    command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+                )
+            )
         said = [process.communicate()[1] for process in _running]
         failed = [text for process, text in zip(_running, said, strict=True) if process.returncode]
         return (failed[0] or "it ended without a word") if failed else ""

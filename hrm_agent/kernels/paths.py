@@ -80,8 +80,12 @@ class Accelerated(Switched):
         """Whether such an input goes through the kernels."""
         if not self.is_fused or x.dtype != torch.float32 or x.device.type != "cpu":
             return False
-        known = x.shape[-2:] == (self.kernel_shape.length, self.kernel_shape.size)
+        known = x.shape[-2:] == (self.kernel_shape.length, self.kernel_shape.size) and self._weights_suit()
         return known and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+    def _weights_suit(self) -> bool:
+        """Whether the weights are laid out as the kernels read them."""
+        return all(w.dtype == torch.float32 and w.is_contiguous() and w.is_cpu for w in self.kernel_weights())
 
 
 def use(module: nn.Module, path: str) -> str:

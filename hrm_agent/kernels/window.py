@@ -59,7 +59,8 @@ class Plan:
         return self.whole and self.low.is_fused and self.high.is_fused
 
     def suits(self, x: Tensor, state: Sequence[Tensor]) -> bool:
-        ready = self.low.runs_kernels(x) and self.high.runs_kernels(x) and all(z.dtype == x.dtype for z in state)
+        latents = (*state, *self.fresh)
+        ready = self.low.runs_kernels(x) and self.high.runs_kernels(x) and all(z.dtype == x.dtype for z in latents)
         return ready and (self.whole or not torch.is_grad_enabled())
 
     def think(self, tokens: Tensor, state: tuple[Tensor, ...], segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -222,7 +222,7 @@ def _emulated(name: str) -> Emulated:
 def test_another_processor_under_an_emulator(record_property: Any, name: str, case: Case) -> None:
     if missing := [tool for tool in EMULATORS[name] if shutil.which(tool) is None]:
         pytest.skip(f"{name}: {' and '.join(missing)} not installed")
-    record_property("instruction set", f"{name} (emulated)")
+    record_property("instruction set", f"{name} (emulated, stacks)")
     emulated = _emulated(name)
     assert emulated.call("instructions", case, torch.empty(0)).split() == [name.encode()]
     ours = emulated.results(case)

@@ -16,9 +16,9 @@ from hrm_agent.encoders import EncoderConfig, GridEncoder
 pytestmark = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
 
 
-def results(encoder: GridEncoder, obs: Tensor, path: str) -> tuple[Tensor, Tensor, Tensor]:
+def results(encoder: GridEncoder, obs: Tensor, path: str, threads: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, the gradient of the table, and where the agent is."""
-    encoder.path = path
+    encoder.path, encoder.threads = path, threads
     tokens = encoder(obs)
     down = torch.arange(tokens.numel()).view_as(tokens).sin().to(tokens.dtype)
     (gradient,) = torch.autograd.grad((tokens * down).sum(), encoder.embedding)
@@ -45,6 +45,10 @@ def test_tokens_and_gradients_are_those_of_torch(
     torch.testing.assert_close(fused[0], plain[0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(fused[1], plain[1], rtol=1e-5, atol=1e-4)
     assert torch.equal(fused[2], plain[2])
+    for threads in (2, 5):
+        divided = results(encoder, obs, "fused", threads)
+        assert torch.equal(divided[0], fused[0])
+        torch.testing.assert_close(divided[1], fused[1], rtol=1e-5, atol=1e-4)
 
 
 def test_a_view_of_observations_is_read_as_it_is() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gymnasium as gym
@@ -18,6 +20,7 @@ from hrm_agent.encoders import EncoderConfig
 from hrm_agent.evaluation.report import measure_cost
 from hrm_agent.kernels import window as windows
 from hrm_agent.kernels.memory import Pool
+from hrm_agent.parallel import Shards
 from hrm_agent.policy import Decision, Policy, PolicyConfig
 
 pytestmark = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
@@ -310,3 +313,83 @@ def test_buffers_are_used_again_and_not_hoarded() -> None:
         pool.give(torch.empty(floats))
     assert pool.take(60).numel() == 60
     assert sum(b.numel() for b in pool._buffers) == 90
+
+
+# Threads that divide a batch inside one call
+
+
+def divided(policy: Policy, given: tuple[Any, ...], threads: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Everything that a window decides, and the gradients of weights and state, by so many threads."""
+    policy.divide(threads)
+    decision, gradients = results(policy, "fused", given)
+    return [*decision[:2], *decision.state], list(gradients)
+
+
+@pytest.mark.parametrize("carry", ["full", "gate", "reset"])
+@pytest.mark.parametrize("core", ["trm", "hrm"])
+@pytest.mark.parametrize("batch", [1, 7, 50])
+def test_threads_change_no_decision_and_gradients_by_rounding_alone(core: str, carry: str, batch: int) -> None:
+    torch.manual_seed(4)
+    policy = make(core, 32, mixing="conv", carry=carry)
+    given = window(policy, 4, batch, 11)
+    decided, gradients = divided(policy, given, 1)
+    largest = max(float(g.abs().max()) for g in gradients)
+    for threads in (2, 5):
+        first = divided(policy, given, threads)
+        assert all(torch.equal(a, b) for a, b in zip(first[0], decided, strict=True))
+        for ours, one in zip(first[1], gradients, strict=True):
+            torch.testing.assert_close(ours, one, rtol=1e-4, atol=1e-5 * largest)
+        for _ in range(5):  # whichever thread is the faster
+            again = divided(policy, given, threads)
+            assert all(torch.equal(a, b) for a, b in zip([*again[0], *again[1]], [*first[0], *first[1]], strict=True))
+
+
+def test_a_large_network_has_a_part_for_each_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(5)
+    policy = make("trm", 32, mixing="attention")
+    given = window(policy, 2, 40, 3)
+    parts = divided(policy, given, 3)
+    monkeypatch.setattr(windows, "SMALL_WEIGHTS", 0)
+    whole = divided(policy, given, 3)
+    assert all(torch.equal(a, b) for a, b in zip(parts[0], whole[0], strict=True))
+    for a, b in zip(parts[1], whole[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(1.0, float(b.abs().max())))
+
+
+def test_calls_at_once_and_forked_processes_compute_the_same() -> None:
+    torch.manual_seed(6)
+    policy = make("trm", 32, mixing="conv")
+    given = window(policy, 3, 40, 2)
+    decided, gradients = divided(policy, given, 3)
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda _: policy.unroll(*given).logits.detach(), range(12)):
+            assert torch.equal(found, decided[0])
+    child = os.fork()
+    if child == 0:  # the workers are not in it
+        with torch.no_grad():
+            os._exit(int(not torch.equal(policy.unroll(*given).logits, decided[0])))
+    assert os.waitpid(child, 0)[1] == 0
+    again = divided(policy, given, 3)
+    assert all(torch.equal(a, b) for a, b in zip(again[1], gradients, strict=True))
+
+
+def test_the_kernels_divide_what_they_compute_and_python_the_rest() -> None:
+    shards = Shards(2)
+    torch.set_num_threads(1)
+    policy = make("trm", 32, mixing="conv")
+    assert policy.slices(shards, 10) == [slice(0, 5), slice(5, 10)]
+    kernels.use(policy, "fused")
+    assert (policy.slices(shards, 10), policy.threads) == ([slice(0, 10)], 2)
+    assert (policy.slices(shards, 10, whole=False), policy.threads) == ([slice(0, 5), slice(5, 10)], 1)
+    many = 2 * policy.rows_at_once + 1  # would keep too much at a time
+    assert (len(policy.slices(shards, many)), policy.threads) == (4, 1)
+
+
+def test_weights_of_another_type_are_not_read_by_the_kernels() -> None:
+    policy = make("trm", 16, mixing="conv")
+    kernels.use(policy, "fused")
+    policy.core.double()
+    obs, state, _ = window(policy, 1, 3, 1)
+    tokens = policy.encoder(obs[0])
+    assert policy.core.window_plan().suits(tokens, state) is False
+    assert not policy.core.net.runs_kernels(tokens)

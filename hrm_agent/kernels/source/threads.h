@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 namespace kernel_threads {
@@ -44,7 +43,7 @@ class Pool {
     wake_.notify_all();
     part();
     inside_.fetch_add(CLOSED);
-    while (inside_.load() != CLOSED) pause();
+    for (int i = 0; inside_.load() != CLOSED; i++) i < AWAKE ? pause() : std::this_thread::yield();
   }
 
  private:
@@ -54,7 +53,7 @@ class Pool {
     for (; workers_ < workers; workers_++) {
       try {
         std::thread([this, number = workers_] { work(number); }).detach();
-      } catch (const std::system_error&) {
+      } catch (...) {
         return;  // as many as the system gives
       }
     }

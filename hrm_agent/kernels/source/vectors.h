@@ -97,11 +97,11 @@ inline float highest_of(vec v) {
 // e^x to an ulp or two (Cephes' polynomial), or, ROUGH, to 1e-5, which bfloat16 does not see. Below -87 about e^-87.
 template <bool ROUGH = false>
 inline vec exponential(vec x) {
-  x = max(x, splat(-87.3f));
+  x = max(splat(-87.3f), x);  // in this order a NaN stays one
 #if defined(__AVX512F__)
   vec whole = (vec)_mm512_roundscale_ps((__m512)(x * 1.44269504088896341f), 8);  // to nearest, without exceptions
 #else
-  x = -max(-x, splat(-88.3f));
+  x = -max(splat(-88.3f), -x);
   // 1.5 * 2^23 added: what is behind the point is rounded away, and the whole number stands in the last bits.
   vec shifted = x * 1.44269504088896341f + 12582912.0f;
   veci n = (veci)shifted - 0x4b400000;
