@@ -1,10 +1,10 @@
 """Frames a second of the default run on every path, by turns, and what of the processor's limit they reach.
 
-    python experiments/speed/default_run.py [--rounds 5] [--frames 102400] [--paths auto plain] [--earlier]
+    python experiments/speed/default_run.py [--rounds 5] [--frames 102400] [--paths auto plain] [--earlier] [--whole]
 
 Every run is the README's first command with `total_steps` and `kernel` changed and nothing evaluated; the figure is
 its own count of frames over its seconds of training. `--earlier` measures the settings of `+earlier=november_2026`
-too. Beside them, before and after, the rate of large float32 matrix products on as many threads. Needs a quiet machine;
+too; `--whole` ends with the whole command, as a user types it, in both mazes. Beside them, before and after, the rate of large float32 matrix products on as many threads. Needs a quiet machine;
 writes `default_run.json` and the table in `README.md`.
 """
 
@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,28 @@ def train(settings: list[str], path: str, frames: int) -> dict[str, Any]:
         subprocess.run([sys.executable, "-m", "hrm_agent.train", *given], check=True, capture_output=True)
         info = json.loads((Path(folder) / "run" / "agents" / "last" / "agent.json").read_text())["info"]
     return {"kernel": info["kernel"], "frames": info["frames"], "seconds": info["seconds"]}
+
+
+def whole_command(env: str) -> dict[str, Any]:
+    """A user's command from return to the table: seconds, and what it says of its agent."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.monotonic()
+        given = [f"env={env}", "algo=ppo", f"hydra.run.dir={folder}/run"]
+        subprocess.run([sys.executable, "-m", "hrm_agent.train", *given], check=True, capture_output=True)
+        wall = time.monotonic() - began
+        report = json.loads((Path(folder) / "run" / "eval.json").read_text())
+        info = json.loads((Path(folder) / "run" / "agents" / "last" / "agent.json").read_text())["info"]
+    return {
+        "env": env,
+        "seconds": round(wall, 1),
+        "training_seconds": info["seconds"],
+        "frames": info["frames"],
+        "kernel": info["kernel"],
+        "success": report["success"],
+        "sampled_success": report["sampled"]["success"],
+        "clairvoyant": report["clairvoyant"]["success"],
+        "levels": report["seeds"],
+    }
 
 
 def operations_of_a_frame(settings: list[str]) -> float:
@@ -77,6 +100,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=102_400)
     parser.add_argument("--paths", nargs="*", default=["auto", "plain"])
     parser.add_argument("--earlier", action="store_true")
+    parser.add_argument("--whole", action="store_true")
     given = parser.parse_args()
     from hrm_agent.parallel import available_cores, instruction_set
 
@@ -92,6 +116,7 @@ def main() -> None:
                 found.append(record)
                 print(record, flush=True)
     limits.append(limit(cores))
+    commands = [whole_command(env) for env in ("DynamicMaze-v0", "PaperMaze-v0")] if given.whole else []
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
     summary = [
         summarise(found, name, path, operations_of_a_frame(settings), max(limits))
@@ -107,6 +132,7 @@ def main() -> None:
         "load_before": round(load, 2),
         "limit_gflops": [round(value / 1e9, 1) for value in limits],
         "summary": summary,
+        "whole_commands": commands,
         "runs": found,
     }
     JSON.write_text(json.dumps(whole, indent=1) + "\n")
