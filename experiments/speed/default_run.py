@@ -2,10 +2,11 @@
 
     python experiments/speed/default_run.py [--rounds 5] [--frames 102400] [--paths auto plain] [--earlier] [--whole]
 
-Every run is the README's first command with `total_steps` and `kernel` changed and nothing evaluated; the figure is
-its own count of frames over its seconds of training. `--earlier` measures the settings of `+earlier=november_2026`
-too; `--whole` ends with the whole command, as a user types it, in both mazes. Beside them, before and after, the rate of large float32 matrix products on as many threads. Needs a quiet machine;
-writes `default_run.json` and the table in `README.md`.
+Every run is the README's first command with `total_steps` and `kernel` changed and nothing evaluated; the figure is its
+own count of frames over its seconds of training. `--earlier` measures the settings of `+earlier=november_2026` too;
+`--whole` ends with the whole command, as a user types it, in both mazes. Beside them, before and after, the rate of
+large float32 matrix products on as many threads. Needs a quiet machine; writes `default_run.json` and the table in
+`README.md`.
 """
 
 from __future__ import annotations
