@@ -123,9 +123,7 @@ def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
         return WORST[values["objective"]]
     say_end(trainer, console)
     if values["test_episodes"]:
-        with console.waiting(
-            f"measuring on {values['test_episodes']:,} test levels, beside a re-planner and the bound"
-        ):
+        with console.waiting(f"measuring on {values['test_episodes']:,} test levels"):
             report = evaluate(
                 run=str(folder),
                 episodes=values["test_episodes"],

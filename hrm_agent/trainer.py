@@ -39,9 +39,9 @@ from hrm_agent.waiting import Waiting
 
 VIDEO_EPISODES = 2
 VIDEO_FPS = 8
-COMPILES = "compiling the environments, once on this machine"
-COMPILES_BOTH = "compiling the environments and the C++ kernels, once on this machine"
-COMPILES_KERNELS = "compiling the C++ kernels, once on this machine"
+COMPILES = "compiling the environments (once for each kind of environment on this machine)"
+COMPILES_BOTH = "compiling the environments (once for each kind of them on this machine) and the C++ kernels"
+COMPILES_KERNELS = "compiling the C++ kernels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,10 +243,12 @@ class Trainer(RunLoop):
         log.video(self.frames, "validation/episodes", encode_gif(frames, VIDEO_FPS), frames[0].shape)
 
     def finish(self, log: RunLog, console: Console) -> None:
-        self.validate(log)
+        with console.waiting(f"measuring on {self.config.eval_episodes:,} validation levels"):
+            self.validate(log)
         self._save_agent("last")
         self.save_checkpoint()
-        self._film(log, console)
+        with console.waiting("filming two episodes"):
+            self._film(log, console)
         log.hyperparameters(self._settings(), {"validation/success": self.validation["success"]})
 
     def _settings(self) -> dict[str, Any]:
