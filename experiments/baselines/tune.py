@@ -143,7 +143,8 @@ def command_of(agent: str, settings: dict[str, Any], seconds: float, place: Path
     if agent in OURS:
         given = [f"{name}={value}" for name, value in settings.items()]
         alone = ["shards=1", "checkpoint_every=0", "keep_checkpoints=1", f"hydra.run.dir={place}"]
-        return ["-m", "hrm_agent.train", f"env={ENV}", "algo=ppo", f"core={agent}", *given, *same, *alone]
+        begins = ["-m", "hrm_agent.train", "+earlier=november_2026", f"env={ENV}", "algo=ppo", f"core={agent}"]
+        return [*begins, *given, *same, *alone]
     given = [f"settings.{name}={value}" for name, value in settings.items()]
     return ["-m", "hrm_agent.baselines", f"baseline={agent}", f"env={ENV}", *given, *same, f"out={place}"]
 

@@ -40,7 +40,7 @@ VARIANTS: dict[str, list[str]] = {
     "conv": ["core.mixing=conv"],
     "sweep": ["core.mixing=sweep"],
 }
-"""Overrides of the shipped settings (width 64, one block used twice a decision, SwiGLUs of 128)."""
+"""Overrides of what shipped until November 2026 (width 64, one block used twice a decision, SwiGLUs of 128)."""
 
 ROWS, STEPS = 2, 4
 """Of the window whose forward and backward pass is a training call."""
@@ -123,9 +123,9 @@ def tokens_of(side: int) -> int:
 
 
 def build(name: str, side: int) -> Policy:
-    """The shipped policy with another mixing."""
+    """That policy with another mixing."""
     torch.manual_seed(0)
-    _, config, _ = settings(resolve(compose_config(VARIANTS[name], "train")))
+    _, config, _ = settings(resolve(compose_config(["+earlier=november_2026", *VARIANTS[name]], "train")))
     policy = Policy(config, gym.spaces.Box(0, len(Cell) - 1, (side, side), np.uint8), gym.spaces.Discrete(ACTIONS))
     if name == "mlp_published":
         for layer in policy.core.net.layers:
