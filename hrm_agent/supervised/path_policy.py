@@ -18,7 +18,7 @@ from hrm_agent.cores.base import check_at_least, check_choice
 from hrm_agent.environments import make_vector_env
 from hrm_agent.evaluation.episodes import MOVES, RandomActor, ReplanActor, run_in_shards
 from hrm_agent.evaluation.report import list_levels, median_ms, summarize, summarize_clairvoyant
-from hrm_agent.kernels import plainly
+from hrm_agent.kernels import Accelerated, plainly
 from hrm_agent.parallel import Shards
 from hrm_agent.supervised.deep_supervision import HALTINGS
 from hrm_agent.supervised.model import PuzzleModel
@@ -180,12 +180,14 @@ def evaluate_path_policy(
     return {
         **summary,
         **measure_path_cost(model, env, options, segments, batch, halting, summary["segments_per_decision"]),
+        "sampled": None,  # it has answers, no distribution
         "random": None if at_random is None else summarize(at_random),
         "bfs_replanner": None if replanned is None else summarize(replanned),
         "clairvoyant": summarize_clairvoyant(played),
         "levels": list_levels(played),
         "seeds": {"first": int(played.seeds[0]), "count": episodes},
         "level_band": played.level_band,
+        "kernel": next((m.path for m in model.modules() if isinstance(m, Accelerated)), "plain"),
         "env": env,
         "env_options": options,
         "level_set": None,
