@@ -16,7 +16,7 @@ from hrm_agent.parallel import Shards
 from hrm_agent.policy import to_tensors
 
 POLICIES: dict[str, list[str]] = {
-    "default (TRM, conv)": [],
+    "default": [],
     "carry=gate": ["carry=gate"],
     "HRM, conv": ["core=hrm"],
     "TRM, attention": ["core.mixing=attention", "core.positions=rope"],
