@@ -98,8 +98,8 @@ class GRUPlan:
         return self.core.runs_kernels(x) and all(s.dtype == x.dtype for s in state)
 
     def think(self, tokens: Tensor, state: tuple[Tensor, ...], segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        nobody = torch.zeros(1, len(tokens), dtype=torch.bool)
-        h = self._memories(pool_tokens(tokens[None], None)[0], state[0], nobody, Thinking(segments))[0]
+        no_start = torch.zeros(1, len(tokens), dtype=torch.bool)
+        h = self._memories(pool_tokens(tokens[None], None)[0], state[0], no_start, Thinking(segments))[0]
         return self.core.answer(tokens, h[:, None]), (h,)
 
     def run(

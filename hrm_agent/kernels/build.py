@@ -108,7 +108,7 @@ def _library() -> ctypes.CDLL | str:
                 _compile(compiler, path)
         except NoKernels:
             raise
-        except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home folder
+        except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
             _log.warning("the C++ kernels are compiled anew in every process, their cache cannot be used: %s", error)
             return _load_uncached(compiler)
         return ctypes.CDLL(str(path))

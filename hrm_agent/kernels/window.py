@@ -231,9 +231,9 @@ def think(plan: Plan, tokens: Tensor, state: tuple[Tensor, Tensor], segments: in
         tokens: float32 `[B, L, D]`.
         state: z_H and z_L, `[B, L, D]` each.
     """
-    nobody = torch.zeros(1, len(tokens), dtype=torch.bool)
+    no_start = torch.zeros(1, len(tokens), dtype=torch.bool)
     anywhere = torch.zeros(1, len(tokens), dtype=torch.int64)
-    z_H, z_L = run_window(plan, FULL, Thinking(segments), tokens[None], state, nobody, anywhere).state
+    z_H, z_L = run_window(plan, FULL, Thinking(segments), tokens[None], state, no_start, anywhere).state
     return z_H, z_L
 
 
