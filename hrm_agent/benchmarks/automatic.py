@@ -16,11 +16,12 @@ from hrm_agent.parallel import Shards
 from hrm_agent.policy import to_tensors
 
 POLICIES: dict[str, list[str]] = {
-    "default": [],
-    "carry=gate": ["carry=gate"],
-    "HRM, conv": ["core=hrm"],
-    "TRM, attention": ["core.mixing=attention", "core.positions=rope"],
-    "TRM, mlp": ["core.mixing=mlp"],
+    "default (HRM, conv, gate)": [],
+    "carry=full": ["carry=full"],
+    "carry=reset": ["carry=reset"],
+    "TRM, conv": ["core=trm"],
+    "attention": ["core.mixing=attention", "core.positions=rope"],
+    "mlp": ["core.mixing=mlp"],
     "CartPole-v1": ["env=CartPole-v1"],
     "CartPole-v1, mlp": ["env=CartPole-v1", "core.mixing=mlp"],
 }
