@@ -2,7 +2,7 @@
 
     python experiments/parity/run.py FILE.safetensors ...
 
-Writes `results.json`: the largest error of every file. Kernels of other sets than the processor's are compiled with
+Writes `parity.json`: the largest error of every file. Kernels of other sets than the processor's are compiled with
 their flags; AVX-512 runs in software where the processor has none (`tests/agent/instruction_sets`).
 """
 
@@ -55,7 +55,7 @@ def main() -> None:
     from hrm_agent.parallel import instruction_set
 
     whole = {"command": "python experiments/parity/run.py FILES", "commit": commit, "processor": instruction_set()}
-    (HERE / "results.json").write_text(json.dumps({**whole, "records": records}, indent=1) + "\n")
+    (HERE / "parity.json").write_text(json.dumps({**whole, "records": records}, indent=1) + "\n")
     raise SystemExit(not all(r["agrees"] for r in records))
 
 
