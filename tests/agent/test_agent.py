@@ -154,8 +154,10 @@ def test_a_carry_rule_takes_its_weights_with_it_and_lends_none(tmp_path: Path) -
         weights = Agent.load(tmp_path / "gate", carry=carry).policy.state_dict()
         assert weights.keys() == {name for name in whole if not name.startswith("carry.")}
         assert all(torch.equal(whole[name], t) for name, t in weights.items())
-    same = Agent.load(tmp_path / "gate", carry="gate").policy.state_dict()
-    assert all(torch.equal(whole[name], t) for name, t in same.items())
+    for carry in ("gate", "auto"):
+        same = Agent.load(tmp_path / "gate", carry=carry).policy.state_dict()
+        assert same.keys() == whole.keys()
+        assert all(torch.equal(whole[name], t) for name, t in same.items())
     make_agent().save(tmp_path / "full")
     for trained, carry in (("full", "gate"), ("full", "output"), ("gate", "output")):
         with pytest.raises(ValueError, match=f"carry={carry}: it has weights of its own .* carry={trained} lacks"):

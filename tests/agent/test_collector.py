@@ -74,6 +74,7 @@ def test_cut_off_episodes_are_bootstrapped_from_their_last_observation_and_the_s
     carry: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     algo, collector, rollout = make_ppo({"carry": carry}, env_options=SHORT)
+    rollout.final_values[:] = 7.0  # of a rollout before, in the same memory
     steps = record_steps(collector, monkeypatch)
     collector.collect(rollout)
     state = tuple(s[0] for s in rollout.states)

@@ -113,3 +113,13 @@ def test_what_does_not_fit_is_refused() -> None:
         run_gru(
             torch.zeros(1, 2, 5), h[:2], starts[:, :2], h[0], torch.zeros(24, 8), torch.zeros(24), segments=1, cut=False
         )
+
+
+def test_numbers_that_are_not_finite_stay_so() -> None:
+    """Training ends where logits are not finite; gates that swallow a NaN would hide it."""
+    torch.manual_seed(1)
+    policy = make(memory=21)
+    kernels.use(policy, "fused")
+    with torch.no_grad():
+        next(p for name, p in policy.core.named_parameters() if "hh" in name).fill_(torch.nan)
+        assert policy.unroll(*window(policy, 2, 3, 0)).logits.isnan().all()

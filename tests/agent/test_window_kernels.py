@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hrm_agent import kernels
 from hrm_agent.carry import Full
+from hrm_agent.cores.trm import TRM
 from hrm_agent.encoders import EncoderConfig
 from hrm_agent.evaluation.report import measure_cost
 from hrm_agent.kernels import window as windows
@@ -393,3 +394,17 @@ def test_weights_of_another_type_are_not_read_by_the_kernels() -> None:
     tokens = policy.encoder(obs[0])
     assert policy.core.window_plan().suits(tokens, state) is False
     assert not policy.core.net.runs_kernels(tokens)
+
+
+def test_a_core_of_ones_own_does_not_inherit_the_kernels_of_its_parent() -> None:
+    class Doubled(TRM):
+        def forward(self, x: Tensor, state: Any) -> Any:
+            y, after = super().forward(x, state)
+            return 2 * y, after
+
+    class Named(TRM):
+        name = "the same computation"
+
+    options = {"layers": 1, "num_heads": 1, "H_cycles": 1, "mixing": "conv", "inner_size": 16}
+    assert Doubled(16, 6, (2, 3), **options).window_plan() is None
+    assert Named(16, 6, (2, 3), **options).window_plan() is not None
