@@ -36,7 +36,7 @@ class Passes:
         rows: B, of all processes.
         gradient: with the gradient of all weights.
         each_segment: a single step, whose segments are trained one at a time.
-        whole: see `Policy.slices`.
+        divisible: see `Policy.slices`.
     """
 
     times: float
@@ -44,7 +44,7 @@ class Passes:
     rows: int
     gradient: bool = False
     each_segment: bool = False
-    whole: bool = True
+    divisible: bool = True
 
 
 def passes_of(config: PPOConfig | DQNConfig | ImitationConfig) -> list[Passes]:
@@ -54,10 +54,15 @@ def passes_of(config: PPOConfig | DQNConfig | ImitationConfig) -> list[Passes]:
         return [
             Passes(config.collect_steps, 0, config.num_envs),
             Passes(
-                config.updates, config.train_steps, rows, gradient=True, each_segment=config.each_segment, whole=False
+                config.updates,
+                config.train_steps,
+                rows,
+                gradient=True,
+                each_segment=config.each_segment,
+                divisible=False,
             ),
             # The target network, and the policy's own burn-in and bootstrap.
-            Passes((1 + config.double_q) * config.updates, replayed, rows, whole=False),
+            Passes((1 + config.double_q) * config.updates, replayed, rows, divisible=False),
         ]
     windows = config.num_envs * config.rollout_steps // config.window
     passes = [
@@ -169,7 +174,7 @@ class PolicyWork:
             else:
                 torch.autograd.grad(_sum(policy.unroll(*given)), parameters, allow_unused=True)
 
-        self.shards.map(part, policy.slices(self.shards, size.rows, passes.whole))
+        self.shards.map(part, policy.slices(self.shards, size.rows, passes.divisible))
 
     def _decide(self, policy: Policy, passes: Passes, obs: Observation, state: PolicyState, start: Tensor) -> Decision:
         if passes.steps:

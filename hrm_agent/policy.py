@@ -197,16 +197,16 @@ class Policy(nn.Module):
             self._rows_at_once[kind] = rows_at_once(self, self.encoder.length, self.device)
         return self._rows_at_once[kind]
 
-    def slices(self, shards: Shards, rows: int, whole: bool = True) -> list[slice]:
+    def slices(self, shards: Shards, rows: int, divisible: bool = True) -> list[slice]:
         """How a batch is dealt out to threads: in slices, or whole where the kernels divide it themselves.
 
         Whole, what surrounds the kernels is done once and not for every slice. A batch that is too large for that, by
         `rows_at_once`, would keep too much for its gradient at a time.
 
         Args:
-            whole: False where not all is done by `step` and `unroll`.
+            divisible: False where not all is done by `step` and `unroll`, whose kernels divide a batch.
         """
-        largest, found = self.rows_at_once, self._planned() if whole and self._encodes_cheaply else None
+        largest, found = self.rows_at_once, self._planned() if divisible and self._encodes_cheaply else None
         whole = found is not None and found[0].divides and (largest is None or rows <= largest * shards.count)
         self.divide(shards.count if whole else 1)
         return [slice(0, rows)] if whole else shards.slices(rows, largest)

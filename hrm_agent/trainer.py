@@ -160,6 +160,7 @@ class Trainer(RunLoop):
         self.updates = 0
         self.best = (-1.0, 0.0)  # success and return on validation levels
         self.validation: dict[str, Any] = {}
+        self._validated_at = -1  # frames
 
     def _accelerator(self, console: Console | None) -> Accelerator | None:
         if self.policy.device.type != "cuda":
@@ -220,6 +221,7 @@ class Trainer(RunLoop):
                 shards=self.shards,
                 ranks=self.ranks,
             )
+        self._validated_at = self.frames
         log.scalars(self.frames, validation=self.validation)
         reached = (self.validation["success"], self.validation["return"])
         if reached >= self.best:  # of equals the later, which has seen more
@@ -243,8 +245,9 @@ class Trainer(RunLoop):
         log.video(self.frames, "validation/episodes", encode_gif(frames, VIDEO_FPS), frames[0].shape)
 
     def finish(self, log: RunLog, console: Console) -> None:
-        with console.waiting(f"measuring on {self.config.eval_episodes:,} validation levels"):
-            self.validate(log)
+        if self._validated_at != self.frames:
+            with console.waiting(f"measuring on {self.config.eval_episodes:,} validation levels"):
+                self.validate(log)
         self._save_agent("last")
         self.save_checkpoint()
         with console.waiting("filming two episodes"):

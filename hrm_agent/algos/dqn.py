@@ -200,13 +200,13 @@ class DQN:
         def gradient(part: slice) -> Part:
             return self._gradient(*self.loss(batch.columns(part), rows))
 
-        parts = self.shards.map(gradient, self.policy.slices(self.shards, batch.mask.shape[1], whole=False))
+        parts = self.shards.map(gradient, self.policy.slices(self.shards, batch.mask.shape[1], divisible=False))
         return self._step(parts, progress), torch.cat([p[2] for p in parts], 1)
 
     def _train_segments(self, batch: Sequences, progress: float) -> tuple[dict[str, float], Tensor]:
         """One optimizer step at each segment of thought. Returns sums over them and the last one's TD errors."""
         rows = max(1, int(batch.mask.sum()))
-        slices = self.policy.slices(self.shards, batch.mask.shape[1], whole=False)
+        slices = self.policy.slices(self.shards, batch.mask.shape[1], divisible=False)
         losses = self.shards.map(lambda part: self._segment_losses(batch.columns(part), rows), slices)
         sums: dict[str, float] = defaultdict(float)
         parts: list[Part] = []

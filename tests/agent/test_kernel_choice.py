@@ -157,7 +157,7 @@ def test_an_iteration_is_what_the_algorithms_compute() -> None:
         Passes(0.0, 16, 128),
     ]
     settings = {**DQN_SETTINGS, "train_steps": 1, "each_segment": True}
-    assert passes_of(DQNConfig(**settings))[1] == Passes(2, 1, 4, gradient=True, each_segment=True, whole=False)
+    assert passes_of(DQNConfig(**settings))[1] == Passes(2, 1, 4, gradient=True, each_segment=True, divisible=False)
 
 
 # A policy's own work

@@ -381,7 +381,7 @@ def test_the_kernels_divide_what_they_compute_and_python_the_rest() -> None:
     assert policy.slices(shards, 10) == [slice(0, 5), slice(5, 10)]
     kernels.use(policy, "fused")
     assert (policy.slices(shards, 10), policy.threads) == ([slice(0, 10)], 2)
-    assert (policy.slices(shards, 10, whole=False), policy.threads) == ([slice(0, 5), slice(5, 10)], 1)
+    assert (policy.slices(shards, 10, divisible=False), policy.threads) == ([slice(0, 5), slice(5, 10)], 1)
     many = 2 * policy.rows_at_once + 1  # would keep too much at a time
     assert (len(policy.slices(shards, many)), policy.threads) == (4, 1)
 
