@@ -81,8 +81,8 @@ def test_the_searchs_winner_is_an_arm_of_its_own_unless_it_is_the_default(study:
     (here / "tuned.json").write_text(json.dumps({**TUNED, "trm": {"settings": {"algo.gamma": 0.9}}}))
     assert "trm_tuned" not in {arm.name for arm in study.arms_of({**CONFIG, "search": None})}
     options = {arm.name: arm.options for arm in study.arms_of(searched)}
-    assert options["trm"] == ("core=trm",)
-    assert options["trm_tuned"] == options["trm_tuned_fog"] == ("core=trm", "algo.gamma=0.9")
+    assert options["trm"] == ("+earlier=november_2026", "core=trm")
+    assert options["trm_tuned"] == options["trm_tuned_fog"] == (*options["trm"], "algo.gamma=0.9")
 
 
 @pytest.mark.usefixtures("here")

@@ -27,6 +27,7 @@ def successes(carry: str, time_gradient: str, folder: Path) -> tuple[float, floa
             "rollout_steps": 16,
             "window": 16,
             "minibatch_windows": 32,
+            "epochs": 3,
             "learning_rate": 7e-3,
             "gae_lambda": 0.9,
             "value_coef": 0.5,

@@ -166,7 +166,7 @@ def train(python: Python, folder: Path, frames: int) -> Path:
     python("-m", "hrm_agent.train", "resume=run", f"total_steps={frames * 5 // 4}")
     python("-m", "hrm_agent.evaluate", "run=run", "episodes=32", "out=eval.json")
     report = json.loads((folder / "eval.json").read_text())
-    assert (report["env"], report["core"], report["carry"]) == ("second_project:Corridor-v0", "ring", "full")
+    assert (report["env"], report["core"], report["carry"]) == ("second_project:Corridor-v0", "ring", "gate")
     last = json.loads((folder / "run" / "agents" / "last" / "agent.json").read_text())
     assert last["info"]["frames"] >= frames * 5 // 4
     assert sorted(path.name for path in folder.iterdir()) == ["eval.json", "run"]
