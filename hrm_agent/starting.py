@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 from hrm_agent.kernels import build
@@ -18,6 +19,7 @@ def begin(command: str, arguments: list[str]) -> None:
         arguments: of the command line, not checked yet. What only a file says of `kernel` and `device` is not known.
     """
     shows = any(a in ("-h", "--help", "--cfg", "-c", "--info", "-i", "--hydra-help") for a in arguments)
+    gc.disable()  # imports make hundreds of thousands of objects that live on: a tenth of the start goes into walking them
     if os.environ.get("RANK", "0") != "0" or shows:
         return
     line = Waiting(f"hrm_agent.{command} starts: importing torch")
@@ -33,3 +35,6 @@ def over() -> None:
     """Everything is imported; calling it again changes nothing."""
     while _speaks:
         _speaks.pop().__exit__(None, None, None)
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import subprocess
@@ -82,7 +83,9 @@ def test_kernels_compile_where_they_will_be_asked_for(
     begun: list[bool] = []
     monkeypatch.setattr(build, "begin", lambda: begun.append(True))
     starting.begin("train", arguments)
+    assert not gc.isenabled()  # imports are not walked
     starting.over()
+    assert gc.isenabled()
     assert begun == [True] * begins
 
 
