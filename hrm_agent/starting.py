@@ -19,7 +19,7 @@ def begin(command: str, arguments: list[str]) -> None:
         arguments: of the command line, not checked yet. What only a file says of `kernel` and `device` is not known.
     """
     shows = any(a in ("-h", "--help", "--cfg", "-c", "--info", "-i", "--hydra-help") for a in arguments)
-    gc.disable()  # imports make hundreds of thousands of objects that live on: a tenth of the start goes into walking them
+    gc.disable()  # a tenth of the start would go into walking what the imports make
     if os.environ.get("RANK", "0") != "0" or shows:
         return
     line = Waiting(f"hrm_agent.{command} starts: importing torch")

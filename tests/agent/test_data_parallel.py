@@ -206,9 +206,9 @@ def test_what_does_not_divide_is_refused_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "size", "message"),
     [
-        (PPOConfig(num_envs=12, rollout_steps=8, window=8, minibatch_windows=12), 8, r"algo.num_envs=12 for 8 processes"),
-        (PPOConfig(num_envs=8, rollout_steps=8, window=8, minibatch_windows=8), 8, r"2 or more for each"),
-        (PPOConfig(num_envs=12, rollout_steps=8, window=8, minibatch_windows=3), 2, r"algo.minibatch_windows=3 for 2 processes"),
+        (PPOConfig(num_envs=12, window=8, minibatch_windows=12), 8, r"algo.num_envs=12 for 8 processes"),
+        (PPOConfig(num_envs=8, window=8, minibatch_windows=8), 8, r"2 or more for each"),
+        (PPOConfig(num_envs=12, window=8, minibatch_windows=3), 2, r"algo.minibatch_windows=3 for 2 processes"),
         (DQNConfig(), 2, r"algo=dqn trains in one process, not in 2 processes of torchrun"),
     ],
 )
