@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 import hrm_envs  # noqa: F401 - registers the environments
 
 if TYPE_CHECKING:
-    from hrm_agent.agent import Agent
-    from hrm_agent.environments import make_env
-    from hrm_agent.registration import make, register, registry
+    from hrm_agent.agents.agent import Agent
+    from hrm_agent.agents.registry import make, register, registry
+    from hrm_agent.environments.make import make_env
 
 __version__ = "0.1.0"
 __all__ = ["Agent", "__version__", "make", "make_env", "register", "registry"]
 
-_MODULES = {"Agent": "agent", "make_env": "environments", "make": "registration", "register": "registration",
-            "registry": "registration"}  # fmt: skip
+_MODULES = {"Agent": "agents.agent", "make_env": "environments.make", "make": "agents.registry",
+            "register": "agents.registry", "registry": "agents.registry"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

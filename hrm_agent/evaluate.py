@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hrm_agent.agent import Agent
-from hrm_agent.checkpoint import write_atomically
-from hrm_agent.cli import parse_agent_options, usage_errors
-from hrm_agent.environments import make_vector_env
+from hrm_agent.agents.agent import Agent
+from hrm_agent.agents.registry import load_agent
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import PolicyActor, RandomActor, ReplanActor, run_in_shards
 from hrm_agent.evaluation.level_sets import find_level_set
 from hrm_agent.evaluation.report import (
@@ -21,11 +20,12 @@ from hrm_agent.evaluation.report import (
     summarize_clairvoyant,
     to_json,
 )
-from hrm_agent.kernel_choice import choose_for_playing
 from hrm_agent.kernels import check_kernel
-from hrm_agent.parallel import Shards, available_cores
-from hrm_agent.policy import to_tensors
-from hrm_agent.registration import load_agent
+from hrm_agent.launch.cli import parse_agent_options, usage_errors
+from hrm_agent.parallel.threads import Shards, available_cores
+from hrm_agent.policies.policy import to_tensors
+from hrm_agent.tensors.files import write_atomically
+from hrm_agent.training.kernel_choice import choose_for_playing
 from hrm_envs import MazeVectorEnv
 
 BATCH = 256

@@ -18,10 +18,10 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
-from hrm_agent.config import config_folder, typed
 from hrm_agent.cores import build_core
-from hrm_agent.encoders import EncoderConfig, Observation, build_encoder, find_grid
-from hrm_agent.policy import READOUTS, agent_token, read_token
+from hrm_agent.launch.settings import config_folder, typed
+from hrm_agent.policies.encoders import EncoderConfig, Observation, build_encoder, find_grid
+from hrm_agent.policies.policy import READOUTS, agent_token, read_token
 
 
 class CoreExtractor(BaseFeaturesExtractor):
@@ -47,7 +47,8 @@ class CoreExtractor(BaseFeaturesExtractor):
         segments: calls of the core per observation.
         readout: the token that is given: the `agent`'s (grids only), the `mean` of all, the `first` or the `last`.
         agent_id: the id that marks the agent in a grid, for `readout=agent`.
-        encoder: settings of `hrm_agent.encoders.EncoderConfig` by name; `dict(crop=1, patch_size=2)` suits our mazes.
+        encoder: settings of `hrm_agent.policies.encoders.EncoderConfig` by name; `dict(crop=1, patch_size=2)` suits
+            our mazes.
         core_options: changed options of the core; the others are as shipped in `configs/core`, where it is there.
         normalize_images: what the policy was given of this name (`policy_kwargs`).
 

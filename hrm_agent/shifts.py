@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hrm_agent.checkpoint import write_atomically
-from hrm_agent.cli import parse_agent_options, usage_errors
+from hrm_agent.agents.registry import load_agent
 from hrm_agent.evaluation.report import describe_agent, to_json
 from hrm_agent.evaluation.shifts import AXES, base_config, format_header, format_point, list_points, run_shifts
-from hrm_agent.parallel import Shards, available_cores
-from hrm_agent.registration import load_agent
+from hrm_agent.launch.cli import parse_agent_options, usage_errors
+from hrm_agent.parallel.threads import Shards, available_cores
+from hrm_agent.tensors.files import write_atomically
 from hrm_envs.config import MAX_SIDE
 
 

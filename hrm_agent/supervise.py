@@ -13,11 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from hrm_agent.checkpoint import write_atomically
-from hrm_agent.cli import UsageError, usage_errors
-from hrm_agent.config import resolve
-from hrm_agent.data_parallel import check_local_device, join
-from hrm_agent.runs import (
+from hrm_agent.launch.cli import UsageError, usage_errors
+from hrm_agent.launch.runs import (
     announce,
     check_count,
     open_loop,
@@ -29,13 +26,16 @@ from hrm_agent.runs import (
     start_run,
     write_settings,
 )
+from hrm_agent.launch.settings import resolve
+from hrm_agent.launch.supervised_settings import settings
+from hrm_agent.parallel.processes import check_local_device, join
 from hrm_agent.supervised.deep_supervision import SupervisedConfig, check_ranks
 from hrm_agent.supervised.evaluation import format_report
 from hrm_agent.supervised.files import ModelConfig, build_model, check_answerable
-from hrm_agent.supervised.settings import settings
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.trainer import RunConfig, SupervisedTrainer
-from hrm_agent.tracking import Console
+from hrm_agent.tensors.files import write_atomically
+from hrm_agent.training.tracking import Console
 
 COMMAND = "hrm_agent.supervise"
 CHANGEABLE = (

@@ -13,24 +13,19 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    from hrm_agent import starting
+    from hrm_agent.launch import starting
 
     starting.begin("train", sys.argv[1:])  # now: what follows imports torch, which takes seconds
 
 from omegaconf import DictConfig
 
-from hrm_agent.agent import RUN_FILE, add_facts, find_agent_folder
-from hrm_agent.card import evaluation_facts
-from hrm_agent.checkpoint import CheckpointFolder
-from hrm_agent.cli import UsageError, nearest, usage_errors
-from hrm_agent.config import ALGORITHMS, resolve, settings
-from hrm_agent.data_parallel import check_local_device, join
+from hrm_agent.agents.agent import RUN_FILE, add_facts, find_agent_folder
+from hrm_agent.agents.card import evaluation_facts
+from hrm_agent.environments.sources import refuse_own_module
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import format_report
-from hrm_agent.learners import AlgoConfig, build_env, check_memory, check_ranks
-from hrm_agent.policy import Policy, PolicyConfig
-from hrm_agent.run_loop import CHECKPOINTS
-from hrm_agent.runs import (
+from hrm_agent.launch.cli import UsageError, nearest, usage_errors
+from hrm_agent.launch.runs import (
     announce,
     check_count,
     open_loop,
@@ -42,9 +37,14 @@ from hrm_agent.runs import (
     start_run,
     write_settings,
 )
-from hrm_agent.sources import refuse_own_module
-from hrm_agent.tracking import Console
-from hrm_agent.trainer import Trainer, TrainerConfig, prepare
+from hrm_agent.launch.settings import ALGORITHMS, resolve, settings
+from hrm_agent.parallel.processes import check_local_device, join
+from hrm_agent.policies.policy import Policy, PolicyConfig
+from hrm_agent.training.checkpoints import CheckpointFolder
+from hrm_agent.training.learners import AlgoConfig, build_env, check_memory, check_ranks
+from hrm_agent.training.loop import CHECKPOINTS
+from hrm_agent.training.tracking import Console
+from hrm_agent.training.trainer import Trainer, TrainerConfig, prepare
 
 COMMAND = "hrm_agent.train"
 WORST = {"success": 0.0, "return": float("-inf")}  # of each objective, what a run that diverged is given

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hrm_agent.checkpoint import write_atomically
-from hrm_agent.cli import parse_agent_options, usage_errors
-from hrm_agent.environments import make_vector_env
+from hrm_agent.agents.registry import load_agent
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.video import check_mp4, encode_gif, encode_mp4, record_episodes
-from hrm_agent.registration import load_agent
+from hrm_agent.launch.cli import parse_agent_options, usage_errors
+from hrm_agent.tensors.files import write_atomically
 
 
 def watch(

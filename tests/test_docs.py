@@ -33,13 +33,14 @@ import pytest
 import yaml
 from PIL import Image
 
-from hrm_agent import bench, hub, registry, supervise, train
-from hrm_agent.cli import check_jobs, open_options, parse_options, wants_help
-from hrm_agent.config import resolve, settings
+from hrm_agent import bench, registry, supervise, train
+from hrm_agent.agents import hub
 from hrm_agent.cores import CORES
-from hrm_agent.initial_weights import parse_parts
-from hrm_agent.runs import load_run
-from hrm_agent.sources import import_source
+from hrm_agent.environments.sources import import_source
+from hrm_agent.launch.cli import check_jobs, open_options, parse_options, wants_help
+from hrm_agent.launch.runs import load_run
+from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.training.warm_start import parse_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -173,7 +174,7 @@ def install(name: str, toml: str, folder: Path) -> None:
 
 
 class FolderHub:
-    """What `hrm_agent.hub` uses of `huggingface_hub`, with a folder for each repository."""
+    """What `hrm_agent.agents.hub` uses of `huggingface_hub`, with a folder for each repository."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

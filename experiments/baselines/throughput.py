@@ -35,11 +35,11 @@ from hrm_agent import kernels  # noqa: E402
 from hrm_agent.baselines import actor  # noqa: E402
 from hrm_agent.baselines.agents import RecurrentPPOSettings, build_model, layout_of  # noqa: E402
 from hrm_agent.baselines.vec_env import SB3VecEnv  # noqa: E402
-from hrm_agent.cli import compose_config  # noqa: E402
-from hrm_agent.config import resolve, settings  # noqa: E402
-from hrm_agent.environments import make_vector_env  # noqa: E402
+from hrm_agent.environments.make import make_vector_env  # noqa: E402
 from hrm_agent.evaluation import report  # noqa: E402
-from hrm_agent.trainer import Trainer  # noqa: E402
+from hrm_agent.launch.cli import compose_config  # noqa: E402
+from hrm_agent.launch.settings import resolve, settings  # noqa: E402
+from hrm_agent.training.trainer import Trainer  # noqa: E402
 
 SHIPPED = ("trm", "gru")
 AGENTS = ("lstm", "gru_as_lstm", "trm", "lstm_as_trm", "gru", "lstm_as_gru", "lstm_as_trm_by_default")

@@ -22,10 +22,10 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from hrm_agent.agent import Agent
-from hrm_agent.checkpoint import write_atomically
+from hrm_agent.agents.agent import Agent
 from hrm_agent.evaluation.latents import INTERVENTIONS, KINDS, intervene, latent_curves
 from hrm_agent.evaluation.probes import probe_cells
+from hrm_agent.tensors.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 AS_TRAINED = "as trained"

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrm_agent.cli import compose_config
-from hrm_agent.config import resolve, settings
 from hrm_agent.cores.blocks import PositionMLPMixing, swiglu_width
 from hrm_agent.cores.sweep import GATE_GROUPS, SCAN_PRODUCTS
-from hrm_agent.policy import Policy
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.policies.policy import Policy
 from hrm_envs import Cell
 
 HERE = Path(__file__).resolve().parent

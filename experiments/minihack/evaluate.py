@@ -20,11 +20,11 @@ import gymnasium as gym
 import numpy as np
 
 import hrm_agent
-from hrm_agent.agent import Agent
-from hrm_agent.checkpoint import write_atomically
-from hrm_agent.cli import UsageError, usage_errors
-from hrm_agent.environments import check_env_id
+from hrm_agent.agents.agent import Agent
+from hrm_agent.environments.make import check_env_id
 from hrm_agent.evaluation.metrics import wilson_interval
+from hrm_agent.launch.cli import UsageError, usage_errors
+from hrm_agent.tensors.files import write_atomically
 
 FOLDER = Path(__file__).resolve().parent
 MARKS = ("<!-- table minihack -->", "<!-- /table -->")

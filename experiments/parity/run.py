@@ -52,7 +52,7 @@ def main() -> None:
                 print(own, max(r["largest_error"] for r in records[-len(files) :]), flush=True)
     git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    from hrm_agent.parallel import instruction_set
+    from hrm_agent.parallel.threads import instruction_set
 
     whole = {"command": "python experiments/parity/run.py FILES", "commit": commit, "processor": instruction_set()}
     (HERE / "parity.json").write_text(json.dumps({**whole, "records": records}, indent=1) + "\n")

@@ -32,9 +32,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import study  # noqa: E402
 
-from hrm_agent.agent import Agent  # noqa: E402
-from hrm_agent.checkpoint import write_atomically  # noqa: E402
-from hrm_agent.encoders import GridEncoder, find_grid  # noqa: E402
+from hrm_agent.agents.agent import Agent  # noqa: E402
 from hrm_agent.evaluation.latents import think_on  # noqa: E402
 from hrm_agent.evaluation.probes import (  # noqa: E402
     RidgeProbe,
@@ -45,9 +43,11 @@ from hrm_agent.evaluation.probes import (  # noqa: E402
     token_places,
 )
 from hrm_agent.evaluation.similarity import LinearCKA  # noqa: E402
-from hrm_agent.policy import Policy  # noqa: E402
+from hrm_agent.policies.encoders import GridEncoder, find_grid  # noqa: E402
+from hrm_agent.policies.policy import Policy  # noqa: E402
 from hrm_agent.supervised.model import PuzzleModel  # noqa: E402
 from hrm_agent.supervised.tasks.maze_views import MazeViewsTask, on_any_path  # noqa: E402
+from hrm_agent.tensors.files import write_atomically  # noqa: E402
 from hrm_envs import Cell  # noqa: E402
 from hrm_envs.planners import replan  # noqa: E402
 

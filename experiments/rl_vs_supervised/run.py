@@ -239,7 +239,8 @@ def act(config: dict[str, Any], job: Job, jobs: int) -> tuple[dict[str, Any], di
 
 def labelled_steps(place: Path) -> int:
     """Steps for which the oracle told an imitating policy what to do, over the whole run; 0 for the others."""
-    from hrm_agent.checkpoint import CheckpointFolder, load_tensors
+    from hrm_agent.tensors.files import load_tensors
+    from hrm_agent.training.checkpoints import CheckpointFolder
 
     path = CheckpointFolder(place / "checkpoints").latest()
     return 0 if path is None else load_tensors(path)[1].get("learner", {}).get("labels", 0)

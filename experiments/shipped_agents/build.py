@@ -18,11 +18,11 @@ from typing import Any
 import yaml
 
 import hrm_agent
-from hrm_agent.agent import Agent
-from hrm_agent.card import evaluation_facts
-from hrm_agent.checkpoint import write_atomically
+from hrm_agent.agents.agent import Agent
+from hrm_agent.agents.card import evaluation_facts
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import to_json
+from hrm_agent.tensors.files import write_atomically
 from hrm_agent.train import run_facts
 
 HERE = Path(__file__).resolve().parent

@@ -26,12 +26,13 @@ from typing import Any
 
 import torch
 
-from hrm_agent.checkpoint import flatten, load_tensors, save_tensors, unflatten
-from hrm_agent.cli import compose_config
-from hrm_agent.config import resolve, settings
-from hrm_agent.data_parallel import ProcessGroup, Ranks, join
-from hrm_agent.tracking import Console, NoLog
-from hrm_agent.trainer import Trainer
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.parallel.processes import ProcessGroup, Ranks, join
+from hrm_agent.tensors.files import load_tensors, save_tensors
+from hrm_agent.tensors.trees import flatten, unflatten
+from hrm_agent.training.tracking import Console, NoLog
+from hrm_agent.training.trainer import Trainer
 
 ROUNDS, WARM_UP, ITERATIONS, ALONE_CALLS, DRAWS = 3, 2, 8, 300, 50
 ARMS = {"1 process x 1 shard": (1, 1), "1 process x 2 shards": (1, 2), "2 processes x 1 shard": (2, 1)}

@@ -27,11 +27,11 @@ import torch
 from plain_recipe import PlainModel, PlainTraining
 
 from hrm_agent.kernels import use
-from hrm_agent.parallel import Shards, available_cores
+from hrm_agent.parallel.threads import Shards, available_cores
 from hrm_agent.supervised import ModelConfig, build_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.tasks.base import Examples, TaskSpec
-from hrm_agent.tracking import CLOCKS
+from hrm_agent.training.tracking import CLOCKS
 
 HERE = Path(__file__).parent
 SUDOKU = TaskSpec(sequence_length=81, input_ids=11, answer_ids=11, grid=(9, 9))

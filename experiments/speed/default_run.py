@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--earlier", action="store_true")
     parser.add_argument("--whole", action="store_true")
     given = parser.parse_args()
-    from hrm_agent.parallel import available_cores, instruction_set
+    from hrm_agent.parallel.threads import available_cores, instruction_set
 
     cores = available_cores()
     runs = {"default": [], **({"earlier": ["+earlier=november_2026"]} if given.earlier else {})}

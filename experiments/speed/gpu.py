@@ -26,18 +26,18 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from hrm_agent.cli import compose_config
-from hrm_agent.config import resolve, settings
 from hrm_agent.cores.blocks import BlockStack
 from hrm_agent.cuda import Accelerator, CudaConfig
 from hrm_agent.cuda.accelerator import build
 from hrm_agent.cuda.core import AGREEMENT, CoreForward, all_in_bf16, install
-from hrm_agent.cuda.graphs import Again, CudaGraph, Replayed
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.kernels import use
-from hrm_agent.learners import build_env, build_learner
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy, to_tensors
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.parallel.graphs import Again, CudaGraph, Replayed
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.policy import Policy, to_tensors
+from hrm_agent.training.learners import build_env, build_learner
 
 HERE = Path(__file__).resolve().parent
 Decide = Callable[[], Tensor]

@@ -29,8 +29,8 @@ from hrm_agent.benchmarks.cases import Options, measure
 from hrm_agent.benchmarks.paths import COMPILED, PLAIN_BF16, available_paths
 from hrm_agent.benchmarks.peaks import matrix_peaks
 from hrm_agent.benchmarks.recipe import BATCH, published
-from hrm_agent.parallel import available_cores
-from hrm_agent.tracking import CLOCKS
+from hrm_agent.parallel.threads import available_cores
+from hrm_agent.training.tracking import CLOCKS
 
 JSON = Path(__file__).with_suffix(".json")
 PAGE = JSON.with_name("README.md")

@@ -27,11 +27,11 @@ import torch
 
 from hrm_agent.benchmarks.networks import RUNS, RunParts, build_run
 from hrm_agent.benchmarks.paths import COMPILED, NoPath, available_paths, put_on
-from hrm_agent.collector import Collector
 from hrm_agent.evaluation import episodes
 from hrm_agent.evaluation.report import evaluate_policy
-from hrm_agent.learners import DQNLearner, Learner, PPOLearner, build_learner
-from hrm_agent.parallel import Shards
+from hrm_agent.experience.collector import Collector
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.training.learners import DQNLearner, Learner, PPOLearner, build_learner
 
 JSON = Path(__file__).with_suffix(".json")
 PAGE = JSON.with_name("README.md")

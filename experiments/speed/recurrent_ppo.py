@@ -33,7 +33,7 @@ from tune import ENV  # noqa: E402
 
 from hrm_agent import kernels  # noqa: E402
 from hrm_agent.baselines.agents import RecurrentPPOSettings  # noqa: E402
-from hrm_agent.kernels.stack import instructions  # noqa: E402
+from hrm_agent.kernels.cpu.stack import instructions  # noqa: E402
 
 SEED = 0  # of both
 

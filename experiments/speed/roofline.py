@@ -29,9 +29,9 @@ from hrm_agent.benchmarks.counting import count
 from hrm_agent.benchmarks.networks import HEADS, SHAPES, WIDTH, StackShape
 from hrm_agent.benchmarks.paths import COMPILED, PLAIN, available_paths, put_on
 from hrm_agent.benchmarks.peaks import BANDWIDTH_BYTES, bandwidth, matrix_peaks
-from hrm_agent.cli import compose_config
-from hrm_agent.config import resolve, settings
 from hrm_agent.cores import build_core
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve, settings
 
 HERE = Path(__file__).parent
 JSON, PAGE, FIGURE = HERE / "roofline.json", HERE / "README.md", HERE / "roofline.png"

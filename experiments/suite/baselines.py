@@ -27,10 +27,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from study import average, fill, load, mean_interval, table
 
-from hrm_agent.cli import compose_config
-from hrm_agent.config import resolve
 from hrm_agent.evaluation.episodes import Episodes, RandomActor, ReplanActor, run_episodes
 from hrm_agent.evaluation.report import summarize, summarize_clairvoyant
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve
 from hrm_envs import Cell
 
 HERE = Path(__file__).resolve().parent

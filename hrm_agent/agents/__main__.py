@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from hrm_agent.agent import find_agent_folder
-from hrm_agent.card import CARD_FILE
-from hrm_agent.checkpoint import CheckpointError
-from hrm_agent.cli import UsageError, usage_errors, wants_help
-from hrm_agent.registration import AgentSpec, registry
+from hrm_agent.agents.agent import find_agent_folder
+from hrm_agent.agents.card import CARD_FILE
+from hrm_agent.agents.registry import AgentSpec, registry
+from hrm_agent.launch.cli import UsageError, usage_errors, wants_help
+from hrm_agent.tensors.files import CheckpointError
 
 USAGE = "python -m hrm_agent.agents [ID]"
 COLUMNS = ("id", "environment", "core", "carry", "K", "parameters", "success on test levels", "from")

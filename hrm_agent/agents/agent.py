@@ -13,12 +13,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from hrm_agent.card import CARD_FILE, write_card
-from hrm_agent.checkpoint import CheckpointError, load_tensors, save_tensors, write_atomically
-from hrm_agent.distributions import build_distribution
-from hrm_agent.policy import Policy, PolicyConfig, to_tensors
-from hrm_agent.sources import refuse_own_module
-from hrm_agent.spaces import space_from_dict, space_to_dict
+from hrm_agent.agents.card import CARD_FILE, write_card
+from hrm_agent.environments.sources import refuse_own_module
+from hrm_agent.environments.spaces import space_from_dict, space_to_dict
+from hrm_agent.policies.distributions import build_distribution
+from hrm_agent.policies.policy import Policy, PolicyConfig, to_tensors
+from hrm_agent.tensors.files import CheckpointError, load_tensors, save_tensors, write_atomically
 
 AGENT_FILE = "agent.json"
 RUN_FILE = "run.json"  # of a training run, whose agents lie in RUN/agents/NAME

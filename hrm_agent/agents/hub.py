@@ -10,8 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hrm_agent.agent import AGENT_FILE, WEIGHTS_FILE, Agent, find_agent_folder
-from hrm_agent.card import CARD_FILE
+from hrm_agent.agents.agent import AGENT_FILE, WEIGHTS_FILE, Agent, find_agent_folder
+from hrm_agent.agents.card import CARD_FILE
 
 FILES = [AGENT_FILE, WEIGHTS_FILE, CARD_FILE]
 

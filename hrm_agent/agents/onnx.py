@@ -1,4 +1,4 @@
-"""`python -m hrm_agent.export agent=ID|run=RUN out=agent.onnx`: one decision of an agent as an ONNX graph.
+"""One decision of an agent as an ONNX graph (`python -m hrm_agent.export`).
 
 The graph is a function: the carried state goes in and comes out, as everywhere in this project.
 
@@ -6,8 +6,8 @@ The graph is a function: the carried state goes in and comes out, as everywhere 
              episode_start  bool `[B]`, true where the observation begins an episode; the state is then not looked at
              state_0, ...   what the last call returned; zeros before the first (none where nothing is carried)
     outputs  action         `[B, ...]`, the most probable action, as the environment takes it
-             logits         float `[B, P]`, parameters of the distribution over actions (`hrm_agent.distributions`),
-                            or Q-values
+             logits         float `[B, P]`, parameters of the actions' distribution, or Q-values
+                            (`hrm_agent.policies.distributions`)
              value          float `[B]`; absent where the logits are Q-values
              state_0_next, ...
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,15 +31,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hrm_agent.agent import Agent
-from hrm_agent.checkpoint import write_atomically
-from hrm_agent.cli import parse_agent_options, usage_errors
-from hrm_agent.distributions import Categorical, Distribution, Gaussian, MultiCategorical
-from hrm_agent.encoders import find_grid
+from hrm_agent.agents.agent import Agent
+from hrm_agent.agents.registry import load_agent
+from hrm_agent.environments.spaces import space_to_dict
 from hrm_agent.kernels import plainly
-from hrm_agent.policy import Policy
-from hrm_agent.registration import load_agent
-from hrm_agent.spaces import space_to_dict
+from hrm_agent.policies.distributions import Categorical, Distribution, Gaussian, MultiCategorical
+from hrm_agent.policies.encoders import find_grid
+from hrm_agent.policies.policy import Policy
+from hrm_agent.tensors.files import write_atomically
 
 TOLERANCE = 1e-4
 """Largest difference from torch that counts as rounding, relative to `1 + |number|`."""
@@ -319,19 +317,3 @@ def export(
     if path.suffix != ".onnx" or path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"out={out}: expected a name that ends in .onnx, in a folder that exists")
     return export_onnx(load_agent(run, agent, best, carry=carry, segments=segments, stop=stop), path)
-
-
-def main() -> None:
-    usage = "python -m hrm_agent.export run=RUN|agent=ID [KEY=VALUE] ..."
-    with usage_errors():
-        options = parse_agent_options(sys.argv[1:], "export", usage)
-        made = export(**options)
-    print(f"inputs  {', '.join(made['inputs'])}\noutputs {', '.join(made['outputs'])}")
-    print(
-        f"wrote {options['out']}: opset {made['opset']}, {made['bytes']:,} bytes, "
-        f"within {made['largest_difference']:.1e} of torch"
-    )
-
-
-if __name__ == "__main__":
-    main()

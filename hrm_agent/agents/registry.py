@@ -26,8 +26,8 @@ from typing import Any
 import gymnasium as gym
 
 from hrm_agent import agents as shipped
-from hrm_agent.agent import Agent, find_agent_folder, read_description
-from hrm_agent.wrappers import is_adapted
+from hrm_agent.agents.agent import Agent, find_agent_folder, read_description
+from hrm_agent.environments.wrappers import is_adapted
 
 GROUP = "hrm_agent.agents"
 ID = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*-v[0-9]+")

@@ -30,14 +30,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.carry import PolicyState
-from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
-from hrm_agent.encoders import Observation, map_observation
-from hrm_agent.gradients import clip_gradients, set_gradients
-from hrm_agent.optim import AdamATan2, FusedAdamW, adamw
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy
-from hrm_agent.replay import Replay, Sequences
+from hrm_agent.algos.optim import AdamATan2, FusedAdamW, adamw, load_optimizer_tensors, optimizer_tensors
+from hrm_agent.experience.replay import Replay, Sequences
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.carry import PolicyState
+from hrm_agent.policies.encoders import Observation, map_observation
+from hrm_agent.policies.policy import Policy
+from hrm_agent.tensors.gradients import clip_gradients, set_gradients
+from hrm_agent.tensors.trees import flatten, unflatten
 
 OPTIMIZERS = ("adamw", "adam_atan2")
 LOSSES: dict[str, Callable[..., Tensor]] = {"huber": nn.functional.huber_loss, "mse": nn.functional.mse_loss}
@@ -58,7 +58,7 @@ class DQNConfig:
     n_step: int = 3  # rewards summed before the bootstrap
     stride: int = 4  # the state is stored, and sequences begin, at every so many steps
     learning_rate: float = 1e-3
-    optimizer: str = "adamw"  # or adam_atan2 (hrm_agent.optim)
+    optimizer: str = "adamw"  # or adam_atan2 (hrm_agent.algos.optim)
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-5  # of adamw

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hrm_agent.algos.optim import adamw
 from hrm_agent.algos.ppo import drift_sums, pop_drift
-from hrm_agent.data_parallel import ALONE, Ranks
-from hrm_agent.demonstrations import Demonstrations, LabelledWindows
-from hrm_agent.distributions import Distribution
-from hrm_agent.gradients import clip_gradients, set_gradients
-from hrm_agent.optim import adamw
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy
-from hrm_agent.rollout import draw_minibatches
+from hrm_agent.experience.demonstrations import Demonstrations, LabelledWindows
+from hrm_agent.experience.rollout import draw_minibatches
+from hrm_agent.parallel.processes import ALONE, Ranks
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.distributions import Distribution
+from hrm_agent.policies.policy import Policy
+from hrm_agent.tensors.gradients import clip_gradients, set_gradients
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -200,3 +200,23 @@ def _value_of(closure: Callable[[], Any] | None) -> Any:
         return None
     with torch.enable_grad():
         return closure()
+
+
+def optimizer_tensors(optimizer: FusedAdamW | torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's per-parameter state as named tensors; parameters are numbered."""
+
+    def entries() -> Iterator[tuple[str, Tensor]]:
+        for index, state in optimizer.state_dict()["state"].items():
+            for name, value in state.items():
+                yield f"{index}/{name}", torch.as_tensor(value)
+
+    return dict(entries())
+
+
+def load_optimizer_tensors(optimizer: FusedAdamW | torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Inverse of `optimizer_tensors`; the parameter groups' settings stay those of `optimizer`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split("/")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

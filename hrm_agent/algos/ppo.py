@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrm_agent.data_parallel import ALONE, Ranks, moments
-from hrm_agent.encoders import map_observation
-from hrm_agent.gradients import clip_gradients, set_gradients
-from hrm_agent.optim import adamw
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy
-from hrm_agent.rollout import Rollout, Windows, draw_minibatches
+from hrm_agent.algos.optim import adamw
+from hrm_agent.experience.rollout import Rollout, Windows, draw_minibatches
+from hrm_agent.parallel.processes import ALONE, Ranks, moments
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.encoders import map_observation
+from hrm_agent.policies.policy import Policy
+from hrm_agent.tensors.gradients import clip_gradients, set_gradients
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from hrm_agent.baselines.actor import SB3Actor, count_parameters, measure_cost
 from hrm_agent.baselines.agents import BASELINES, Settings, build_model, layout_of
 from hrm_agent.baselines.vec_env import SB3VecEnv
-from hrm_agent.cli import nearest
-from hrm_agent.collector import RECENT_EPISODES
-from hrm_agent.config import typed
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import Actor, RandomActor, ReplanActor, run_in_shards
 from hrm_agent.evaluation.report import list_levels, summarize, summarize_clairvoyant
-from hrm_agent.tracking import CLOCKS, RunLog
+from hrm_agent.experience.collector import RECENT_EPISODES
+from hrm_agent.launch.cli import nearest
+from hrm_agent.launch.settings import typed
+from hrm_agent.training.tracking import CLOCKS, RunLog
 from hrm_envs import MazeVectorEnv
 
 BATCH = 256

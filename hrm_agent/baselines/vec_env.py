@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvStepReturn
 
 from hrm_agent.baselines.observations import View, build_view
-from hrm_agent.collector import stack_final_obs
-from hrm_agent.environments import episode_statistics, episode_success
+from hrm_agent.environments.make import episode_statistics, episode_success
+from hrm_agent.experience.collector import stack_final_obs
 
 
 class SB3VecEnv(VecEnv):

@@ -9,11 +9,11 @@ from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.paths import PLAIN
 from hrm_agent.benchmarks.training import policy_on
-from hrm_agent.kernel_choice import Passes, PolicyWork, measure_policy, passes_of
 from hrm_agent.kernels import candidates
 from hrm_agent.kernels.measure import Size
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import to_tensors
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.policy import to_tensors
+from hrm_agent.training.kernel_choice import Passes, PolicyWork, measure_policy, passes_of
 
 POLICIES: dict[str, list[str]] = {
     "default (HRM, conv, gate)": [],

@@ -13,9 +13,9 @@ from hrm_agent.benchmarks.cases import CHECKED_ROWS, EXACT, Case, Contestant, Op
 from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.paths import put_on
-from hrm_agent.carry import PolicyState
-from hrm_agent.collector import Collector
-from hrm_agent.parallel import Shards
+from hrm_agent.experience.collector import Collector
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.carry import PolicyState
 
 
 def decision(options: Options) -> Iterator[Case]:

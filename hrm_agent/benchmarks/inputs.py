@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hrm_agent.benchmarks.networks import RunParts
-from hrm_agent.carry import PolicyState
-from hrm_agent.environments import make_vector_env
-from hrm_agent.rollout import Windows
+from hrm_agent.environments.make import make_vector_env
+from hrm_agent.experience.rollout import Windows
+from hrm_agent.policies.carry import PolicyState
 
 
 def observations(parts: RunParts, steps: int, rows: int, seed: int) -> Tensor:

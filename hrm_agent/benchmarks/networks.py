@@ -10,13 +10,13 @@ from torch import Tensor
 
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
-from hrm_agent.cli import compose_config
-from hrm_agent.config import resolve, settings
 from hrm_agent.cores.blocks import BlockStack, RotaryPositions
-from hrm_agent.environments import make_vector_env
-from hrm_agent.learners import AlgoConfig
-from hrm_agent.policy import Policy
-from hrm_agent.trainer import TrainerConfig
+from hrm_agent.environments.make import make_vector_env
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.policies.policy import Policy
+from hrm_agent.training.learners import AlgoConfig
+from hrm_agent.training.trainer import TrainerConfig
 
 RUNS = {"default": [], "paper": ["+experiment=hrm_agent_maze"]}
 """Overrides of `python -m hrm_agent.train` by the name of the run."""

@@ -32,9 +32,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hrm_agent.encoders import EncoderConfig
 from hrm_agent.kernels import PATHS, check_kernel, use
-from hrm_agent.policy import Policy, PolicyConfig
+from hrm_agent.policies.encoders import EncoderConfig
+from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.supervised.losses import puzzle_loss
 from hrm_agent.supervised.model import (
     PuzzleModel,
@@ -337,7 +337,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         passed = report(path, errors, allowed) and passed
     return 0 if passed else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

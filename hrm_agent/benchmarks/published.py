@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrm_agent.cores.hrm import HRM
-from hrm_agent.encoders import GridEncoder, PrefixedEncoder
-from hrm_agent.policy import Policy
+from hrm_agent.policies.encoders import GridEncoder, PrefixedEncoder
+from hrm_agent.policies.policy import Policy
 
 GLYPHS = 131
 """Observations and answers share NetHack's vocabulary in the authors' code; the first four answers are Q-values."""

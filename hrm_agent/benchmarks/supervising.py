@@ -12,14 +12,14 @@ from hrm_agent.benchmarks.cases import CHECKED_ROWS, Case, Contestant, Options, 
 from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.paths import put_on
 from hrm_agent.benchmarks.training import gradients
-from hrm_agent.cli import compose_config
-from hrm_agent.config import resolve
-from hrm_agent.parallel import Shards
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve
+from hrm_agent.launch.supervised_settings import settings
+from hrm_agent.parallel.threads import Shards
 from hrm_agent.supervised.deep_supervision import DeepSupervision, to_batch
 from hrm_agent.supervised.files import build_model
 from hrm_agent.supervised.losses import puzzle_loss
 from hrm_agent.supervised.model import PuzzleModel
-from hrm_agent.supervised.settings import settings
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.tasks.base import Task
 

@@ -16,12 +16,12 @@ from hrm_agent.benchmarks.cases import CHECKED_ROWS, Case, Contestant, Options, 
 from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.paths import DOUBLE, PLAIN, put_on
-from hrm_agent.carry import PolicyState
-from hrm_agent.collector import Collector
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy
-from hrm_agent.replay import Replay
-from hrm_agent.rollout import Rollout
+from hrm_agent.experience.collector import Collector
+from hrm_agent.experience.replay import Replay
+from hrm_agent.experience.rollout import Rollout
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.carry import PolicyState
+from hrm_agent.policies.policy import Policy
 
 
 def update(options: Options) -> Iterator[Case]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hrm_agent.benchmarks.cases import Case, Contestant, Options, Outputs
-from hrm_agent.environments import make_env, make_vector_env
+from hrm_agent.environments.make import make_env, make_vector_env
 
 WORLDS = ("DynamicMaze-v0", "PaperMaze-v0")
 SINGLE, VECTOR = "single", "vector"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.kernels.window import WindowPlan
+from hrm_agent.kernels.cpu.window import WindowPlan
 
 State = tuple[Tensor, ...]
 """A core's latent: a NamedTuple of tensors whose first dimension is the batch; it may have no fields."""
@@ -49,7 +49,7 @@ class Core(nn.Module):
         self.grid = check_grid(grid, length)
 
     def window_plan(self) -> WindowPlan | None:
-        """What `hrm_agent.kernels.window` must know to run it over several environment steps; None: it cannot."""
+        """What `hrm_agent.kernels.cpu.window` must know to run it over several environment steps; None: it cannot."""
         return None
 
     def initial_state(self, batch_size: int) -> State:

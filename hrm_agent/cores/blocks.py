@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from hrm_agent.cores.base import check_at_least, check_choice, check_grid, linear, truncated_normal_
 from hrm_agent.cores.norm import NORM_EPS, rms_norm
 from hrm_agent.cores.sweep import SweepMixing
+from hrm_agent.kernels.cpu.stack import Shape
 from hrm_agent.kernels.paths import Accelerated
-from hrm_agent.kernels.stack import Shape
 
 MIXINGS = ("attention", "mlp", "conv", "sweep", "units", "attention_conv", "attention_local")
 POSITIONS = ("rope", "rope2d", "none")
@@ -306,7 +306,7 @@ class Block(nn.Module):
         return rms_norm(x + self.mlp(x))
 
     def kernel_weights(self) -> list[Tensor]:
-        """Weights in the order of `hrm_agent.kernels.stack.run_stack`; mixings that it does not know have none."""
+        """Weights in the order of `hrm_agent.kernels.cpu.stack.run_stack`; mixings that it does not know have none."""
         mixer = self.mixer
         if isinstance(mixer, ConvMixing):
             own = (None if mixer.conv is None else mixer.conv.weight, mixer.pooled)

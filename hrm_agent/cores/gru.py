@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from hrm_agent.cores.base import Core, State, check_at_least, initial_latent, linear
 from hrm_agent.cores.norm import rms_norm
-from hrm_agent.kernels.gru import pool_tokens, run_gru
+from hrm_agent.kernels.cpu.gru import pool_tokens, run_gru
+from hrm_agent.kernels.cpu.window import Rule, Thinking, Thought
 from hrm_agent.kernels.paths import Accelerated
-from hrm_agent.kernels.window import Rule, Thinking, Thought
 
 
 class GRUState(NamedTuple):
@@ -111,7 +111,7 @@ class GRUPlan:
         episode_start: Tensor,
         read: Tensor | None,
     ) -> Thought:
-        """See `hrm_agent.kernels.window.run_window`; rules are `full` and `reset`, and all segments are thought."""
+        """See `hrm_agent.kernels.cpu.window.run_window`; rules are `full` and `reset`, and all segments are thought."""
         carries = rule.kind == "full"
         before = state[0] if carries else self.core.initial_state(tokens.shape[1]).h
         starts = episode_start if carries else torch.ones_like(episode_start)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hrm_agent.cores.base import CYCLE_GRADIENTS, Core, State, check_at_least, check_choice, initial_latent
 from hrm_agent.cores.blocks import BlockStack, RotaryPositions
-from hrm_agent.kernels.window import Plan, think
+from hrm_agent.kernels.cpu.window import Plan, think
 
 
 class HRMState(NamedTuple):

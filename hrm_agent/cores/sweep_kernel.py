@@ -6,8 +6,8 @@ Rows of an image are outer = batch x rows, abreast = 1; columns are outer = batc
 c % groups. Way 0 runs from the first step to the last, way 1 back.
 
 The innermost loops run over all channels, the gates laid out to as many: with a loop over each group the scan takes
-twice as long. numba's own threads are not used, since the batch is split over Python threads (`hrm_agent.parallel`);
-the kernels let go of Python's lock.
+twice as long. numba's own threads are not used, since the batch is split over Python threads
+(`hrm_agent.parallel.threads`); the kernels let go of Python's lock.
 """
 
 from collections.abc import Callable

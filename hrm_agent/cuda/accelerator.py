@@ -11,13 +11,13 @@ import torch
 from hrm_agent.algos.ppo import PPO
 from hrm_agent.cuda.collector import CudaCollector
 from hrm_agent.cuda.core import install
-from hrm_agent.cuda.graphs import Again, Capture, CudaGraph, Say
-from hrm_agent.cuda.halves import in_halves
 from hrm_agent.cuda.ppo import CudaPPO
 from hrm_agent.cuda.settings import CudaConfig
-from hrm_agent.encoders import Encoder
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy
+from hrm_agent.environments.double_buffer import in_halves
+from hrm_agent.parallel.graphs import Again, Capture, CudaGraph, Say
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.encoders import Encoder
+from hrm_agent.policies.policy import Policy
 
 
 class Accelerator:

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrm_agent.carry import PolicyState
-from hrm_agent.collector import Collector, stack_final_obs
 from hrm_agent.cuda.core import CoreForward
-from hrm_agent.cuda.graphs import Capture, Replayed, Say, copy_into, leaves
-from hrm_agent.cuda.halves import Halves
-from hrm_agent.encoders import Observation, map_observation
-from hrm_agent.gradients import NonFiniteNumbers
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Decision, Policy, to_tensors
-from hrm_agent.rollout import Rollout
+from hrm_agent.environments.double_buffer import Halves
+from hrm_agent.experience.collector import Collector, stack_final_obs
+from hrm_agent.experience.rollout import Rollout
+from hrm_agent.parallel.graphs import Capture, Replayed, Say, copy_into, leaves
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.carry import PolicyState
+from hrm_agent.policies.encoders import Observation, map_observation
+from hrm_agent.policies.policy import Decision, Policy, to_tensors
+from hrm_agent.tensors.gradients import NonFiniteNumbers
 
 
 class CutOff(NamedTuple):

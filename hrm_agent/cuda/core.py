@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hrm_agent.cores import Core, State, map_state
-from hrm_agent.cuda.graphs import Say
+from hrm_agent.parallel.graphs import Say
 
 AGREEMENT = 4.0
 """How far the kernel may be from the float32 core, as a multiple of how far the core is that is all in bfloat16, its
@@ -64,7 +64,7 @@ def install(core: Core, bf16: bool, triton: bool, say: Say) -> CoreForward:
 def checked_kernel(core: Core, say: Say) -> Any:
     """The Triton kernel of a core if it gives the core's numbers on fresh random data here; else None, and why."""
     try:
-        from hrm_agent.cuda.segment_kernel import SegmentKernel
+        from hrm_agent.kernels.triton.wrapper import SegmentKernel
 
         kernel = SegmentKernel(core)
         own, least = disagreement(core, kernel)

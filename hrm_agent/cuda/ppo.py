@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from hrm_agent.algos.ppo import PPO
 from hrm_agent.cuda.core import CoreForward
-from hrm_agent.cuda.graphs import Capture, Replayed, Say, copy_into
-from hrm_agent.encoders import map_observation
-from hrm_agent.gradients import NonFiniteNumbers, set_gradients
-from hrm_agent.rollout import Rollout, Windows
+from hrm_agent.experience.rollout import Rollout, Windows
+from hrm_agent.parallel.graphs import Capture, Replayed, Say, copy_into
+from hrm_agent.policies.encoders import map_observation
+from hrm_agent.tensors.gradients import NonFiniteNumbers, set_gradients
 
 
 class CudaPPO(PPO):

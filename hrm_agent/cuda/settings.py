@@ -14,7 +14,7 @@ class CudaConfig:
         bf16: matrix products of the core in bfloat16, in evaluations during training too; weights, optimizer, encoder,
             heads and states stay float32, and what is saved is played in float32.
         halves: the environments are stepped in two halves, one while the GPU thinks about the other (PPO).
-        triton: decisions by `hrm_agent.kernels.triton_segment`, once it has been seen to agree with the core.
+        triton: decisions by `hrm_agent.kernels.triton.segment`, once it has been seen to agree with the core.
     """
 
     graphs: bool = True

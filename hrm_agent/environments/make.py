@@ -14,8 +14,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 import hrm_envs
-from hrm_agent.sources import import_source, wrap_by_source
-from hrm_agent.wrappers import adapt, is_adapted
+from hrm_agent.environments.sources import import_source, wrap_by_source
+from hrm_agent.environments.wrappers import adapt, is_adapted
 from hrm_envs.batch import Batch
 
 
@@ -60,8 +60,8 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
     """A vector of `num_envs` environments in SAME_STEP autoreset mode.
 
     Environments that bring a vector implementation in that mode use it; others are stepped one by one, in the
-    wrappers that their observations need (`hrm_agent.wrappers.adapt`). Keyword arguments of the environment come
-    from `options`.
+    wrappers that their observations need (`hrm_agent.environments.wrappers.adapt`). Keyword arguments of the
+    environment come from `options`.
 
     Raises:
         ValueError: as `make_env`.

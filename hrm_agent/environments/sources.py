@@ -27,7 +27,7 @@ class Source:
     wrapper: str | None = None
 
 
-_NETHACK_WRAPPER = "hrm_agent.wrappers.minihack:RepeatableNetHack"
+_NETHACK_WRAPPER = "hrm_agent.environments.wrappers.minihack:RepeatableNetHack"
 SOURCES = {
     "BabyAI-": Source("minigrid", "minigrid"),
     "MiniGrid-": Source("minigrid", "minigrid"),

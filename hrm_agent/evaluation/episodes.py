@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hrm_agent.carry import PolicyState
-from hrm_agent.distributions import Categorical, build_distribution
-from hrm_agent.environments import episode_success, make_vector_env
+from hrm_agent.environments.make import episode_success, make_vector_env
 from hrm_agent.evaluation.metrics import Changes, Decisions, Totals, action_regret, follow_changes, total_decisions
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy, to_tensors
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.carry import PolicyState
+from hrm_agent.policies.distributions import Categorical, build_distribution
+from hrm_agent.policies.policy import Policy, to_tensors
 from hrm_envs import Cell
 from hrm_envs.planners import ReplanPolicy
 

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrm_agent.carry import PolicyState
 from hrm_agent.cores import State
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import MOVES, blocked_moves, level_batches
 from hrm_agent.evaluation.metrics import action_regret, wilson_interval
-from hrm_agent.policy import Decision, Policy, relative_change
+from hrm_agent.policies.carry import PolicyState
+from hrm_agent.policies.policy import Decision, Policy, relative_change
 from hrm_envs import Cell, MazeConfig
 from hrm_envs.oracle import shortest_distances
 

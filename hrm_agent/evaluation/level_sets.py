@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_envs import MazeVectorEnv
 
 FILE = Path(__file__).with_name("level_sets.json")

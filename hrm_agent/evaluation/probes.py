@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrm_agent.carry import PolicyState
 from hrm_agent.cores import State
-from hrm_agent.encoders import GridEncoder, find_grid
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.latents import Followed, as_list, distances_from, play, think_on
-from hrm_agent.policy import Policy
+from hrm_agent.policies.carry import PolicyState
+from hrm_agent.policies.encoders import GridEncoder, find_grid
+from hrm_agent.policies.policy import Policy
 from hrm_envs import Cell
 
 TASKS = ("path", "distance")

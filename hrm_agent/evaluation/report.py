@@ -18,14 +18,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hrm_agent import __version__
-from hrm_agent.agent import Agent
-from hrm_agent.data_parallel import ALONE, Ranks
-from hrm_agent.encoders import Observation
+from hrm_agent.agents.agent import Agent
 from hrm_agent.evaluation import metrics
 from hrm_agent.evaluation.episodes import Episodes, PolicyActor, run_in_shards
 from hrm_agent.kernels import plainly
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy
+from hrm_agent.parallel.processes import ALONE, Ranks
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.encoders import Observation
+from hrm_agent.policies.policy import Policy
 
 TIMED_CALLS = 40
 WARM_UP_CALLS = 5

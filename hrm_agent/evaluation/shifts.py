@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hrm_agent.agent import Agent
-from hrm_agent.environments import make_vector_env
+from hrm_agent.agents.agent import Agent
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import PolicyActor, ReplanActor, run_in_shards
 from hrm_agent.evaluation.report import list_levels, summarize, summarize_clairvoyant
-from hrm_agent.parallel import Shards
+from hrm_agent.parallel.threads import Shards
 from hrm_envs import MazeConfig
 
 BATCH = 256

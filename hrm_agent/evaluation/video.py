@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from hrm_agent.environments import check_env_id, make_env
+from hrm_agent.environments.make import check_env_id, make_env
 from hrm_agent.evaluation.episodes import PolicyActor, first_seed, known_options
-from hrm_agent.policy import Policy
+from hrm_agent.policies.policy import Policy
 from hrm_envs import Cell
 from hrm_envs.rendering import render_grid
 

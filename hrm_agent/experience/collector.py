@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrm_agent.carry import PolicyState
-from hrm_agent.data_parallel import ALONE, Ranks
-from hrm_agent.demonstrations import Demonstrations
-from hrm_agent.encoders import Observation, map_observation
-from hrm_agent.environments import episode_statistics, episode_success
-from hrm_agent.gradients import NonFiniteNumbers
+from hrm_agent.environments.make import episode_statistics, episode_success
+from hrm_agent.experience.demonstrations import Demonstrations
+from hrm_agent.experience.replay import Replay
+from hrm_agent.experience.rollout import Rollout
 from hrm_agent.kernels import eagerly
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Decision, Policy, to_tensors
-from hrm_agent.replay import Replay
-from hrm_agent.rollout import Rollout
+from hrm_agent.parallel.processes import ALONE, Ranks
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.carry import PolicyState
+from hrm_agent.policies.encoders import Observation, map_observation
+from hrm_agent.policies.policy import Decision, Policy, to_tensors
+from hrm_agent.tensors.gradients import NonFiniteNumbers
 
 RECENT_EPISODES = 512
 

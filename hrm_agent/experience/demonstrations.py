@@ -8,9 +8,9 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from hrm_agent.carry import PolicyState
-from hrm_agent.encoders import Observation, map_observation
-from hrm_agent.rollout import Rollout
+from hrm_agent.experience.rollout import Rollout
+from hrm_agent.policies.carry import PolicyState
+from hrm_agent.policies.encoders import Observation, map_observation
 
 
 class LabelledWindows(NamedTuple):

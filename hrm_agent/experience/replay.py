@@ -15,9 +15,9 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from hrm_agent.carry import PolicyState
-from hrm_agent.encoders import Observation, map_observation
-from hrm_agent.rollout import allocate
+from hrm_agent.experience.rollout import allocate
+from hrm_agent.policies.carry import PolicyState
+from hrm_agent.policies.encoders import Observation, map_observation
 
 PRIORITY_ETA = 0.9  # share of the maximum in a sequence's priority, the rest is the mean (R2D2)
 PRIORITY_FLOOR = 1e-6  # a sequence without error can still be drawn (Schaul et al. 2016, arXiv 1511.05952)

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrm_agent.carry import PolicyState
-from hrm_agent.data_parallel import ALONE, Ranks, moments
-from hrm_agent.encoders import Observation, map_observation
+from hrm_agent.parallel.processes import ALONE, Ranks, moments
+from hrm_agent.policies.carry import PolicyState
+from hrm_agent.policies.encoders import Observation, map_observation
 
 
 class Windows(NamedTuple):

@@ -11,8 +11,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.kernels.build import NoKernels
-from hrm_agent.kernels.stack import Shape, has_bfloat16, run_stack
+from hrm_agent.kernels.cpu.build import NoKernels
+from hrm_agent.kernels.cpu.stack import Shape, has_bfloat16, run_stack
 
 _log = logging.getLogger(__name__)
 PATHS = ("plain", "fused", "fused_bf16", "compiled")
@@ -54,7 +54,7 @@ class Accelerated(Switched):
 
     @abstractmethod
     def kernel_weights(self) -> Sequence[Tensor]:
-        """Weights in the order of `hrm_agent.kernels.stack.run_stack`."""
+        """Weights in the order of `hrm_agent.kernels.cpu.stack.run_stack`."""
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
         if not self.runs_kernels(x):

@@ -21,10 +21,11 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from hrm_agent import config_source, starting
-from hrm_agent.config import GROUPS, config_folder
 from hrm_agent.cores import core_names
-from hrm_agent.environments import check_env_id
+from hrm_agent.environments.make import check_env_id
+from hrm_agent.launch import hydra_plugin as config_source
+from hrm_agent.launch import starting
+from hrm_agent.launch.settings import GROUPS, config_folder
 
 USAGE_ERROR = 2
 HYDRA_FLAGS = (

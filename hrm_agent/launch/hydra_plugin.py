@@ -26,9 +26,9 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from hrm_agent.config import config_folder
 from hrm_agent.cores import core_names, core_options
-from hrm_agent.environments import check_env_id
+from hrm_agent.environments.make import check_env_id
+from hrm_agent.launch.settings import config_folder
 
 GENERIC_READOUT = "mean"
 GENERIC_ENV: dict[str, Any] = {

@@ -20,10 +20,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-from hrm_agent import __version__, config_source, starting
-from hrm_agent.agent import RUN_FILE
-from hrm_agent.checkpoint import CheckpointError, write_atomically
-from hrm_agent.cli import (
+from hrm_agent import __version__
+from hrm_agent.agents.agent import RUN_FILE
+from hrm_agent.launch import hydra_plugin as config_source
+from hrm_agent.launch import starting
+from hrm_agent.launch.cli import (
     USAGE_ERROR,
     UsageError,
     check_jobs,
@@ -34,11 +35,12 @@ from hrm_agent.cli import (
     usage_errors,
     wants_help,
 )
-from hrm_agent.config import config_folder, resolve
-from hrm_agent.data_parallel import ALONE, Ranks, RanksDiverged, RanksLost, join
-from hrm_agent.gradients import NonFiniteNumbers
-from hrm_agent.run_loop import Interrupted, RunLoop
-from hrm_agent.tracking import Console
+from hrm_agent.launch.settings import config_folder, resolve
+from hrm_agent.parallel.processes import ALONE, Ranks, RanksDiverged, RanksLost, join
+from hrm_agent.tensors.files import CheckpointError, write_atomically
+from hrm_agent.tensors.gradients import NonFiniteNumbers
+from hrm_agent.training.loop import Interrupted, RunLoop
+from hrm_agent.training.tracking import Console
 
 RUN_VERSION = 1
 CONFIG_FILE = "config.yaml"

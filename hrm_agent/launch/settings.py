@@ -15,11 +15,11 @@ from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.imitation import DAggerConfig, ImitationConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.cuda import CudaConfig
-from hrm_agent.encoders import EncoderConfig
-from hrm_agent.learners import AlgoConfig
-from hrm_agent.parallel import available_cores
-from hrm_agent.policy import PolicyConfig
-from hrm_agent.trainer import TrainerConfig
+from hrm_agent.parallel.threads import available_cores
+from hrm_agent.policies.encoders import EncoderConfig
+from hrm_agent.policies.policy import PolicyConfig
+from hrm_agent.training.learners import AlgoConfig
+from hrm_agent.training.trainer import TrainerConfig
 
 ALGORITHMS: dict[str, type[AlgoConfig]] = {
     "ppo": PPOConfig,

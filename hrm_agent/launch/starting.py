@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import os
 
-from hrm_agent.kernels import build
-from hrm_agent.waiting import Waiting
+from hrm_agent.kernels.cpu import build
+from hrm_agent.training.waiting import Waiting
 
 _speaks: list[Waiting] = []
 

@@ -1,11 +1,10 @@
-"""`python -m hrm_agent.sweep_table folder=FOLDER`: the runs below a folder in one table, the best first."""
+"""The runs below a folder in one table, the best first (`python -m hrm_agent.sweep_table`)."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from yaml import YAMLError
 
-from hrm_agent.checkpoint import write_atomically
-from hrm_agent.cli import UsageError, existing_folder, parse_options, usage_errors
+from hrm_agent.launch.cli import UsageError, existing_folder
+from hrm_agent.tensors.files import write_atomically
 
 RESULTS = ("test_success", "validation_success", "validation_return")
 SUFFIXES = (".csv", ".md")
@@ -127,7 +126,7 @@ def _markdown(rows: list[Row]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-def _print(rows: list[Row]) -> None:
+def print_table(rows: list[Row]) -> None:
     table = Table()
     for name in rows[0]:
         table.add_column(name, justify="left" if name == "run" else "right", overflow="fold")
@@ -135,17 +134,3 @@ def _print(rows: list[Row]) -> None:
         table.add_row(*map(_text, row.values()))
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=WIDE)).print(table)
-
-
-def main() -> None:
-    usage = "python -m hrm_agent.sweep_table folder=FOLDER [KEY=VALUE] ..."
-    with usage_errors():
-        options = parse_options(sys.argv[1:], "sweep_table", usage)
-        rows = sweep_table(**options)
-    _print(rows)
-    if options["out"] is not None:
-        print(f"wrote {options['out']}")
-
-
-if __name__ == "__main__":
-    main()

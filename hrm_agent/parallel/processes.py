@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hrm_agent.gradients import NonFiniteNumbers
+from hrm_agent.tensors.gradients import NonFiniteNumbers
 
 TIMEOUT = timedelta(hours=6)
 """For what one process does while others wait, such as the videos of a long run. A process that dies is noticed at

@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from hrm_agent.data_parallel import local_size
+from hrm_agent.parallel.processes import local_size
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

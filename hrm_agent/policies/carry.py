@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hrm_agent.cores import Core, map_state
-from hrm_agent.kernels.window import FULL, Rule
+from hrm_agent.kernels.cpu.window import FULL, Rule
 
 PolicyState = tuple[Tensor, ...]
 
@@ -64,7 +64,7 @@ class Carry(nn.Module):
         raise NotImplementedError
 
     def window_rule(self) -> Rule | None:
-        """The rule as `hrm_agent.kernels.window` computes it over several steps; None: it cannot."""
+        """The rule as `hrm_agent.kernels.cpu.window` computes it over several steps; None: it cannot."""
         return None
 
     def _token_state(self, batch_size: int) -> Any:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hrm_agent.data_parallel import ALONE, Ranks, moments
 from hrm_agent.kernels import Switched
-from hrm_agent.kernels.patches import Patches, embed, find
+from hrm_agent.kernels.cpu.patches import Patches, embed, find
+from hrm_agent.parallel.processes import ALONE, Ranks, moments
 
 Observation = Tensor | Mapping[str, Tensor]
 

@@ -15,13 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.carry import PolicyState, build_carry, resolve_carry
 from hrm_agent.cores import State, build_core, map_state
-from hrm_agent.distributions import INITIAL_LOG_STD, build_distribution
-from hrm_agent.encoders import EncoderConfig, GridEncoder, Observation, PictureEncoder, build_encoder, find_grid
 from hrm_agent.kernels import Switched
-from hrm_agent.kernels.window import Rule, Thinking, WindowPlan
-from hrm_agent.parallel import Shards, rows_at_once
+from hrm_agent.kernels.cpu.window import Rule, Thinking, WindowPlan
+from hrm_agent.parallel.threads import Shards, rows_at_once
+from hrm_agent.policies.carry import PolicyState, build_carry, resolve_carry
+from hrm_agent.policies.distributions import INITIAL_LOG_STD, build_distribution
+from hrm_agent.policies.encoders import (
+    EncoderConfig,
+    GridEncoder,
+    Observation,
+    PictureEncoder,
+    build_encoder,
+    find_grid,
+)
 
 READOUTS = ("agent", "mean", "first", "last")
 HEADS = ("actor_critic", "q")
@@ -36,8 +43,8 @@ class PolicyConfig:
         core: name of the core (`hrm_agent.cores.build_core`).
         core_options: its options, without `hidden_size`, `length` and `grid`.
         hidden_size: width D of tokens and latents.
-        carry: carry rule (`hrm_agent.carry.CARRY_RULES`), or `auto` (`hrm_agent.carry.resolve_carry`), which a policy
-            replaces by the rule.
+        carry: carry rule (`hrm_agent.policies.carry.CARRY_RULES`), or `auto`
+            (`hrm_agent.policies.carry.resolve_carry`), which a policy replaces by the rule.
         segments: K, calls of the core per environment step; the most of them where thinking may stop earlier.
         stop: when to stop thinking, decided for every row of a batch by itself: `fixed` after K segments;
             `settled` when a segment changed the latent by less than `stop_threshold`, relative to its norm;
@@ -95,7 +102,7 @@ class Decision(NamedTuple):
 
     Attributes:
         logits: float `[..., B, P]`, parameters of the distribution over actions: unnormalised log-probabilities, the
-            actions' Q-values, or means and logarithms of deviations (`hrm_agent.distributions`).
+            actions' Q-values, or means and logarithms of deviations (`hrm_agent.policies.distributions`).
         value: float `[..., B]`.
         state: what is kept for the next step.
         segments: int64 `[..., B]`, segments that each row was thought over for.
@@ -401,7 +408,7 @@ def agent_token(found: tuple[GridEncoder, str | None, int], obs: Observation, ag
     """Which of an observation's tokens holds the agent's cell, int64 of the observations' leading dimensions.
 
     Args:
-        found: what `hrm_agent.encoders.find_grid` gives.
+        found: what `hrm_agent.policies.encoders.find_grid` gives.
         agent_id: the id that marks the agent.
     """
     encoder, key, before = found

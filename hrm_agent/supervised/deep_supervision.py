@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
+from hrm_agent.algos.optim import AdamATan2, SignSGD, load_optimizer_tensors, optimizer_tensors
 from hrm_agent.cores import State, map_state
-from hrm_agent.data_parallel import ALONE, Ranks
-from hrm_agent.gradients import NonFiniteNumbers, clip_gradients, set_gradients
-from hrm_agent.optim import AdamATan2, SignSGD
-from hrm_agent.parallel import Shards
+from hrm_agent.parallel.processes import ALONE, Ranks
+from hrm_agent.parallel.threads import Shards
 from hrm_agent.supervised.losses import CROSS_ENTROPIES, puzzle_loss
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Examples
+from hrm_agent.tensors.gradients import NonFiniteNumbers, clip_gradients, set_gradients
+from hrm_agent.tensors.trees import flatten, unflatten
 
 HALTINGS = ("halt_only", "q_learning")
 PRECISIONS = ("float32", "bfloat16")

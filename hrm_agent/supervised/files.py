@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from hrm_agent.checkpoint import CheckpointError, load_tensors, save_tensors
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Task, TaskSpec
+from hrm_agent.tensors.files import CheckpointError, load_tensors, save_tensors
+from hrm_agent.training.model_folder import MODEL_FILE, find_model
 
-MODEL_FILE = "model.safetensors"
 INFO_FILE = "model.json"
 """Beside a run's models: what `SupervisedTrainer.info` says of each."""
 
@@ -81,22 +81,6 @@ def save_model(folder: Path, model: PuzzleModel, config: ModelConfig, spec: Task
     metadata = {"kind": "puzzle_model", "model": asdict(config), "spec": asdict(spec)}
     save_tensors(folder / MODEL_FILE, dict(model.state_dict()), metadata)
     return folder / MODEL_FILE
-
-
-def find_model(path: str | Path, best: bool = False) -> Path:
-    """The file of a model: `path` may be the file, its folder, or a run with `models/best` and `models/last`.
-
-    Raises:
-        ValueError: there is none.
-    """
-    path = Path(path)
-    name = "best" if best else "last"
-    for candidate in (path, path / MODEL_FILE, path / "models" / name / MODEL_FILE):
-        if candidate.is_file():
-            return candidate
-    raise ValueError(
-        f"{path}: no puzzle model there; expected {MODEL_FILE}, its folder, or a run of hrm_agent.supervise"
-    )
 
 
 def load_model(path: str | Path, best: bool = False) -> PuzzleModel:

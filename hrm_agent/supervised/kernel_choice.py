@@ -11,14 +11,14 @@ from torch import Tensor
 
 from hrm_agent.cores import Core, map_state
 from hrm_agent.cores.base import State
-from hrm_agent.kernel_choice import path_of_training
 from hrm_agent.kernels import candidates, use
 from hrm_agent.kernels.agreement import Outputs
 from hrm_agent.kernels.measure import Choice, Job, Size, measure
-from hrm_agent.parallel import Shards, available_cores
+from hrm_agent.parallel.threads import Shards, available_cores
 from hrm_agent.supervised.deep_supervision import autocast
 from hrm_agent.supervised.evaluation import EVALUATION_BATCH
 from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.training.kernel_choice import path_of_training
 
 CHECKED_ROWS = 2
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from hrm_agent.cores import State, build_core
 from hrm_agent.cores.base import check_at_least, check_choice, linear, truncated_normal_
-from hrm_agent.encoders import EncoderConfig, GridEncoder
-from hrm_agent.parallel import rows_at_once
+from hrm_agent.parallel.threads import rows_at_once
+from hrm_agent.policies.encoders import EncoderConfig, GridEncoder
 
 MODEL_POSITIONS = ("rope", "rope2d", "learned", "none")
 HALTING_BIAS = -5.0
@@ -42,9 +42,9 @@ class PuzzleModel(nn.Module):
         positions: `learned` (added to the embedding), or those of the core.
         grid: rows and columns of the puzzle, where it has them.
         answer_ids: number of ids of answers, where they are not those of the inputs.
-        crop, patch_size: of a puzzle on a grid, see `hrm_agent.encoders.EncoderConfig`: tokens that hold several
-            cells, so that the core thinks on fewer of them; the answers are per cell all the same. A ring that is
-            cropped is answered by id 0.
+        crop, patch_size: of a puzzle on a grid, see `hrm_agent.policies.encoders.EncoderConfig`: tokens that hold
+            several cells, so that the core thinks on fewer of them; the answers are per cell all the same. A ring
+            that is cropped is answered by id 0.
         core: name of the core (`hrm_agent.cores.build_core`).
         core_options: its further arguments.
 
@@ -148,7 +148,7 @@ class PuzzleModel(nn.Module):
 
 
 class Patches(nn.Module):
-    """Tokens that each hold a square of cells, as the policy's do (`hrm_agent.encoders.GridEncoder`).
+    """Tokens that each hold a square of cells, as the policy's do (`hrm_agent.policies.encoders.GridEncoder`).
 
     Raises:
         ValueError: the puzzle has no grid, or it has other cells than tokens.

@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from hrm_agent import __version__
 from hrm_agent.cores import CORES, State, map_state
 from hrm_agent.cores.base import check_at_least, check_choice
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import MOVES, RandomActor, ReplanActor, run_in_shards
 from hrm_agent.evaluation.report import list_levels, median_ms, summarize, summarize_clairvoyant
 from hrm_agent.kernels import Accelerated, plainly
-from hrm_agent.parallel import Shards
+from hrm_agent.parallel.threads import Shards
 from hrm_agent.supervised.deep_supervision import HALTINGS
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_envs import Cell, MazeVectorEnv

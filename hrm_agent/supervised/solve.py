@@ -1,9 +1,8 @@
-"""`python -m hrm_agent.solve model=RUN|FOLDER|FILE`: a puzzle model on held-out puzzles, and what halting saves."""
+"""A puzzle model on held-out puzzles, and what halting saves (`python -m hrm_agent.solve`)."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,21 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from hrm_agent import __version__
-from hrm_agent.checkpoint import write_atomically
-from hrm_agent.cli import UsageError, nearest, parse_agent_options, usage_errors
-from hrm_agent.config import config_folder
 from hrm_agent.cores import CORES
 from hrm_agent.cores.base import check_at_least, check_choice
 from hrm_agent.kernels import check_kernel
-from hrm_agent.parallel import Shards, available_cores, check_device
+from hrm_agent.launch.cli import UsageError, nearest
+from hrm_agent.launch.settings import config_folder
+from hrm_agent.parallel.threads import Shards, available_cores, check_device
 from hrm_agent.supervised.deep_supervision import PRECISIONS
-from hrm_agent.supervised.evaluation import Solver, evaluate_model, format_report
+from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import find_model, load_model_and_spec, read_info
 from hrm_agent.supervised.kernel_choice import choose_for_solving
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.published import CONFIG_FILE, find_weights, load_published_checkpoint
 from hrm_agent.supervised.tasks import Answers, Examples, Task, TaskSpec, build_task
 from hrm_agent.supervised.tasks.arc_voting import write_submission
+from hrm_agent.tensors.files import write_atomically
 
 WARM_UP = 8
 """Puzzles solved before the clock starts: the first call on a device loads what later ones reuse."""
@@ -258,18 +257,3 @@ def _report(
         "training": {name: loaded.info[name] for name in TRAINED if name in loaded.info},
         "hrm_agent_version": __version__,
     }
-
-
-def main() -> None:
-    usage = "python -m hrm_agent.solve model=RUN|FOLDER|FILE [KEY=VALUE] ..."
-    with usage_errors():
-        options = parse_agent_options(sys.argv[1:], "solve", usage)
-        report = solve(**options)
-    print(format_report(report))
-    for name in ("out", "submission"):
-        if options[name] is not None:
-            print(f"wrote {options[name]}")
-
-
-if __name__ == "__main__":
-    main()

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from hrm_agent import __version__
-from hrm_agent.checkpoint import write_atomically
-from hrm_agent.data_parallel import ALONE, Ranks
 from hrm_agent.kernels import use
 from hrm_agent.kernels.measure import Choice
-from hrm_agent.parallel import instruction_set
-from hrm_agent.run_loop import LoopConfig, RunLoop
+from hrm_agent.parallel.processes import ALONE, Ranks
+from hrm_agent.parallel.threads import instruction_set
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import INFO_FILE, ModelConfig, build_model, save_model
 from hrm_agent.supervised.kernel_choice import measure_model
 from hrm_agent.supervised.tasks import build_task
-from hrm_agent.tracking import Console, RunLog
+from hrm_agent.tensors.files import write_atomically
+from hrm_agent.training.loop import LoopConfig, RunLoop
+from hrm_agent.training.tracking import Console, RunLog
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,17 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from hrm_agent.optim import FusedAdamW
 
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
@@ -106,65 +102,3 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
         if tensor.numel():
             digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-class CheckpointFolder:
-    """The last few checkpoints of a run, named by the frames they were taken at.
-
-    Args:
-        folder: created at the first save.
-        keep: how many to keep; older ones are removed after a new one is safely written.
-    """
-
-    def __init__(self, folder: Path, keep: int = 3) -> None:
-        self.folder, self.keep = folder, keep
-
-    def paths(self) -> list[Path]:
-        """Oldest first."""
-        return sorted(self.folder.glob(f"[0-9]*{SUFFIX}"))
-
-    def latest(self) -> Path | None:
-        paths = self.paths()
-        return paths[-1] if paths else None
-
-    def path(self, frames: int) -> Path:
-        """Of the checkpoint that is taken at so many frames."""
-        return self.folder / f"{frames:012d}{SUFFIX}"
-
-    def save(self, frames: int, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Path:
-        path = self.path(frames)
-        save_tensors(path, tensors, metadata)
-        for old in self.paths()[: -self.keep]:
-            old.unlink()
-        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while writing
-            leftover.unlink()
-        return path
-
-
-def flatten(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
-
-
-def unflatten(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix/`, without it."""
-    return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(prefix + "/")}
-
-
-def optimizer_tensors(optimizer: FusedAdamW | torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's per-parameter state as named tensors; parameters are numbered."""
-
-    def entries() -> Iterator[tuple[str, Tensor]]:
-        for index, state in optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                yield f"{index}/{name}", torch.as_tensor(value)
-
-    return dict(entries())
-
-
-def load_optimizer_tensors(optimizer: FusedAdamW | torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`; the parameter groups' settings stay those of `optimizer`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split("/")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

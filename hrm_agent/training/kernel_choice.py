@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.imitation import ImitationConfig
 from hrm_agent.algos.ppo import PPOConfig
-from hrm_agent.carry import PolicyState
-from hrm_agent.encoders import Observation, map_observation
 from hrm_agent.kernels import candidates, use
 from hrm_agent.kernels.agreement import Outputs
 from hrm_agent.kernels.measure import Choice, Job, Size, measure
-from hrm_agent.parallel import Shards, instruction_set
-from hrm_agent.policy import Decision, Policy
+from hrm_agent.parallel.threads import Shards, instruction_set
+from hrm_agent.policies.carry import PolicyState
+from hrm_agent.policies.encoders import Observation, map_observation
+from hrm_agent.policies.policy import Decision, Policy
 
 CHECKED_ROWS = 2
 STARTING = 0.125
@@ -116,7 +116,7 @@ def choose_for_playing(
             such a processor; elsewhere decisions are measured.
         obs: of some environments, `[n, ...]`.
         rows: of a decision.
-        info: `hrm_agent.agent.Agent.info`.
+        info: `hrm_agent.agents.agent.Agent.info`.
 
     Returns:
         The path in use.

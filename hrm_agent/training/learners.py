@@ -15,16 +15,17 @@ from torch import Tensor, nn
 
 from hrm_agent.algos.dqn import DQN, DQNConfig
 from hrm_agent.algos.imitation import DAggerConfig, Imitation, ImitationConfig, drive
+from hrm_agent.algos.optim import load_optimizer_tensors, optimizer_tensors
 from hrm_agent.algos.ppo import PPO, PPOConfig
-from hrm_agent.checkpoint import flatten, load_optimizer_tensors, optimizer_tensors, unflatten
-from hrm_agent.collector import Collector
-from hrm_agent.data_parallel import Ranks
-from hrm_agent.demonstrations import Demonstrations
-from hrm_agent.environments import make_labelled_vector_env, make_vector_env
-from hrm_agent.parallel import Shards, total_memory
-from hrm_agent.policy import Policy
-from hrm_agent.replay import Replay, replay_size
-from hrm_agent.rollout import ReturnScaler, Rollout
+from hrm_agent.environments.make import make_labelled_vector_env, make_vector_env
+from hrm_agent.experience.collector import Collector
+from hrm_agent.experience.demonstrations import Demonstrations
+from hrm_agent.experience.replay import Replay, replay_size
+from hrm_agent.experience.rollout import ReturnScaler, Rollout
+from hrm_agent.parallel.processes import Ranks
+from hrm_agent.parallel.threads import Shards, total_memory
+from hrm_agent.policies.policy import Policy
+from hrm_agent.tensors.trees import flatten, unflatten
 
 AlgoConfig = PPOConfig | DQNConfig | ImitationConfig
 

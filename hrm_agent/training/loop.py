@@ -14,13 +14,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from hrm_agent import __version__
-from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, load_tensors
-from hrm_agent.data_parallel import ALONE, Ranks
-from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.kernels import PATHS, candidates, check_kernel, use
 from hrm_agent.kernels.measure import Choice
-from hrm_agent.parallel import Shards, check_device
-from hrm_agent.tracking import CLOCKS, Console, NoLog, RunLog
+from hrm_agent.parallel.processes import ALONE, Ranks
+from hrm_agent.parallel.threads import Shards, check_device
+from hrm_agent.tensors.files import CheckpointError, load_tensors
+from hrm_agent.tensors.gradients import NonFiniteNumbers
+from hrm_agent.training.checkpoints import CheckpointFolder
+from hrm_agent.training.tracking import CLOCKS, Console, NoLog, RunLog
 
 CHECKPOINTS = "checkpoints"
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from hrm_agent.waiting import Waiting
+from hrm_agent.training.waiting import Waiting
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -17,25 +17,26 @@ import torch
 from torch import Tensor, nn
 
 from hrm_agent import __version__
-from hrm_agent.agent import Agent
-from hrm_agent.checkpoint import flatten, unflatten
-from hrm_agent.collector import Collector
+from hrm_agent.agents.agent import Agent
 from hrm_agent.cuda import Accelerator, CudaConfig
 from hrm_agent.cuda.accelerator import build as build_halves
-from hrm_agent.data_parallel import ALONE, Ranks
-from hrm_agent.environments import compile_env, is_compiled
+from hrm_agent.environments.make import compile_env, is_compiled
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
-from hrm_agent.initial_weights import freeze, initialise, parse_parts
-from hrm_agent.kernel_choice import measure_policy, passes_of
-from hrm_agent.kernels import Accelerated, available, build, eagerly, use
+from hrm_agent.experience.collector import Collector
+from hrm_agent.kernels import Accelerated, available, eagerly, use
+from hrm_agent.kernels.cpu import build
 from hrm_agent.kernels.measure import Choice
-from hrm_agent.learners import AlgoConfig, build_env, build_learner, check_ranks
-from hrm_agent.parallel import instruction_set
-from hrm_agent.policy import Policy, PolicyConfig
-from hrm_agent.run_loop import LoopConfig, RunLoop
-from hrm_agent.tracking import Console, RunLog
-from hrm_agent.waiting import Waiting
+from hrm_agent.parallel.processes import ALONE, Ranks
+from hrm_agent.parallel.threads import instruction_set
+from hrm_agent.policies.policy import Policy, PolicyConfig
+from hrm_agent.tensors.trees import flatten, unflatten
+from hrm_agent.training.kernel_choice import measure_policy, passes_of
+from hrm_agent.training.learners import AlgoConfig, build_env, build_learner, check_ranks
+from hrm_agent.training.loop import LoopConfig, RunLoop
+from hrm_agent.training.tracking import Console, RunLog
+from hrm_agent.training.waiting import Waiting
+from hrm_agent.training.warm_start import freeze, initialise, parse_parts
 
 VIDEO_EPISODES = 2
 VIDEO_FPS = 8

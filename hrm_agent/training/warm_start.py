@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from hrm_agent.agent import AGENT_FILE, WEIGHTS_FILE, find_agent_folder, read_description
-from hrm_agent.checkpoint import CheckpointError, load_tensors
-from hrm_agent.encoders import find_grid
-from hrm_agent.policy import Policy
-from hrm_agent.registration import registry
-from hrm_agent.supervised.files import MODEL_FILE, find_model
+from hrm_agent.agents.agent import AGENT_FILE, WEIGHTS_FILE, find_agent_folder, read_description
+from hrm_agent.agents.registry import registry
+from hrm_agent.policies.encoders import find_grid
+from hrm_agent.policies.policy import Policy
+from hrm_agent.tensors.files import CheckpointError, load_tensors
+from hrm_agent.training.model_folder import MODEL_FILE, find_model
 
 PARTS: dict[str, tuple[str, ...]] = {
     "encoder": ("encoder.",),

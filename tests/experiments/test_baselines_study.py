@@ -13,8 +13,8 @@ import pytest
 import yaml
 from test_experiments import REQUIRED, ROOT
 
-from hrm_agent.cli import compose_config, parse_options
-from hrm_agent.config import resolve, settings
+from hrm_agent.launch.cli import compose_config, parse_options
+from hrm_agent.launch.settings import resolve, settings
 
 FOLDER = ROOT / "experiments" / "baselines"
 CONFIG = yaml.safe_load((FOLDER / "arms.yaml").read_text())

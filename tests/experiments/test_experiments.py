@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from hrm_agent.config_source import GENERIC_ALGO
+from hrm_agent.launch.hydra_plugin import GENERIC_ALGO
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECORDS = sorted(ROOT.glob("experiments/*/*.json"))
 STUDIES = sorted(p.parent for p in ROOT.glob("experiments/*/study.yaml"))
 REQUIRED = {

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hrm_agent.cores.sweep import SCAN_PRODUCTS
 
-FOLDER = Path(__file__).resolve().parents[1] / "experiments" / "growth"
+FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "growth"
 SIDE = 13
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-FOLDER = Path(__file__).resolve().parents[1] / "experiments" / "minihack"
+FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "minihack"
 
 
 @pytest.fixture(scope="module")

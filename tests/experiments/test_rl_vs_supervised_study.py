@@ -15,15 +15,15 @@ import torch
 import yaml
 from test_experiments import REQUIRED, ROOT
 
-from hrm_agent.checkpoint import save_tensors
-from hrm_agent.cli import compose_config, open_options
-from hrm_agent.config import resolve, settings
-from hrm_agent.encoders import EncoderConfig
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.similarity import linear_cka
-from hrm_agent.policy import Policy, PolicyConfig
+from hrm_agent.launch.cli import compose_config, open_options
+from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.policies.encoders import EncoderConfig
+from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.path_policy import evaluate_path_policy
+from hrm_agent.tensors.files import save_tensors
 
 FOLDER = ROOT / "experiments" / "rl_vs_supervised"
 CONFIG = yaml.safe_load((FOLDER / "arms.yaml").read_text())

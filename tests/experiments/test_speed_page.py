@@ -14,7 +14,7 @@ from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.published import PublishedAgent
 from hrm_agent.benchmarks.training import paper_segment, segment_operations
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SPEED = ROOT / "experiments" / "speed"
 PAGE = (ROOT / "docs" / "scale.md").read_text()
 H100 = 800e12

@@ -12,10 +12,10 @@ pytest.importorskip("stable_baselines3")
 pytest.importorskip("sb3_contrib")
 
 from hrm_agent.baselines.training import RunConfig
-from hrm_agent.cli import compose_config, parse_options
-from hrm_agent.config import resolve, settings
+from hrm_agent.launch.cli import compose_config, parse_options
+from hrm_agent.launch.settings import resolve, settings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

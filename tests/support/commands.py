@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hrm_agent import evaluate, shifts, solve, supervise, train, watch
+from hrm_agent import evaluate, shifts, supervise, train, watch
+from hrm_agent.supervised import solve
 
 MODULES = {
     "train": train, "evaluate": evaluate, "watch": watch, "shifts": shifts, "supervise": supervise, "solve": solve,

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from tiny import CORES, fitting, make_trainer
 
-from hrm_agent import run_loop
 from hrm_agent.algos.imitation import DAggerConfig
-from hrm_agent.data_parallel import ALONE, Ranks, RanksDiverged, join
-from hrm_agent.encoders import EncoderConfig
-from hrm_agent.gradients import NonFiniteNumbers
 from hrm_agent.kernels.measure import Choice
-from hrm_agent.run_loop import Interrupted
-from hrm_agent.tracking import Console
-from hrm_agent.trainer import Trainer
+from hrm_agent.parallel.processes import ALONE, Ranks, RanksDiverged, join
+from hrm_agent.policies.encoders import EncoderConfig
+from hrm_agent.tensors.gradients import NonFiniteNumbers
+from hrm_agent.training import loop as run_loop
+from hrm_agent.training.loop import Interrupted
+from hrm_agent.training.tracking import Console
+from hrm_agent.training.trainer import Trainer
 
 # Four updates of 32 frames each; minibatches of both processes in every one.
 SETTINGS: dict[str, dict[str, Any]] = {

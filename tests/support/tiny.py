@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPO, PPOConfig
-from hrm_agent.collector import Collector
-from hrm_agent.data_parallel import ALONE
-from hrm_agent.encoders import EncoderConfig
-from hrm_agent.environments import make_vector_env
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy, PolicyConfig
-from hrm_agent.rollout import Rollout
-from hrm_agent.trainer import Trainer, TrainerConfig
+from hrm_agent.environments.make import make_vector_env
+from hrm_agent.experience.collector import Collector
+from hrm_agent.experience.rollout import Rollout
+from hrm_agent.parallel.processes import ALONE
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.encoders import EncoderConfig
+from hrm_agent.policies.policy import Policy, PolicyConfig
+from hrm_agent.training.trainer import Trainer, TrainerConfig
 
 AGENT, IDS, SIDE = 3, 6, 7
 GRID = gym.spaces.Box(0, IDS - 1, (SIDE, SIDE), np.uint8)

@@ -9,9 +9,9 @@ from tiny import ACTIONS, GRID, QUICK, grids, tiny_policy
 from torch import Tensor
 
 from hrm_agent.algos.dqn import DQN, DQNConfig
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy
-from hrm_agent.replay import Replay, Sequences
+from hrm_agent.experience.replay import Replay, Sequences
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.policy import Policy
 
 SMALL = {
     "num_envs": 3, "capacity": 96, "learning_starts": 0, "updates": 1, "batch_sequences": 16, "burn_in": 4,

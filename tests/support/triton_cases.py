@@ -23,8 +23,8 @@ from torch import Tensor
 
 from hrm_agent.cores import HRM, TRM, Core
 from hrm_agent.cuda.core import all_in_bf16
-from hrm_agent.cuda.segment_kernel import SegmentKernel, tiles_of
 from hrm_agent.kernels import triton_segment
+from hrm_agent.kernels.triton.wrapper import SegmentKernel, tiles_of
 
 CORES: dict[str, tuple[type[Core], tuple[int, tuple[int, int] | None], dict[str, Any]]] = {
     "hrm, rope, a tail of 3": (

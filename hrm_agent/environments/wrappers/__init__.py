@@ -1,15 +1,15 @@
 """What foreign environments need before an encoder can read them; `adapt` applies whatever is needed.
 
-Each wrapper turns one kind of observation into one of the kinds that `hrm_agent.encoders` takes (Box, Discrete,
-MultiDiscrete and a flat Dict of these) and leaves everything else alone. They work on one environment, so vectors of
-environments, autoreset and `final_obs` see only what comes out of them.
+Each wrapper turns one kind of observation into one of the kinds that `hrm_agent.policies.encoders` takes (Box,
+Discrete, MultiDiscrete and a flat Dict of these) and leaves everything else alone. They work on one environment, so vectors
+of environments, autoreset and `final_obs` see only what comes out of them.
 """
 
-from hrm_agent.wrappers.adapt import adapt, is_adapted
-from hrm_agent.wrappers.containers import FlattenDict, FlattenTuple
-from hrm_agent.wrappers.minigrid import NarrowMiniGrid
-from hrm_agent.wrappers.numbers import BinaryToVector, FlattenFloats, FlattenMultiDiscrete, ScaleIntegers
-from hrm_agent.wrappers.text import MISSION_WORDS, EncodeMission, EncodeText
+from hrm_agent.environments.wrappers.adapt import adapt, is_adapted
+from hrm_agent.environments.wrappers.containers import FlattenDict, FlattenTuple
+from hrm_agent.environments.wrappers.minigrid import NarrowMiniGrid
+from hrm_agent.environments.wrappers.numbers import BinaryToVector, FlattenFloats, FlattenMultiDiscrete, ScaleIntegers
+from hrm_agent.environments.wrappers.text import MISSION_WORDS, EncodeMission, EncodeText
 
 __all__ = [
     "MISSION_WORDS",

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import gymnasium as gym
 
-from hrm_agent.wrappers.containers import FlattenDict, FlattenTuple
-from hrm_agent.wrappers.minigrid import NarrowMiniGrid, has_minigrid_ids
-from hrm_agent.wrappers.numbers import (
+from hrm_agent.environments.wrappers.containers import FlattenDict, FlattenTuple
+from hrm_agent.environments.wrappers.minigrid import NarrowMiniGrid, has_minigrid_ids
+from hrm_agent.environments.wrappers.numbers import (
     BinaryToVector,
     FlattenFloats,
     FlattenMultiDiscrete,
@@ -18,8 +18,8 @@ from hrm_agent.wrappers.numbers import (
     flatten_multi_discrete,
     scale_integers,
 )
-from hrm_agent.wrappers.parts import ConvertSpace
-from hrm_agent.wrappers.text import EncodeMission, EncodeText, encode_mission, encode_text
+from hrm_agent.environments.wrappers.parts import ConvertSpace
+from hrm_agent.environments.wrappers.text import EncodeMission, EncodeText, encode_mission, encode_text
 
 WRAPPERS: tuple[tuple[Callable[[gym.Env], gym.Env], ConvertSpace], ...] = (
     (EncodeText, encode_text),

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm_agent.wrappers.parts import Convert, PartsWrapper
+from hrm_agent.environments.wrappers.parts import Convert, PartsWrapper
 
 MAX_ID = 255  # of a categorical grid or of an image; beyond it an integer is taken for a quantity
 LINEAR_RANGE = 2**16

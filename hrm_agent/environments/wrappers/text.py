@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm_agent.wrappers.parts import Convert, PartsWrapper
+from hrm_agent.environments.wrappers.parts import Convert, PartsWrapper
 
 # The words of MiniGrid's and BabyAI's missions (minigrid 3.2: `minigrid/envs`, `minigrid/envs/babyai/core/verifier.py`,
 # colours and objects of `minigrid/core/constants.py`). New words go to the end: the id of a word never changes.

@@ -25,7 +25,7 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
-SOURCES = Path(__file__).parent / "source"
+SOURCES = Path(__file__).parents[1] / "source"
 COMPILERS = ("c++", "g++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
 
@@ -208,7 +208,7 @@ def _run(commands: list[list[str]]) -> str:
 
 
 def main() -> int:
-    """`python -m hrm_agent.kernels.build`: compile now, and say where."""
+    """`python -m hrm_agent.kernels.cpu.build`: compile now, and say where."""
     try:
         print(library()._name)
     except NoKernels as error:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hrm_agent.kernels.memory import pool
-from hrm_agent.kernels.stack import functions, take_kept
+from hrm_agent.kernels.cpu.memory import pool
+from hrm_agent.kernels.cpu.stack import functions, take_kept
 
 
 def run_gru(

@@ -1,4 +1,4 @@
-"""Grids of ids to tokens by the C++ kernels: what `hrm_agent.encoders.GridEncoder` is in eager torch.
+"""Grids of ids to tokens by the C++ kernels: what `hrm_agent.policies.encoders.GridEncoder` is in eager torch.
 
 Eager torch makes an int64 index of every cell and moves it five times before it looks anything up, which costs as much
 as a tenth of a segment of a small core.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hrm_agent.kernels.stack import VECTOR, functions
+from hrm_agent.kernels.cpu.stack import VECTOR, functions
 
 MOST_PLACES = 64
 """Of a patch that the kernels know."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hrm_agent.kernels.build import library
-from hrm_agent.kernels.memory import pool
+from hrm_agent.kernels.cpu.build import library
+from hrm_agent.kernels.cpu.memory import pool
 
 VECTOR = 16
 """Sizes that are summed over columns must be multiples of this many floats."""
@@ -98,7 +98,7 @@ def functions() -> Any:
     """The library with its signatures declared.
 
     Raises:
-        NoKernels: see `hrm_agent.kernels.build.library`.
+        NoKernels: see `hrm_agent.kernels.cpu.build.library`.
     """
     found: Any = library()
     pointer = ctypes.c_void_p
@@ -131,7 +131,7 @@ def instructions() -> str:
     """What the kernels are compiled for: `avx512_bf16`, `avx512`, `avx2`, `avx`, `neon` or `plain`.
 
     Raises:
-        NoKernels: see `hrm_agent.kernels.build.library`.
+        NoKernels: see `hrm_agent.kernels.cpu.build.library`.
     """
     return str(functions().stack_instructions().decode())
 
@@ -140,7 +140,7 @@ def has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 numbers.
 
     Raises:
-        NoKernels: see `hrm_agent.kernels.build.library`.
+        NoKernels: see `hrm_agent.kernels.cpu.build.library`.
     """
     return bool(functions().stack_has_bfloat16())
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hrm_agent.kernels.memory import pool
-from hrm_agent.kernels.paths import Accelerated
-from hrm_agent.kernels.stack import (
+from hrm_agent.kernels.cpu.memory import pool
+from hrm_agent.kernels.cpu.stack import (
     Description,
     as_weights,
     check_memory,
@@ -26,6 +25,7 @@ from hrm_agent.kernels.stack import (
     pointers,
     take_kept,
 )
+from hrm_agent.kernels.paths import Accelerated
 
 RULES = ("full", "gate", "reset")
 PARTS_EACH = 4

@@ -17,7 +17,7 @@ Sums, norms, softmax: float32. Products: bfloat16, or float32 to check against t
 narrow as the rows that are left, so that 144 tokens are 64 + 64 + 16 and nothing is wasted.
 
 Every function works on a tile of rows whose sums stay in registers. `area` is the program's own scratch. What launches
-it, with the weights of a core, is `hrm_agent.cuda.segment_kernel`; the plain cores are the reference.
+it, with the weights of a core, is `hrm_agent.kernels.triton.wrapper`; the plain cores are the reference.
 """
 
 # fmt: off

@@ -1,4 +1,4 @@
-"""A core's weights and state into the fused kernel (`hrm_agent.kernels.triton_segment`), and its numbers out of it.
+"""A core's weights and state into the fused kernel (`hrm_agent.kernels.triton.segment`), and its numbers out of it.
 
 The plain cores (`hrm_agent.cores`) are the reference, and take over where `unsupported` names a reason.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from hrm_agent.cores import HRM, TRM, Core, State
 from hrm_agent.cores.blocks import AttentionMixing, Block, BlockStack, ConvMixing
-from hrm_agent.kernels.triton_segment import think
+from hrm_agent.kernels.triton.segment import think
 
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
 LEAST = 16

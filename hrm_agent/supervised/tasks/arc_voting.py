@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm_agent.checkpoint import write_atomically
 from hrm_agent.evaluation.metrics import wilson_interval
 from hrm_agent.supervised.tasks.arc_grids import Grid
+from hrm_agent.tensors.files import write_atomically
 
 ATTEMPTS = 2
 

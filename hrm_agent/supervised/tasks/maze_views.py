@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_band, exact_and_cells
 from hrm_envs import Cell, MazeConfig, ReplanPolicy

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm_agent.checkpoint import write_atomically
 from hrm_agent.supervised.tasks.base import BANDS
 from hrm_agent.supervised.tasks.sudoku_rules import CELLS, GENERATOR, grid_bands, make_puzzles, solve_many
+from hrm_agent.tensors.files import write_atomically
 
 KEEP_FROM_SECONDS = 5.0
 """A set that took longer to make is kept on disk."""

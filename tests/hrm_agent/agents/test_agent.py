@@ -16,9 +16,9 @@ from tiny import ACTIONS, CORES, GRID, MAZE, QUICK, grids, tiny_policy
 
 import hrm_envs  # noqa: F401 - registers the environments
 from hrm_agent import Agent
-from hrm_agent.checkpoint import CheckpointError, save_tensors
-from hrm_agent.encoders import EncoderConfig
-from hrm_agent.policy import Policy
+from hrm_agent.policies.encoders import EncoderConfig
+from hrm_agent.policies.policy import Policy
+from hrm_agent.tensors.files import CheckpointError, save_tensors
 
 K, BATCH = 5, 3
 

@@ -13,10 +13,10 @@ from commands import run_command, tiny_run
 from tiny import ACTIONS, GRID, MAZE, tiny_policy
 
 from hrm_agent import Agent
-from hrm_agent.agent import add_facts
-from hrm_agent.card import BASELINES, evaluation_facts, write_card
-from hrm_agent.checkpoint import CheckpointError
+from hrm_agent.agents.agent import add_facts
+from hrm_agent.agents.card import BASELINES, evaluation_facts, write_card
 from hrm_agent.evaluate import evaluate
+from hrm_agent.tensors.files import CheckpointError
 
 INFO: dict[str, Any] = {
     "env": "DynamicMaze-v0",
@@ -147,7 +147,7 @@ def test_training_writes_its_test_evaluation_into_the_card(tmp_path: Path, monke
 
 
 def test_the_page_of_the_shipped_agents_says_what_their_records_say() -> None:
-    path = Path(__file__).resolve().parents[2] / "experiments" / "shipped_agents" / "build.py"
+    path = Path(__file__).resolve().parents[3] / "experiments" / "shipped_agents" / "build.py"
     spec = importlib.util.spec_from_file_location("build_shipped_agents", path)
     assert spec is not None
     assert spec.loader is not None

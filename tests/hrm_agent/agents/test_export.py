@@ -13,10 +13,11 @@ import pytest
 import torch
 from tiny import ACTIONS, BLOCKS, GRID, MAZE, QUICK, tiny_policy
 
-from hrm_agent import Agent, export
-from hrm_agent.environments import make_vector_env
-from hrm_agent.policy import Policy
-from hrm_agent.spaces import space_from_dict
+from hrm_agent import Agent
+from hrm_agent.agents import onnx as export
+from hrm_agent.environments.make import make_vector_env
+from hrm_agent.environments.spaces import space_from_dict
+from hrm_agent.policies.policy import Policy
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -91,7 +92,7 @@ def test_dictionaries_q_values_and_metadata(tmp_path: Path) -> None:
     assert space_from_dict(json.loads(said["hrm_agent.observation_space"])) == space
     assert space_from_dict(json.loads(said["hrm_agent.action_space"])) == actions
     assert json.loads(said["hrm_agent.info"]) == agent.info
-    assert json.loads(said["hrm_agent.policy"]) == json.loads(json.dumps(policy.config.to_dict()))
+    assert json.loads(said["hrm_agent.policies.policy"]) == json.loads(json.dumps(policy.config.to_dict()))
     assert {port.shape[0] for port in session.get_inputs()} == {"batch"}
     for size in (1, 4):
         obs = export._random_observations(agent, size, np.random.default_rng(size))

@@ -12,7 +12,7 @@ import torch
 from tiny import ACTIONS, GRID, MAZE, tiny_policy
 
 from hrm_agent import Agent
-from hrm_agent.hub import FILES, HubError, from_hub, push_to_hub
+from hrm_agent.agents.hub import FILES, HubError, from_hub, push_to_hub
 
 hub = pytest.importorskip("huggingface_hub")
 

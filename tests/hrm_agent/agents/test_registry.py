@@ -19,16 +19,17 @@ from commands import run_command
 from tiny import ACTIONS, GRID, MAZE, grids, tiny_policy
 
 import hrm_agent
-from hrm_agent import Agent, registration
+from hrm_agent import Agent
+from hrm_agent.agents import registry as registration
 from hrm_agent.agents.__main__ import main as list_agents
-from hrm_agent.checkpoint import CheckpointError
-from hrm_agent.environments import make_vector_env
+from hrm_agent.agents.registry import AgentRegistry, load_agent
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
-from hrm_agent.registration import AgentRegistry, load_agent
 from hrm_agent.shifts import shifts
+from hrm_agent.tensors.files import CheckpointError
 from hrm_agent.watch import watch
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = sorted(folder.parent.name for folder in (ROOT / "hrm_agent" / "agents").glob("*/agent.json"))
 RECORDS = {r["agent"]: r for r in json.loads((ROOT / "experiments" / "shipped_agents" / "results.json").read_text())}
 
@@ -107,12 +108,12 @@ def test_a_name_stands_for_one_thing(folder: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_made_says_why_on_one_line(tmp_path: Path) -> None:
     hrm_agent.register("Maze-Absent-v0", tmp_path / "absent")
     hrm_agent.register("Maze-Module-v0", "no_such_module:agent")
-    hrm_agent.register("Maze-Name-v0", "hrm_agent.agent:no_such_agent")
+    hrm_agent.register("Maze-Name-v0", "hrm_agent.agents.agent:no_such_agent")
     hrm_agent.register("Maze-Number-v0", lambda: 7)  # type: ignore[arg-type, return-value]
     for name, reason in {
         "Maze-Absent-v0": "no such folder",
         "Maze-Module-v0": "cannot import no_such_module",
-        "Maze-Name-v0": "hrm_agent.agent:no_such_agent does not exist",
+        "Maze-Name-v0": "hrm_agent.agents.agent:no_such_agent does not exist",
         "Maze-Number-v0": "returned 7, expected an Agent or a folder",
         "Maze-Modul-v0": "did you mean Maze-Module-v0",
         "no_such_module:Maze-v0": "cannot import no_such_module",
@@ -417,7 +418,7 @@ def test_a_shipped_agent_plays_as_its_card_says(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_evaluating_a_shipped_agent_repeats_its_card(name: str) -> None:
-    from hrm_agent.card import evaluation_facts
+    from hrm_agent.agents.card import evaluation_facts
 
     assert evaluation_facts(evaluate(agent=name)) == hrm_agent.make(name).info["evaluation"]
 

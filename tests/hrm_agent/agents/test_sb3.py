@@ -20,8 +20,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecTransposeImage
 from hrm_agent import Agent
 from hrm_agent.baselines.vec_env import SB3VecEnv
 from hrm_agent.cores import core_options
-from hrm_agent.environments import make_vector_env
-from hrm_agent.policy import Policy
+from hrm_agent.environments.make import make_vector_env
+from hrm_agent.policies.policy import Policy
 from hrm_agent.sb3 import CoreExtractor
 
 ENV = "DynamicMaze-v0"

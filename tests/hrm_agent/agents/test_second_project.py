@@ -24,7 +24,7 @@ import pytest
 
 from hrm_agent.cores import Core
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROJECT = ROOT / "tests" / "second_project"
 PACKAGE = PROJECT / "second_project"
 PUBLIC = {"hrm_agent", "hrm_agent.cores", "hrm_envs", "gymnasium", "numpy", "torch", "second_project"}

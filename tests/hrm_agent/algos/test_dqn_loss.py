@@ -15,8 +15,8 @@ from tiny_dqn import PAPER, SEGMENTS, SMALL, close, equal, fill, make, perturb, 
 from torch import Tensor
 
 from hrm_agent.algos.dqn import DQN, DQNConfig, n_step_targets
-from hrm_agent.policy import Policy
-from hrm_agent.replay import Sequences
+from hrm_agent.experience.replay import Sequences
+from hrm_agent.policies.policy import Policy
 
 VARIANTS: list[tuple[str, str]] = [
     ("full", "bptt"), ("full", "detached"), ("last_token", "bptt"), ("gate", "bptt"), ("output", "bptt"),

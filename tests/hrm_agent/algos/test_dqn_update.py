@@ -11,9 +11,9 @@ from tiny_dqn import PAPER, SEGMENTS, SMALL, close, equal, fill, make, perturb, 
 
 from hrm_agent.algos import dqn
 from hrm_agent.algos.dqn import DQN, DQNConfig
-from hrm_agent.gradients import NonFiniteNumbers
-from hrm_agent.parallel import Shards
-from hrm_agent.replay import Replay
+from hrm_agent.experience.replay import Replay
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.tensors.gradients import NonFiniteNumbers
 
 
 @pytest.mark.parametrize("changes", [{"prioritised": True}, PAPER], ids=["sequences", "paper"])

@@ -19,17 +19,17 @@ from test_trainer import assert_equal_bits, everything
 from tiny import MAZE, QUICK, make_trainer, tiny_policy
 from torch import Tensor
 
-from hrm_agent.agent import Agent
+from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.imitation import DAggerConfig, Imitation, ImitationConfig, drive
-from hrm_agent.collector import Collector
-from hrm_agent.demonstrations import Demonstrations
-from hrm_agent.distributions import build_distribution
-from hrm_agent.environments import make_labelled_vector_env
-from hrm_agent.gradients import NonFiniteNumbers
-from hrm_agent.learners import ImitationLearner
-from hrm_agent.parallel import Shards
-from hrm_agent.tracking import Console
-from hrm_agent.trainer import Trainer
+from hrm_agent.environments.make import make_labelled_vector_env
+from hrm_agent.experience.collector import Collector
+from hrm_agent.experience.demonstrations import Demonstrations
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.distributions import build_distribution
+from hrm_agent.tensors.gradients import NonFiniteNumbers
+from hrm_agent.training.learners import ImitationLearner
+from hrm_agent.training.tracking import Console
+from hrm_agent.training.trainer import Trainer
 from hrm_envs.cells import Cell
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # N, E, S, W

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrm_agent.optim import AdamATan2
+from hrm_agent.algos.optim import AdamATan2
 
 SHAPES = [(3, 4), (5,), ()]
 

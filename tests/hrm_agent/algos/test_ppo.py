@@ -11,9 +11,9 @@ from tiny import make_ppo
 from torch import Tensor
 
 from hrm_agent.algos.ppo import PPOConfig, state_drift
-from hrm_agent.collector import Collector
-from hrm_agent.gradients import NonFiniteNumbers
-from hrm_agent.rollout import Rollout, Windows
+from hrm_agent.experience.collector import Collector
+from hrm_agent.experience.rollout import Rollout, Windows
+from hrm_agent.tensors.gradients import NonFiniteNumbers
 
 VARIANTS: list[tuple[str, str, int]] = [
     ("full", "bptt", 4),
@@ -116,7 +116,7 @@ def test_a_batch_too_large_for_the_cache_is_thought_about_in_parts(monkeypatch: 
     """Of the actions and of the update; nothing depends on it but rounding."""
     results: list[list[Tensor]] = []
     for cache in (2**30, 1):
-        monkeypatch.setattr("hrm_agent.parallel.CACHE_BYTES", cache)
+        monkeypatch.setattr("hrm_agent.parallel.threads.CACHE_BYTES", cache)
         algo, collector, rollout = make_ppo(max_grad_norm=1e9)
         assert algo.policy.rows_at_once == (1 if cache == 1 else algo.policy.rows_at_once)
         sizes: list[int] = []

@@ -21,7 +21,7 @@ from hrm_agent.baselines.agents import BASELINES
 from hrm_agent.baselines.observations import build_view
 from hrm_agent.baselines.training import BaselineRun, Clock, RunConfig
 from hrm_agent.baselines.vec_env import SB3VecEnv
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import run_episodes
 
 ENV = "DynamicMaze-v0"

@@ -34,7 +34,7 @@ from hrm_agent.benchmarks.suites import SUITES
 from hrm_agent.cores.blocks import BlockStack
 from hrm_agent.evaluation.report import measure_cost
 from hrm_agent.kernels.measure import Choice
-from hrm_agent.parallel import instruction_set
+from hrm_agent.parallel.threads import instruction_set
 
 QUICK = Options((paths.PLAIN, "other"), cores=1, quick=True)
 

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hrm_agent.algos.dqn import DQN, DQNConfig
-from hrm_agent.parallel import Shards
-from hrm_agent.parity import TOLERANCE, Errors, compare_file, main, published_policy
-from hrm_agent.policy import Policy
-from hrm_agent.replay import Replay
+from hrm_agent.benchmarks.parity import TOLERANCE, Errors, compare_file, main, published_policy
+from hrm_agent.experience.replay import Replay
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.policy import Policy
 from hrm_agent.supervised import (
     PuzzleModel,
     load_published,
@@ -30,7 +30,7 @@ from hrm_agent.supervised import (
 )
 from hrm_agent.supervised.model import name_from_published
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDER = Path(os.environ.get("HRM_AGENT_PARITY", ROOT.parent / "shared" / "parity"))
 PUBLISHED = sorted(FOLDER.glob("*.safetensors"))
 needs_published = pytest.mark.skipif(

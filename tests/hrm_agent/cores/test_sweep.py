@@ -283,8 +283,8 @@ def test_an_agent_with_sweeps_exports_to_onnx(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     from tiny import ACTIONS, BLOCKS, GRID, tiny_policy
 
-    from hrm_agent import export
-    from hrm_agent.agent import Agent
+    from hrm_agent.agents import onnx as export
+    from hrm_agent.agents.agent import Agent
 
     options = {"layers": 1, "H_cycles": 1, "L_cycles": 1, "cycle_gradient": "all", **BLOCKS, "mixing": "sweep"}
     made = export.export_onnx(Agent(tiny_policy(core_options=options), GRID, ACTIONS), tmp_path / "agent.onnx")

@@ -12,17 +12,17 @@ import pytest
 import torch
 from tiny import CORES
 
-from hrm_agent.agent import Agent
+from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.ppo import PPOConfig
-from hrm_agent.collector import Collector, _seed_after
-from hrm_agent.encoders import VectorEncoder
-from hrm_agent.environments import episode_success, make_vector_env
+from hrm_agent.environments.make import episode_success, make_vector_env
 from hrm_agent.evaluation.episodes import PolicyActor, RandomActor, run_episodes
 from hrm_agent.evaluation.video import record_episodes
-from hrm_agent.learners import PPOLearner
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy, PolicyConfig
-from hrm_agent.rollout import ReturnScaler, Rollout
+from hrm_agent.experience.collector import Collector, _seed_after
+from hrm_agent.experience.rollout import ReturnScaler, Rollout
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.encoders import VectorEncoder
+from hrm_agent.policies.policy import Policy, PolicyConfig
+from hrm_agent.training.learners import PPOLearner
 
 TARGET = "Target-v0"
 BOX = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 8.0], np.float32))

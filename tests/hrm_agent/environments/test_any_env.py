@@ -16,11 +16,11 @@ import pytest
 from commands import run_command
 from omegaconf import OmegaConf
 
-from hrm_agent.cli import UsageError, check_jobs, command_overrides, compose_config
-from hrm_agent.config import config_folder, resolve, settings
-from hrm_agent.config_source import GENERIC_READOUT, path_safe
-from hrm_agent.environments import make_vector_env
-from hrm_agent.policy import Policy, to_tensors
+from hrm_agent.environments.make import make_vector_env
+from hrm_agent.launch.cli import UsageError, check_jobs, command_overrides, compose_config
+from hrm_agent.launch.hydra_plugin import GENERIC_READOUT, path_safe
+from hrm_agent.launch.settings import config_folder, resolve, settings
+from hrm_agent.policies.policy import Policy, to_tensors
 from hrm_agent.train import check_run
 from hrm_envs import MazeVectorEnv
 
@@ -68,7 +68,7 @@ def test_an_id_with_a_module_is_imported_on_use(tmp_path: Path) -> None:
         """)
     )
     script = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from hrm_agent.cli import compose_config; "
+        "import sys; sys.path.insert(0, sys.argv[1]); from hrm_agent.launch.cli import compose_config; "
         "from hrm_agent.train import check_run; cfg = compose_config(['env=strangers_worlds:Strange-v0'], 'train'); "
         "check_run(cfg); print(cfg.env.id, cfg.algo.gamma)"
     )

@@ -11,9 +11,9 @@ import pytest
 from commands import run_command
 from tiny import ACTIONS, GRID, tiny_policy
 
-from hrm_agent import environments
-from hrm_agent.agent import Agent
-from hrm_agent.environments import make_env, make_vector_env
+from hrm_agent.agents.agent import Agent
+from hrm_agent.environments import make as environments
+from hrm_agent.environments.make import make_env, make_vector_env
 
 EVIL = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()"
 

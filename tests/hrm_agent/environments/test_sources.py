@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import yaml
 
-from hrm_agent.environments import check_env_id, make_vector_env
-from hrm_agent.sources import SOURCES, find_source, import_source, wrap_by_source
+from hrm_agent.environments.make import check_env_id, make_vector_env
+from hrm_agent.environments.sources import SOURCES, find_source, import_source, wrap_by_source
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 needs_minihack = pytest.mark.skipif(importlib.util.find_spec("minihack") is None, reason="needs the extra minihack")
 
 
@@ -95,7 +95,7 @@ class Game(gym.Env):
 
 
 def test_a_game_of_nethack_as_gymnasium_means_it() -> None:
-    from hrm_agent.wrappers.minihack import RepeatableNetHack
+    from hrm_agent.environments.wrappers.minihack import RepeatableNetHack
 
     env = RepeatableNetHack(Game())
     first, info = env.reset(seed=4)

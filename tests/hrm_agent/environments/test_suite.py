@@ -14,14 +14,14 @@ import pytest
 import yaml
 from omegaconf import DictConfig
 
-from hrm_agent.cli import UsageError, compose_config
-from hrm_agent.config import resolve
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import ReplanActor, run_episodes
+from hrm_agent.launch.cli import UsageError, compose_config
+from hrm_agent.launch.settings import resolve
 from hrm_agent.train import check_run
 from hrm_envs import Cell, MazeConfig
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "experiments" / "suite"
 LEVELS = sorted(path.stem for path in (ROOT / "configs" / "experiment" / "suite").glob("*.yaml"))
 BASELINES = {record["level"]: record for record in json.loads((FOLDER / "baselines.json").read_text())}

@@ -12,10 +12,8 @@ from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hrm_agent.encoders import EncoderConfig, build_encoder
-from hrm_agent.environments import make_vector_env
-from hrm_agent.policy import to_tensors
-from hrm_agent.wrappers import (
+from hrm_agent.environments.make import make_vector_env
+from hrm_agent.environments.wrappers import (
     MISSION_WORDS,
     BinaryToVector,
     EncodeMission,
@@ -27,7 +25,9 @@ from hrm_agent.wrappers import (
     adapt,
     is_adapted,
 )
-from hrm_agent.wrappers.text import UNKNOWN_WORD_IDS, split_words, word_id
+from hrm_agent.environments.wrappers.text import UNKNOWN_WORD_IDS, split_words, word_id
+from hrm_agent.policies.encoders import EncoderConfig, build_encoder
+from hrm_agent.policies.policy import to_tensors
 
 MISSIONS = ["MiniGrid-DoorKey-5x5-v0", "MiniGrid-MemoryS7-v0", "MiniGrid-Fetch-5x5-N2-v0", "BabyAI-GoToRedBall-v0"]
 

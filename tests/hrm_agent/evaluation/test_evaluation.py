@@ -12,9 +12,7 @@ import torch
 from PIL import Image
 
 from hrm_agent import Agent
-from hrm_agent.distributions import Categorical
-from hrm_agent.encoders import EncoderConfig, Observation
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.episodes import (
     Episodes,
@@ -28,8 +26,10 @@ from hrm_agent.evaluation.episodes import (
 from hrm_agent.evaluation.level_sets import LevelSet
 from hrm_agent.evaluation.report import evaluate_policy, format_report, list_levels, measure_cost, summarize, to_json
 from hrm_agent.evaluation.video import END_FRAMES, encode_gif, record_episodes
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Decision, Policy, PolicyConfig
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.distributions import Categorical
+from hrm_agent.policies.encoders import EncoderConfig, Observation
+from hrm_agent.policies.policy import Decision, Policy, PolicyConfig
 from hrm_agent.watch import watch
 from hrm_envs.planners import ReplanPolicy
 

@@ -16,21 +16,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tests.agent.tiny import QUICK, tiny_policy
 
-from hrm_agent.agent import Agent
-from hrm_agent.encoders import EncoderConfig, GridEncoder
-from hrm_agent.environments import make_vector_env
+from hrm_agent.agents.agent import Agent
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation import latents, probes
 from hrm_agent.evaluation.episodes import MOVES, PolicyActor, blocked_moves, run_episodes
 from hrm_agent.evaluation.metrics import action_regret
-from hrm_agent.policy import Policy
+from hrm_agent.policies.encoders import EncoderConfig, GridEncoder
+from hrm_agent.policies.policy import Policy
 from hrm_envs import Cell
-from tests.agent.tiny import QUICK, tiny_policy
 
 ENV = "DynamicMaze-v0"
 BUSY: dict[str, Any] = {"rows": 3, "cols": 3, "walls": 1, "doors": 3, "p_change": 0.4, "max_episode_steps": 9}
 SMALL = {**BUSY, "rows": 2, "walls": 0, "doors": 2}  # where an untrained agent ends some episodes early
-SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "carry_budget" / "latents.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "experiments" / "carry_budget" / "latents.py"
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import torch
 
 import hrm_agent.shifts
 from hrm_agent import Agent
-from hrm_agent.encoders import EncoderConfig
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.shifts import AXES, base_config, format_point, list_points, why_not
-from hrm_agent.policy import Policy, PolicyConfig
+from hrm_agent.policies.encoders import EncoderConfig
+from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.shifts import shifts
 from hrm_envs import MazeConfig
 

@@ -12,11 +12,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tiny import make_ppo, tiny_policy
 from torch import Tensor
 
-from hrm_agent.collector import Collector
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Policy
-from hrm_agent.replay import Replay
-from hrm_agent.rollout import Rollout
+from hrm_agent.experience.collector import Collector
+from hrm_agent.experience.replay import Replay
+from hrm_agent.experience.rollout import Rollout
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.policy import Policy
 
 CARRIES = ["full", "last_token", "reset"]
 # Tiny open mazes: of the 48 episodes' ends in a few rollouts some are at the goal and some at the time limit.

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrm_agent.checkpoint import load_tensors, save_tensors
-from hrm_agent.encoders import map_observation
-from hrm_agent.replay import PRIORITY_FLOOR, Replay, Sequences, replay_size
+from hrm_agent.experience.replay import PRIORITY_FLOOR, Replay, Sequences, replay_size
+from hrm_agent.policies.encoders import map_observation
+from hrm_agent.tensors.files import load_tensors, save_tensors
 
 PLAIN = gym.spaces.Box(-1, 10_000, (3,), np.int32)
 NAMED = gym.spaces.Dict({"who": PLAIN, "when": gym.spaces.Box(0, 10_000, (), np.int32)})

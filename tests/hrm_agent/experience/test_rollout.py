@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrm_agent.data_parallel import Ranks
-from hrm_agent.rollout import Rollout, draw_minibatches
+from hrm_agent.experience.rollout import Rollout, draw_minibatches
+from hrm_agent.parallel.processes import Ranks
 
 SPACE = gym.spaces.Box(0, 5, (2, 2), np.uint8)
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from test_window_kernels import SPACE, assert_near, results, window
 
 from hrm_agent import kernels
-from hrm_agent.encoders import EncoderConfig
-from hrm_agent.kernels.gru import pool_tokens, run_gru
-from hrm_agent.policy import Policy, PolicyConfig
+from hrm_agent.kernels.cpu.gru import pool_tokens, run_gru
+from hrm_agent.policies.encoders import EncoderConfig
+from hrm_agent.policies.policy import Policy, PolicyConfig
 
 pytestmark = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
 

@@ -23,9 +23,10 @@ from test_kernels import Case, assert_near, cases, results
 from torch import Tensor
 
 from hrm_agent import kernels
-from hrm_agent.kernels import build, stack
-from hrm_agent.kernels.build import NoKernels
-from hrm_agent.parallel import instruction_set
+from hrm_agent.kernels import stack
+from hrm_agent.kernels.cpu import build
+from hrm_agent.kernels.cpu.build import NoKernels
+from hrm_agent.parallel.threads import instruction_set
 
 HERE = Path(__file__).parent / "instruction_sets"
 SHIM = HERE / "avx512_in_software.h"

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from test_cli import refusal
 from torch import Tensor
 
-from hrm_agent import kernels, parity
-from hrm_agent.checkpoint import load_tensors
+from hrm_agent import kernels
+from hrm_agent.benchmarks import parity
 from hrm_agent.cores import build_core
 from hrm_agent.cores.blocks import BlockStack, RotaryPositions
-from hrm_agent.kernels import build
-from hrm_agent.kernels.build import NoKernels
-from hrm_agent.kernels.stack import has_bfloat16
+from hrm_agent.kernels.cpu import build
+from hrm_agent.kernels.cpu.build import NoKernels
+from hrm_agent.kernels.cpu.stack import has_bfloat16
+from hrm_agent.tensors.files import load_tensors
 
 PARITY = Path(__file__).parents[3] / "shared" / "parity"
 needs_kernels = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")

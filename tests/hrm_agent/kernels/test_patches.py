@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm_agent import kernels
-from hrm_agent.encoders import EncoderConfig, GridEncoder
+from hrm_agent.policies.encoders import EncoderConfig, GridEncoder
 
 pytestmark = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
 

@@ -17,9 +17,9 @@ from hrm_agent.cores import HRM, TRM
 from hrm_agent.cores.gru import GRUCore
 from hrm_agent.cuda.core import AGREEMENT, CoreForward
 
-segment_kernel = pytest.importorskip("hrm_agent.cuda.segment_kernel", exc_type=ImportError)
+segment_kernel = pytest.importorskip("hrm_agent.kernels.triton.wrapper", exc_type=ImportError)
 
-CASES = Path(__file__).with_name("triton_cases.py")
+CASES = Path(__file__).parents[2] / "support" / "triton_cases.py"
 
 
 def run(mode: str) -> Any:

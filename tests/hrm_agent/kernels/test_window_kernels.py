@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm_agent import kernels
-from hrm_agent.carry import Full
 from hrm_agent.cores.trm import TRM
-from hrm_agent.encoders import EncoderConfig
 from hrm_agent.evaluation.report import measure_cost
 from hrm_agent.kernels import window as windows
-from hrm_agent.kernels.memory import Pool
-from hrm_agent.parallel import Shards
-from hrm_agent.policy import Decision, Policy, PolicyConfig
+from hrm_agent.kernels.cpu.memory import Pool
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.carry import Full
+from hrm_agent.policies.encoders import EncoderConfig
+from hrm_agent.policies.policy import Decision, Policy, PolicyConfig
 
 pytestmark = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
 

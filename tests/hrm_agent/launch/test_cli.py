@@ -10,17 +10,17 @@ import pytest
 import torch
 from commands import TINY_RUN, run_command, tiny_run
 
-from hrm_agent import learners
 from hrm_agent.algos.dqn import DQNConfig
-from hrm_agent.cli import UsageError, compose_config, expand_sweeps, nearest, open_options, parse_options
-from hrm_agent.config import resolve, settings
-from hrm_agent.environments import make_vector_env
-from hrm_agent.parallel import total_memory
-from hrm_agent.policy import Policy
-from hrm_agent.run_loop import RunLoop
+from hrm_agent.environments.make import make_vector_env
+from hrm_agent.launch.cli import UsageError, compose_config, expand_sweeps, nearest, open_options, parse_options
+from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.parallel.threads import total_memory
+from hrm_agent.policies.policy import Policy
 from hrm_agent.supervised.trainer import SupervisedTrainer
 from hrm_agent.train import check_run
-from hrm_agent.trainer import Trainer
+from hrm_agent.training import learners
+from hrm_agent.training.loop import RunLoop
+from hrm_agent.training.trainer import Trainer
 
 
 def files(folder: Path) -> dict[Path, bytes]:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import yaml
 
-from hrm_agent.config import ALGORITHMS, config_folder
+from hrm_agent.launch.settings import ALGORITHMS, config_folder
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

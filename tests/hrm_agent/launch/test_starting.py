@@ -15,11 +15,12 @@ import torch
 from commands import tiny_run
 from torch import Tensor, nn
 
-from hrm_agent import kernels, starting
-from hrm_agent.cli import say_error
-from hrm_agent.kernels import build
-from hrm_agent.optim import FusedAdamW
-from hrm_agent.waiting import Waiting
+from hrm_agent import kernels
+from hrm_agent.algos.optim import FusedAdamW
+from hrm_agent.kernels.cpu import build
+from hrm_agent.launch import starting
+from hrm_agent.launch.cli import say_error
+from hrm_agent.training.waiting import Waiting
 
 
 def run_apart(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -31,7 +32,7 @@ def run_apart(code: str, *arguments: str, **environment: str) -> subprocess.Comp
 
 def test_a_command_speaks_before_torch_is_imported() -> None:
     code = (
-        "import sys; from hrm_agent import starting; starting.begin('train', ['kernel=plain']);"
+        "import sys; from hrm_agent.launch import starting; starting.begin('train', ['kernel=plain']);"
         "print('torch' in sys.modules)"
     )
     done = run_apart(code)
@@ -50,7 +51,8 @@ def test_the_public_names_are_there_though_nothing_is_imported_for_them() -> Non
 
 TRAINED = """
 import sys
-from hrm_agent import collector, train
+from hrm_agent import train
+from hrm_agent.experience import collector
 def advance(*given):
     print(*(name for name in ("tensorboard", "matplotlib", "torch._dynamo", "sympy", "stable_baselines3", "minigrid")
             if name in sys.modules), ".", sep=" ")

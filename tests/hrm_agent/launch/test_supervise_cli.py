@@ -19,11 +19,9 @@ from commands import run_command
 from safetensors.torch import load_file
 from test_cli import not_refused, refusal
 
-from hrm_agent.checkpoint import load_tensors, save_tensors
-from hrm_agent.config import config_folder
 from hrm_agent.cores import CORES
-from hrm_agent.runs import run_errors
-from hrm_agent.solve import solve
+from hrm_agent.launch.runs import run_errors
+from hrm_agent.launch.settings import config_folder
 from hrm_agent.supervise import CHANGEABLE
 from hrm_agent.supervised import ModelConfig, build_model, load_model, save_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision
@@ -31,8 +29,10 @@ from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import find_model
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.published import export_published
+from hrm_agent.supervised.solve import solve
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.trainer import SupervisedTrainer
+from hrm_agent.tensors.files import load_tensors, save_tensors
 
 # 12 steps of 8 puzzles on 7x7 positions, a checkpoint and an evaluation after every fourth.
 TINY = (

@@ -14,13 +14,13 @@ import pytest
 from commands import TINY_RUN, run_command
 from omegaconf import DictConfig, OmegaConf
 
-from hrm_agent import sweep_table as table_command
-from hrm_agent.cli import UsageError, check_jobs, compose_config, expand_sweeps, one_at_a_time
-from hrm_agent.config import config_folder
-from hrm_agent.gradients import NonFiniteNumbers
-from hrm_agent.sweep_table import sweep_table
+from hrm_agent.launch import sweep_table as table_command
+from hrm_agent.launch.cli import UsageError, check_jobs, compose_config, expand_sweeps, one_at_a_time
+from hrm_agent.launch.settings import config_folder
+from hrm_agent.launch.sweep_table import sweep_table
+from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.train import check_run
-from hrm_agent.trainer import Trainer
+from hrm_agent.training.trainer import Trainer
 
 SMALL = [
     a for a in TINY_RUN if not a.startswith(("env=", "total_steps", "algo.window", "algo.minibatch", "algo.epochs"))

@@ -16,7 +16,7 @@ from hrm_agent.supervised.tasks.maze import MazeTask
 from hrm_agent.supervised.tasks.published_csv import CsvTask
 from hrm_agent.supervised.tasks.sudoku import SudokuTask
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = {
     "maze": MazeTask,
     "maze_hard": MazeTask,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from commands import TINY_RUN
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None) -> str:

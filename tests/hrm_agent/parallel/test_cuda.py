@@ -16,23 +16,23 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hrm_agent.algos.ppo import PPO
-from hrm_agent.cli import compose_config
-from hrm_agent.collector import Collector
-from hrm_agent.config import resolve, settings
 from hrm_agent.cores import HRM, map_state
 from hrm_agent.cuda import Accelerator, CudaConfig
 from hrm_agent.cuda.collector import CudaCollector
 from hrm_agent.cuda.core import AGREEMENT, CoreForward, checked_kernel, disagreement
-from hrm_agent.cuda.graphs import Again, Replayed
-from hrm_agent.cuda.halves import Halves, in_halves
 from hrm_agent.cuda.ppo import CudaPPO
-from hrm_agent.encoders import EncoderConfig, build_encoder
-from hrm_agent.environments import make_vector_env
-from hrm_agent.gradients import NonFiniteNumbers
-from hrm_agent.parallel import Shards
-from hrm_agent.rollout import Rollout
-from hrm_agent.tracking import Console
-from hrm_agent.trainer import Trainer
+from hrm_agent.environments.double_buffer import Halves, in_halves
+from hrm_agent.environments.make import make_vector_env
+from hrm_agent.experience.collector import Collector
+from hrm_agent.experience.rollout import Rollout
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.parallel.graphs import Again, Replayed
+from hrm_agent.parallel.threads import Shards
+from hrm_agent.policies.encoders import EncoderConfig, build_encoder
+from hrm_agent.tensors.gradients import NonFiniteNumbers
+from hrm_agent.training.tracking import Console
+from hrm_agent.training.trainer import Trainer
 
 EXACT = CudaConfig(bf16=False)
 
@@ -314,7 +314,7 @@ def _on_cpu(trainer: Trainer, console: Console | None) -> Accelerator:
 
 def accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train on the CPU as if it were a CUDA device."""
-    monkeypatch.setattr("hrm_agent.trainer.build", lambda c, device, make, count: in_halves(make, count))
+    monkeypatch.setattr("hrm_agent.training.trainer.build", lambda c, device, make, count: in_halves(make, count))
     monkeypatch.setattr(Trainer, "_accelerator", _on_cpu)
 
 

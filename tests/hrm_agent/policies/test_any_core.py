@@ -12,12 +12,12 @@ import torch
 from commands import run_command
 from torch import Tensor
 
-from hrm_agent.agent import Agent
-from hrm_agent.cli import compose_config
-from hrm_agent.config import resolve
+from hrm_agent.agents.agent import Agent
 from hrm_agent.cores import CORES, Core, State, register_core
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve
 from hrm_agent.train import check_run
-from hrm_agent.trainer import Trainer
+from hrm_agent.training.trainer import Trainer
 
 TINY = (
     "env=CartPole-v1", "core.hidden_size=8", "algo.num_envs=4", "algo.rollout_steps=8", "algo.window=8",

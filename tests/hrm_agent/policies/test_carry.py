@@ -7,8 +7,8 @@ import torch
 from tiny import CORES
 from torch import Tensor
 
-from hrm_agent.carry import CARRY_RULES, Gate, build_carry, resolve_carry
 from hrm_agent.cores import Core, build_core
+from hrm_agent.policies.carry import CARRY_RULES, Gate, build_carry, resolve_carry
 
 BATCH, LENGTH, SIZE, ACTIONS = 3, 9, 8, 4
 

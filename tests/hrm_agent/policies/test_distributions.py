@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrm_agent.distributions import Categorical, Distribution, Gaussian, build_distribution
+from hrm_agent.policies.distributions import Categorical, Distribution, Gaussian, build_distribution
 
 SPACES: dict[str, gym.Space] = {
     "discrete": gym.spaces.Discrete(4, start=2),

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrm_agent import encoders
-from hrm_agent.encoders import EncoderConfig, GridEncoder, VectorEncoder, build_encoder, find_grid
+from hrm_agent.policies import encoders
+from hrm_agent.policies.encoders import EncoderConfig, GridEncoder, VectorEncoder, build_encoder, find_grid
 
 SIZE = 16
 IDS = 6

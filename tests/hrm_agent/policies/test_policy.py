@@ -11,9 +11,9 @@ import torch
 from tiny import AGENT, CORES, GRID, SIDE, grids, tiny_policy
 from torch import Tensor, nn
 
-from hrm_agent.carry import CARRY_RULES
 from hrm_agent.cores import map_state
-from hrm_agent.policy import Policy, PolicyConfig, relative_change
+from hrm_agent.policies.carry import CARRY_RULES
+from hrm_agent.policies.policy import Policy, PolicyConfig, relative_change
 
 K, BATCH = 4, 3
 NO_TOKEN_LATENT = ("gru", "convlstm")

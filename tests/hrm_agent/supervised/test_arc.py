@@ -32,7 +32,7 @@ from hrm_agent.supervised.tasks.arc_grids import (
 from hrm_agent.supervised.tasks.arc_voting import judge, rank, write_submission
 from hrm_agent.supervised.tasks.base import Answers, Examples
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SMALL: dict[str, Any] = {"max_side": 8, "augmentations": 20}
 
 sides = st.integers(1, 9)

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.agent.test_parity import FOLDER, needs_published
 from torch import Tensor
 
 from hrm_agent import kernels
-from hrm_agent.checkpoint import CheckpointError
-from hrm_agent.gradients import NonFiniteNumbers
-from hrm_agent.optim import SignSGD
-from hrm_agent.parallel import Shards
-from hrm_agent.parity import TOLERANCE, Reference
+from hrm_agent.algos.optim import SignSGD
+from hrm_agent.benchmarks.parity import TOLERANCE, Reference
+from hrm_agent.parallel.threads import Shards
 from hrm_agent.supervised import ModelConfig, PuzzleModel, load_model, puzzle_loss, save_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig, to_batch
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
@@ -25,7 +24,8 @@ from hrm_agent.supervised.files import build_model, check_answerable
 from hrm_agent.supervised.model import load_published, model_from_published, name_from_published
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec
-from tests.agent.test_parity import FOLDER, needs_published
+from hrm_agent.tensors.files import CheckpointError
+from hrm_agent.tensors.gradients import NonFiniteNumbers
 
 SPEC = TaskSpec(sequence_length=6, input_ids=5, answer_ids=5, num_puzzles=4, grid=(2, 3))
 TRM = {"layers": 1, "H_cycles": 1, "L_cycles": 1, "mixing": "conv", "inner_size": 8, "cycle_gradient": "all"}
@@ -266,7 +266,7 @@ def test_a_checkpoint_of_another_batch_is_refused() -> None:
 
 
 def test_numbers_that_are_not_finite_touch_no_weight() -> None:
-    from hrm_agent.gradients import NonFiniteNumbers
+    from hrm_agent.tensors.gradients import NonFiniteNumbers
 
     ours = learner()
     ours.step(0.0)

@@ -12,11 +12,11 @@ import torch
 from test_evaluation import BUSY, MAZE, TIMINGS, assert_same, save_agent
 from torch import Tensor, nn
 
-from hrm_agent.environments import make_vector_env
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.episodes import ReplanActor, run_episodes
 from hrm_agent.evaluation.report import format_report, to_json
-from hrm_agent.parallel import Shards
+from hrm_agent.parallel.threads import Shards
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.path_policy import PathActor, evaluate_path_policy, step_along, think
 from hrm_envs import Cell

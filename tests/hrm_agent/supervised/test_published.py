@@ -19,7 +19,7 @@ from hrm_agent.supervised.model import name_from_published
 from hrm_agent.supervised.published import export_published, find_weights, load_published_checkpoint
 from hrm_agent.supervised.tasks.base import TaskSpec
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PARITY = Path(os.environ.get("HRM_AGENT_PARITY", ROOT.parent / "shared" / "parity"))
 NUMBERS = [path for path in sorted(PARITY.glob("*.safetensors")) if path.stem != "hrm_agent"]
 

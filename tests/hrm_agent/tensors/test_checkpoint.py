@@ -16,17 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from hrm_agent.checkpoint import (
-    CheckpointError,
-    CheckpointFolder,
-    flatten,
-    load_optimizer_tensors,
-    load_tensors,
-    optimizer_tensors,
-    save_tensors,
-    unflatten,
-    write_atomically,
-)
+from hrm_agent.algos.optim import load_optimizer_tensors, optimizer_tensors
+from hrm_agent.tensors.files import CheckpointError, load_tensors, save_tensors, write_atomically
+from hrm_agent.tensors.trees import flatten, unflatten
+from hrm_agent.training.checkpoints import CheckpointFolder
 
 TENSORS = {
     "weights": torch.randn(5, 7, generator=torch.Generator().manual_seed(0)),

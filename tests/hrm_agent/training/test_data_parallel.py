@@ -23,16 +23,16 @@ from tiny import make_trainer
 from hrm_agent import kernels
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
-from hrm_agent.checkpoint import load_tensors
-from hrm_agent.cli import compose_config
-from hrm_agent.config import resolve
-from hrm_agent.data_parallel import ALONE, Ranks, check_local_device, join
-from hrm_agent.learners import check_ranks
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve
+from hrm_agent.parallel.processes import ALONE, Ranks, check_local_device, join
 from hrm_agent.supervised.deep_supervision import SupervisedConfig
 from hrm_agent.supervised.deep_supervision import check_ranks as check_supervised_ranks
-from hrm_agent.tracking import Console
+from hrm_agent.tensors.files import load_tensors
+from hrm_agent.training.learners import check_ranks
+from hrm_agent.training.tracking import Console
 
-WORKER = Path(__file__).with_name("parallel_worker.py")
+WORKER = Path(__file__).resolve().parents[2] / "support" / "parallel_worker.py"
 MIDDLE, END = "000000000064.safetensors", "000000000128.safetensors"
 
 

@@ -12,15 +12,15 @@ from commands import run_command, tiny_run
 from tiny import IDS, MAZE, QUICK, make_trainer, tiny_policy
 from torch import Tensor
 
-from hrm_agent.checkpoint import CheckpointError, save_tensors
-from hrm_agent.initial_weights import PARTS, freeze, initialise, parse_parts, supervised_weights
-from hrm_agent.policy import Policy
-from hrm_agent.registration import registry
+from hrm_agent.agents.registry import registry
+from hrm_agent.policies.policy import Policy
 from hrm_agent.supervised.files import ModelConfig, build_model, save_model
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import TaskSpec
-from hrm_agent.tracking import Console
-from hrm_agent.trainer import Trainer
+from hrm_agent.tensors.files import CheckpointError, save_tensors
+from hrm_agent.training.tracking import Console
+from hrm_agent.training.trainer import Trainer
+from hrm_agent.training.warm_start import PARTS, freeze, initialise, parse_parts, supervised_weights
 
 PREFIXES = {"encoder": "encoder.", "core": "core.", "heads": ("policy_head.", "value_head.")}
 

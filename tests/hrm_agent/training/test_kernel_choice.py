@@ -14,22 +14,30 @@ from test_trainer import assert_equal_bits, everything
 from tiny import DQN_SETTINGS, fitting, make_dqn_trainer, make_trainer
 from torch import Tensor, nn
 
-from hrm_agent import kernel_choice, kernels
+from hrm_agent import kernels
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.benchmarks.networks import build_run
 from hrm_agent.cores.blocks import BlockStack
-from hrm_agent.data_parallel import Ranks
-from hrm_agent.kernel_choice import Passes, PolicyWork, choose_for_playing, measure_policy, passes_of, path_of_training
 from hrm_agent.kernels import window as windows
 from hrm_agent.kernels.agreement import Outputs
 from hrm_agent.kernels.measure import FEW_ROUNDS, MOST_ROUNDS, Choice, Job, Size, measure
 from hrm_agent.kernels.paths import Accelerated
-from hrm_agent.parallel import Shards, instruction_set
-from hrm_agent.policy import Policy, to_tensors
+from hrm_agent.parallel.processes import Ranks
+from hrm_agent.parallel.threads import Shards, instruction_set
+from hrm_agent.policies.policy import Policy, to_tensors
 from hrm_agent.supervised.kernel_choice import measure_model
-from hrm_agent.tracking import Console
-from hrm_agent.trainer import Trainer
+from hrm_agent.training import kernel_choice
+from hrm_agent.training.kernel_choice import (
+    Passes,
+    PolicyWork,
+    choose_for_playing,
+    measure_policy,
+    passes_of,
+    path_of_training,
+)
+from hrm_agent.training.tracking import Console
+from hrm_agent.training.trainer import Trainer
 
 needs_kernels = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
 
@@ -322,7 +330,7 @@ def test_a_kernel_that_is_not_to_be_had_is_measured_anew(tmp_path: Path, monkeyp
     first.save_checkpoint()
     told, elsewhere = Told(), make_trainer(tmp_path, **changes)
     elsewhere.resume()
-    monkeypatch.setattr("hrm_agent.run_loop.candidates", lambda *_: ["plain", "fused"])
+    monkeypatch.setattr("hrm_agent.training.loop.candidates", lambda *_: ["plain", "fused"])
     measuring(elsewhere, "fused").settle_kernel(told)
     assert elsewhere.kernel == "fused"
     line = "; measured again, because fused_bf16, which the run had before, is none of plain, fused"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tiny import make_trainer
 
-from hrm_agent.encoders import EncoderConfig
 from hrm_agent.evaluation.report import evaluate_policy
+from hrm_agent.policies.encoders import EncoderConfig
 
 CORRIDOR = {"length": 3}
 LEVELS = 400

@@ -21,15 +21,16 @@ from safetensors.torch import load_file
 from tiny import MAZE, make_dqn_trainer, make_trainer
 
 from hrm_agent import train
-from hrm_agent import trainer as trainer_module
-from hrm_agent.agent import Agent
+from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.ppo import PPO
-from hrm_agent.checkpoint import CheckpointError, CheckpointFolder, load_tensors
-from hrm_agent.gradients import NonFiniteNumbers
-from hrm_agent.rollout import Rollout
-from hrm_agent.run_loop import Interrupted
-from hrm_agent.tracking import Console
-from hrm_agent.trainer import Trainer
+from hrm_agent.experience.rollout import Rollout
+from hrm_agent.tensors.files import CheckpointError, load_tensors
+from hrm_agent.tensors.gradients import NonFiniteNumbers
+from hrm_agent.training import trainer as trainer_module
+from hrm_agent.training.checkpoints import CheckpointFolder
+from hrm_agent.training.loop import Interrupted
+from hrm_agent.training.tracking import Console
+from hrm_agent.training.trainer import Trainer
 
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:

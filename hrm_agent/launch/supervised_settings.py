@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from hrm_agent.config import typed
+from hrm_agent.launch.settings import typed
 from hrm_agent.supervised.deep_supervision import SupervisedConfig
 from hrm_agent.supervised.files import ModelConfig
 from hrm_agent.supervised.trainer import RunConfig
@@ -15,7 +15,7 @@ OWN_HALTING = {"hrm": "q_learning"}
 
 
 def settings(values: dict[str, Any]) -> tuple[RunConfig, ModelConfig, SupervisedConfig]:
-    """The typed settings of a run; `values` comes from `hrm_agent.config.resolve`.
+    """The typed settings of a run; `values` comes from `hrm_agent.launch.settings.resolve`.
 
     Raises:
         ValueError: a value that is out of range or of the wrong type.

@@ -1,0 +1,1 @@
+"""Environments as vectors, by id or callable, in the wrappers that agents need."""

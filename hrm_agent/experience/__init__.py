@@ -1,0 +1,1 @@
+"""Collects experience and holds it: rollouts, replays, demonstrations."""

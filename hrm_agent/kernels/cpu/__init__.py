@@ -1,0 +1,1 @@
+"""C++ kernels, compiled on the machine that runs them."""

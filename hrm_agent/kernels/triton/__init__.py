@@ -1,0 +1,1 @@
+"""One segment of a core by Triton on a GPU (experimental)."""

@@ -1,0 +1,1 @@
+"""The command line: settings, Hydra's plugin, run folders, and errors on one line."""

@@ -1,0 +1,1 @@
+"""Threads, devices, processes and graphs: who computes."""

@@ -1,0 +1,24 @@
+"""`python -m hrm_agent.solve model=RUN|FOLDER|FILE`: a puzzle model on held-out puzzles, and what halting saves."""
+
+from __future__ import annotations
+
+import sys
+
+from hrm_agent.launch.cli import parse_agent_options, usage_errors
+from hrm_agent.supervised.evaluation import format_report
+from hrm_agent.supervised.solve import solve
+
+
+def main() -> None:
+    usage = "python -m hrm_agent.solve model=RUN|FOLDER|FILE [KEY=VALUE] ..."
+    with usage_errors():
+        options = parse_agent_options(sys.argv[1:], "solve", usage)
+        report = solve(**options)
+    print(format_report(report))
+    for name in ("out", "submission"):
+        if options[name] is not None:
+            print(f"wrote {options[name]}")
+
+
+if __name__ == "__main__":
+    main()

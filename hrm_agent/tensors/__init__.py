@@ -1,0 +1,1 @@
+"""Tensors in trees, in files, and as gradients."""
