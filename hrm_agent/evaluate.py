@@ -9,7 +9,7 @@ from typing import Any
 from hrm_agent.agents.agent import Agent
 from hrm_agent.agents.registry import load_agent
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.evaluation.episodes import PolicyActor, RandomActor, ReplanActor, run_in_shards
+from hrm_agent.evaluation.episodes import PolicyActor, RandomActor, ReplanActor, run_in_threads
 from hrm_agent.evaluation.level_sets import find_level_set
 from hrm_agent.evaluation.report import (
     describe_agent,
@@ -22,7 +22,7 @@ from hrm_agent.evaluation.report import (
 )
 from hrm_agent.kernels import check_kernel
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
-from hrm_agent.parallel.threads import Shards, available_cores
+from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_agent.policies.policy import to_tensors
 from hrm_agent.tensors.files import write_atomically
 from hrm_agent.training.kernel_choice import choose_for_playing
@@ -93,7 +93,7 @@ def evaluate(
     player = player.fit(probe.single_observation_space)
     player.check_fits(probe.single_observation_space, probe.single_action_space)
     obs = to_tensors(probe.reset(seed=0)[0])
-    rows, shards = min(BATCH, level["episodes"]), Shards(available_cores())
+    rows, shards = min(BATCH, level["episodes"]), Threads(available_cores())
     used = choose_for_playing(player.policy, kernel, obs, rows, shards, player.info)
     is_maze = isinstance(probe.unwrapped, MazeVectorEnv)
     probe.close()
@@ -113,7 +113,7 @@ def _choose_levels(
     env_options: dict[str, Any] | None,
     level_set: str | None,
 ) -> dict[str, Any]:
-    """The arguments of `run_in_shards` that say what is played."""
+    """The arguments of `run_in_threads` that say what is played."""
     if level_set is None:
         env_id, options = agent.environment(env, env_options)
         return {"env_id": env_id, "env_options": options, "episodes": episodes, "seed": seed, "band": band}
@@ -131,15 +131,15 @@ def _choose_levels(
     }
 
 
-def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool, shards: Shards) -> dict[str, Any]:
+def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool, shards: Threads) -> dict[str, Any]:
     policy, actions = agent.policy, agent.action_space
-    played = run_in_shards(lambda: PolicyActor(policy), **level, batch=BATCH, shards=shards)
+    played = run_in_threads(lambda: PolicyActor(policy), **level, batch=BATCH, shards=shards)
     draws = policy.config.heads != "q"  # Q-values are no distribution to draw from
     sampled = None
     if draws:
-        sampled = run_in_shards(lambda: PolicyActor(policy, deterministic=False), **level, batch=BATCH, shards=shards)
-    at_random = run_in_shards(lambda: RandomActor(actions), **level, batch=BATCH) if baselines else None
-    replanned = run_in_shards(ReplanActor, **level, batch=BATCH) if baselines and is_maze else None
+        sampled = run_in_threads(lambda: PolicyActor(policy, deterministic=False), **level, batch=BATCH, shards=shards)
+    at_random = run_in_threads(lambda: RandomActor(actions), **level, batch=BATCH) if baselines else None
+    replanned = run_in_threads(ReplanActor, **level, batch=BATCH) if baselines and is_maze else None
     summary = summarize(played)
     return {
         **summary,

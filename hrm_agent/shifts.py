@@ -11,7 +11,7 @@ from hrm_agent.agents.registry import load_agent
 from hrm_agent.evaluation.report import describe_agent, to_json
 from hrm_agent.evaluation.shifts import AXES, base_config, format_header, format_point, list_points, run_shifts
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
-from hrm_agent.parallel.threads import Shards, available_cores
+from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_agent.tensors.files import write_atomically
 from hrm_envs.config import MAX_SIDE
 
@@ -66,7 +66,7 @@ def shifts(
     env_id, options = player.environment(env, env_options)
     points = list_points(base_config(env_id, options), list(AXES) if axes is None else axes, max_size)
     records = []
-    for record in run_shifts(player, env_id, options, points, episodes, seed, band, Shards(available_cores())):
+    for record in run_shifts(player, env_id, options, points, episodes, seed, band, Threads(available_cores())):
         records.append(record)
         if on_record is not None:
             on_record(record)

@@ -29,7 +29,7 @@ from hrm_agent.launch.runs import (
 from hrm_agent.launch.settings import resolve
 from hrm_agent.launch.supervised_settings import settings
 from hrm_agent.parallel.processes import check_local_device, join
-from hrm_agent.supervised.deep_supervision import SupervisedConfig, check_ranks
+from hrm_agent.supervised.deep_supervision import SupervisedConfig, check_processes
 from hrm_agent.supervised.evaluation import format_report
 from hrm_agent.supervised.files import ModelConfig, build_model, check_answerable
 from hrm_agent.supervised.tasks import build_task
@@ -69,7 +69,7 @@ def _check_parts(values: dict[str, Any], run: RunConfig, model: ModelConfig, tra
         raise UsageError(str(error)) from None
     made = build_model(model, task.spec)
     check_answerable(made, task)
-    check_ranks(made, training, join())
+    check_processes(made, training, join())
     for band, count in (("validation", run.eval_puzzles), ("test", values["test_puzzles"])):
         if count:
             task.examples(band, count)
@@ -90,12 +90,12 @@ def _resume(given: dict[str, str]) -> None:
 
 def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
     """Returns the score on validation puzzles, for sweepers; of `torchrun`'s processes the first does."""
-    ranks = join()
-    announce(ranks, folder, values, resume)
-    console = Console(quiet=not ranks.is_first)
-    with run_errors(folder, COMMAND, ranks):
-        trainer = open_loop(partial(SupervisedTrainer, *settings(values), folder, ranks), folder, resume, console)
-        if not run_to_end(trainer, console) or not ranks.is_first:
+    processes = join()
+    announce(processes, folder, values, resume)
+    console = Console(quiet=not processes.is_rank_zero)
+    with run_errors(folder, COMMAND, processes):
+        trainer = open_loop(partial(SupervisedTrainer, *settings(values), folder, processes), folder, resume, console)
+        if not run_to_end(trainer, console) or not processes.is_rank_zero:
             return WORST
         say_end(trainer, console)
         if values["test_puzzles"]:

@@ -41,7 +41,7 @@ from hrm_agent.launch.settings import ALGORITHMS, resolve, settings
 from hrm_agent.parallel.processes import check_local_device, join
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.training.checkpoints import CheckpointFolder
-from hrm_agent.training.learners import AlgoConfig, build_env, check_memory, check_ranks
+from hrm_agent.training.learners import AlgoConfig, build_env, check_memory, check_processes
 from hrm_agent.training.loop import CHECKPOINTS
 from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer, TrainerConfig, prepare
@@ -77,7 +77,7 @@ def check_run(cfg: DictConfig) -> None:
 
 def _check_parts(config: TrainerConfig, policy: PolicyConfig, algo: AlgoConfig, fresh: bool = True) -> None:
     """Raises: ValueError if the parts of a run do not fit each other, or not into the machine."""
-    check_ranks(algo, join())
+    check_processes(algo, join())
     check_local_device(config.device)
     env = build_env(algo, config.env, 1, config.env_options)
     made = Policy(policy, env.single_observation_space, env.single_action_space)
@@ -110,16 +110,16 @@ def run_facts(folder: Path) -> dict[str, Any]:
 
 def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
     """Returns the `objective` on validation levels, for sweepers; of `torchrun`'s processes the first does."""
-    ranks = join()
-    announce(ranks, folder, values, resume)
-    console = Console(quiet=not ranks.is_first)
-    with run_errors(folder, COMMAND, ranks):
-        trainer = open_loop(partial(Trainer, *settings(values), folder, console, ranks), folder, resume, console)
+    processes = join()
+    announce(processes, folder, values, resume)
+    console = Console(quiet=not processes.is_rank_zero)
+    with run_errors(folder, COMMAND, processes):
+        trainer = open_loop(partial(Trainer, *settings(values), folder, console, processes), folder, resume, console)
         if trainer.config.init_from and trainer.checkpoints.latest() is None:
             console.say(f"weights of {trainer.config.init_parts} from {trainer.config.init_from}")
         if not run_to_end(trainer, console):
             return WORST[values["objective"]]
-    if not ranks.is_first:
+    if not processes.is_rank_zero:
         return WORST[values["objective"]]
     say_end(trainer, console)
     if values["test_episodes"]:

@@ -28,7 +28,7 @@ import torch
 
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve, settings
-from hrm_agent.parallel.processes import ProcessGroup, Ranks, join
+from hrm_agent.parallel.processes import Processes, TorchProcesses, join
 from hrm_agent.tensors.files import load_tensors, save_tensors
 from hrm_agent.tensors.trees import flatten, unflatten
 from hrm_agent.training.tracking import Console, NoLog
@@ -55,11 +55,11 @@ def timed(owner: Any, name: str, seconds: dict[str, float]) -> None:
     setattr(owner, name, wrapper)
 
 
-def all_reduce_alone(ranks: Ranks, numbers: int) -> float:
+def all_reduce_alone(processes: Processes, numbers: int) -> float:
     """Median seconds of one all-reduce of so many float32, nobody being waited for."""
     buffer, taken = torch.zeros(numbers), []
     for _ in range(ALONE_CALLS):
-        ranks.wait()
+        processes.barrier()
         began = time.perf_counter()
         torch.distributed.all_reduce(buffer)
         taken.append(time.perf_counter() - began)
@@ -78,42 +78,44 @@ def draw_actions(environments: int) -> float:
 
 def measure(shards: int, kept: Path, overrides: list[str]) -> None:
     """One process of one arm; rank 0 prints what it measured, and keeps the weights before and after."""
-    ranks = join()
+    processes = join()
     seconds: dict[str, float] = {}
     values = resolve(compose_config([*overrides, f"shards={shards}"], "train"))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(*settings(values), Path(folder), None, ranks)
+        trainer = Trainer(*settings(values), Path(folder), None, processes)
         log, console = NoLog(), Console(quiet=True)
         initial = {name: value.clone() for name, value in trainer.policy.state_dict().items()}
         for _ in range(WARM_UP):
             trainer.iterate(log, console)
-        if isinstance(ranks, ProcessGroup):
+        if isinstance(processes, TorchProcesses):
             for name in EXCHANGES:
-                timed(ranks, name, seconds)
-        ranks.wait()
+                timed(processes, name, seconds)
+        processes.barrier()
         began, used, before = time.perf_counter(), time.process_time(), trainer.frames
         for _ in range(ITERATIONS):
             trainer.iterate(log, console)
-            ranks.agree(0.0, False)
+            processes.agree(0.0, False)
         wall, cpu = time.perf_counter() - began, time.process_time() - used
         frames = trainer.frames - before
         trained = sum(p.numel() for p in trainer.policy.parameters() if p.grad is not None)
-        everybody = ranks.total(torch.tensor([cpu, *(seconds.get(n, 0.0) for n in EXCHANGES)], dtype=torch.float64))
+        everybody = processes.all_reduce(
+            torch.tensor([cpu, *(seconds.get(n, 0.0) for n in EXCHANGES)], dtype=torch.float64)
+        )
         result = {
             "frames_per_second": frames / wall,
             "cpu_seconds_per_1000_frames": everybody[0].item() / frames * 1000,
             "parameters": trained,
             "optimizer_steps": int(next(iter(trainer.algo.optimizer.state.values()))["step"]),
         }
-        if isinstance(ranks, ProcessGroup):
-            shares = dict(zip(EXCHANGES, (everybody[1:] / ranks.size / wall).tolist(), strict=True))
+        if isinstance(processes, TorchProcesses):
+            shares = dict(zip(EXCHANGES, (everybody[1:] / processes.world_size / wall).tolist(), strict=True))
             result["share_of_time_in_exchanges"] = shares
-            result["all_reduce_alone_seconds"] = all_reduce_alone(ranks, trained)
-        if ranks.is_first:
+            result["all_reduce_alone_seconds"] = all_reduce_alone(processes, trained)
+        if processes.is_rank_zero:
             weights = {**flatten("initial", initial), **flatten("final", trainer.policy.state_dict())}
             save_tensors(kept, weights, {"episodes": [list(e) for e in trainer.collector.episodes]})
             print(json.dumps(result))
-    ranks.leave()
+    processes.leave()
 
 
 def start(processes: int, shards: int, kept: Path, overrides: list[str]) -> dict[str, Any]:

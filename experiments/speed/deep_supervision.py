@@ -27,7 +27,7 @@ import torch
 from plain_recipe import PlainModel, PlainTraining
 
 from hrm_agent.kernels import use
-from hrm_agent.parallel.threads import Shards, available_cores
+from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_agent.supervised import ModelConfig, build_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.tasks.base import Examples, TaskSpec
@@ -58,7 +58,7 @@ def draw(generator: np.random.Generator, count: int) -> Examples:
     return Examples(tokens[0], tokens[1], np.zeros(count, np.int32))
 
 
-def contestants(
+def competitors(
     case: dict[str, Any], batch: int, precision: str, kernel: str, cores: int
 ) -> tuple[Callable, Callable, Any, Any]:
     """One step of ours and one of the plain recipe, from the same weights and puzzles."""
@@ -84,7 +84,7 @@ def contestants(
     )  # fmt: skip
     use(model, kernel)
     ours = DeepSupervision(
-        model, settings, lambda generator, count: draw(generator, batch).rows(slice(count)), 0, Shards(cores)
+        model, settings, lambda generator, count: draw(generator, batch).rows(slice(count)), 0, Threads(cores)
     )
     ours.draw = lambda generator, count: puzzles.rows(slice(count))
     return lambda: ours.step(0.0), theirs.step, ours, theirs
@@ -92,7 +92,7 @@ def contestants(
 
 def check(case: dict[str, Any], kernel: str, cores: int) -> float:
     """Largest difference of losses and of the answer head's weights after two steps, in float32."""
-    step, plain_step, ours, theirs = contestants(case, 8, "float32", kernel, cores)
+    step, plain_step, ours, theirs = competitors(case, 8, "float32", kernel, cores)
     worst = 0.0
     for _ in range(2):
         worst = max(worst, abs(step()["loss"] - plain_step()))
@@ -114,7 +114,7 @@ def rate(step: Callable[[], Any], seconds: float, batch: int, threads: int, now:
 def measure(name: str, precision: str, kernel: str, options: argparse.Namespace) -> dict[str, Any]:
     case, cores, batch, seconds, now = CASES[name], options.cores, options.batch, options.seconds, CLOCKS[options.clock]
     difference = check(case, kernel, cores)
-    step, plain_step, ours, _ = contestants(case, batch, precision, kernel, cores)
+    step, plain_step, ours, _ = competitors(case, batch, precision, kernel, cores)
     pairs = [
         (rate(step, seconds, batch, 1, now), rate(plain_step, seconds, batch, cores, now))
         for _ in range(options.rounds)

@@ -35,7 +35,7 @@ from hrm_agent.kernels import use
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.parallel.graphs import Again, CudaGraph, Replayed
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import Policy, to_tensors
 from hrm_agent.training.learners import build_env, build_learner
 
@@ -230,7 +230,7 @@ class Training:
         values = resolve(compose_config(["env=PaperMaze-v0", "device=cpu", "shards=1", *sizes], "train"))
         trainer, config, algo = settings(values)
         self.said: list[str] = []
-        shards = Shards(1)
+        shards = Threads(1)
         switched = replace(CudaConfig(), **switches)
 
         def make(count: int) -> gym.vector.VectorEnv:

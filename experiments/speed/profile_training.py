@@ -30,7 +30,7 @@ from hrm_agent.benchmarks.paths import COMPILED, NoPath, available_paths, put_on
 from hrm_agent.evaluation import episodes
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.experience.collector import Collector
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.training.learners import DQNLearner, Learner, PPOLearner, build_learner
 
 JSON = Path(__file__).with_suffix(".json")
@@ -113,7 +113,7 @@ def profile(run: str, path: str, rounds: int | None) -> dict[str, Any]:
     Raises:
         NoPath: the path does not suit the run's network.
     """
-    parts, clock, shards = build_run(run, OVERRIDES[run]), Clock(), Shards(1)
+    parts, clock, shards = build_run(run, OVERRIDES[run]), Clock(), Threads(1)
     put_on(parts.policy, path)
     torch.manual_seed(0)
     space = parts.env.single_observation_space

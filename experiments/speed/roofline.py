@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.benchmarks.cases import Case, Contestant, Outputs, measure
+from hrm_agent.benchmarks.cases import Case, Competitor, Outputs, measure
 from hrm_agent.benchmarks.counting import count
 from hrm_agent.benchmarks.networks import HEADS, SHAPES, WIDTH, StackShape
 from hrm_agent.benchmarks.paths import COMPILED, PLAIN, available_paths, put_on
@@ -80,11 +80,11 @@ def segment_case(size: str, shape: StackShape, core: str, mixing: str, training:
         found = torch.autograd.grad(loss, weights, allow_unused=True)
         return {"output": y, **{n: g for n, g in zip(names, found, strict=True) if g is not None}}
 
-    def make(path: str) -> Contestant:
+    def make(path: str) -> Competitor:
         own = copy.deepcopy(network)
         put_on(own, path)
         given = inputs(own, shape.batch, 0)
-        return Contestant(lambda: think(own, *given), lambda seed: think(own, *inputs(own, 4, seed)))
+        return Competitor(lambda: think(own, *given), lambda seed: think(own, *inputs(own, 4, seed)))
 
     operations = count(make(PLAIN).run).operations
     name = " ".join([size, core, *([mixing] if mixing else []), "training" if training else "inference"])

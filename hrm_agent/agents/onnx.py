@@ -34,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 from hrm_agent.agents.agent import Agent
 from hrm_agent.agents.registry import load_agent
 from hrm_agent.environments.spaces import space_to_dict
-from hrm_agent.kernels import plainly
+from hrm_agent.kernels import reference_kernels
 from hrm_agent.policies.distributions import Categorical, Distribution, Gaussian, MultiCategorical
 from hrm_agent.policies.encoders import find_grid
 from hrm_agent.policies.policy import Policy
@@ -173,7 +173,7 @@ def _trace(graph: _DecisionGraph, example: list[Tensor], inputs: list[str], outp
     batch = torch.export.Dim("batch", min=1)
     shapes = (tuple({0: batch} for _ in example),)
     try:
-        with torch.no_grad(), _PlainEmbeddings(), plainly(graph), _quiet():
+        with torch.no_grad(), _PlainEmbeddings(), reference_kernels(graph), _quiet():
             program = torch.export.export(graph, tuple(example), dynamic_shapes=shapes, strict=False)
         with _quiet():
             exported = torch.onnx.export(program, dynamo=True, input_names=inputs, output_names=outputs, verbose=False)

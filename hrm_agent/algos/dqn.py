@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from hrm_agent.algos.optim import AdamATan2, FusedAdamW, adamw, load_optimizer_tensors, optimizer_tensors
 from hrm_agent.experience.replay import Replay, Sequences
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.encoders import Observation, map_observation
 from hrm_agent.policies.policy import Policy
@@ -139,7 +139,7 @@ class DQN:
         ValueError: the policy has no Q-values.
     """
 
-    def __init__(self, policy: Policy, config: DQNConfig, shards: Shards, seed: int) -> None:
+    def __init__(self, policy: Policy, config: DQNConfig, shards: Threads, seed: int) -> None:
         if policy.config.heads != "q":
             raise ValueError(f"heads={policy.config.heads}: DQN trains Q-values; set heads=q")
         self.policy, self.config, self.shards = policy, config, shards

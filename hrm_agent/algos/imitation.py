@@ -17,8 +17,8 @@ from hrm_agent.algos.optim import adamw
 from hrm_agent.algos.ppo import drift_sums, pop_drift
 from hrm_agent.experience.demonstrations import Demonstrations, LabelledWindows
 from hrm_agent.experience.rollout import draw_minibatches
-from hrm_agent.parallel.processes import ALONE, Ranks
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.distributions import Distribution
 from hrm_agent.policies.policy import Policy
 from hrm_agent.tensors.gradients import clip_gradients, set_gradients
@@ -96,13 +96,13 @@ class Imitation:
         config: see `ImitationConfig`.
         shards: threads that a minibatch is split over.
         seed: of the minibatch order.
-        ranks: processes that train it together, each on its part of every minibatch.
+        processes: processes that train it together, each on its part of every minibatch.
     """
 
     def __init__(
-        self, policy: Policy, config: ImitationConfig, shards: Shards, seed: int, ranks: Ranks = ALONE
+        self, policy: Policy, config: ImitationConfig, shards: Threads, seed: int, processes: Processes = SINGLE_PROCESS
     ) -> None:
-        self.policy, self.config, self.shards, self.ranks = policy, config, shards, ranks
+        self.policy, self.config, self.shards, self.processes = policy, config, shards, processes
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = adamw(self.parameters, config.learning_rate, eps=1e-5, weight_decay=config.weight_decay)
         self.generator = torch.Generator().manual_seed(seed)
@@ -122,7 +122,7 @@ class Imitation:
         windows = demonstrations.labelled_windows()
         minibatches = [self._draw_minibatches(demonstrations) for _ in range(config.epochs)]
         own_rows = windows.labels.any(-1).sum(0)[torch.stack(minibatches)].sum(-1)  # labelled steps [epoch, minibatch]
-        all_rows = self.ranks.total(own_rows).tolist()
+        all_rows = self.processes.all_reduce(own_rows).tolist()
         sums: dict[str, float] = defaultdict(float)
         drifts = {}
         labelled = steps = 0
@@ -145,7 +145,7 @@ class Imitation:
             **{name: total / labelled for name, total in sums.items()},
             **({"gradient_norm": norm / steps} if steps else {}),
             **drifts,
-            "labelled_fraction": sum(all_rows[0]) / (demonstrations.episode_start.numel() * self.ranks.size),
+            "labelled_fraction": sum(all_rows[0]) / (demonstrations.episode_start.numel() * self.processes.world_size),
             "beta": config.beta(progress),
             "learning_rate": learning_rate,
         }
@@ -153,7 +153,7 @@ class Imitation:
     def _draw_minibatches(self, demonstrations: Demonstrations) -> Tensor:
         """The columns of the own windows in each of an epoch's minibatches, int64 `[M, c]`."""
         config, per_env = self.config, demonstrations.steps // demonstrations.window
-        drawn = draw_minibatches(config.num_envs, per_env, config.minibatch_windows, self.generator, self.ranks)
+        drawn = draw_minibatches(config.num_envs, per_env, config.minibatch_windows, self.generator, self.processes)
         return drawn.to(self.policy.device)
 
     def _train(self, batch: LabelledWindows, rows: int) -> dict[str, float]:
@@ -172,7 +172,7 @@ class Imitation:
         parts = self.shards.map(gradient, self.policy.slices(self.shards, columns))
         set_gradients(self.parameters, (gradients for gradients, _ in parts))
         total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
-        total = self.ranks.total_gradients(self.parameters, total)
+        total = self.processes.all_reduce_gradients(self.parameters, total)
         norm = clip_gradients(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
         drift = pop_drift(total)
@@ -204,7 +204,7 @@ class Imitation:
         return loss, measured
 
 
-def drive(
+def sample_beta_mixture(
     labels: Tensor,
     params: Tensor,
     distribution: Distribution,

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from hrm_agent.algos.optim import adamw
 from hrm_agent.experience.rollout import Rollout, Windows, draw_minibatches
-from hrm_agent.parallel.processes import ALONE, Ranks, moments
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, moments
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.encoders import map_observation
 from hrm_agent.policies.policy import Policy
 from hrm_agent.tensors.gradients import clip_gradients, set_gradients
@@ -83,11 +83,13 @@ class PPO:
         config: see `PPOConfig`.
         shards: threads that a minibatch is split over.
         seed: of the minibatch order.
-        ranks: processes that train it together, each on its part of every minibatch.
+        processes: processes that train it together, each on its part of every minibatch.
     """
 
-    def __init__(self, policy: Policy, config: PPOConfig, shards: Shards, seed: int, ranks: Ranks = ALONE) -> None:
-        self.policy, self.config, self.shards, self.ranks = policy, config, shards, ranks
+    def __init__(
+        self, policy: Policy, config: PPOConfig, shards: Threads, seed: int, processes: Processes = SINGLE_PROCESS
+    ) -> None:
+        self.policy, self.config, self.shards, self.processes = policy, config, shards, processes
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = adamw(self.parameters, config.learning_rate, eps=1e-5, weight_decay=config.weight_decay)
         self.generator = torch.Generator().manual_seed(seed)
@@ -125,7 +127,7 @@ class PPO:
                     sums[name] += value
             count += len(batches[epoch])
         drift = {name: sums.pop(name) for name in [n for n in sums if n.startswith("state_drift")]}
-        spread = moments(torch.stack([returns, returns - rollout.values], -1).flatten(0, 1), self.ranks)[2]
+        spread = moments(torch.stack([returns, returns - rollout.values], -1).flatten(0, 1), self.processes)[2]
         variance, unexplained = spread.tolist()
         return {
             **{name: total / count for name, total in sums.items()},
@@ -138,14 +140,14 @@ class PPO:
         """The columns of the own windows in each of an epoch's minibatches, int64 `[M, c]`."""
         config = self.config
         drawn = draw_minibatches(
-            config.num_envs, rollout.steps // rollout.window, config.minibatch_windows, self.generator, self.ranks
+            config.num_envs, rollout.steps // rollout.window, config.minibatch_windows, self.generator, self.processes
         )
         return drawn.to(self.policy.device)
 
     def _normalise(self, advantages: Tensor, batches: Tensor) -> Tensor:
         """Advantages `[k, B]` as minibatches `[M, k, c]`, each with mean 0 and deviation 1 over all processes."""
         chosen = advantages[:, batches].transpose(0, 1)
-        rows, mean, squares = moments(chosen.flatten(1).T, self.ranks)
+        rows, mean, squares = moments(chosen.flatten(1).T, self.processes)
         deviation = (squares / (rows - 1)).sqrt()
         return (chosen - mean.float().view(-1, 1, 1)) / (deviation.float().view(-1, 1, 1) + 1e-8)
 
@@ -155,7 +157,7 @@ class PPO:
         Args:
             batch: the part of this process, advantages normalised.
         """
-        rows = batch.returns.numel() * self.ranks.size
+        rows = batch.returns.numel() * self.processes.world_size
 
         def gradient(part: slice) -> tuple[tuple[Tensor, ...], dict[str, float]]:
             loss, measured = self.loss(batch.columns(part), entropy_coef, rows)
@@ -164,7 +166,7 @@ class PPO:
         parts = self.shards.map(gradient, self.policy.slices(self.shards, batch.returns.shape[1]))
         set_gradients(self.parameters, (gradients for gradients, _ in parts))
         total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
-        total = self.ranks.total_gradients(self.parameters, total)
+        total = self.processes.all_reduce_gradients(self.parameters, total)
         norm = clip_gradients(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
         drift = pop_drift(total)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hrm_agent import __version__
 from hrm_agent.evaluation.report import to_json
 from hrm_agent.launch.cli import UsageError, fail, parse_options, usage_errors
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.tensors.files import write_atomically
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def main() -> None:
         options = parse_options(sys.argv[1:], "baselines", USAGE)
         folder = Path(options.pop("out"))
         _check_installed()
-        Shards(1)  # one thread, so that runs side by side do not disturb each other
+        Threads(1)  # one thread, so that runs side by side do not disturb each other
         run = _build(options)
         if (folder / RUN_FILE).exists():
             raise UsageError(f"out={folder}: holds a run already; give another folder")

@@ -16,7 +16,7 @@ from hrm_agent.baselines.actor import SB3Actor, count_parameters, measure_cost
 from hrm_agent.baselines.agents import BASELINES, Settings, build_model, layout_of
 from hrm_agent.baselines.vec_env import SB3VecEnv
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.evaluation.episodes import Actor, RandomActor, ReplanActor, run_in_shards
+from hrm_agent.evaluation.episodes import Actor, RandomActor, ReplanActor, run_in_threads
 from hrm_agent.evaluation.report import list_levels, summarize, summarize_clairvoyant
 from hrm_agent.experience.collector import RECENT_EPISODES
 from hrm_agent.launch.cli import nearest
@@ -151,7 +151,7 @@ class BaselineRun:
     def validate(self, log: RunLog) -> None:
         """Greedy success on validation levels, into the log."""
         c = self.config
-        played = run_in_shards(self.actor, c.env, c.env_options, c.eval_episodes, band="validation", oracle=False)
+        played = run_in_threads(self.actor, c.env, c.env_options, c.eval_episodes, band="validation", oracle=False)
         self.validation = summarize(played)
         log.scalars(self.frames, validation=self.validation)
 
@@ -162,10 +162,10 @@ class BaselineRun:
         """The record of `hrm_agent.evaluate` on test levels, for this model: the same levels, metrics and fields."""
         c = self.config
         level: dict[str, Any] = {"env_id": c.env, "env_options": c.env_options, "episodes": c.test_episodes}
-        played = run_in_shards(self.actor, **level, batch=BATCH)
+        played = run_in_threads(self.actor, **level, batch=BATCH)
         actions = self.venv.env.single_action_space
-        at_random = run_in_shards(lambda: RandomActor(actions), **level, batch=BATCH)
-        replanned = run_in_shards(ReplanActor, **level, batch=BATCH) if self.is_maze else None
+        at_random = run_in_threads(lambda: RandomActor(actions), **level, batch=BATCH)
+        replanned = run_in_threads(ReplanActor, **level, batch=BATCH) if self.is_maze else None
         return {
             "agent": c.baseline,
             **summarize(played),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hrm_agent.benchmarks.cases import Case, Contestant, Options, Outputs
+from hrm_agent.benchmarks.cases import Case, Competitor, Options, Outputs
 from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.paths import PLAIN
 from hrm_agent.benchmarks.training import policy_on
 from hrm_agent.kernels import candidates
 from hrm_agent.kernels.measure import Size
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import to_tensors
 from hrm_agent.training.kernel_choice import Passes, PolicyWork, measure_policy, passes_of
 
@@ -38,13 +38,13 @@ def auto_case(name: str, overrides: list[str], options: Options) -> Case:
     """A run's minibatch, its batch split over threads as in training."""
     small = ["algo.num_envs=32", "algo.minibatch_windows=8"] if options.quick else []
     parts = build_run("default", [*small, *overrides])
-    shards = Shards(options.cores)
+    shards = Threads(options.cores)
     obs = to_tensors(parts.env.reset(seed=0)[0])
     training = next(p for p in passes_of(parts.algo) if p.gradient)
     whole = Size(parts.policy.segments, training.steps, training.rows)
     work = PolicyWork(obs, shards)
 
-    def make(path: str) -> Contestant:
+    def make(path: str) -> Competitor:
         policy = policy_on(parts, path)
 
         def outputs(seed: int) -> Outputs:
@@ -52,7 +52,7 @@ def auto_case(name: str, overrides: list[str], options: Options) -> Case:
             precision = "bfloat16" if path.endswith("bf16") else "float32"
             return PolicyWork(obs, shards, seed).outputs(judged, precision, training.steps, with_gradient=True)
 
-        return Contestant(lambda: work.run(policy, training, whole), outputs)
+        return Competitor(lambda: work.run(policy, training, whole), outputs)
 
     chosen = measure_policy(parts.policy, candidates(parts.policy, narrow=True), passes_of(parts.algo), obs, shards)
     title = f"{name}, {training.rows} windows of {training.steps}"
@@ -61,6 +61,6 @@ def auto_case(name: str, overrides: list[str], options: Options) -> Case:
 
 
 def _operations(parts: RunParts, training: Passes, whole: Size, work: PolicyWork) -> int:
-    alone = PolicyWork(work.obs, Shards(1))  # threads are not counted
+    alone = PolicyWork(work.obs, Threads(1))  # threads are not counted
     one = whole._replace(rows=1)
     return whole.rows * count_operations(lambda: alone.run(policy_on(parts, PLAIN), training, one))

@@ -25,7 +25,7 @@ EXACT = "exact/"
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Competitor:
     """One way of doing a case's work.
 
     Attributes:
@@ -58,7 +58,7 @@ class Case:
 
     Attributes:
         suite, name: of the case.
-        make: a path's contestant; also of `double`, where `tolerance` is None.
+        make: a path's competitor; also of `double`, where `tolerance` is None.
         paths: the first is the one that ratios are taken to.
         operations: of one `run`, two for a multiply-add; 0 where they are not counted.
         count, unit: what one `run` does so many of.
@@ -69,7 +69,7 @@ class Case:
 
     suite: str
     name: str
-    make: Callable[[str], Contestant]
+    make: Callable[[str], Competitor]
     paths: Sequence[str]
     operations: float
     count: int
@@ -100,28 +100,28 @@ def measure(
         peaks: what `hrm_agent.benchmarks.peaks.matrix_peaks` gives; empty: no shares of them.
         now: the clock, in seconds.
     """
-    contestants: dict[str, Contestant] = {}
+    competitors: dict[str, Competitor] = {}
     for path in case.paths:
         with suppress(NoPath):
-            contestants[path] = case.make(path)
-    baseline, *others = contestants
-    expected = _outputs(contestants[baseline], seed)
-    checks = {path: _check(case, path, contestants[path], expected, seed) for path in others}
+            competitors[path] = case.make(path)
+    baseline, *others = competitors
+    expected = _outputs(competitors[baseline], seed)
+    checks = {path: _check(case, path, competitors[path], expected, seed) for path in others}
     # How fast something else is computed does not matter, and numbers that are not finite end an update.
-    right = [path for path in contestants if path not in checks or checks[path][0] <= checks[path][1]]
-    repeats = {path: _repeats(contestants[path], seconds, now) for path in right}
-    times: dict[str, list[float]] = {path: [] for path in contestants}
+    right = [path for path in competitors if path not in checks or checks[path][0] <= checks[path][1]]
+    repeats = {path: _repeats(competitors[path], seconds, now) for path in right}
+    times: dict[str, list[float]] = {path: [] for path in competitors}
     for _ in range(rounds):
         for path in right:
-            times[path].append(_timed(contestants[path], repeats[path], now))
-    return [_record(case, path, times, checks.get(path), contestants[path].threads, peaks) for path in contestants]
+            times[path].append(_timed(competitors[path], repeats[path], now))
+    return [_record(case, path, times, checks.get(path), competitors[path].threads, peaks) for path in competitors]
 
 
-def _check(case: Case, path: str, contestant: Contestant, expected: Outputs, seed: int) -> tuple[float, float]:
+def _check(case: Case, path: str, competitor: Competitor, expected: Outputs, seed: int) -> tuple[float, float]:
     """The error of a path and what it may be."""
     precision = precision_of(path)
     expected = _comparable(expected, precision)
-    error = error_between(_comparable(_outputs(contestant, seed), precision), expected)
+    error = error_between(_comparable(_outputs(competitor, seed), precision), expected)
     if case.tolerance is not None:
         return error, case.tolerance
     return error, rounding_tolerance(case, precision, expected, seed)
@@ -142,25 +142,25 @@ def _comparable(outputs: Outputs, precision: str) -> Outputs:
     return {n: t for n, t in outputs.items() if precision == "float32" or not n.startswith(EXACT)}
 
 
-def _outputs(contestant: Contestant, seed: int) -> Outputs:
-    torch.set_num_threads(contestant.threads)
-    return {name: t.detach() for name, t in contestant.outputs(seed).items()}
+def _outputs(competitor: Competitor, seed: int) -> Outputs:
+    torch.set_num_threads(competitor.threads)
+    return {name: t.detach() for name, t in competitor.outputs(seed).items()}
 
 
-def _timed(contestant: Contestant, repeats: int, now: Callable[[], float]) -> float:
+def _timed(competitor: Competitor, repeats: int, now: Callable[[], float]) -> float:
     """Seconds of one `run`, the mean over `repeats`."""
-    torch.set_num_threads(contestant.threads)
+    torch.set_num_threads(competitor.threads)
     began = now()
     for _ in range(repeats):
-        contestant.run()
+        competitor.run()
     return (now() - began) / repeats
 
 
-def _repeats(contestant: Contestant, seconds: float, now: Callable[[], float]) -> int:
+def _repeats(competitor: Competitor, seconds: float, now: Callable[[], float]) -> int:
     """Runs that last `seconds` together; the first, which compiles and fills caches, does not count."""
-    if _timed(contestant, 1, now) > seconds:
+    if _timed(competitor, 1, now) > seconds:
         return 1
-    return max(1, round(seconds / max(_timed(contestant, 1, now), 1e-9)))
+    return max(1, round(seconds / max(_timed(competitor, 1, now), 1e-9)))
 
 
 def _record(

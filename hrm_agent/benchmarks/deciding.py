@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from hrm_agent.benchmarks import inputs
-from hrm_agent.benchmarks.cases import CHECKED_ROWS, EXACT, Case, Contestant, Options, Outputs
+from hrm_agent.benchmarks.cases import CHECKED_ROWS, EXACT, Case, Competitor, Options, Outputs
 from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.paths import put_on
 from hrm_agent.experience.collector import Collector
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState
 
 
@@ -31,7 +31,7 @@ def decision_case(size: str, rows: int, options: Options) -> Case:
     name = f"{size} policy, batch {rows}"
     operations = decision_operations(parts) * rows
 
-    def make(path: str) -> Contestant:
+    def make(path: str) -> Competitor:
         return decider(parts, rows, path, options.cores)
 
     return Case("decision", name, make, options.paths, operations, rows, "decisions", cores=options.cores)
@@ -44,11 +44,11 @@ def decision_operations(parts: RunParts) -> int:
         return count_operations(lambda: parts.policy.step(obs, parts.policy.initial_state(1), start))
 
 
-def decider(parts: RunParts, rows: int, path: str, cores: int) -> Contestant:
+def decider(parts: RunParts, rows: int, path: str, cores: int) -> Competitor:
     """A run's policy on a path, its batch split over threads as the collector splits it."""
     policy = copy.deepcopy(parts.policy)
     put_on(policy, path)
-    collector = Collector(parts.env, policy, 0, Shards(cores))
+    collector = Collector(parts.env, policy, 0, Threads(cores))
 
     def draw(count: int, seed: int) -> tuple[Tensor, PolicyState, Tensor]:
         kept = inputs.state(parts, count, seed, inputs.dtype_of(policy))
@@ -67,4 +67,4 @@ def decider(parts: RunParts, rows: int, path: str, cores: int) -> Contestant:
         return {**decide(1, "first segment/", seed), **decide(policy.segments, EXACT, seed)}
 
     given = draw(rows, 0)
-    return Contestant(lambda: collector._decide(*given), outputs)
+    return Competitor(lambda: collector._decide(*given), outputs)

@@ -124,13 +124,13 @@ class Way:
         path: of the stacks of blocks, see `hrm_agent.kernels.PATHS`.
         dtype: of weights and latents.
         autocast: matrix products in bfloat16.
-        guided: every segment and every environment step starts from the file's latents, not from our own.
+        teacher_forced: every segment and every environment step starts from the file's latents, not from our own.
     """
 
     path: str = "plain"
     dtype: torch.dtype = torch.float32
     autocast: bool = False
-    guided: bool = False
+    teacher_forced: bool = False
 
     def prepare(self, module: Module) -> Module:
         """Set a module's path and type; in place."""
@@ -143,9 +143,9 @@ class Way:
 
 
 PLAIN = Way()
-DOUBLE = Way(dtype=torch.float64, guided=True)
-NARROW = Way(autocast=True, guided=True)
-YARDSTICKS = {"fused": DOUBLE, "compiled": DOUBLE, "fused_bf16": NARROW}
+DOUBLE = Way(dtype=torch.float64, teacher_forced=True)
+NARROW = Way(autocast=True, teacher_forced=True)
+REFERENCES = {"fused": DOUBLE, "compiled": DOUBLE, "fused_bf16": NARROW}
 
 
 def compare_file(path: Path, make_agent: MakeAgent | None = None, way: Way = PLAIN) -> Errors:
@@ -238,7 +238,7 @@ def _compare_agent(reference: Reference, make_agent: MakeAgent, way: Way) -> Err
         errors.compare("q_values", q_values, reference[f"step{t}/q_values"])
         errors.compare("seed_h", seeds[0], reference[f"step{t}/next_seed_h"])
         errors.compare("seed_l", seeds[1], reference[f"step{t}/next_seed_l"])
-        if way.guided:
+        if way.teacher_forced:
             seeds = reference[f"step{t}/next_seed_h"], reference[f"step{t}/next_seed_l"]
     return errors
 
@@ -259,7 +259,7 @@ def _compare_puzzle_model(reference: Reference, way: Way) -> Errors:
             told = {group: reference[f"segment{n}/{group}"] for group in ("z_H", "z_L")}
             for group, ours in zip(told, state, strict=True):
                 errors.compare(group, ours, told[group])
-            if way.guided:
+            if way.teacher_forced:
                 state = type(state)(*(tensor.to(way.dtype) for tensor in told.values()))
             errors.compare("logits", logits, reference[f"segment{n}/logits"])
             errors.compare("q_halt", q_halt, reference[f"segment{n}/q_halt_logits"])
@@ -296,7 +296,7 @@ def tolerances(path: Path, way: Way) -> dict[str, float]:
     """The largest error allowed of each group: 1e-4, or what the way's yardstick says; see the module's text."""
     if way.path == "plain":
         return {}
-    yardstick = compare_file(path, way=YARDSTICKS[way.path])
+    yardstick = compare_file(path, way=REFERENCES[way.path])
     return {group: max(TOLERANCE, 2 * error) for group, error in yardstick.groups.items()}
 
 
@@ -325,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--path", choices=PATHS, default="plain", help="what computes the cores; a fast path has a tolerance of its own"
     )
     given = parser.parse_args(arguments)
-    way = PLAIN if given.path == "plain" else Way(given.path, guided=True)
+    way = PLAIN if given.path == "plain" else Way(given.path, teacher_forced=True)
     passed = True
     for path in given.files:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from hrm_agent.benchmarks import inputs
-from hrm_agent.benchmarks.cases import CHECKED_ROWS, EXACT, Case, Contestant, Options, Outputs
+from hrm_agent.benchmarks.cases import CHECKED_ROWS, EXACT, Case, Competitor, Options, Outputs
 from hrm_agent.benchmarks.deciding import decider, decision_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.published import ACTIONS, PublishedAgent, PublishedTraining
@@ -27,12 +27,12 @@ def published(options: Options, rows: int | None = None) -> Iterator[Case]:
     paths = (*PUBLISHED, *options.paths)
     acting, learning = build_run("paper", [f"algo.num_envs={rows}"]), paper_segment(rows)
 
-    def decision(path: str) -> Contestant:
+    def decision(path: str) -> Competitor:
         if path in PUBLISHED:
             return published_decider(acting, rows, path, options.cores)
         return _named_alike(decider(acting, rows, path, options.cores))
 
-    def segment(path: str) -> Contestant:
+    def segment(path: str) -> Competitor:
         if path in PUBLISHED:
             return published_trainer(learning, rows, path, options.cores)
         return _named_alike(segment_trainer(learning, path, options.cores))
@@ -45,7 +45,7 @@ def published(options: Options, rows: int | None = None) -> Iterator[Case]:
 
 def _case(
     name: str,
-    make: Callable[[str], Contestant],
+    make: Callable[[str], Competitor],
     paths: tuple[str, ...],
     operations: int,
     count: int,
@@ -55,7 +55,7 @@ def _case(
     return Case("published", name, make, paths, operations, count, unit, cores=options.cores)
 
 
-def published_decider(parts: RunParts, rows: int, path: str, cores: int) -> Contestant:
+def published_decider(parts: RunParts, rows: int, path: str, cores: int) -> Competitor:
     """Decisions of the published recipe, for observations as `hrm_agent.benchmarks.deciding` draws them."""
     agent = PublishedAgent(parts.policy, PUBLISHED[path])
 
@@ -73,10 +73,10 @@ def published_decider(parts: RunParts, rows: int, path: str, cores: int) -> Cont
     ids = inputs.observations(parts, 1, rows, 0)[0].flatten(1).long()
     kept = inputs.state(parts, rows, 0, torch.float32)
     start = inputs.starts(rows, seed=0)
-    return Contestant(lambda: agent.decide(ids, (kept[0], kept[1]), start), outputs, cores)
+    return Competitor(lambda: agent.decide(ids, (kept[0], kept[1]), start), outputs, cores)
 
 
-def published_trainer(parts: RunParts, rows: int, path: str, cores: int) -> Contestant:
+def published_trainer(parts: RunParts, rows: int, path: str, cores: int) -> Competitor:
     """A training segment of the published recipe."""
     agent = PublishedAgent(parts.policy, PUBLISHED[path])
     training = PublishedTraining(PublishedAgent(parts.policy, PUBLISHED[path]))
@@ -99,10 +99,10 @@ def published_trainer(parts: RunParts, rows: int, path: str, cores: int) -> Cont
     def run() -> None:
         training.segment(ids, training.agent.seed((kept[0], kept[1]), start), actions, targets)
 
-    return Contestant(run, outputs, cores)
+    return Competitor(run, outputs, cores)
 
 
-def _named_alike(ours: Contestant) -> Contestant:
+def _named_alike(ours: Competitor) -> Competitor:
     """Our outputs under the names of the recipe's, without those that it has not in the same form."""
 
     def outputs(seed: int) -> Outputs:
@@ -117,4 +117,4 @@ def _named_alike(ours: Contestant) -> Contestant:
                 renamed[name] = t
         return renamed
 
-    return Contestant(ours.run, outputs, ours.threads)
+    return Competitor(ours.run, outputs, ours.threads)

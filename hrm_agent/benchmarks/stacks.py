@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from hrm_agent.benchmarks.cases import CHECKED_ROWS, Case, Contestant, Options, Outputs
+from hrm_agent.benchmarks.cases import CHECKED_ROWS, Case, Competitor, Options, Outputs
 from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.networks import SHAPES, WIDTH, StackShape
 from hrm_agent.benchmarks.paths import PLAIN, put_on
@@ -36,7 +36,7 @@ def block_case(size: str, shape: StackShape, mixing: str, training: bool, option
         stack = shape.build(mixing)
     x = torch.randn(shape.batch, shape.length, WIDTH)
 
-    def make(path: str) -> Contestant:
+    def make(path: str) -> Competitor:
         own = copy.deepcopy(stack)
         put_on(own, path)
         dtype = next(own.parameters()).dtype
@@ -59,7 +59,7 @@ def block_case(size: str, shape: StackShape, mixing: str, training: bool, option
             with torch.inference_mode():
                 return {"output": own(inputs, angles)}
 
-        return Contestant(run, outputs)
+        return Competitor(run, outputs)
 
     operations = count_operations(make(PLAIN).run)
     name = f"{size} {mixing} {'training' if training else 'inference'}"

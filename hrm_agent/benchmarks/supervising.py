@@ -8,14 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from hrm_agent.benchmarks.cases import CHECKED_ROWS, Case, Contestant, Options, Outputs
+from hrm_agent.benchmarks.cases import CHECKED_ROWS, Case, Competitor, Options, Outputs
 from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.paths import put_on
 from hrm_agent.benchmarks.training import gradients
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve
 from hrm_agent.launch.supervised_settings import settings
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised.deep_supervision import DeepSupervision, to_batch
 from hrm_agent.supervised.files import build_model
 from hrm_agent.supervised.losses import puzzle_loss
@@ -34,16 +34,16 @@ def segment(options: Options) -> Iterator[Case]:
         torch.manual_seed(0)
         model = build_model(model_config, task.spec)
 
-    def make(path: str) -> Contestant:
+    def make(path: str) -> Competitor:
         own = copy.deepcopy(model)
         put_on(own, path)
-        learner = DeepSupervision(own, training, task.draw, 0, Shards(options.cores))
+        learner = DeepSupervision(own, training, task.draw, 0, Threads(options.cores))
 
         def outputs(seed: int) -> Outputs:
             return supervised_segment(own, task, seed)
 
         # At the end of a run, where learning rates are 0: the same work, and the weights stay.
-        return Contestant(lambda: learner.step(1.0), outputs)
+        return Competitor(lambda: learner.step(1.0), outputs)
 
     operations = rows * count_operations(lambda: supervised_segment(model, task, 0)) // CHECKED_ROWS
     name = f"supervised {run.task}, batch {rows}"

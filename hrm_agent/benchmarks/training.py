@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from hrm_agent.algos.dqn import DQN
 from hrm_agent.algos.ppo import PPO
 from hrm_agent.benchmarks import inputs
-from hrm_agent.benchmarks.cases import CHECKED_ROWS, Case, Contestant, Options, Outputs
+from hrm_agent.benchmarks.cases import CHECKED_ROWS, Case, Competitor, Options, Outputs
 from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.paths import DOUBLE, PLAIN, put_on
 from hrm_agent.experience.collector import Collector
 from hrm_agent.experience.replay import Replay
 from hrm_agent.experience.rollout import Rollout
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.policy import Policy
 
@@ -35,14 +35,14 @@ def minibatch_case(options: Options) -> Case:
     rows = 8 if options.quick else 32
     # A rollout that is one minibatch: a window of each environment.
     parts = build_run("default", [f"algo.num_envs={rows}", f"algo.minibatch_windows={rows}", "algo.epochs=1"])
-    collector = Collector(parts.env, policy_on(parts, PLAIN), 0, Shards(1))
+    collector = Collector(parts.env, policy_on(parts, PLAIN), 0, Threads(1))
     shape = (parts.ppo.rollout_steps, parts.ppo.num_envs, parts.ppo.window)
     rollout = Rollout(*shape, parts.env.single_observation_space, collector.state)
     collector.collect(rollout)
 
-    def make(path: str) -> Contestant:
+    def make(path: str) -> Competitor:
         policy = policy_on(parts, path)
-        algo = PPO(policy, parts.ppo, Shards(options.cores), 0)
+        algo = PPO(policy, parts.ppo, Threads(options.cores), 0)
 
         def outputs(seed: int) -> Outputs:
             batch = inputs.windows(parts, CHECKED_ROWS, seed, inputs.dtype_of(policy))
@@ -50,10 +50,10 @@ def minibatch_case(options: Options) -> Case:
             return {"loss": loss, **gradients(loss, policy)}
 
         # At the end of a run, where learning rates are 0: the same work, and the weights stay.
-        return Contestant(lambda: algo.update(rollout, 1.0), outputs)
+        return Competitor(lambda: algo.update(rollout, 1.0), outputs)
 
     batch = inputs.windows(parts, rows, 0, torch.float32)
-    plain = PPO(parts.policy, parts.ppo, Shards(1), 0)
+    plain = PPO(parts.policy, parts.ppo, Threads(1), 0)
     operations = count_operations(lambda: gradients(plain.loss(batch, 0.0, rows)[0], parts.policy))
     name = f"default PPO minibatch, {rows} windows of {parts.ppo.window}"
     return Case("update", name, make, options.paths, operations, 1, "minibatches", cores=options.cores)
@@ -63,7 +63,7 @@ def training_segment_case(rows: int, options: Options) -> Case:
     """One segment of the paper's training with given targets: forward, gradient, optimizer, average of the weights."""
     parts = paper_segment(rows)
 
-    def make(path: str) -> Contestant:
+    def make(path: str) -> Competitor:
         return segment_trainer(parts, path, options.cores)
 
     name, operations = f"paper training segment, batch {rows}", segment_operations(parts) * rows
@@ -102,21 +102,21 @@ def first_segment(
     return {"q": q, "loss": loss, **gradients(loss, policy)}
 
 
-def segment_trainer(parts: RunParts, path: str, cores: int) -> Contestant:
+def segment_trainer(parts: RunParts, path: str, cores: int) -> Competitor:
     """DQN that trains one segment, on a batch of its replay, towards the rewards: targets cost nothing then."""
     policy = policy_on(parts, path)
-    collector, config = Collector(parts.env, policy, 0, Shards(cores)), parts.dqn
+    collector, config = Collector(parts.env, policy, 0, Threads(cores)), parts.dqn
     space = parts.env.single_observation_space
     replay = Replay(config.capacity, config.num_envs, space, collector.state, config.stride)
     if path != DOUBLE:
         collector.explore(replay, 3, 1.0)
-    algo = DQN(policy, config, Shards(cores), 0)
+    algo = DQN(policy, config, Threads(cores), 0)
     algo.targets = lambda batch, online: batch.rewards[:1]  # type: ignore[method-assign]
 
     def outputs(seed: int) -> Outputs:
         return first_segment(policy, *segment_inputs(parts, CHECKED_ROWS, seed, inputs.dtype_of(policy)))
 
-    return Contestant(lambda: algo.update(replay, 0.0), outputs)
+    return Competitor(lambda: algo.update(replay, 0.0), outputs)
 
 
 def gradients(loss: Tensor, module: nn.Module) -> Outputs:

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from hrm_agent.benchmarks.cases import Case, Contestant, Options, Outputs
+from hrm_agent.benchmarks.cases import Case, Competitor, Options, Outputs
 from hrm_agent.environments.make import make_env, make_vector_env
 
 WORLDS = ("DynamicMaze-v0", "PaperMaze-v0")
@@ -24,7 +24,7 @@ def env(options: Options) -> Iterator[Case]:
         yield Case(
             "env",
             f"{name}, {count} environments",
-            _contestants(name, count),
+            _competitors(name, count),
             (SINGLE, VECTOR),
             0,
             count * STEPS,
@@ -33,18 +33,18 @@ def env(options: Options) -> Iterator[Case]:
         )
 
 
-def _contestants(name: str, count: int) -> Callable[[str], Contestant]:
+def _competitors(name: str, count: int) -> Callable[[str], Competitor]:
     actions = np.random.default_rng(0).integers(0, 4, (STEPS, count))
 
-    def make(path: str) -> Contestant:
+    def make(path: str) -> Competitor:
         if path == SINGLE:
             alone = make_env(name)
             alone.reset(seed=0)
             # A vector steps each of its environments once a step; here one takes all these steps.
-            return Contestant(lambda: _play_alone(alone, actions.ravel()), lambda seed: _alone(name, seed))
+            return Competitor(lambda: _play_alone(alone, actions.ravel()), lambda seed: _alone(name, seed))
         many = make_vector_env(name, count)
         many.reset(seed=0)
-        return Contestant(lambda: [many.step(action) for action in actions], lambda seed: _together(name, seed))
+        return Competitor(lambda: [many.step(action) for action in actions], lambda seed: _together(name, seed))
 
     return make
 

@@ -170,12 +170,12 @@ class ConvMixing(nn.Module):
         if self.pooled is None:
             assert self.conv is not None
             return rms_norm(x + self.conv(x))
-        placeless = x[:, : self.prefix]
-        heard = self.pooled[0] * placeless.mean(dim=1, keepdim=True)
+        prefix_tokens = x[:, : self.prefix]
+        heard = self.pooled[0] * prefix_tokens.mean(dim=1, keepdim=True)
         if self.conv is None:
             return rms_norm(x + heard)
         from_grid = self.pooled[1] * x[:, self.prefix :].mean(dim=1, keepdim=True)
-        mixed = torch.cat([from_grid.expand_as(placeless), self.conv(x)], dim=1)
+        mixed = torch.cat([from_grid.expand_as(prefix_tokens), self.conv(x)], dim=1)
         return rms_norm(x + mixed + heard)
 
     @torch.no_grad()
@@ -218,10 +218,10 @@ class UnitsMixing(nn.Module):
     def forward(self, x: Tensor, angles: Angles | None) -> Tensor:
         if self.pooled is None:
             return rms_norm(x + self._units(x))
-        placeless, cells = x[:, : self.prefix], x[:, self.prefix :]
-        heard = self.pooled[0] * placeless.mean(dim=1, keepdim=True)
+        prefix_tokens, cells = x[:, : self.prefix], x[:, self.prefix :]
+        heard = self.pooled[0] * prefix_tokens.mean(dim=1, keepdim=True)
         from_grid = self.pooled[1] * cells.mean(dim=1, keepdim=True)
-        return rms_norm(x + heard + torch.cat([from_grid.expand_as(placeless), self._units(cells)], dim=1))
+        return rms_norm(x + heard + torch.cat([from_grid.expand_as(prefix_tokens), self._units(cells)], dim=1))
 
     def _units(self, cells: Tensor) -> Tensor:
         # Two products with a matrix of zeros and ones: sums over strided dimensions are slower.

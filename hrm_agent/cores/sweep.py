@@ -42,8 +42,8 @@ class _CompiledScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
         x, projected, weight = (tensor.detach().contiguous() for tensor in (x, projected, weight))
-        outer, steps, abreast, _, _, groups = projected.shape
-        gates = projected.new_empty(2, outer, steps, abreast, groups)
+        outer, steps, lanes, _, _, groups = projected.shape
+        gates = projected.new_empty(2, outer, steps, lanes, groups)
         sweep_kernel.lay_logits(projected.numpy(), gates.numpy())
         gates.sigmoid_()
         out = torch.empty_like(x)
@@ -58,8 +58,8 @@ class _CompiledScan(torch.autograd.Function):
         x_gradient, gate_gradient, weight_gradient = map(torch.empty_like, (x, gates, weight))
         given = (x, gates, weight, gradient.contiguous(), x_gradient, gate_gradient, weight_gradient)
         sweep_kernel.scan_backward(*(tensor.numpy() for tensor in given))
-        _, outer, steps, abreast, groups = gates.shape
-        projected_gradient = gates.new_empty(outer, steps, abreast, 2, 2, groups)
+        _, outer, steps, lanes, groups = gates.shape
+        projected_gradient = gates.new_empty(outer, steps, lanes, 2, 2, groups)
         sweep_kernel.lay_logits_backward(gates.numpy(), gate_gradient.numpy(), projected_gradient.numpy())
         return x_gradient, projected_gradient, weight_gradient
 
@@ -99,7 +99,7 @@ def scan_lines(x: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
     it is never larger than the largest of them, however long the line.
 
     Args:
-        x: float [O, S, M, C]: M lines of S cells abreast in memory, O times.
+        x: float [O, S, M, C]: M lines of S cells lanes in memory, O times.
         projected: float [O, S, M, 2, 2, G]; for each way a cell's own part of the logits of its gates, and its part of
             those of the cell that comes after it. Channel c has gate c mod G; G divides C.
         weight: float [2, C].
@@ -184,12 +184,12 @@ class SweepMixing(nn.Module):
         if self.pooled is None:
             assert self.sweep is not None
             return rms_norm(x + self.sweep(x))
-        placeless = x[:, : self.prefix]
-        heard = self.pooled[0] * placeless.mean(dim=1, keepdim=True)
+        prefix_tokens = x[:, : self.prefix]
+        heard = self.pooled[0] * prefix_tokens.mean(dim=1, keepdim=True)
         if self.sweep is None:
             return rms_norm(x + heard)
         from_grid = self.pooled[1] * x[:, self.prefix :].mean(dim=1, keepdim=True)
-        mixed = torch.cat([from_grid.expand_as(placeless), self.sweep(x)], dim=1)
+        mixed = torch.cat([from_grid.expand_as(prefix_tokens), self.sweep(x)], dim=1)
         return rms_norm(x + mixed + heard)
 
     @torch.no_grad()

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def"
 """Compiled gated scans for the CPU: forward and backward of `hrm_agent.cores.sweep`, both ways along one axis.
 
-Arrays are [outer, steps, abreast, channels]: lines of `steps` cells, `abreast` of them next to each other in memory.
-Rows of an image are outer = batch x rows, abreast = 1; columns are outer = batch, abreast = columns. Channel c has gate
+Arrays are [outer, steps, lanes, channels]: lines of `steps` cells, `lanes` of them next to each other in memory.
+Rows of an image are outer = batch x rows, lanes = 1; columns are outer = batch, lanes = columns. Channel c has gate
 c % groups. Way 0 runs from the first step to the last, way 1 back.
 
 The innermost loops run over all channels, the gates laid out to as many: with a loop over each group the scan takes
@@ -35,18 +35,18 @@ def scan(x, gates, weight, out):
         weight: float [2, C].
         out: float [O, S, M, C], written.
     """
-    outer, steps, abreast, channels = x.shape
+    outer, steps, lanes, channels = x.shape
     groups = gates.shape[4]
-    held_abreast = np.empty((abreast, channels), x.dtype)
+    held_lanes = np.empty((lanes, channels), x.dtype)
     a = np.empty(channels, x.dtype)
     for o in range(outer):
         for way in range(2):
-            held_abreast[:] = 0
+            held_lanes[:] = 0
             w = weight[way]
             for i in range(steps):
                 s = steps - 1 - i if way else i
-                for m in range(abreast):
-                    held, seen, y, gate = held_abreast[m], x[o, s, m], out[o, s, m], gates[way, o, s, m]
+                for m in range(lanes):
+                    held, seen, y, gate = held_lanes[m], x[o, s, m], out[o, s, m], gates[way, o, s, m]
                     for start in range(0, channels, groups):
                         for g in range(groups):
                             a[start + g] = gate[g]
@@ -74,10 +74,10 @@ def scan_backward(x, gates, weight, gradient, x_gradient, gate_gradient, weight_
         gradient: float [O, S, M, C].
         x_gradient, gate_gradient, weight_gradient: written; shapes of `x`, `gates`, `weight`.
     """
-    outer, steps, abreast, channels = x.shape
+    outer, steps, lanes, channels = x.shape
     groups = gates.shape[4]
-    states = np.zeros((steps, abreast, channels), x.dtype)  # h[i - 1]; the first is the zero before the line
-    back = np.empty((abreast, channels), x.dtype)
+    states = np.zeros((steps, lanes, channels), x.dtype)  # h[i - 1]; the first is the zero before the line
+    back = np.empty((lanes, channels), x.dtype)
     a, a_gradient = np.empty(channels, x.dtype), np.empty(channels, x.dtype)
     # Sums over a line first: float32 keeps more of few large numbers than of many small ones.
     line = np.empty(channels, x.dtype)
@@ -87,7 +87,7 @@ def scan_backward(x, gates, weight, gradient, x_gradient, gate_gradient, weight_
             w = weight[way]
             for i in range(steps - 1):
                 s = steps - 1 - i if way else i
-                for m in range(abreast):
+                for m in range(lanes):
                     before, held, seen, gate = states[i, m], states[i + 1, m], x[o, s, m], gates[way, o, s, m]
                     for start in range(0, channels, groups):
                         for g in range(groups):
@@ -99,7 +99,7 @@ def scan_backward(x, gates, weight, gradient, x_gradient, gate_gradient, weight_
             for j in range(steps):
                 i = steps - 1 - j
                 s = steps - 1 - i if way else i
-                for m in range(abreast):
+                for m in range(lanes):
                     before, seen, dx = states[i, m], x[o, s, m], x_gradient[o, s, m]
                     dy, onward, gate, da = gradient[o, s, m], back[m], gates[way, o, s, m], gate_gradient[way, o, s, m]
                     for start in range(0, channels, groups):
@@ -131,12 +131,12 @@ def lay_logits(projected, logits):
         projected: float [O, S, M, 2, 2, G]; per way, a cell's own part and its part for the cell that comes after it.
         logits: float [2, O, S, M, G], written.
     """
-    outer, steps, abreast, _, _, groups = projected.shape
+    outer, steps, lanes, _, _, groups = projected.shape
     for way in range(2):
         for o in range(outer):
             for s in range(steps):
                 behind = s + 1 if way else s - 1
-                for m in range(abreast):
+                for m in range(lanes):
                     own, to = projected[o, s, m, way, 0], logits[way, o, s, m]
                     if 0 <= behind < steps:
                         other = projected[o, behind, m, way, 1]
@@ -155,13 +155,13 @@ def lay_logits_backward(gates, gate_gradient, gradient):
         gates, gate_gradient: float [2, O, S, M, G].
         gradient: float [O, S, M, 2, 2, G], written.
     """
-    _, outer, steps, abreast, groups = gates.shape
+    _, outer, steps, lanes, groups = gates.shape
     for way in range(2):
         for o in range(outer):
             for s in range(steps):
                 behind = s + 1 if way else s - 1
                 ahead = s - 1 if way else s + 1
-                for m in range(abreast):
+                for m in range(lanes):
                     a, da, own = gates[way, o, s, m], gate_gradient[way, o, s, m], gradient[o, s, m, way, 0]
                     for g in range(groups):
                         own[g] = da[g] * a[g] * (1 - a[g])

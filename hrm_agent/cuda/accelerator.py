@@ -15,7 +15,7 @@ from hrm_agent.cuda.ppo import CudaPPO
 from hrm_agent.cuda.settings import CudaConfig
 from hrm_agent.environments.double_buffer import in_halves
 from hrm_agent.parallel.graphs import Again, Capture, CudaGraph, Say
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.encoders import Encoder
 from hrm_agent.policies.policy import Policy
 
@@ -41,7 +41,7 @@ class Accelerator:
         device = self.policy.device
         return CudaGraph(device) if device.type == "cuda" else Again()
 
-    def collector(self, env: gym.vector.VectorEnv, seed: int, shards: Shards) -> CudaCollector:
+    def collector(self, env: gym.vector.VectorEnv, seed: int, shards: Threads) -> CudaCollector:
         return CudaCollector(env, self.policy, seed, shards, self.forward, self.capture, self.say)
 
     def algorithm(self, algo: Any) -> Any:

@@ -20,7 +20,7 @@ from hrm_agent.environments.double_buffer import Halves
 from hrm_agent.experience.collector import Collector, stack_final_obs
 from hrm_agent.experience.rollout import Rollout
 from hrm_agent.parallel.graphs import Capture, Replayed, Say, copy_into, leaves
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.encoders import Observation, map_observation
 from hrm_agent.policies.policy import Decision, Policy, to_tensors
@@ -49,7 +49,7 @@ class CudaCollector(Collector):
         env: gym.vector.VectorEnv,
         policy: Policy,
         seed: int,
-        shards: Shards,
+        shards: Threads,
         forward: CoreForward,
         capture: Capture | None,
         say: Say,
@@ -96,12 +96,12 @@ class CudaCollector(Collector):
             for part in self._parts:
                 part.bind(rollout)
         shape = (rollout.steps, self.env.num_envs)
-        rolls = torch.rand(
-            *shape, self.policy.distribution.rolls, generator=self.generator, dtype=torch.float64
+        uniforms = torch.rand(
+            *shape, self.policy.distribution.uniforms, generator=self.generator, dtype=torch.float64
         )  # the numbers that `Collector` draws step by step
         self.finite.fill_(1.0)
         for part in self._parts:
-            part.begin(rolls)
+            part.begin(uniforms)
         host: dict[str, np.ndarray] = {name: np.zeros(shape, kind) for name, kind in _HOST.items()}
         cuts: list[CutOff] = []
         for part in self._parts:
@@ -206,20 +206,20 @@ class _Part:
         self.seen = map_observation(lambda value: _on_host(value, pinned), self.obs)
         self.ended = _on_host(self.start, pinned)
         self.arrived = torch.cuda.Event() if pinned else None
-        self.rolls = torch.zeros(0)
+        self.uniforms = torch.zeros(0)
 
     def bind(self, rollout: Rollout) -> None:
         """Decisions are written into this rollout from now on."""
         self.rollout = rollout
-        count, rolls = self.env.num_envs, self.policy.distribution.rolls
-        self.rolls = torch.zeros(rollout.steps, count, rolls, dtype=torch.float64, device=self.device)
+        count, uniforms = self.env.num_envs, self.policy.distribution.uniforms
+        self.uniforms = torch.zeros(rollout.steps, count, uniforms, dtype=torch.float64, device=self.device)
         collector = self.collector
         self.replayed = Replayed("a decision", self._body, collector.capture, self._kept, collector.say)
 
-    def begin(self, rolls: Tensor) -> None:
-        """At the rollout's first step; `rolls` `[T, N, R]` are all environments' uniform numbers."""
+    def begin(self, uniforms: Tensor) -> None:
+        """At the rollout's first step; `uniforms` `[T, N, R]` are all environments' uniform numbers."""
         self.t.zero_()
-        self.rolls.copy_(rolls[:, self.rows], non_blocking=True)
+        self.uniforms.copy_(uniforms[:, self.rows], non_blocking=True)
 
     def _kept(self) -> list[Tensor]:
         return [*self.state, self.t, self.segments, self.collector.finite]
@@ -231,7 +231,7 @@ class _Part:
         self._write(rollout.obs, self.obs)
         self._write(rollout.episode_start, self.start)
         decision = self.policy.step(self.obs, self.state, self.start)
-        actions = distribution.quantile(decision.logits, self.rolls.index_select(0, self.t)[0])
+        actions = distribution.icdf(decision.logits, self.uniforms.index_select(0, self.t)[0])
         self._write(rollout.actions, actions)
         self._write(rollout.log_probs, distribution.evaluate(decision.logits, actions)[0])
         self._write(rollout.values, decision.value)

@@ -34,7 +34,7 @@ class CudaPPO(PPO):
 
     def __init__(self, ppo: PPO, forward: CoreForward, capture: Capture | None, say: Say) -> None:
         self.policy, self.config, self.shards = ppo.policy, ppo.config, ppo.shards
-        self.parameters, self.generator, self.ranks = ppo.parameters, ppo.generator, ppo.ranks
+        self.parameters, self.generator, self.processes = ppo.parameters, ppo.generator, ppo.processes
         self.forward = forward
         device = self.policy.device
         self.optimizer = torch.optim.AdamW(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hrm_agent.environments.make import episode_success, make_vector_env
 from hrm_agent.evaluation.metrics import Changes, Decisions, Totals, action_regret, follow_changes, total_decisions
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.distributions import Categorical, build_distribution
 from hrm_agent.policies.policy import Policy, to_tensors
@@ -297,7 +297,7 @@ def blocked_moves(grids: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return (beside == Cell.WALL) | (beside == Cell.DOOR)
 
 
-class LevelDice:
+class LevelRNG:
     """Uniform numbers that depend on the level and on how many were drawn for it, never on the batch."""
 
     def __init__(self, seeds: NDArray[np.int64], stream: int = 0) -> None:
@@ -305,7 +305,7 @@ class LevelDice:
         self._drawn = np.empty((0, len(seeds)))
         self._next = 0
 
-    def roll(self) -> NDArray[np.float64]:
+    def draw(self) -> NDArray[np.float64]:
         """float64 `[N]` in [0, 1)."""
         if self._next == len(self._drawn):
             self._drawn = np.stack([g.random(DRAWN_AT_ONCE) for g in self._generators], 1)
@@ -340,7 +340,7 @@ class PolicyActor:
     def reset(self, seeds: NDArray[np.int64]) -> None:
         self.state = self.policy.initial_state(len(seeds))
         self.episode_start = torch.ones(len(seeds), dtype=torch.bool)
-        self.dice = None if self.deterministic else LevelDice(seeds, self.seed)
+        self.rng = None if self.deterministic else LevelRNG(seeds, self.seed)
 
     @torch.no_grad()
     def act(self, obs: Any) -> NDArray:
@@ -352,17 +352,17 @@ class PolicyActor:
         distribution = policy.distribution
         if isinstance(distribution, Categorical):
             self.probabilities = decision.logits.float().softmax(-1).cpu().numpy()
-        if self.dice is None:
+        if self.rng is None:
             return distribution.to_env(distribution.best(decision.logits))
-        rolls = torch.from_numpy(np.stack([self.dice.roll() for _ in range(distribution.rolls)], -1))
-        return distribution.to_env(distribution.quantile(decision.logits.cpu(), rolls))
+        uniforms = torch.from_numpy(np.stack([self.rng.draw() for _ in range(distribution.uniforms)], -1))
+        return distribution.to_env(distribution.icdf(decision.logits.cpu(), uniforms))
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         index = torch.as_tensor(rows)
         self.state = tuple(s[index.to(s.device)] for s in self.state)
         self.episode_start = self.episode_start[index]
-        if self.dice is not None:
-            self.dice.keep(rows)
+        if self.rng is not None:
+            self.rng.keep(rows)
 
 
 class RandomActor:
@@ -378,14 +378,14 @@ class RandomActor:
         self.seed = seed
 
     def reset(self, seeds: NDArray[np.int64]) -> None:
-        self.dice = LevelDice(seeds, self.seed)
+        self.rng = LevelRNG(seeds, self.seed)
 
     def act(self, obs: Any) -> NDArray:
-        rolls = torch.from_numpy(np.stack([self.dice.roll() for _ in range(self.distribution.rolls)], -1))
-        return self.distribution.to_env(self.distribution.uniform(rolls))
+        uniforms = torch.from_numpy(np.stack([self.rng.draw() for _ in range(self.distribution.uniforms)], -1))
+        return self.distribution.to_env(self.distribution.uniform(uniforms))
 
     def keep(self, rows: NDArray[np.int64]) -> None:
-        self.dice.keep(rows)
+        self.rng.keep(rows)
 
 
 class ReplanActor:
@@ -404,7 +404,7 @@ class ReplanActor:
         pass
 
 
-def run_in_shards(
+def run_in_threads(
     make_actor: Callable[[], Actor],
     env_id: str,
     env_options: dict[str, Any],
@@ -413,7 +413,7 @@ def run_in_shards(
     band: str = "test",
     batch: int = 256,
     oracle: bool = True,
-    shards: Shards | None = None,
+    shards: Threads | None = None,
 ) -> Episodes:
     """`run_episodes` with the levels dealt out over threads, each with its own actor and environments."""
 

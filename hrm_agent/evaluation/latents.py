@@ -1,6 +1,6 @@
 """What happens inside a policy: how its latent moves while it thinks, and what the carried one is for.
 
-`latent_curves` measures convergence and divergence over segments (arXiv 2510.22832), `intervene` meddles with the
+`latent_curves` measures convergence and divergence over segments (arXiv 2510.22832), `intervene` interferes with the
 state that is carried or with the world. Both play greedy episodes of mazes; the policy is never trained, and is left
 as it was. Averages are over decisions, standard errors over episodes.
 """
@@ -52,7 +52,7 @@ class Moment(NamedTuple):
     success: NDArray[np.bool_]  # [M] the goal was reached by this step
 
 
-Meddle = Callable[[gym.vector.VectorEnv, int, NDArray[np.int64], PolicyState, Tensor], tuple[PolicyState, Tensor]]
+Intervention = Callable[[gym.vector.VectorEnv, int, NDArray[np.int64], PolicyState, Tensor], tuple[PolicyState, Tensor]]
 """`(env, number, rows, state, episode_start) -> (state, episode_start)`, called before decision `number`; `rows` int64
 `[M]` are those of the environments in `env` whose episodes go on, and so the rows of the state."""
 
@@ -65,7 +65,7 @@ def play(
     seed: int = 0,
     band: str = "test",
     batch: int = 256,
-    meddle: Meddle | None = None,
+    intervention: Intervention | None = None,
 ) -> Iterator[Moment]:
     """Greedy episodes of the levels `seed ... seed + episodes - 1`, step by step and batch by batch.
 
@@ -76,7 +76,7 @@ def play(
         seed: number of the first level.
         band: `train`, `validation` or `test`.
         batch: environments stepped together.
-        meddle: called before every decision; it may change the environment and what is carried.
+        intervention: called before every decision; it may change the environment and what is carried.
 
     Raises:
         ValueError: no episode asked for, an environment that cannot be made or is not a maze.
@@ -84,7 +84,7 @@ def play(
     _check_maze(env_id, env_options)
     options = {**env_options, "seed_band": band, "oracle": True}
     for env, levels in level_batches(env_id, options, episodes, seed, batch):
-        for moment in _play_batch(policy, env, int(levels[0]), meddle):
+        for moment in _play_batch(policy, env, int(levels[0]), intervention):
             yield moment._replace(episodes=moment.episodes + int(levels[0]) - seed)
 
 
@@ -96,7 +96,9 @@ def _check_maze(env_id: str, env_options: dict[str, Any]) -> None:
         raise ValueError(f"env={env_id}: latents are measured on mazes with an oracle; give one such as DynamicMaze-v0")
 
 
-def _play_batch(policy: Policy, env: gym.vector.VectorEnv, seed: int, meddle: Meddle | None) -> Iterator[Moment]:
+def _play_batch(
+    policy: Policy, env: gym.vector.VectorEnv, seed: int, intervention: Intervention | None
+) -> Iterator[Moment]:
     maze: Any = env.unwrapped
     obs, infos = env.reset(seed=seed)  # environment i takes seed + i
     rows = np.arange(env.num_envs)
@@ -104,8 +106,8 @@ def _play_batch(policy: Policy, env: gym.vector.VectorEnv, seed: int, meddle: Me
     start = torch.ones(len(rows), dtype=torch.bool, device=policy.device)
     number = 0
     while rows.size:
-        if meddle is not None:
-            state, start = meddle(env, number, rows, state, start)
+        if intervention is not None:
+            state, start = intervention(env, number, rows, state, start)
             obs = maze.observe()
         with torch.no_grad():
             decision = policy.step(torch.as_tensor(obs[rows], device=policy.device), state, start)
@@ -160,7 +162,7 @@ def think_on(
         The core's states, first the one that is thought from and then one after each segment (segments + 1), and the
         logits `[segments, B, A]` after each segment.
     """
-    states = [policy.carry.seed(state, episode_start, policy.encoder(obs))]
+    states = [policy.carry.to_core_state(state, episode_start, policy.encoder(obs))]
     logits = []
     with _thinking_for(policy, segments):
         for segment in policy.segment_by_segment(obs, state, episode_start):
@@ -413,9 +415,9 @@ def intervene(
         raise ValueError(f"at={at}, lags={lags}: expected 1 or more; nothing is carried into decision 0")
     runs = {}
     for name in ("control", *interventions):
-        meddle = _meddler(name, at)
+        intervention = _intervention(name, at)
         runs[name] = _Watched(episodes, lags)
-        for moment in play(policy, env_id, env_options, episodes, seed, band, batch, meddle):
+        for moment in play(policy, env_id, env_options, episodes, seed, band, batch, intervention):
             runs[name].see(moment, at)
     control = runs["control"]
     if not control.reached.any():
@@ -423,10 +425,10 @@ def intervene(
     return [{"intervention": name, "at": at, **run.record(control)} for name, run in runs.items()]
 
 
-def _meddler(name: str, at: int) -> Meddle:
+def _intervention(name: str, at: int) -> Intervention:
     """The intervention of that name."""
 
-    def meddle(
+    def intervention(
         env: gym.vector.VectorEnv, number: int, rows: NDArray[np.int64], state: PolicyState, start: Tensor
     ) -> tuple[PolicyState, Tensor]:
         if number != at:
@@ -439,7 +441,7 @@ def _meddler(name: str, at: int) -> Meddle:
             start = torch.ones_like(start)
         return state, start
 
-    return meddle
+    return intervention
 
 
 class _Watched:

@@ -110,11 +110,11 @@ class RidgeProbe:
 def auc(scores: NDArray, labels: NDArray[np.bool_]) -> float:
     """Area under the ROC curve: how often a positive scores above a negative, ties half; NaN without both."""
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    processes = (np.cumsum(counts) - (counts - 1) / 2)[place]
     positive, negative = int(labels.sum()), int((~labels).sum())
     if not positive or not negative:
         return float("nan")
-    return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    return float((processes[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
 def balanced_accuracy(predicted: NDArray[np.bool_], labels: NDArray[np.bool_]) -> float:

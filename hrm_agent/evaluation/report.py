@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from hrm_agent import __version__
 from hrm_agent.agents.agent import Agent
 from hrm_agent.evaluation import metrics
-from hrm_agent.evaluation.episodes import Episodes, PolicyActor, run_in_shards
-from hrm_agent.kernels import plainly
-from hrm_agent.parallel.processes import ALONE, Ranks
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.evaluation.episodes import Episodes, PolicyActor, run_in_threads
+from hrm_agent.kernels import reference_kernels
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.encoders import Observation
 from hrm_agent.policies.policy import Policy
 
@@ -136,10 +136,10 @@ def evaluate_policy(
     seed: int = 0,
     band: str = "validation",
     deterministic: bool = True,
-    shards: Shards | None = None,
+    shards: Threads | None = None,
     oracle: bool = False,
     batch: int = 256,
-    ranks: Ranks = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> dict[str, Any]:
     """The light evaluation of a policy in training: `summarize`, without change-locked metrics by default.
 
@@ -152,32 +152,34 @@ def evaluate_policy(
         shards: threads to deal the levels over.
         oracle: measure the change-locked metrics too.
         batch: environments stepped together in each thread.
-        ranks: processes to deal the levels over, which all have the policy; each returns the whole. Not with `oracle`.
+        processes: that the levels are divided over; all hold the policy, and each returns the whole. Not with `oracle`.
 
     Raises:
         ValueError: no episode asked for, or an environment that cannot be made.
     """
-    own = ranks.share(episodes)
+    own = processes.local_slice(episodes)
     count = own.stop - own.start
     played = None
-    if count or ranks.size == 1:
+    if count or processes.world_size == 1:
         actor = partial(PolicyActor, policy, deterministic, seed)
         first = seed + own.start
-        played = run_in_shards(actor, env_id, env_options, count, first, band, batch, oracle, shards)
-    if ranks.size > 1:
-        played = _join(played, range(seed, seed + episodes), ranks)
+        played = run_in_threads(actor, env_id, env_options, count, first, band, batch, oracle, shards)
+    if processes.world_size > 1:
+        played = _join(played, range(seed, seed + episodes), processes)
     assert played is not None
     return summarize(played)
 
 
-def _join(own: Episodes | None, levels: range, ranks: Ranks) -> Episodes:
+def _join(own: Episodes | None, levels: range, processes: Processes) -> Episodes:
     """The episodes on all levels, of which this process has played its share; None: it had none to play."""
     columns = ("success", "steps", "returns", "clairvoyant", "segments")
     table = torch.zeros(len(columns), len(levels), dtype=torch.float64)
     for row, name in zip(table, columns, strict=True):
         values = None if own is None else getattr(own, name)
-        row[ranks.share(len(levels))] = torch.nan if values is None else torch.as_tensor(values, dtype=torch.float64)
-    joined = dict(zip(columns, ranks.total(table).numpy(), strict=True))
+        row[processes.local_slice(len(levels))] = (
+            torch.nan if values is None else torch.as_tensor(values, dtype=torch.float64)
+        )
+    joined = dict(zip(columns, processes.all_reduce(table).numpy(), strict=True))
 
     def counts(name: str) -> Any:
         return None if np.isnan(joined[name]).any() else joined[name].astype(np.int64)
@@ -239,7 +241,7 @@ def _count_macs(policy: Policy, space: gym.Space, segments_used: float | None) -
 def _macs(policy: Policy, space: gym.Space) -> int:
     decide = _decision(policy, space, 1)
     # Only attention's plain form is made of products that the counter knows on every device.
-    with plainly(policy), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with reference_kernels(policy), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         decide()
     return counter.get_total_flops() // 2
 

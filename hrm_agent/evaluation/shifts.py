@@ -13,9 +13,9 @@ from typing import Any
 
 from hrm_agent.agents.agent import Agent
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.evaluation.episodes import PolicyActor, ReplanActor, run_in_shards
+from hrm_agent.evaluation.episodes import PolicyActor, ReplanActor, run_in_threads
 from hrm_agent.evaluation.report import list_levels, summarize, summarize_clairvoyant
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_envs import MazeConfig
 
 BATCH = 256
@@ -148,7 +148,7 @@ def run_shifts(
     episodes: int,
     seed: int = 0,
     band: str = "test",
-    shards: Shards | None = None,
+    shards: Threads | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Play the points one after the other; a record for each as soon as it is there.
 
@@ -205,7 +205,7 @@ def _fit(agent: Agent, env_id: str, options: dict[str, Any]) -> Agent:
 
 
 def _play(
-    agent: Agent, env_id: str, options: dict[str, Any], episodes: int, seed: int, band: str, shards: Shards | None
+    agent: Agent, env_id: str, options: dict[str, Any], episodes: int, seed: int, band: str, shards: Threads | None
 ) -> dict[str, Any]:
     level: dict[str, Any] = {
         "env_id": env_id,
@@ -215,11 +215,11 @@ def _play(
         "band": band,
         "batch": BATCH,
     }
-    played = run_in_shards(lambda: PolicyActor(agent.policy), **level, shards=shards)
+    played = run_in_threads(lambda: PolicyActor(agent.policy), **level, shards=shards)
     return {
         **summarize(played),
         "levels": list_levels(played),
-        "bfs_replanner": summarize(run_in_shards(ReplanActor, **level)),
+        "bfs_replanner": summarize(run_in_threads(ReplanActor, **level)),
         "clairvoyant": summarize_clairvoyant(played),
     }
 

@@ -20,9 +20,9 @@ from hrm_agent.environments.make import episode_statistics, episode_success
 from hrm_agent.experience.demonstrations import Demonstrations
 from hrm_agent.experience.replay import Replay
 from hrm_agent.experience.rollout import Rollout
-from hrm_agent.kernels import eagerly
-from hrm_agent.parallel.processes import ALONE, Ranks
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.kernels import without_compile
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.encoders import Observation, map_observation
 from hrm_agent.policies.policy import Decision, Policy, to_tensors
@@ -64,7 +64,7 @@ class Collector:
     seed: of the sampled actions and of the environments: environment i of N gets seed * N + i, so that no two
         seeds share a stream of levels.
     shards: threads that a decision is split over.
-    ranks: the processes that the environments are dealt out over. Actions are those that one process would draw.
+    processes: the processes that the environments are dealt out over. Actions are those that one process would draw.
 
     Attributes:
         num_envs: N, the environments of all processes.
@@ -73,17 +73,22 @@ class Collector:
     """
 
     def __init__(
-        self, env: gym.vector.VectorEnv, policy: Policy, seed: int, shards: Shards, ranks: Ranks = ALONE
+        self,
+        env: gym.vector.VectorEnv,
+        policy: Policy,
+        seed: int,
+        shards: Threads,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
         if env.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"vector environment autoresets in mode {env.metadata.get('autoreset_mode')}: expected SAME_STEP"
             )
-        self.env, self.policy, self.shards, self.seed, self.ranks = env, policy, shards, seed, ranks
-        self.num_envs = env.num_envs * ranks.size
+        self.env, self.policy, self.shards, self.seed, self.processes = env, policy, shards, seed, processes
+        self.num_envs = env.num_envs * processes.world_size
         self.device = policy.device
         self.generator = torch.Generator().manual_seed(seed)
-        self.first_env = ranks.share(self.num_envs).start
+        self.first_env = processes.local_slice(self.num_envs).start
         obs, infos = env.reset(seed=seed * self.num_envs + self.first_env)
         self.obs = to_tensors(obs, self.device)
         self.optimal = self._optimal_actions(infos)  # bool [N, A] at `obs`, where the environment says
@@ -97,14 +102,17 @@ class Collector:
     @contextmanager
     def _stepping(self) -> Iterator[None]:
         """What happened in the body is then known in all processes: numbers that are not finite, ended episodes."""
-        with self.ranks.together():
+        with self.processes.raising_together():
             yield
         ended = torch.tensor(self._ended, dtype=torch.float64).view(-1, 5)
         self._ended = []
         # In the order of one process: by step, then by environment.
-        for _, _, reward, length, success in sorted(self.ranks.gather_some(ended).tolist()):
+        for _, _, reward, length, success in sorted(self.processes.all_gather_rows(ended).tolist()):
             self.episodes.append((reward, int(length), bool(success)))
-        self.segments = self.ranks.total(torch.tensor(self.segments, dtype=torch.float64)).item() / self.ranks.size
+        self.segments = (
+            self.processes.all_reduce(torch.tensor(self.segments, dtype=torch.float64)).item()
+            / self.processes.world_size
+        )
 
     @torch.no_grad()
     def collect(self, rollout: Rollout) -> None:
@@ -147,8 +155,8 @@ class Collector:
         """
         distribution = self.policy.distribution
         # On the CPU, whatever the device, so that one stream of numbers serves everywhere.
-        rolls = torch.rand(self.num_envs, distribution.rolls, generator=self.generator, dtype=torch.float64)
-        actions = distribution.quantile(params, self.ranks.own(rolls).to(params.device))
+        uniforms = torch.rand(self.num_envs, distribution.uniforms, generator=self.generator, dtype=torch.float64)
+        actions = distribution.icdf(params, self.processes.local_rows(uniforms).to(params.device))
         return actions, distribution.evaluate(params, actions)[0]
 
     @torch.no_grad()
@@ -207,8 +215,8 @@ class Collector:
             decision = self._decide(self.obs, self.state, self.episode_start)
             if not torch.isfinite(decision.logits).all():
                 raise NonFiniteNumbers("the policy's logits are not finite")
-            actions = choose(self.ranks.spread(labels), self.ranks.spread(decision.logits))
-            self._advance(self.ranks.own(actions), decision)
+            actions = choose(self.processes.pad_to_global(labels), self.processes.pad_to_global(decision.logits))
+            self._advance(self.processes.local_rows(actions), decision)
         demonstrations.write_state(demonstrations.steps // demonstrations.window, self.state)
 
     def _optimal_actions(self, infos: dict[str, Any]) -> Tensor | None:
@@ -269,7 +277,9 @@ class Collector:
         state = tuple(torch.cat(parts) for parts in zip(*(c.state for c in cut_off), strict=True))
         rows = torch.cat([c.rows for c in cut_off])
         steps = torch.cat([torch.full_like(c.rows, c.step) for c in cut_off])
-        with eagerly(self.policy):  # a batch of another size in every rollout, which would be compiled each time
+        with without_compile(
+            self.policy
+        ):  # a batch of another size in every rollout, which would be compiled each time
             decision = self._decide(final, state, torch.zeros_like(rows, dtype=torch.bool))
         rollout.final_values[steps, rows] = decision.value
 
@@ -302,7 +312,7 @@ class Collector:
             for key, value in self.env.get_state().items():
                 kind = by_env if np.shape(value)[:1] == (self.env.num_envs,) else common
                 kind[f"env/{key}"] = torch.as_tensor(value)
-        return {**{key: self.ranks.gather(value) for key, value in by_env.items()}, **common}
+        return {**{key: self.processes.gather_rows(value) for key, value in by_env.items()}, **common}
 
     def metadata(self) -> dict[str, Any]:
         return {"frames": self.frames, "episodes": [list(e) for e in self.episodes]}
@@ -319,7 +329,7 @@ class Collector:
         if whole != self.num_envs:
             raise ValueError(f"{whole} environments, expected {self.num_envs}")
         generator = tensors["generator"]
-        tensors = {key: self.ranks.own(t) if t.shape[:1] == (whole,) else t for key, t in tensors.items()}
+        tensors = {key: self.processes.local_rows(t) if t.shape[:1] == (whole,) else t for key, t in tensors.items()}
         state = tuple(tensors[f"state/{i}"].to(self.device) for i in range(len(self.state)))
         shapes, expected = ([tuple(t.shape) for t in s] for s in (state, self.state))
         if shapes != expected:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hrm_agent.parallel.processes import ALONE, Ranks, moments
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, moments
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.encoders import Observation, map_observation
 
@@ -147,11 +147,11 @@ class ReturnScaler:
     Args:
         num_envs: N, of this process.
         gamma: of the return.
-        ranks: the processes that the deviation is over.
+        processes: the processes that the deviation is over.
     """
 
-    def __init__(self, num_envs: int, gamma: float, ranks: Ranks = ALONE) -> None:
-        self.gamma, self.ranks = gamma, ranks
+    def __init__(self, num_envs: int, gamma: float, processes: Processes = SINGLE_PROCESS) -> None:
+        self.gamma, self.processes = gamma, processes
         self.returns = torch.zeros(num_envs, dtype=torch.float64)
         self.moments = torch.zeros(3, dtype=torch.float64)  # count, mean, sum of squared deviations
 
@@ -162,7 +162,7 @@ class ReturnScaler:
             self.returns = self.gamma * self.returns + reward.double().cpu()
             seen.append(self.returns)
             self.returns = torch.where(ended.cpu(), 0.0, self.returns)
-        new, new_mean, new_squares = moments(torch.stack(seen).view(-1, 1), self.ranks)
+        new, new_mean, new_squares = moments(torch.stack(seen).view(-1, 1), self.processes)
         count, mean, squares = self.moments.unbind()
         total, moved = count + new, new_mean[0] - mean
         squares = squares + new_squares[0] + moved.square() * count * new / total
@@ -172,15 +172,18 @@ class ReturnScaler:
             rollout.rewards /= deviation
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"returns": self.ranks.gather(self.returns), "moments": self.moments}
+        return {"returns": self.processes.gather_rows(self.returns), "moments": self.moments}
 
     def restore(self, tensors: dict[str, Tensor], same_episodes: bool = True) -> None:
         """Inverse of `tensors`; where the environments begin new episodes, returns begin at 0."""
-        self.returns, self.moments = self.ranks.own(tensors["returns"]) * same_episodes, tensors["moments"].clone()
+        self.returns, self.moments = (
+            self.processes.local_rows(tensors["returns"]) * same_episodes,
+            tensors["moments"].clone(),
+        )
 
 
 def draw_minibatches(
-    num_envs: int, per_env: int, size: int, generator: torch.Generator, ranks: Ranks = ALONE
+    num_envs: int, per_env: int, size: int, generator: torch.Generator, processes: Processes = SINGLE_PROCESS
 ) -> Tensor:
     """A random partition of all windows into M minibatches: which columns of the own windows each holds, `[M, c]`.
 
@@ -196,7 +199,9 @@ def draw_minibatches(
     blocks = math.gcd(num_envs, size)
     each = num_envs // blocks  # environments of a block
     # Per block a permutation of its windows; of window w of environment e the number is w * each + e.
-    order = ranks.own(torch.rand(blocks, each * per_env, generator=generator, dtype=torch.float64).argsort(1))
+    order = processes.local_rows(
+        torch.rand(blocks, each * per_env, generator=generator, dtype=torch.float64).argsort(1)
+    )
     window, env = order // each, order % each + each * torch.arange(len(order)).unsqueeze(1)
     columns = window * (len(order) * each) + env
     return columns.unflatten(1, (-1, size // blocks)).transpose(0, 1).flatten(1)

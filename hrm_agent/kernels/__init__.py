@@ -11,9 +11,9 @@ if TYPE_CHECKING:
         available,
         candidates,
         check_kernel,
-        eagerly,
-        plainly,
+        reference_kernels,
         use,
+        without_compile,
     )
 
 __all__ = [
@@ -24,9 +24,9 @@ __all__ = [
     "available",
     "candidates",
     "check_kernel",
-    "eagerly",
-    "plainly",
+    "reference_kernels",
     "use",
+    "without_compile",
 ]
 
 

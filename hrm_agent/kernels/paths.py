@@ -114,13 +114,13 @@ def use(module: nn.Module, path: str) -> str:
 
 
 @contextmanager
-def plainly(module: nn.Module) -> Iterator[None]:
+def reference_kernels(module: nn.Module) -> Iterator[None]:
     """Compute a module in eager torch for a while: to count its operations or to export it."""
     paths = {m: m.path for m in module.modules() if isinstance(m, Switched)}
     try:
         for part in paths:
             part.path = "plain"
-        with eagerly(module):
+        with without_compile(module):
             yield
     finally:
         for part, path in paths.items():
@@ -128,7 +128,7 @@ def plainly(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def eagerly(module: nn.Module) -> Iterator[None]:
+def without_compile(module: nn.Module) -> Iterator[None]:
     """Run a module uncompiled: for batches of other shapes than those it was compiled for."""
     compiled = {m: m._compiled_call_impl for m in module.modules() if m._compiled_call_impl is not None}
     try:

@@ -36,7 +36,7 @@ from hrm_agent.launch.cli import (
     wants_help,
 )
 from hrm_agent.launch.settings import config_folder, resolve
-from hrm_agent.parallel.processes import ALONE, Ranks, RanksDiverged, RanksLost, join
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, ProcessLost, join
 from hrm_agent.tensors.files import CheckpointError, write_atomically
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.loop import Interrupted, RunLoop
@@ -69,14 +69,14 @@ def run_command(
         resume: goes on with a run, from the `KEY=VALUE` given.
         follow: what the other processes do with the run's folder, its configuration and whether it is resumed.
     """
-    ranks = ALONE
+    processes = SINGLE_PROCESS
     try:
         with terminated_like_interrupted():
-            ranks = join()
-            if not ranks.is_first:
-                _follow(ranks, follow)
+            processes = join()
+            if not processes.is_rank_zero:
+                _follow(processes, follow)
                 return
-        with terminated_like_interrupted(), _leading(ranks):
+        with terminated_like_interrupted(), _leading(processes):
             arguments = sys.argv[1:] = open_options(sys.argv[1:])
             given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
             if given.get("resume", "null") not in ("null", ""):
@@ -85,25 +85,25 @@ def run_command(
                 return
             if not wants_help(arguments):
                 with usage_errors():
-                    _check_single_run(ranks, arguments)
+                    _check_single_run(processes, arguments)
                     check_jobs(arguments, name, check)
                     _check_run_folder(given.get("hydra.run.dir"))
             starting.over()
             sys.argv[0] = f"hrm_agent.{name}"
             config_source.install()
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(start)()
-    except (KeyboardInterrupt, RanksLost) as error:
-        message, code = (str(error), 1) if isinstance(error, RanksLost) else ("interrupted", INTERRUPTED)
-        if not ranks.is_first:
+    except (KeyboardInterrupt, ProcessLost) as error:
+        message, code = (str(error), 1) if isinstance(error, ProcessLost) else ("interrupted", INTERRUPTED)
+        if not processes.is_rank_zero:
             raise SystemExit(code) from None
         fail(message, code)
     finally:
         starting.over()
-        ranks.leave()
+        processes.leave()
 
 
 @contextmanager
-def _leading(ranks: Ranks) -> Iterator[None]:
+def _leading(processes: Processes) -> Iterator[None]:
     """Where the body ends without `announce`, because of an error or for want of a run, the other processes end too."""
     code: Any = 0
     try:
@@ -115,30 +115,32 @@ def _leading(ranks: Ranks) -> Iterator[None]:
         code = INTERRUPTED
         raise
     finally:
-        if not ranks.begun:
-            with suppress(RanksLost):
-                ranks.from_first({"exit": code})
+        if not processes.begun:
+            with suppress(ProcessLost):
+                processes.broadcast_object({"exit": code})
 
 
-def _follow(ranks: Ranks, run: Callable[[Path, dict[str, Any], bool], Any]) -> None:
+def _follow(processes: Processes, run: Callable[[Path, dict[str, Any], bool], Any]) -> None:
     """What another process than the first does: wait for `announce`, or for word that there is nothing to do."""
-    told = ranks.from_first(None)
+    told = processes.broadcast_object(None)
     if "exit" in told:
         raise SystemExit(told["exit"])
     run(Path(told["folder"]), told["values"], told["resume"])
 
 
-def announce(ranks: Ranks, folder: Path, values: dict[str, Any], resume: bool) -> None:
+def announce(processes: Processes, folder: Path, values: dict[str, Any], resume: bool) -> None:
     """Rank 0 tells the other processes which run begins; for them nothing happens."""
-    if ranks.is_first:
-        ranks.from_first({"folder": str(folder), "values": values, "resume": resume})
-        ranks.begun = True
+    if processes.is_rank_zero:
+        processes.broadcast_object({"folder": str(folder), "values": values, "resume": resume})
+        processes.begun = True
 
 
-def _check_single_run(ranks: Ranks, arguments: list[str]) -> None:
+def _check_single_run(processes: Processes, arguments: list[str]) -> None:
     """Raises: UsageError for several processes and several runs."""
-    if ranks.size > 1 and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
-        raise UsageError(f"--multirun in {ranks.size} processes of torchrun: expected one run; start each by itself")
+    if processes.world_size > 1 and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
+        raise UsageError(
+            f"--multirun in {processes.world_size} processes of torchrun: expected one run; start each by itself"
+        )
 
 
 def start_run(cfg: DictConfig, command: str, run: Callable[[Path, dict[str, Any], bool], float]) -> float:
@@ -273,20 +275,22 @@ def write_settings(folder: Path, values: dict[str, Any]) -> None:
 
 
 @contextmanager
-def run_errors(folder: Path, command: str, ranks: Ranks = ALONE) -> Iterator[None]:
+def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS) -> Iterator[None]:
     """Turn what can end a run inside the body into one line that says how to go on.
 
     What ends all processes is said by the first, and before any of them ends: `torchrun` then terminates the rest.
     What ends one is said by that one.
     """
-    go_on = f"go on with: python -m {command} resume={folder}" + ", under torchrun or alone" * (ranks.size > 1)
+    go_on = f"go on with: python -m {command} resume={folder}" + ", under torchrun or alone" * (
+        processes.world_size > 1
+    )
 
     def end(message: str, code: int, everywhere: bool = False) -> None:
-        if ranks.is_first or not everywhere:
-            say_error(message if ranks.is_first else f"process {ranks.rank}: {message}")
+        if processes.is_rank_zero or not everywhere:
+            say_error(message if processes.is_rank_zero else f"process {processes.rank}: {message}")
         if everywhere:
-            with suppress(RanksLost):
-                ranks.wait()
+            with suppress(ProcessLost):
+                processes.barrier()
         raise SystemExit(code)
 
     try:
@@ -295,19 +299,19 @@ def run_errors(folder: Path, command: str, ranks: Ranks = ALONE) -> Iterator[Non
     except CheckpointError as error:
         end(str(error), USAGE_ERROR)
     except KeyboardInterrupt:  # before training began, or a second time
-        if ranks.is_first:
+        if processes.is_rank_zero:
             end(f"interrupted; {go_on}", INTERRUPTED)
         raise SystemExit(INTERRUPTED) from None
     except Interrupted as error:
         end(f"{error}; {go_on}", INTERRUPTED, everywhere=True)
-    except (NonFiniteNumbers, RanksDiverged) as error:
+    except (NonFiniteNumbers, ProcessesDiverged) as error:
         end(str(error), 1, everywhere=True)
-    except RanksLost as error:
-        if ranks.is_first:
+    except ProcessLost as error:
+        if processes.is_rank_zero:
             end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
         raise SystemExit(1) from None
     except torch.OutOfMemoryError as error:
-        less = "a smaller batch, or fewer puzzles at once (training.rows_at_once) where it is a supervised run"
+        less = "a smaller batch, or fewer puzzles at once (training.chunk_size) where it is a supervised run"
         end(f"{str(error).splitlines()[0]}; give {less}; earlier checkpoints are intact, {go_on}", 1)
     except OSError as error:
         end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
@@ -325,7 +329,7 @@ def open_loop(build: Callable[[], Loop], folder: Path, resume: bool, console: Co
         return build()
     loop = build()
     # A run that was killed before its first checkpoint begins anew: a fresh loop is where it was.
-    checkpoint = loop.resume() if loop.ranks.from_first(bool(loop.checkpoints.paths())) else None
+    checkpoint = loop.resume() if loop.processes.broadcast_object(bool(loop.checkpoints.paths())) else None
     console.say(where)
     if checkpoint:
         console.say(f"going on from {checkpoint}")

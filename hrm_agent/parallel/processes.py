@@ -2,7 +2,7 @@
 
 Every process holds the whole policy and optimizer and takes the same steps: gradients are summed over the processes,
 and everything random is drawn for all of them from one stream, of which each uses its part. So a run on R processes
-is the run on one, but for the rounding of sums. `Ranks` is what the rest of the toolkit sees; where there is one
+is the run on one, but for the rounding of sums. `Processes` is what the rest of the toolkit sees; where there is one
 process its methods return what they are given, and torch.distributed is not touched.
 
 Two planes: what is small or on the CPU goes through gloo, gradients go through the backend of their device (gloo on
@@ -31,15 +31,15 @@ TIMEOUT = timedelta(hours=6)
 once; this is for one that hangs."""
 
 
-class RanksLost(RuntimeError):
+class ProcessLost(RuntimeError):
     """Another process of the run has ended, or cannot be reached."""
 
 
-class RanksDiverged(RuntimeError):
+class ProcessesDiverged(RuntimeError):
     """The processes' weights are not the same; the run cannot go on."""
 
 
-class Ranks:
+class Processes:
     """The processes that train one policy, as one of them sees them; this class: one process alone.
 
     Attributes:
@@ -48,103 +48,103 @@ class Ranks:
     """
 
     rank = 0
-    size = 1
+    world_size = 1
     begun = False
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Rank 0: it alone writes and speaks."""
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
-        """This process's part of `range(count)`; parts are contiguous, in the order of the ranks."""
-        return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+    def local_slice(self, count: int) -> slice:
+        """This process's part of `range(count)`; parts are contiguous, in the order of the processes."""
+        return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
-    def own(self, rows: Tensor) -> Tensor:
-        """This process's part of everybody's rows `[N, ...]`."""
-        return rows[self.share(len(rows))]
+    def local_rows(self, rows: Tensor) -> Tensor:
+        """This process's part of everything's rows `[N, ...]`."""
+        return rows[self.local_slice(len(rows))]
 
-    def spread(self, rows: Tensor) -> Tensor:
-        """This process's rows `[n, ...]` in their place among everybody's `[N, ...]`, which are zeros here.
+    def pad_to_global(self, rows: Tensor) -> Tensor:
+        """This process's rows `[n, ...]` in their place among everything's `[N, ...]`, which are zeros here.
 
         For what draws random numbers by row: all processes then draw the same ones. `n` is the same everywhere.
         """
         return rows
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over the processes, of a tensor of the same shape everywhere."""
         return values
 
-    def total_gradients(self, parameters: Sequence[nn.Parameter], measured: dict[str, float]) -> dict[str, float]:
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], measured: dict[str, float]) -> dict[str, float]:
         """Give every parameter the sum of its gradients over the processes, and return the sums of `measured`."""
         return measured
 
-    def gather(self, rows: Tensor) -> Tensor:
+    def gather_rows(self, rows: Tensor) -> Tensor:
         """Everybody's rows `[N, ...]` on rank 0, from `[n, ...]`, `n` the same everywhere; zeros on the others."""
         return rows
 
-    def gather_some(self, rows: Tensor) -> Tensor:
-        """Everybody's rows `[M, c]` everywhere, from `[m, c]`, where `m` may differ; in the order of the ranks."""
+    def all_gather_rows(self, rows: Tensor) -> Tensor:
+        """Everybody's rows `[M, c]` everywhere, from `[m, c]`, where `m` may differ; in the order of the processes."""
         return rows
 
     def agree(self, number: float, flag: bool) -> tuple[float, bool]:
         """The number that rank 0 has, and whether the flag is up anywhere."""
         return number, flag
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast_object(self, value: Any) -> Any:
         """What rank 0 gives; JSON."""
         return value
 
-    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite the tensors with those of rank 0."""
 
     def check_equal(self, tensors: Iterable[Tensor], what: str) -> None:
-        """Raises: RanksDiverged, everywhere, unless all processes hold the same bits."""
+        """Raises: ProcessesDiverged, everywhere, unless all processes hold the same bits."""
 
     def device(self, name: str) -> str:
         """The device of this process, where the run's is `name`."""
         return name
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raising_together(self) -> Iterator[None]:
         """Where the body raises NonFiniteNumbers in one process it is raised in all of them."""
         yield
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes have come here."""
 
     def leave(self) -> None:
         """Part with the others; nothing can be exchanged afterwards."""
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Processes()
 
 
-class ProcessGroup(Ranks):
+class TorchProcesses(Processes):
     """One of several processes, in torch.distributed's default group.
 
     Raises:
-        RanksLost: every method that exchanges anything, where another process has ended.
+        ProcessLost: every method that exchanges anything, where another process has ended.
     """
 
     def __init__(self) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._flat = torch.zeros(0)
         self._views: list[Tensor] = []
 
-    def spread(self, rows: Tensor) -> Tensor:
-        everybody = rows.new_zeros(len(rows) * self.size, *rows.shape[1:])
-        everybody[self.share(len(everybody))] = rows
-        return everybody
+    def pad_to_global(self, rows: Tensor) -> Tensor:
+        everything = rows.new_zeros(len(rows) * self.world_size, *rows.shape[1:])
+        everything[self.local_slice(len(everything))] = rows
+        return everything
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         total = values.detach().cpu().clone()
         with _losses():
             dist.all_reduce(total)
         return total.to(values.device)
 
-    def total_gradients(self, parameters: Sequence[nn.Parameter], measured: dict[str, float]) -> dict[str, float]:
-        """See `Ranks`. One all-reduce in float32, of one buffer that is kept: the gradients, and behind them the rest.
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], measured: dict[str, float]) -> dict[str, float]:
+        """See `Processes`. One float32 all-reduce of one buffer that is kept: the gradients, then the rest.
 
         Every process must have gradients for the same parameters.
         """
@@ -168,34 +168,36 @@ class ProcessGroup(Ranks):
         self._flat = torch.zeros(sum(sizes), dtype=torch.float32, device=gradients[0].device)
         self._views = [part.view(shape) for part, shape in zip(self._flat.split(sizes), shapes, strict=True)]
 
-    def gather(self, rows: Tensor) -> Tensor:
-        everybody = torch.zeros(len(rows) * self.size, *rows.shape[1:], dtype=rows.dtype)
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        everything = torch.zeros(len(rows) * self.world_size, *rows.shape[1:], dtype=rows.dtype)
         if rows.numel() == 0:
-            return everybody
-        parts = _bytes(everybody).chunk(self.size) if self.is_first else None
+            return everything
+        parts = _bytes(everything).chunk(self.world_size) if self.is_rank_zero else None
         with _losses():
             dist.gather(_bytes(rows.detach().cpu()), None if parts is None else list(parts), dst=0)
-        return everybody
+        return everything
 
-    def gather_some(self, rows: Tensor) -> Tensor:
-        counts = torch.zeros(self.size, dtype=torch.int64)
+    def all_gather_rows(self, rows: Tensor) -> Tensor:
+        counts = torch.zeros(self.world_size, dtype=torch.int64)
         counts[self.rank] = len(rows)
-        counts = self.total(counts)
+        counts = self.all_reduce(counts)
         padded = rows.new_zeros(int(counts.max()), *rows.shape[1:])
         if padded.numel() == 0:
             return padded
         padded[: len(rows)] = rows
-        parts = [torch.zeros_like(padded) for _ in range(self.size)]
+        parts = [torch.zeros_like(padded) for _ in range(self.world_size)]
         with _losses():
             dist.all_gather(parts, padded)
         return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
 
     def agree(self, number: float, flag: bool) -> tuple[float, bool]:
-        first, flags = self.total(torch.tensor([number if self.is_first else 0.0, flag], dtype=torch.float64)).tolist()
+        first, flags = self.all_reduce(
+            torch.tensor([number if self.is_rank_zero else 0.0, flag], dtype=torch.float64)
+        ).tolist()
         return first, flags > 0
 
-    def from_first(self, value: Any) -> Any:
-        text = json.dumps(value).encode() if self.is_first else b""
+    def broadcast_object(self, value: Any) -> Any:
+        text = json.dumps(value).encode() if self.is_rank_zero else b""
         length = torch.tensor(len(text))
         with _losses():
             dist.broadcast(length, src=0)
@@ -204,7 +206,7 @@ class ProcessGroup(Ranks):
         return json.loads(sent.numpy().tobytes())
 
     @torch.no_grad()
-    def copy_first(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
             if tensor.numel():
                 sent = tensor.detach().cpu().contiguous().clone()
@@ -217,10 +219,10 @@ class ProcessGroup(Ranks):
         for tensor in tensors:
             digest.update(_bytes(tensor.detach().cpu()).numpy().data)
         own = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8).view(1, -1)
-        digests = self.gather_some(own)
+        digests = self.all_gather_rows(own)
         differ = (digests != digests[:1]).any(1).nonzero().flatten().tolist()
         if differ:
-            raise RanksDiverged(
+            raise ProcessesDiverged(
                 f"{what} of process {', '.join(map(str, differ))} are not those of process 0: the machines compute "
                 "differently, or one is faulty"
             )
@@ -232,7 +234,7 @@ class ProcessGroup(Ranks):
         return f"cuda:{_local_rank()}"
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def raising_together(self) -> Iterator[None]:
         error: NonFiniteNumbers | None = None
         try:
             yield
@@ -241,7 +243,7 @@ class ProcessGroup(Ranks):
         if self.agree(0.0, error is not None)[1]:
             raise error or NonFiniteNumbers("another process met numbers that are not finite")
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         self.agree(0.0, False)  # not a barrier, which would choose the backend and the GPU by itself
 
     def leave(self) -> None:
@@ -250,33 +252,33 @@ class ProcessGroup(Ranks):
             dist.destroy_process_group()
 
 
-def join() -> Ranks:
-    """This process among those that `torchrun` started; `ALONE` where it started one, or nothing was started by it.
+def join() -> Processes:
+    """This process among those that `torchrun` started; `SINGLE_PROCESS` where there are no others.
 
     Raises:
-        RanksLost: the others cannot be reached.
+        ProcessLost: the others cannot be reached.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
-        return ALONE
+        return SINGLE_PROCESS
     return _group()
 
 
 @cache
-def _group() -> ProcessGroup:
+def _group() -> TorchProcesses:
     both = torch.cuda.is_available() and dist.is_nccl_available()
     with _losses():
         dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo", timeout=TIMEOUT)
-    return ProcessGroup()
+    return TorchProcesses()
 
 
-def local_size() -> int:
+def local_world_size() -> int:
     """Processes of the run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def check_local_device(name: str) -> None:
     """Raises: ValueError where the processes on this machine cannot have a device of their own each."""
-    count = local_size()
+    count = local_world_size()
     if count == 1 or name == "cpu":
         return
     if name != "cuda":
@@ -289,16 +291,16 @@ def check_local_device(name: str) -> None:
         )
 
 
-def moments(values: Tensor, ranks: Ranks) -> tuple[int, Tensor, Tensor]:
+def moments(values: Tensor, processes: Processes) -> tuple[int, Tensor, Tensor]:
     """Number of rows of all processes, their mean and the sum of their squared deviations, float64 `[c]`.
 
     Args:
         values: rows of this process, `[n, c]`.
     """
     values = values.double()
-    sums = ranks.total(torch.cat([values.sum(0), values.new_tensor([len(values)])]))
+    sums = processes.all_reduce(torch.cat([values.sum(0), values.new_tensor([len(values)])]))
     mean = sums[:-1] / sums[-1]
-    return int(sums[-1]), mean, ranks.total((values - mean).square().sum(0))
+    return int(sums[-1]), mean, processes.all_reduce((values - mean).square().sum(0))
 
 
 def _local_rank() -> int:
@@ -312,11 +314,11 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def _losses() -> Iterator[None]:
-    """What torch.distributed raises when another process is gone, as RanksLost."""
+    """What torch.distributed raises when another process is gone, as ProcessLost."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise RanksLost(f"another process of this run has ended ({reason})") from error
+        raise ProcessLost(f"another process of this run has ended ({reason})") from error

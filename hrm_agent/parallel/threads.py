@@ -19,21 +19,21 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from hrm_agent.parallel.processes import local_size
+from hrm_agent.parallel.processes import local_world_size
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MAX_AUTO_SHARDS = 8
+MAX_AUTO_THREADS = 8
 CACHE_BYTES = 2**21
 """Of the widest activation of a batch. Larger batches are thought about in parts on a CPU: their temporaries would
 leave the cache, and page by page be given back to the system and asked for again."""
 
 
 def available_cores() -> int:
-    """Cores this process may run on, shared with those that `torchrun` started beside it; at most `MAX_AUTO_SHARDS`."""
+    """Cores this process may run on, shared with `torchrun`'s others here; at most `MAX_AUTO_THREADS`."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(1, usable // local_size()), MAX_AUTO_SHARDS)
+    return min(max(1, usable // local_world_size()), MAX_AUTO_THREADS)
 
 
 @cache
@@ -72,7 +72,7 @@ def check_device(device: str) -> None:
         raise ValueError(f"device={device}: torch {torch.__version__} sees no CUDA device; use device=cpu")
 
 
-def rows_at_once(network: nn.Module, length: int, device: torch.device) -> int | None:
+def chunk_size(network: nn.Module, length: int, device: torch.device) -> int | None:
     """Rows of a batch that are best thought about together on this device; None: as many as there are.
 
     Args:
@@ -85,7 +85,7 @@ def rows_at_once(network: nn.Module, length: int, device: torch.device) -> int |
     return max(1, CACHE_BYTES // (4 * length * widest))
 
 
-class Shards:
+class Threads:
     """Runs a function over `count` slices of a batch, one thread each; `count=1` runs in the calling thread.
 
     From then on torch's operations are single-threaded in the whole process.

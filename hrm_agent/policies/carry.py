@@ -1,7 +1,7 @@
 """Carry rules: what of the state after environment step t becomes the state before step t+1.
 
 A rule turns a core's state into what is *kept* (a tuple of tensors, each with the batch first, possibly empty)
-and builds the next state from it. What is kept is all that crosses a step: it is what the collector holds, the
+and builds the next state from it. What is carried is all that crosses a step: it is what the collector holds, the
 rollout stores and a checkpoint saves. A rule may have weights; they are the policy's, under `carry.`.
 """
 
@@ -30,11 +30,11 @@ class Carry(nn.Module):
     """
 
     from_output = False
-    """True where `keep` looks at the policy's output, which is then computed at every step of a window."""
+    """True where `from_core_state` reads the policy's output, which is then computed at every step of a window."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if {"seed", "keep"} & vars(cls).keys() and "window_rule" not in vars(cls):
+        if {"to_core_state", "from_core_state"} & vars(cls).keys() and "window_rule" not in vars(cls):
             cls.window_rule = Carry.window_rule  # type: ignore[method-assign]  # what a parent told holds no more
 
     def __init__(self, core: Core, outputs: int) -> None:
@@ -49,14 +49,14 @@ class Carry(nn.Module):
         """What is kept before the first step of an episode."""
         raise NotImplementedError
 
-    def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
+    def to_core_state(self, carried: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         """The core's state to think from; fresh where `episode_start` (bool `[B]`) is true.
 
         `tokens` float `[B, L, D]` are those of the new observation.
         """
         raise NotImplementedError
 
-    def keep(self, state: Any, output: Tensor | None) -> PolicyState:
+    def from_core_state(self, state: Any, output: Tensor | None) -> PolicyState:
         """What is kept for the next step of the state after thinking, or of the policy's output `[B, A]`.
 
         The output (the actions' probabilities, or their Q-values) is given to rules with `from_output` only.
@@ -84,10 +84,10 @@ class Reset(Carry):
     def initial(self, batch_size: int) -> PolicyState:
         return ()
 
-    def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
+    def to_core_state(self, carried: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         return self.core.initial_state(episode_start.shape[0])
 
-    def keep(self, state: Any, output: Tensor | None) -> PolicyState:
+    def from_core_state(self, state: Any, output: Tensor | None) -> PolicyState:
         return ()
 
     def window_rule(self) -> Rule:
@@ -100,11 +100,11 @@ class Full(Carry):
     def initial(self, batch_size: int) -> PolicyState:
         return tuple(t.contiguous() for t in self.core.initial_state(batch_size))
 
-    def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
+    def to_core_state(self, carried: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         fresh = self.core.initial_state(episode_start.shape[0])
-        return map_state(lambda f, k: _choose(episode_start, f, k), fresh, kept)
+        return map_state(lambda f, k: _choose(episode_start, f, k), fresh, carried)
 
-    def keep(self, state: Any, output: Tensor | None) -> PolicyState:
+    def from_core_state(self, state: Any, output: Tensor | None) -> PolicyState:
         return tuple(state)
 
     def window_rule(self) -> Rule:
@@ -117,11 +117,11 @@ class LastToken(Carry):
     def initial(self, batch_size: int) -> PolicyState:
         return tuple(t[:, -1].contiguous() for t in self._token_state(batch_size))
 
-    def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
+    def to_core_state(self, carried: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         fresh = self._token_state(episode_start.shape[0])
-        return map_state(lambda f, k: _choose(episode_start, f, k.unsqueeze(1).expand_as(f)), fresh, kept)
+        return map_state(lambda f, k: _choose(episode_start, f, k.unsqueeze(1).expand_as(f)), fresh, carried)
 
-    def keep(self, state: Any, output: Tensor | None) -> PolicyState:
+    def from_core_state(self, state: Any, output: Tensor | None) -> PolicyState:
         return tuple(t[:, -1] for t in state)
 
 
@@ -142,13 +142,13 @@ class Gate(Carry):
     def initial(self, batch_size: int) -> PolicyState:
         return tuple(t.contiguous() for t in self._token_state(batch_size))
 
-    def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
+    def to_core_state(self, carried: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         fresh = self._token_state(episode_start.shape[0])
-        gates = self.gate(torch.cat([*kept, tokens], dim=-1)).sigmoid()  # [B, L, fields]
-        mixed = (f + g.unsqueeze(-1) * (k - f) for f, k, g in zip(fresh, kept, gates.unbind(-1), strict=True))
+        gates = self.gate(torch.cat([*carried, tokens], dim=-1)).sigmoid()  # [B, L, fields]
+        mixed = (f + g.unsqueeze(-1) * (k - f) for f, k, g in zip(fresh, carried, gates.unbind(-1), strict=True))
         return map_state(lambda f, m: _choose(episode_start, f, m), fresh, tuple(mixed))
 
-    def keep(self, state: Any, output: Tensor | None) -> PolicyState:
+    def from_core_state(self, state: Any, output: Tensor | None) -> PolicyState:
         return tuple(state)
 
     def window_rule(self) -> Rule:
@@ -169,18 +169,18 @@ class Output(Carry):
     def initial(self, batch_size: int) -> PolicyState:
         return (self.embed.weight.new_zeros(batch_size, self.outputs),)
 
-    def seed(self, kept: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
+    def to_core_state(self, carried: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         fresh = self._token_state(episode_start.shape[0])
-        told = self.embed(kept[0]).chunk(len(fresh), dim=-1)  # one [B, D] a latent
+        told = self.embed(carried[0]).chunk(len(fresh), dim=-1)  # one [B, D] a latent
         return map_state(lambda f, t: _choose(episode_start, f, f + t.unsqueeze(1)), fresh, tuple(told))
 
-    def keep(self, state: Any, output: Tensor | None) -> PolicyState:
+    def from_core_state(self, state: Any, output: Tensor | None) -> PolicyState:
         assert output is not None
         return (output,)
 
 
-def _choose(where: Tensor, fresh: Tensor, kept: Tensor) -> Tensor:
-    return torch.where(where.view(-1, *[1] * (fresh.dim() - 1)), fresh, kept)
+def _choose(where: Tensor, fresh: Tensor, carried: Tensor) -> Tensor:
+    return torch.where(where.view(-1, *[1] * (fresh.dim() - 1)), fresh, carried)
 
 
 CARRY_RULES: dict[str, type[Carry]] = {

@@ -26,7 +26,7 @@ class Distribution(ABC):
         free: further parameters P - outputs, learned but the same for every observation.
         summary_size: numbers S in `summary`.
         shape, dtype: of one action.
-        rolls: uniform numbers R that `quantile` and `uniform` turn into an action.
+        uniforms: uniform numbers R that `icdf` and `uniform` turn into an action.
     """
 
     outputs: int
@@ -34,7 +34,7 @@ class Distribution(ABC):
     summary_size: int
     shape: tuple[int, ...]
     dtype: torch.dtype
-    rolls: int = 1
+    uniforms: int = 1
 
     @abstractmethod
     def best(self, params: Tensor) -> Tensor:
@@ -45,12 +45,12 @@ class Distribution(ABC):
         """Actions `[B, *shape]` drawn with a generator on the CPU, and their log-probabilities `[B]`."""
 
     @abstractmethod
-    def quantile(self, params: Tensor, rolls: Tensor) -> Tensor:
-        """Actions drawn by inverting the distribution function at `rolls` `[B, R]` in [0, 1)."""
+    def icdf(self, params: Tensor, uniforms: Tensor) -> Tensor:
+        """Actions drawn by inverting the distribution function at `uniforms` `[B, R]` in [0, 1)."""
 
     @abstractmethod
-    def uniform(self, rolls: Tensor) -> Tensor:
-        """Actions `[B, *shape]` that `rolls` `[B, R]` spread evenly over the space."""
+    def uniform(self, uniforms: Tensor) -> Tensor:
+        """Actions `[B, *shape]` that `uniforms` `[B, R]` spread evenly over the space."""
 
     @abstractmethod
     def evaluate(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,12 +86,12 @@ class Categorical(Distribution):
         actions = torch.multinomial(log_probs.exp().cpu(), 1, generator=generator).to(params.device)
         return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
 
-    def quantile(self, params: Tensor, rolls: Tensor) -> Tensor:
+    def icdf(self, params: Tensor, uniforms: Tensor) -> Tensor:
         edges = params.float().softmax(-1).cumsum(-1)[..., :-1]
-        return (rolls >= edges).sum(-1)
+        return (uniforms >= edges).sum(-1)
 
-    def uniform(self, rolls: Tensor) -> Tensor:
-        return (rolls[..., 0] * self.outputs).long()
+    def uniform(self, uniforms: Tensor) -> Tensor:
+        return (uniforms[..., 0] * self.outputs).long()
 
     def evaluate(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = params.log_softmax(-1)
@@ -119,7 +119,7 @@ class MultiCategorical(Distribution):
         self.first = np.asarray(space.start)
         self.outputs = self.summary_size = sum(self.sizes)
         self.shape, self.dtype = (len(self.sizes),), torch.int64
-        self.rolls = len(self.sizes)
+        self.uniforms = len(self.sizes)
 
     def best(self, params: Tensor) -> Tensor:
         return torch.stack([part.argmax(-1) for part in params.split(self.sizes, -1)], -1)
@@ -128,12 +128,12 @@ class MultiCategorical(Distribution):
         drawn = [d.sample(p, generator) for d, p in zip(self.parts, params.split(self.sizes, -1), strict=True)]
         return torch.stack([a for a, _ in drawn], -1), torch.stack([p for _, p in drawn], -1).sum(-1)
 
-    def quantile(self, params: Tensor, rolls: Tensor) -> Tensor:
-        each = zip(self.parts, params.split(self.sizes, -1), rolls.split(1, -1), strict=True)
-        return torch.stack([d.quantile(p, r) for d, p, r in each], -1)
+    def icdf(self, params: Tensor, uniforms: Tensor) -> Tensor:
+        each = zip(self.parts, params.split(self.sizes, -1), uniforms.split(1, -1), strict=True)
+        return torch.stack([d.icdf(p, r) for d, p, r in each], -1)
 
-    def uniform(self, rolls: Tensor) -> Tensor:
-        return torch.stack([d.uniform(r) for d, r in zip(self.parts, rolls.split(1, -1), strict=True)], -1)
+    def uniform(self, uniforms: Tensor) -> Tensor:
+        return torch.stack([d.uniform(r) for d, r in zip(self.parts, uniforms.split(1, -1), strict=True)], -1)
 
     def evaluate(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         each = zip(self.parts, params.split(self.sizes, -1), actions.unbind(-1), strict=True)
@@ -162,7 +162,7 @@ class Gaussian(Distribution):
         self.space_shape, self.space_dtype = space.shape, space.dtype
         self.outputs = self.free = self.summary_size = int(np.prod(space.shape))
         self.shape, self.dtype = (self.outputs,), torch.float32
-        self.rolls = self.outputs
+        self.uniforms = self.outputs
         low, high = (np.asarray(bound, np.float64).reshape(-1) for bound in (space.low, space.high))
         bounded = np.isfinite(low) & np.isfinite(high)
         self.low, self.high, self.bounded = low, high, bounded
@@ -183,12 +183,12 @@ class Gaussian(Distribution):
         actions = mean + log_std.exp() * noise
         return actions, self.evaluate(params, actions)[0]
 
-    def quantile(self, params: Tensor, rolls: Tensor) -> Tensor:
+    def icdf(self, params: Tensor, uniforms: Tensor) -> Tensor:
         mean, log_std = self._split(params)
-        return mean + log_std.exp() * _normal_quantile(rolls)
+        return mean + log_std.exp() * _normal_icdf(uniforms)
 
-    def uniform(self, rolls: Tensor) -> Tensor:
-        return torch.where(torch.from_numpy(self.bounded), (2 * rolls - 1).float(), _normal_quantile(rolls))
+    def uniform(self, uniforms: Tensor) -> Tensor:
+        return torch.where(torch.from_numpy(self.bounded), (2 * uniforms - 1).float(), _normal_icdf(uniforms))
 
     def evaluate(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = self._split(params)
@@ -210,9 +210,9 @@ class Gaussian(Distribution):
         return clipped.astype(self.space_dtype)
 
 
-def _normal_quantile(rolls: Tensor) -> Tensor:
+def _normal_icdf(uniforms: Tensor) -> Tensor:
     # Not at 0 itself, where it is minus infinity.
-    return torch.special.ndtri(rolls.double().clamp(1e-12, 1 - 1e-12)).float()
+    return torch.special.ndtri(uniforms.double().clamp(1e-12, 1 - 1e-12)).float()
 
 
 def build_distribution(space: gym.Space) -> Distribution:

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from hrm_agent.kernels import Switched
 from hrm_agent.kernels.cpu.patches import Patches, embed, find
-from hrm_agent.parallel.processes import ALONE, Ranks, moments
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, moments
 
 Observation = Tensor | Mapping[str, Tensor]
 
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
     def forward(self, obs: Observation) -> Tensor:
         raise NotImplementedError
 
-    def observe(self, obs: Observation, ranks: Ranks = ALONE) -> None:
+    def observe(self, obs: Observation, processes: Processes = SINGLE_PROCESS) -> None:
         """Take observations `[..., *space.shape]` of all processes into running statistics, where there are any."""
 
 
@@ -268,10 +268,10 @@ class VectorEncoder(Encoder):
         return obs.double().reshape(*obs.shape[: obs.dim() - self.dimensions], -1)
 
     @torch.no_grad()
-    def observe(self, obs: Observation, ranks: Ranks = ALONE) -> None:
+    def observe(self, obs: Observation, processes: Processes = SINGLE_PROCESS) -> None:
         # Chan et al. 1979: the moments of two samples together.
         assert isinstance(obs, Tensor)
-        new, mean, squares = moments(self._flat(obs).flatten(0, -2), ranks)
+        new, mean, squares = moments(self._flat(obs).flatten(0, -2), processes)
         count = self.count + new
         moved = mean - self.mean
         spread = squares + self.variance * self.count
@@ -320,23 +320,23 @@ class DictEncoder(Encoder):
         self.keys = sorted(parts, key=lambda k: (k in grids, k))
         self.parts = nn.ModuleList(parts[k] for k in self.keys)
         self.grid = parts[grids[0]].grid if grids else None
-        self.placeless = sum(part.length for part in parts.values() if part.grid is None)
+        self.num_prefix = sum(part.length for part in parts.values() if part.grid is None)
         cells = sum(part.length for part in parts.values() if part.grid is not None)
-        self.join = config.join and self.placeless > 1
-        self.length = cells + (1 if self.join else self.placeless)
+        self.join = config.join and self.num_prefix > 1
+        self.length = cells + (1 if self.join else self.num_prefix)
 
     def forward(self, obs: Observation) -> Tensor:
         assert isinstance(obs, Mapping)
         tokens = torch.cat([part(obs[key]) for key, part in zip(self.keys, self.parts, strict=True)], dim=-2)
         if not self.join:
             return tokens
-        joined = tokens[..., : self.placeless, :].sum(-2, keepdim=True) * self.placeless**-0.5
-        return torch.cat([joined, tokens[..., self.placeless :, :]], dim=-2)
+        joined = tokens[..., : self.num_prefix, :].sum(-2, keepdim=True) * self.num_prefix**-0.5
+        return torch.cat([joined, tokens[..., self.num_prefix :, :]], dim=-2)
 
-    def observe(self, obs: Observation, ranks: Ranks = ALONE) -> None:
+    def observe(self, obs: Observation, processes: Processes = SINGLE_PROCESS) -> None:
         assert isinstance(obs, Mapping)
         for key, part in zip(self.keys, self.parts, strict=True):
-            part.observe(obs[key], ranks)  # type: ignore[operator]
+            part.observe(obs[key], processes)  # type: ignore[operator]
 
 
 class PrefixedEncoder(Encoder):
@@ -352,8 +352,8 @@ class PrefixedEncoder(Encoder):
         tokens = self.inner(obs)
         return torch.cat([self.prefix.expand(*tokens.shape[:-2], -1, -1), tokens], dim=-2)
 
-    def observe(self, obs: Observation, ranks: Ranks = ALONE) -> None:
-        self.inner.observe(obs, ranks)
+    def observe(self, obs: Observation, processes: Processes = SINGLE_PROCESS) -> None:
+        self.inner.observe(obs, processes)
 
 
 class PositionedEncoder(Encoder):
@@ -367,8 +367,8 @@ class PositionedEncoder(Encoder):
     def forward(self, obs: Observation) -> Tensor:
         return (self.inner(obs) + self.positions) * math.sqrt(0.5)
 
-    def observe(self, obs: Observation, ranks: Ranks = ALONE) -> None:
-        self.inner.observe(obs, ranks)
+    def observe(self, obs: Observation, processes: Processes = SINGLE_PROCESS) -> None:
+        self.inner.observe(obs, processes)
 
 
 def _build_part(space: gym.Space, hidden_size: int, config: EncoderConfig, name: str) -> Encoder:

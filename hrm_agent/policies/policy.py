@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hrm_agent.cores import State, build_core, map_state
 from hrm_agent.kernels import Switched
 from hrm_agent.kernels.cpu.window import Rule, Thinking, WindowPlan
-from hrm_agent.parallel.threads import Shards, rows_at_once
+from hrm_agent.parallel.threads import Threads, chunk_size
 from hrm_agent.policies.carry import PolicyState, build_carry, resolve_carry
 from hrm_agent.policies.distributions import INITIAL_LOG_STD, build_distribution
 from hrm_agent.policies.encoders import (
@@ -146,7 +146,7 @@ class Policy(nn.Module):
             raise ValueError(f"action space {action_space}: Q-values (algo=dqn) need Discrete; use algo=ppo")
         self.config = config
         self.segments = config.segments
-        self._rows_at_once: dict[str, int | None] = {}
+        self._chunk_sizes: dict[str, int | None] = {}
         self.threads = 1  # that the kernels divide a batch over; see `slices`
         self.encoder = build_encoder(observation_space, config.hidden_size, config.encoder)
         self._divided = [m for m in self.encoder.modules() if isinstance(m, Switched)]
@@ -197,23 +197,23 @@ class Policy(nn.Module):
             raise ValueError("stop=agreed compares policies, and Q-values are none; use stop=settled or fixed")
 
     @property
-    def rows_at_once(self) -> int | None:
+    def chunk_size(self) -> int | None:
         """Rows of a batch that are best thought about together on this device; None: as many as there are."""
         kind = self.device.type
-        if kind not in self._rows_at_once:  # walks all modules, and is asked for at every decision
-            self._rows_at_once[kind] = rows_at_once(self, self.encoder.length, self.device)
-        return self._rows_at_once[kind]
+        if kind not in self._chunk_sizes:  # walks all modules, and is asked for at every decision
+            self._chunk_sizes[kind] = chunk_size(self, self.encoder.length, self.device)
+        return self._chunk_sizes[kind]
 
-    def slices(self, shards: Shards, rows: int, divisible: bool = True) -> list[slice]:
+    def slices(self, shards: Threads, rows: int, divisible: bool = True) -> list[slice]:
         """How a batch is dealt out to threads: in slices, or whole where the kernels divide it themselves.
 
         Whole, what surrounds the kernels is done once and not for every slice. A batch that is too large for that, by
-        `rows_at_once`, would keep too much for its gradient at a time.
+        `chunk_size`, would keep too much for its gradient at a time.
 
         Args:
             divisible: False where not all is done by `step` and `unroll`, whose kernels divide a batch.
         """
-        largest, found = self.rows_at_once, self._planned() if divisible and self._encodes_cheaply else None
+        largest, found = self.chunk_size, self._planned() if divisible and self._encodes_cheaply else None
         whole = found is not None and found[0].divides and (largest is None or rows <= largest * shards.count)
         self.divide(shards.count if whole else 1)
         return [slice(0, rows)] if whole else shards.slices(rows, largest)
@@ -306,7 +306,9 @@ class Policy(nn.Module):
         for number in range(1, self.segments + 1):
             tokens = self.encoder(obs)
             if thought is None:
-                before = self.carry.seed(state, episode_start, tokens)  # a carry rule may have weights to learn
+                before = self.carry.to_core_state(
+                    state, episode_start, tokens
+                )  # a carry rule may have weights to learn
             else:
                 before = map_state(Tensor.detach, thought)
             output, thought = self.core(tokens, before)
@@ -319,7 +321,7 @@ class Policy(nn.Module):
         self, tokens: Tensor, kept: PolicyState, episode_start: Tensor, index: Tensor | None
     ) -> tuple[Tensor, PolicyState, Tensor]:
         """One environment step: what the heads read `[B, D]`, what is kept, and the segments used `[B]`."""
-        thought = self.carry.seed(kept, episode_start, tokens)
+        thought = self.carry.to_core_state(kept, episode_start, tokens)
         if self.config.stop == "fixed":
             output, thought = self._think_segments(tokens, thought)
             segments = torch.full(episode_start.shape, self.segments, device=episode_start.device)
@@ -379,9 +381,11 @@ class Policy(nn.Module):
 
     def _keep(self, thought: State, read: Tensor) -> PolicyState:
         if not self.carry.from_output:
-            return self.carry.keep(thought, None)
+            return self.carry.from_core_state(thought, None)
         output = self._params(read)
-        return self.carry.keep(thought, output if self.config.heads == "q" else self.distribution.summary(output))
+        return self.carry.from_core_state(
+            thought, output if self.config.heads == "q" else self.distribution.summary(output)
+        )
 
     def _decide(self, read: Tensor, kept: PolicyState, segments: Tensor) -> Decision:
         logits = self._params(read)

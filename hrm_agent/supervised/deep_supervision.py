@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from hrm_agent.algos.optim import AdamATan2, SignSGD, load_optimizer_tensors, optimizer_tensors
 from hrm_agent.cores import State, map_state
-from hrm_agent.parallel.processes import ALONE, Ranks
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised.losses import CROSS_ENTROPIES, puzzle_loss
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Examples
@@ -55,7 +55,7 @@ class SupervisedConfig:
     puzzle_weight_decay: float = 1.0
     ema: float = 0.999  # decay of the average of the weights that is evaluated, less in the first steps; 0: none (HRM)
     precision: str = "float32"  # of the matrix products: float32 | bfloat16; weights and sums stay float32
-    rows_at_once: int = 0  # puzzles of a batch thought about together; 0: what fits the cache of a CPU, all on a GPU
+    chunk_size: int = 0  # puzzles of a batch thought about together; 0: what fits the cache of a CPU, all on a GPU
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_segments"):
@@ -65,7 +65,7 @@ class SupervisedConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"training.{name}={getattr(self, name)}: expected a number above 0")
         for name in (
-            "rows_at_once",
+            "chunk_size",
             "warmup",
             "weight_decay",
             "max_grad_norm",
@@ -99,7 +99,7 @@ class DeepSupervision:
         draw: where new puzzles come from.
         seed: of the puzzles drawn and of exploration.
         shards: threads that a batch is split over.
-        ranks: processes that train it together. Each knows the whole batch and thinks about its share of the rows;
+        processes: processes that train it together. Each knows the whole batch and thinks about its share of the rows;
             of `state` only these are kept up.
 
     Raises:
@@ -112,11 +112,11 @@ class DeepSupervision:
         config: SupervisedConfig,
         draw: Draw,
         seed: int,
-        shards: Shards,
-        ranks: Ranks = ALONE,
+        shards: Threads,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
-        check_ranks(model, config, ranks)
-        self.model, self.config, self.draw, self.shards, self.ranks = model, config, draw, shards, ranks
+        check_processes(model, config, processes)
+        self.model, self.config, self.draw, self.shards, self.processes = model, config, draw, shards, processes
         self.device = model.lm_head.weight.device
         self.generator = np.random.default_rng(seed)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -148,18 +148,18 @@ class DeepSupervision:
         """
         self._replace_halted()
         count = self.config.batch_size
-        own = self.ranks.share(count)
-        parts_of_own = self.shards.slices(own.stop - own.start, self.config.rows_at_once or self.model.rows_at_once)
+        own = self.processes.local_slice(count)
+        parts_of_own = self.shards.slices(own.stop - own.start, self.config.chunk_size or self.model.chunk_size)
         slices = [slice(own.start + part.start, own.start + part.stop) for part in parts_of_own]
         # Each worker looks at its own rows: their state is overwritten only when their gradient is known.
         parts = self.shards.map(self._think, slices)
         set_gradients(self.parameters, (p["gradients"] for p in parts))
         totals = {name: sum(p["sums"][name] for p in parts) for name in parts[0]["sums"]}
-        totals = self.ranks.total_gradients(self.parameters, totals)
+        totals = self.processes.all_reduce_gradients(self.parameters, totals)
         scale = self._schedule(done)
         norm = self._take_step(scale)
         says = torch.stack([torch.cat([p[name] for p in parts]).cpu() for name in ("halt", "continue", "exact")], 1)
-        q_halt, q_continue, exact = self.ranks.gather_some(says).unbind(1)
+        q_halt, q_continue, exact = self.processes.all_gather_rows(says).unbind(1)
         exact = exact.bool()
         self.segments += 1
         self._decide_halts(q_halt, q_continue)
@@ -284,7 +284,9 @@ class DeepSupervision:
             **flatten("model", dict(self.model.state_dict())),
             **flatten("optimizer", optimizer_tensors(self.optimizer)),
             **{f"average/{i}": a for i, a in enumerate(self.averages)},
-            **{f"state/{i}": self.ranks.gather(self.ranks.own(s)) for i, s in enumerate(self.state)},
+            **{
+                f"state/{i}": self.processes.gather_rows(self.processes.local_rows(s)) for i, s in enumerate(self.state)
+            },
             "halted": self.halted,
             "segments": self.segments,
         }
@@ -313,16 +315,18 @@ class DeepSupervision:
         self.steps, self.seen = metadata["steps"], metadata["seen"]
 
 
-def check_ranks(model: PuzzleModel, config: SupervisedConfig, ranks: Ranks) -> None:
+def check_processes(model: PuzzleModel, config: SupervisedConfig, processes: Processes) -> None:
     """Can so many processes train the model together?
 
     Raises:
         ValueError: the batch does not divide, or the model has puzzle embeddings, whose gradient is sparse.
     """
-    among = f"{ranks.size} processes of torchrun"
-    if config.batch_size % ranks.size:
-        raise ValueError(f"training.batch_size={config.batch_size} for {among}: expected a multiple of {ranks.size}")
-    if ranks.size > 1 and model.puzzles is not None:
+    among = f"{processes.world_size} processes of torchrun"
+    if config.batch_size % processes.world_size:
+        raise ValueError(
+            f"training.batch_size={config.batch_size} for {among}: expected a multiple of {processes.world_size}"
+        )
+    if processes.world_size > 1 and model.puzzles is not None:
         raise ValueError(f"a model with puzzle embeddings trains in one process, not in {among}; start it without")
 
 

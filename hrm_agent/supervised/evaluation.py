@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hrm_agent.cores import map_state
 from hrm_agent.evaluation.metrics import wilson_interval
-from hrm_agent.kernels import eagerly
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.kernels import without_compile
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised.deep_supervision import autocast, to_batch
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Answers, Examples, Task
@@ -36,16 +36,16 @@ class Solver:
         model: PuzzleModel,
         segments: int,
         halting: str | None = None,
-        shards: Shards | None = None,
+        shards: Threads | None = None,
         precision: str = "float32",
     ) -> None:
         self.model, self.segments, self.halting, self.precision = model, segments, halting, precision
-        self.shards = shards or Shards(1)
+        self.shards = shards or Threads(1)
 
     def __call__(self, examples: Examples) -> Answers:
-        largest = min(self.model.rows_at_once or EVALUATION_BATCH, EVALUATION_BATCH)
+        largest = min(self.model.chunk_size or EVALUATION_BATCH, EVALUATION_BATCH)
         slices = self.shards.slices(len(examples), largest)
-        with eagerly(self.model):  # compiled for training, whose batches have one shape
+        with without_compile(self.model):  # compiled for training, whose batches have one shape
             parts = self.shards.map(lambda rows: self._solve(examples.rows(rows)), slices)
         tokens, q_halt, segments, q_continue = zip(*parts, strict=True)
         by_segment = [np.concatenate(column, 1) for column in (tokens, q_halt, q_continue)]

@@ -14,7 +14,7 @@ from hrm_agent.cores.base import State
 from hrm_agent.kernels import candidates, use
 from hrm_agent.kernels.agreement import Outputs
 from hrm_agent.kernels.measure import Choice, Job, Size, measure
-from hrm_agent.parallel.threads import Shards, available_cores
+from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_agent.supervised.deep_supervision import autocast
 from hrm_agent.supervised.evaluation import EVALUATION_BATCH
 from hrm_agent.supervised.model import PuzzleModel
@@ -27,7 +27,7 @@ def measure_model(
     model: PuzzleModel,
     paths: Sequence[str],
     rows: int,
-    shards: Shards,
+    shards: Threads,
     precision: str = "float32",
     training: bool = True,
     now: Callable[[], float] = time.perf_counter,
@@ -43,7 +43,7 @@ def measure_model(
         now: the clock, in seconds.
     """
     device = model.lm_head.weight.device
-    largest = model.rows_at_once
+    largest = model.chunk_size
 
     def run(core: Core, size: Size) -> None:
         tokens, state = _draw(core, size.rows)
@@ -95,7 +95,7 @@ def choose_for_solving(model: PuzzleModel, kernel: str, puzzles: int, precision:
     if trained_with in paths:
         return use(model, trained_with)
     rows = min(puzzles, EVALUATION_BATCH)
-    return use(model, measure_model(model, paths, rows, Shards(available_cores()), precision, training=False).path)
+    return use(model, measure_model(model, paths, rows, Threads(available_cores()), precision, training=False).path)
 
 
 def _draw(core: Core, rows: int) -> tuple[Tensor, State]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hrm_agent.cores import State, build_core
 from hrm_agent.cores.base import check_at_least, check_choice, linear, truncated_normal_
-from hrm_agent.parallel.threads import rows_at_once
+from hrm_agent.parallel.threads import chunk_size
 from hrm_agent.policies.encoders import EncoderConfig, GridEncoder
 
 MODEL_POSITIONS = ("rope", "rope2d", "learned", "none")
@@ -109,9 +109,9 @@ class PuzzleModel(nn.Module):
         nn.init.constant_(self.halting_head.bias, HALTING_BIAS)
 
     @property
-    def rows_at_once(self) -> int | None:
+    def chunk_size(self) -> int | None:
         """Puzzles that are best thought about together on this device; None: as many as there are."""
-        return rows_at_once(self.core, self.core.length, self.lm_head.weight.device)
+        return chunk_size(self.core, self.core.length, self.lm_head.weight.device)
 
     def initial_state(self, batch_size: int) -> State:
         """The core's state before the first segment."""

@@ -16,10 +16,10 @@ from hrm_agent import __version__
 from hrm_agent.cores import CORES, State, map_state
 from hrm_agent.cores.base import check_at_least, check_choice
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.evaluation.episodes import MOVES, RandomActor, ReplanActor, run_in_shards
+from hrm_agent.evaluation.episodes import MOVES, RandomActor, ReplanActor, run_in_threads
 from hrm_agent.evaluation.report import list_levels, median_ms, summarize, summarize_clairvoyant
-from hrm_agent.kernels import Accelerated, plainly
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.kernels import Accelerated, reference_kernels
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised.deep_supervision import HALTINGS
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_envs import Cell, MazeVectorEnv
@@ -146,7 +146,7 @@ def evaluate_path_policy(
     band: str = "test",
     baselines: bool = True,
     batch: int = 256,
-    shards: Shards | None = None,
+    shards: Threads | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Greedy episodes of a path policy, reported as `hrm_agent.evaluate.evaluate` reports those of an agent.
@@ -173,9 +173,9 @@ def evaluate_path_policy(
     options = dict(env_options or {})
     check_fits(model, env, options)
     level: dict[str, Any] = {"env_id": env, "env_options": options, "episodes": episodes, "seed": seed, "band": band}
-    played = run_in_shards(lambda: PathActor(model, segments, carry, halting), **level, batch=batch, shards=shards)
-    at_random = run_in_shards(RandomActor, **level, batch=batch) if baselines else None
-    replanned = run_in_shards(ReplanActor, **level, batch=batch) if baselines else None
+    played = run_in_threads(lambda: PathActor(model, segments, carry, halting), **level, batch=batch, shards=shards)
+    at_random = run_in_threads(RandomActor, **level, batch=batch) if baselines else None
+    replanned = run_in_threads(ReplanActor, **level, batch=batch) if baselines else None
     summary = summarize(played)
     return {
         **summary,
@@ -237,7 +237,7 @@ def measure_path_cost(
     env.close()
     one, many = _decision(model, views[:1], segments, halting), _decision(model, views, segments, halting)
     # Only attention's plain form is made of products that the counter knows on every device.
-    with plainly(model), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with reference_kernels(model), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         _decision(model, views[:1], 1)()
     used = segments if segments_used is None else segments_used
     return {

@@ -17,7 +17,7 @@ from hrm_agent.cores.base import check_at_least, check_choice
 from hrm_agent.kernels import check_kernel
 from hrm_agent.launch.cli import UsageError, nearest
 from hrm_agent.launch.settings import config_folder
-from hrm_agent.parallel.threads import Shards, available_cores, check_device
+from hrm_agent.parallel.threads import Threads, available_cores, check_device
 from hrm_agent.supervised.deep_supervision import PRECISIONS
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import find_model, load_model_and_spec, read_info
@@ -233,7 +233,7 @@ def _report(
     loaded: LoadedModel, band: str, puzzles: int, segments: int, halt: bool, precision: str, device: str
 ) -> dict[str, Any]:
     model, spec = loaded.model.to(device), loaded.task.spec
-    shards = Shards(available_cores())
+    shards = Threads(available_cores())
     solver = TimedSolver(model, segments, None, shards, precision)
     stopping = TimedSolver(model, segments, loaded.halting, shards, precision) if halt else None
     blank = np.zeros((WARM_UP, spec.sequence_length), np.int32)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hrm_agent import __version__
 from hrm_agent.kernels import use
 from hrm_agent.kernels.measure import Choice
-from hrm_agent.parallel.processes import ALONE, Ranks
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import instruction_set
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
@@ -52,7 +52,7 @@ class SupervisedTrainer(RunLoop):
     """Args:
     config, model_config, training: see their classes.
     folder: of the run; checkpoints, models and logs go there.
-    ranks: processes that train the model together, each on its share of every batch.
+    processes: processes that train the model together, each on its share of every batch.
 
     Raises:
         ValueError: settings that do not fit each other or the task. Nothing has been written then.
@@ -68,17 +68,17 @@ class SupervisedTrainer(RunLoop):
         model_config: ModelConfig,
         training: SupervisedConfig,
         folder: Path,
-        ranks: Ranks = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
-        super().__init__(config, folder, ranks)
+        super().__init__(config, folder, processes)
         self.model_config = model_config
         self.task = build_task(config.task, config.task_options, config.seed)
         torch.manual_seed(config.seed)
-        self.model = build_model(model_config, self.task.spec).to(ranks.device(config.device))
-        ranks.copy_first(self.model.state_dict().values())
+        self.model = build_model(model_config, self.task.spec).to(processes.device(config.device))
+        processes.broadcast(self.model.state_dict().values())
         if config.kernel != "auto":
             self.kernel = use(self.model, config.kernel)
-        self.learner = DeepSupervision(self.model, training, self.task.draw, config.seed, self.shards, ranks)
+        self.learner = DeepSupervision(self.model, training, self.task.draw, config.seed, self.shards, processes)
         self.best = -1.0
         self.validation: dict[str, Any] = {}
         self._sums: dict[str, list[float]] = defaultdict(list)
@@ -92,7 +92,7 @@ class SupervisedTrainer(RunLoop):
 
     def measure_kernel(self, paths: Sequence[str]) -> Choice:
         training = self.learner.config
-        rows = training.batch_size // self.ranks.size
+        rows = training.batch_size // self.processes.world_size
         return measure_model(self.model, paths, rows, self.shards, training.precision)
 
     def iterate(self, log: RunLog, console: Console) -> None:
@@ -144,7 +144,7 @@ class SupervisedTrainer(RunLoop):
 
     def save(self, name: str) -> None:
         """Keep the averaged weights as `models/NAME`."""
-        if not self.ranks.is_first:
+        if not self.processes.is_rank_zero:
             return
         folder = self.folder / "models" / name
         with self.learner.averaged() as model:
@@ -180,7 +180,7 @@ class SupervisedTrainer(RunLoop):
         self.save_checkpoint()
 
     def save_checkpoint(self) -> Path:
-        self.ranks.check_equal(self.model.state_dict().values(), f"after {self.position:,} steps: the weights")
+        self.processes.check_equal(self.model.state_dict().values(), f"after {self.position:,} steps: the weights")
         return super().save_checkpoint()
 
     def tensors(self) -> dict[str, Tensor]:

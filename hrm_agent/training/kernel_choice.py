@@ -16,7 +16,7 @@ from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.kernels import candidates, use
 from hrm_agent.kernels.agreement import Outputs
 from hrm_agent.kernels.measure import Choice, Job, Size, measure
-from hrm_agent.parallel.threads import Shards, instruction_set
+from hrm_agent.parallel.threads import Threads, instruction_set
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.encoders import Observation, map_observation
 from hrm_agent.policies.policy import Decision, Policy
@@ -83,7 +83,7 @@ def measure_policy(
     paths: Sequence[str],
     passes: Sequence[Passes],
     obs: Observation,
-    shards: Shards,
+    shards: Threads,
     processes: int = 1,
     now: Callable[[], float] = time.perf_counter,
 ) -> Choice:
@@ -107,7 +107,7 @@ def measure_policy(
 
 
 def choose_for_playing(
-    policy: Policy, kernel: str, obs: Observation, rows: int, shards: Shards, info: Mapping[str, Any]
+    policy: Policy, kernel: str, obs: Observation, rows: int, shards: Threads, info: Mapping[str, Any]
 ) -> str:
     """Have a policy that is only played computed by a path; float32, unless `kernel` says otherwise.
 
@@ -147,7 +147,7 @@ class PolicyWork:
         seed: of carried states, which are numbers of unit variance, as norms leave them, and of episodes' beginnings.
     """
 
-    def __init__(self, obs: Observation, shards: Shards, seed: int = 0) -> None:
+    def __init__(self, obs: Observation, shards: Threads, seed: int = 0) -> None:
         self.obs, self.shards, self.seed = obs, shards, seed
         self._drawn: dict[tuple[int, int], tuple[Observation, PolicyState, Tensor]] = {}
 

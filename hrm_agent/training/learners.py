@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hrm_agent.algos.dqn import DQN, DQNConfig
-from hrm_agent.algos.imitation import DAggerConfig, Imitation, ImitationConfig, drive
+from hrm_agent.algos.imitation import DAggerConfig, Imitation, ImitationConfig, sample_beta_mixture
 from hrm_agent.algos.optim import load_optimizer_tensors, optimizer_tensors
 from hrm_agent.algos.ppo import PPO, PPOConfig
 from hrm_agent.environments.make import make_labelled_vector_env, make_vector_env
@@ -22,8 +22,8 @@ from hrm_agent.experience.collector import Collector
 from hrm_agent.experience.demonstrations import Demonstrations
 from hrm_agent.experience.replay import Replay, replay_size
 from hrm_agent.experience.rollout import ReturnScaler, Rollout
-from hrm_agent.parallel.processes import Ranks
-from hrm_agent.parallel.threads import Shards, total_memory
+from hrm_agent.parallel.processes import Processes
+from hrm_agent.parallel.threads import Threads, total_memory
 from hrm_agent.policies.policy import Policy
 from hrm_agent.tensors.trees import flatten, unflatten
 
@@ -88,11 +88,11 @@ class PPOLearner(Learner):
     name = "ppo"
 
     def __init__(
-        self, policy: Policy, config: PPOConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
+        self, policy: Policy, config: PPOConfig, space: gym.Space, collector: Collector, shards: Threads, seed: int
     ) -> None:
-        self.policy, self.ranks = policy, collector.ranks
+        self.policy, self.processes = policy, collector.processes
         self.same_episodes = hasattr(collector.env, "set_state")  # a resumed run goes on in them
-        self.algo = PPO(policy, config, shards, seed, self.ranks)
+        self.algo = PPO(policy, config, shards, seed, self.processes)
         own_envs = collector.env.num_envs
         self.rollout = Rollout(
             config.rollout_steps,
@@ -104,7 +104,7 @@ class PPOLearner(Learner):
             policy.distribution.shape,
             policy.distribution.dtype,
         )
-        self.scaler = ReturnScaler(own_envs, config.gamma, self.ranks) if config.scale_rewards else None
+        self.scaler = ReturnScaler(own_envs, config.gamma, self.processes) if config.scale_rewards else None
 
     def collect(self, collector: Collector, progress: float) -> None:
         collector.collect(self.rollout)
@@ -114,7 +114,7 @@ class PPOLearner(Learner):
     def update(self, progress: float) -> dict[str, float]:
         measured = self.algo.update(self.rollout, progress)
         # Afterwards: actions must be judged by the network that chose them.
-        self.policy.encoder.observe(self.rollout.obs, self.ranks)
+        self.policy.encoder.observe(self.rollout.obs, self.processes)
         return measured
 
     def tensors(self) -> dict[str, Tensor]:
@@ -138,7 +138,7 @@ class DQNLearner(Learner):
     name = "dqn"
 
     def __init__(
-        self, policy: Policy, config: DQNConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
+        self, policy: Policy, config: DQNConfig, space: gym.Space, collector: Collector, shards: Threads, seed: int
     ) -> None:
         self.algo = DQN(policy, config, shards, seed)
         self.replay = Replay(config.capacity, config.num_envs, space, collector.state, config.stride, policy.device)
@@ -171,11 +171,17 @@ class ImitationLearner(Learner):
     """
 
     def __init__(
-        self, policy: Policy, config: ImitationConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
+        self,
+        policy: Policy,
+        config: ImitationConfig,
+        space: gym.Space,
+        collector: Collector,
+        shards: Threads,
+        seed: int,
     ) -> None:
         self.name = "dagger" if isinstance(config, DAggerConfig) else "bc"
-        self.policy, self.ranks = policy, collector.ranks
-        self.algo = Imitation(policy, config, shards, seed, self.ranks)
+        self.policy, self.processes = policy, collector.processes
+        self.algo = Imitation(policy, config, shards, seed, self.processes)
         self.demonstrations = Demonstrations(
             config.rollout_steps,
             collector.env.num_envs,
@@ -192,15 +198,15 @@ class ImitationLearner(Learner):
         beta = config.beta(progress)
 
         def choose(labels: Tensor, params: Tensor) -> Tensor:
-            return drive(labels, params, distribution, beta, config.teacher_noise, collector.generator)
+            return sample_beta_mixture(labels, params, distribution, beta, config.teacher_noise, collector.generator)
 
         collector.demonstrate(self.demonstrations, choose)
-        self.labels += int(self.ranks.total(torch.tensor(self.demonstrations.labelled_steps)))
+        self.labels += int(self.processes.all_reduce(torch.tensor(self.demonstrations.labelled_steps)))
 
     def update(self, progress: float) -> dict[str, float]:
         measured = self.algo.update(self.demonstrations, progress)
         # Afterwards, as PPO: the states are of the old statistics.
-        self.policy.encoder.observe(self.demonstrations.obs, self.ranks)
+        self.policy.encoder.observe(self.demonstrations.obs, self.processes)
         return measured
 
     def statistics(self) -> dict[str, float]:
@@ -230,7 +236,7 @@ def build_env(config: AlgoConfig, env_id: str, num_envs: int, options: dict[str,
 
 
 def build_learner(
-    policy: Policy, config: AlgoConfig, space: gym.Space, collector: Collector, shards: Shards, seed: int
+    policy: Policy, config: AlgoConfig, space: gym.Space, collector: Collector, shards: Threads, seed: int
 ) -> Learner:
     """The learner of an algorithm's settings."""
     if isinstance(config, ImitationConfig):
@@ -240,24 +246,24 @@ def build_learner(
     return PPOLearner(policy, config, space, collector, shards, seed)
 
 
-def check_ranks(config: AlgoConfig, ranks: Ranks) -> None:
+def check_processes(config: AlgoConfig, processes: Processes) -> None:
     """Can so many processes share the work evenly?
 
     Raises:
         ValueError: the algorithm trains in one process only, or its environments or minibatches do not divide.
     """
-    if ranks.size == 1:
+    if processes.world_size == 1:
         return
-    among = f"{ranks.size} processes of torchrun"
+    among = f"{processes.world_size} processes of torchrun"
     if isinstance(config, DQNConfig):
         raise ValueError(
             f"algo=dqn trains in one process, not in {among}; start it without, or use algo=ppo, bc, dagger"
         )
     for name, each in (("num_envs", 2), ("minibatch_windows", 1)):
         count = getattr(config, name)
-        if count % ranks.size or count < each * ranks.size:
+        if count % processes.world_size or count < each * processes.world_size:
             least = f", {each} or more for each" if each > 1 else ""
-            raise ValueError(f"algo.{name}={count} for {among}: expected a multiple of {ranks.size}{least}")
+            raise ValueError(f"algo.{name}={count} for {among}: expected a multiple of {processes.world_size}{least}")
 
 
 def check_memory(policy: Policy, config: AlgoConfig, space: gym.Space) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from hrm_agent import __version__
 from hrm_agent.kernels import PATHS, candidates, check_kernel, use
 from hrm_agent.kernels.measure import Choice
-from hrm_agent.parallel.processes import ALONE, Ranks
-from hrm_agent.parallel.threads import Shards, check_device
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
+from hrm_agent.parallel.threads import Threads, check_device
 from hrm_agent.tensors.files import CheckpointError, load_tensors
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.checkpoints import CheckpointFolder
@@ -87,7 +87,7 @@ class RunLoop(ABC):
     Args:
         config: see `LoopConfig`.
         folder: of the run; checkpoints and logs go there, at the first of them.
-        ranks: the processes that run it together. The first writes; all stop at the same iteration.
+        processes: the processes that run it together. The first writes; all stop at the same iteration.
 
     Attributes:
         now: the clock of `seconds`.
@@ -103,10 +103,10 @@ class RunLoop(ABC):
 
     config: LoopConfig
 
-    def __init__(self, config: LoopConfig, folder: Path, ranks: Ranks = ALONE) -> None:
-        self.config, self.folder, self.ranks = config, folder, ranks
+    def __init__(self, config: LoopConfig, folder: Path, processes: Processes = SINGLE_PROCESS) -> None:
+        self.config, self.folder, self.processes = config, folder, processes
         self.now = CLOCKS[config.clock]
-        self.shards = Shards(config.shards)
+        self.shards = Threads(config.shards)
         self.checkpoints = CheckpointFolder(folder / CHECKPOINTS, config.keep_checkpoints)
         self.kernel = "plain"
         self.seconds = 0.0
@@ -162,18 +162,18 @@ class RunLoop(ABC):
         Raises:
             NonFiniteNumbers: with the checkpoint to go back to in its message.
             Interrupted: after Ctrl-C or SIGTERM, sent to any of the processes.
-            RanksDiverged, RanksLost: something is wrong with the other processes.
+            ProcessesDiverged, ProcessLost: something is wrong with the other processes.
         """
         self.settle_kernel(console)
-        log = RunLog(self.folder, self.position, self.unit) if self.ranks.is_first else NoLog()
+        log = RunLog(self.folder, self.position, self.unit) if self.processes.is_rank_zero else NoLog()
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
-            if self.ranks.from_first(self.checkpoints.latest() is None):
+            if self.processes.broadcast_object(self.checkpoints.latest() is None):
                 self.save_checkpoint()  # so that there is always one to go back to, and a full disk shows at once
             with console.training(self.config.total_steps, self.position):
                 while self.done < 1.0:
                     self.iterate(log, console)
-                    self.seconds, stop = self.ranks.agree(self.seconds, self._stop)
+                    self.seconds, stop = self.processes.agree(self.seconds, self._stop)
                     if stop:
                         path = self.save_checkpoint()
                         raise Interrupted(f"stopped at {self.position:,} {self.unit}; checkpoint {path}")
@@ -188,13 +188,13 @@ class RunLoop(ABC):
         if self.config.kernel != "auto":
             return
         own = candidates(self.networks()[0], self.config.device, self.narrow)
-        paths = [path for path in PATHS if not self.ranks.agree(0.0, path not in own)[1]]
+        paths = [path for path in PATHS if not self.processes.agree(0.0, path not in own)[1]]
         before = self._kernel_before
         if before in paths:
             path, line = before, f"kernel: {before}, as before"
         else:
-            choice = self.measure_kernel(paths) if self.ranks.is_first else Choice("plain")
-            path, line = self.ranks.from_first([choice.path, str(choice)])
+            choice = self.measure_kernel(paths) if self.processes.is_rank_zero else Choice("plain")
+            path, line = self.processes.broadcast_object([choice.path, str(choice)])
             if before is not None:
                 line += f"; measured again, because {before}, which the run had before, is none of {', '.join(paths)}"
         if len(paths) > 1 or before not in (None, path):
@@ -222,7 +222,7 @@ class RunLoop(ABC):
         """Write everything needed to go on as if nothing had happened, from all processes."""
         own = {"kind": "checkpoint", "hrm_agent_version": __version__, "seconds": self.seconds, "kernel": self.kernel}
         tensors = self.tensors()
-        if not self.ranks.is_first:
+        if not self.processes.is_rank_zero:
             return self.checkpoints.path(self.position)
         return self.checkpoints.save(self.position, tensors, {**own, **self.metadata()})
 
@@ -247,11 +247,11 @@ class RunLoop(ABC):
         Raises:
             CheckpointError: there is none.
         """
-        if self.ranks.is_first:
+        if self.processes.is_rank_zero:
             path = self._resume_newest()
-            self.ranks.from_first(path.name)
+            self.processes.broadcast_object(path.name)
         else:
-            path = self.checkpoints.folder / self.ranks.from_first(None)
+            path = self.checkpoints.folder / self.processes.broadcast_object(None)
             self.load_checkpoint(path)
         return path
 

@@ -24,15 +24,15 @@ from hrm_agent.environments.make import compile_env, is_compiled
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.experience.collector import Collector
-from hrm_agent.kernels import Accelerated, available, eagerly, use
+from hrm_agent.kernels import Accelerated, available, use, without_compile
 from hrm_agent.kernels.cpu import build
 from hrm_agent.kernels.measure import Choice
-from hrm_agent.parallel.processes import ALONE, Ranks
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import instruction_set
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.tensors.trees import flatten, unflatten
 from hrm_agent.training.kernel_choice import measure_policy, passes_of
-from hrm_agent.training.learners import AlgoConfig, build_env, build_learner, check_ranks
+from hrm_agent.training.learners import AlgoConfig, build_env, build_learner, check_processes
 from hrm_agent.training.loop import LoopConfig, RunLoop
 from hrm_agent.training.tracking import Console, RunLog
 from hrm_agent.training.waiting import Waiting
@@ -111,7 +111,7 @@ class Trainer(RunLoop):
     config, policy_config, algo_config: see their classes.
     folder: of the run; checkpoints, agents and logs go there.
     console: says what is compiled while it is; None for silence.
-    ranks: processes that train the policy together, each with its share of the environments.
+    processes: processes that train the policy together, each with its share of the environments.
 
     Raises:
         ValueError: settings that do not fit each other or the environment. Nothing has been written then.
@@ -127,12 +127,12 @@ class Trainer(RunLoop):
         algo_config: AlgoConfig,
         folder: Path,
         console: Console | None = None,
-        ranks: Ranks = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
-        super().__init__(config, folder, ranks)
-        check_ranks(algo_config, ranks)
+        super().__init__(config, folder, processes)
+        check_processes(algo_config, processes)
         make = partial(_build_env, algo_config, config)
-        self.env = build_halves(config.cuda, config.device, make, algo_config.num_envs // ranks.size)
+        self.env = build_halves(config.cuda, config.device, make, algo_config.num_envs // processes.world_size)
         if not is_compiled(self.env):
             with _waiting(console, lambda: COMPILES if build.compiling_for() is None else COMPILES_BOTH):
                 compile_env(self.env)
@@ -140,18 +140,18 @@ class Trainer(RunLoop):
         space = self.env.single_observation_space
         policy = Policy(policy_config, space, self.env.single_action_space)
         prepare(policy, config, fresh=self.checkpoints.latest() is None)
-        self.policy = policy.to(ranks.device(config.device))
-        ranks.copy_first(self.policy.state_dict().values())
+        self.policy = policy.to(processes.device(config.device))
+        processes.broadcast(self.policy.state_dict().values())
         if _uses_kernels(self.policy, config) and not build.is_ready():
             with _waiting(console, COMPILES_KERNELS):
                 available("fused")
         if config.kernel != "auto":
             self.kernel = use(self.policy, config.kernel)
-        fast = self._accelerator(console) if ranks.size == 1 else None
-        if ranks.size > 1 and console is not None and self.policy.device.type == "cuda":
+        fast = self._accelerator(console) if processes.world_size == 1 else None
+        if processes.world_size > 1 and console is not None and self.policy.device.type == "cuda":
             console.say("several processes: without CUDA graphs, bfloat16 and halves (cuda.*), which know one process")
         if fast is None:
-            self.collector = Collector(self.env, self.policy, config.seed, self.shards, ranks)
+            self.collector = Collector(self.env, self.policy, config.seed, self.shards, processes)
         else:
             self.collector = fast.collector(self.env, config.seed, self.shards)
         self.learner = build_learner(self.policy, algo_config, space, self.collector, self.shards, config.seed)
@@ -181,7 +181,7 @@ class Trainer(RunLoop):
 
     def measure_kernel(self, paths: Sequence[str]) -> Choice:
         passes = passes_of(self.algo.config)
-        return measure_policy(self.policy, paths, passes, self.collector.obs, self.shards, self.ranks.size)
+        return measure_policy(self.policy, paths, passes, self.collector.obs, self.shards, self.processes.world_size)
 
     def iterate(self, log: RunLog, console: Console) -> None:
         before, done, began = self.frames, self.done, self.now()
@@ -212,7 +212,7 @@ class Trainer(RunLoop):
     def validate(self, log: RunLog) -> None:
         c = self.config
         self.policy.divide(1)  # levels are dealt out to threads of Python
-        with eagerly(self.policy):  # fewer levels at once than environments in training
+        with without_compile(self.policy):  # fewer levels at once than environments in training
             self.validation = evaluate_policy(
                 self.policy,
                 c.env,
@@ -220,7 +220,7 @@ class Trainer(RunLoop):
                 c.eval_episodes,
                 band="validation",
                 shards=self.shards,
-                ranks=self.ranks,
+                processes=self.processes,
             )
         self._validated_at = self.frames
         log.scalars(self.frames, validation=self.validation)
@@ -230,11 +230,11 @@ class Trainer(RunLoop):
             self._save_agent("best")
 
     def _save_agent(self, name: str) -> None:
-        if self.ranks.is_first:
+        if self.processes.is_rank_zero:
             self.agent().save(self.folder / "agents" / name)
 
     def _film(self, log: RunLog, console: Console) -> None:
-        if not self.ranks.is_first:
+        if not self.processes.is_rank_zero:
             return
         try:
             frames = record_episodes(
@@ -290,7 +290,7 @@ class Trainer(RunLoop):
         return agent
 
     def save_checkpoint(self) -> Path:
-        self.ranks.check_equal(self.policy.state_dict().values(), f"at {self.frames:,} frames: the weights")
+        self.processes.check_equal(self.policy.state_dict().values(), f"at {self.frames:,} frames: the weights")
         return super().save_checkpoint()
 
     def tensors(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from tiny import CORES, fitting, make_trainer
 
 from hrm_agent.algos.imitation import DAggerConfig
 from hrm_agent.kernels.measure import Choice
-from hrm_agent.parallel.processes import ALONE, Ranks, RanksDiverged, join
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, join
 from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training import loop as run_loop
@@ -36,49 +36,49 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def build(kind: str, folder: Path, ranks: Ranks = ALONE, **changes: Any) -> Trainer:
-    trainer = make_trainer(folder, **{**SETTINGS[kind], "checkpoint_every": 64, "ranks": ranks, **changes})
+def build(kind: str, folder: Path, processes: Processes = SINGLE_PROCESS, **changes: Any) -> Trainer:
+    trainer = make_trainer(folder, **{**SETTINGS[kind], "checkpoint_every": 64, "processes": processes, **changes})
     trainer._film = lambda log, console: None  # type: ignore[method-assign]  # the longest part of so short a run
     return trainer
 
 
-def quiet(ranks: Ranks) -> Console:
-    return Console(quiet=not ranks.is_first)
+def quiet(processes: Processes) -> Console:
+    return Console(quiet=not processes.is_rank_zero)
 
 
-def train(folder: Path, ranks: Ranks) -> None:
+def train(folder: Path, processes: Processes) -> None:
     """Whole runs, and the second halves of those that lie in `FOLDER/half/KIND`."""
     for kind in SETTINGS:
-        build(kind, folder / "whole" / kind, ranks).run(quiet(ranks))
+        build(kind, folder / "whole" / kind, processes).run(quiet(processes))
     for half in sorted((folder / "half").glob("*")):
-        resume(half, ranks)
+        resume(half, processes)
     copied = folder / "own_half" / "maze" / "checkpoints"
-    if ranks.is_first:
+    if processes.is_rank_zero:
         copied.mkdir(parents=True)
         name = "000000000064.safetensors"
         (copied / name).write_bytes((folder / "whole" / "maze" / "checkpoints" / name).read_bytes())
-    ranks.wait()
-    resume(copied.parent, ranks)
+    processes.barrier()
+    resume(copied.parent, processes)
 
 
-def resume(folder: Path, ranks: Ranks) -> None:
-    trainer = build(folder.name, folder, ranks)
+def resume(folder: Path, processes: Processes) -> None:
+    trainer = build(folder.name, folder, processes)
     trainer.resume()
     assert trainer.frames == 64
-    trainer.run(quiet(ranks))
+    trainer.run(quiet(processes))
 
 
-def halves(folder: Path, ranks: Ranks) -> None:
+def halves(folder: Path, processes: Processes) -> None:
     for half in sorted((folder / "half").glob("*")):
-        resume(half, ranks)
+        resume(half, processes)
 
 
-def trouble(folder: Path, ranks: Ranks) -> None:
+def trouble(folder: Path, processes: Processes) -> None:
     """What happens in the last process happens in all of them; each writes down how it ended."""
-    last = ranks.rank == ranks.size - 1
+    last = processes.rank == processes.world_size - 1
     told: dict[str, str] = {}
 
-    stopped = build("maze", folder / "stopped", ranks)
+    stopped = build("maze", folder / "stopped", processes)
     update = stopped.learner.update
 
     def stop_in_the_first(progress: float) -> dict[str, float]:
@@ -87,31 +87,31 @@ def trouble(folder: Path, ranks: Ranks) -> None:
         return update(progress)
 
     stopped.learner.update = stop_in_the_first  # type: ignore[method-assign]
-    told["stopped"] = ended(stopped, ranks)
+    told["stopped"] = ended(stopped, processes)
 
-    poisoned = build("maze", folder / "poisoned", ranks)
+    poisoned = build("maze", folder / "poisoned", processes)
     if last:
         poisoned.collector.obs.zero_()  # type: ignore[union-attr]
         poisoned.collector.state = tuple(torch.full_like(s, torch.nan) for s in poisoned.collector.state)
         poisoned.collector.episode_start.zero_()
-    told["poisoned"] = ended(poisoned, ranks)
+    told["poisoned"] = ended(poisoned, processes)
 
-    apart = build("maze", folder / "apart", ranks)
+    apart = build("maze", folder / "apart", processes)
     if last:
         with torch.no_grad():
             next(apart.policy.parameters()).view(-1)[0] += 1e-6
-    told["apart"] = ended(apart, ranks)
+    told["apart"] = ended(apart, processes)
 
-    hasty = build("maze", folder / "hasty", ranks, total_steps=10**9, max_seconds=0.3, clock="cpu")
-    hasty.run(quiet(ranks))
+    hasty = build("maze", folder / "hasty", processes, total_steps=10**9, max_seconds=0.3, clock="cpu")
+    hasty.run(quiet(processes))
     told["hasty"] = f"{hasty.frames} frames in {hasty.seconds} s, {hasty.done}"
-    (folder / f"told{ranks.rank}.json").write_text(json.dumps(told))
+    (folder / f"told{processes.rank}.json").write_text(json.dumps(told))
 
 
-def kernel(folder: Path, ranks: Ranks) -> None:
+def kernel(folder: Path, processes: Processes) -> None:
     """With `kernel=auto` the first process alone measures; also where another one lacks the kernel of before."""
     for before in (None, "fused_bf16"):
-        trainer = make_trainer(folder / str(before), ranks=ranks, kernel="auto", **fitting())
+        trainer = make_trainer(folder / str(before), processes=processes, kernel="auto", **fitting())
         measured: list[list[str]] = []
 
         def measure(paths: Sequence[str], measured: list[list[str]] = measured) -> Choice:
@@ -119,18 +119,18 @@ def kernel(folder: Path, ranks: Ranks) -> None:
             return Choice("fused", {"fused": 2.0})
 
         trainer.measure_kernel = measure  # type: ignore[method-assign]
-        found = ["plain", "fused", *([before] if before is not None and ranks.is_first else [])]
+        found = ["plain", "fused", *([before] if before is not None and processes.is_rank_zero else [])]
         run_loop.candidates = lambda *_, found=found: found
         trainer._kernel_before = before
-        trainer.run(quiet(ranks))
-        assert measured == ([["plain", "fused"]] if ranks.is_first else [])
+        trainer.run(quiet(processes))
+        assert measured == ([["plain", "fused"]] if processes.is_rank_zero else [])
         assert trainer.kernel == "fused"
 
 
-def ended(trainer: Trainer, ranks: Ranks) -> str:
+def ended(trainer: Trainer, processes: Processes) -> str:
     try:
-        trainer.run(quiet(ranks))
-    except (Interrupted, NonFiniteNumbers, RanksDiverged) as error:
+        trainer.run(quiet(processes))
+    except (Interrupted, NonFiniteNumbers, ProcessesDiverged) as error:
         return f"{type(error).__name__}: {error}"
     return "to the end"
 

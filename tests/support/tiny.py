@@ -15,8 +15,8 @@ from hrm_agent.algos.ppo import PPO, PPOConfig
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.experience.collector import Collector
 from hrm_agent.experience.rollout import Rollout
-from hrm_agent.parallel.processes import ALONE
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.processes import SINGLE_PROCESS
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.training.trainer import Trainer, TrainerConfig
@@ -71,7 +71,7 @@ def make_ppo(
     env = make_vector_env("DynamicMaze-v0", config.num_envs, {**MAZE, **(env_options or {})})
     changes = {"core_options": QUICK, **(policy_changes or {})}
     policy = tiny_policy(env.single_observation_space, **changes)
-    threads = Shards(shards)
+    threads = Threads(shards)
     collector = Collector(env, policy, 0, threads)
     space = env.single_observation_space
     rollout = Rollout(config.rollout_steps, config.num_envs, config.window, space, collector.state)
@@ -96,9 +96,9 @@ def make_trainer(folder: Path, **changes: Any) -> Trainer:
     }
     algo = {"num_envs": 8, "rollout_steps": 4, "window": 4, "minibatch_windows": 4, **changes.pop("algo", {})}
     policy = {"core_options": QUICK, "hidden_size": 8, "encoder": EncoderConfig(1, 2), **changes.pop("policy", {})}
-    ranks, kind = changes.pop("ranks", ALONE), changes.pop("kind", PPOConfig)
+    processes, kind = changes.pop("processes", SINGLE_PROCESS), changes.pop("kind", PPOConfig)
     config = TrainerConfig(**{**settings, **changes})
-    return Trainer(config, PolicyConfig(**policy), kind(**algo), folder, ranks=ranks)
+    return Trainer(config, PolicyConfig(**policy), kind(**algo), folder, processes=processes)
 
 
 def fitting(changes: dict[str, Any] | None = None, mixing: str = "conv") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hrm_agent.algos.dqn import DQN, DQNConfig
 from hrm_agent.experience.replay import Replay, Sequences
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import Policy
 
 SMALL = {
@@ -36,7 +36,7 @@ class Filled(NamedTuple):
 def make(policy: dict[str, Any] | None = None, shards: int = 1, seed: int = 0, **changes: Any) -> DQN:
     config = DQNConfig(**{**SMALL, **changes})
     options = {"core_options": QUICK, "segments": 2, **(policy or {})}
-    return DQN(tiny_policy(heads="q", **options), config, Shards(shards), seed)
+    return DQN(tiny_policy(heads="q", **options), config, Threads(shards), seed)
 
 
 @torch.no_grad()

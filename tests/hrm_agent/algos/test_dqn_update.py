@@ -12,7 +12,7 @@ from tiny_dqn import PAPER, SEGMENTS, SMALL, close, equal, fill, make, perturb, 
 from hrm_agent.algos import dqn
 from hrm_agent.algos.dqn import DQN, DQNConfig
 from hrm_agent.experience.replay import Replay
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 
 
@@ -146,7 +146,7 @@ def test_a_bandit_is_learned_by_the_loss_alone(changes: dict[str, Any]) -> None:
 
 def test_a_policy_without_q_values_is_refused() -> None:
     with pytest.raises(ValueError, match="heads=actor_critic: DQN trains Q-values; set heads=q"):
-        DQN(tiny_policy(), DQNConfig(**SMALL), Shards(1), 0)
+        DQN(tiny_policy(), DQNConfig(**SMALL), Threads(1), 0)
 
 
 @pytest.mark.parametrize(

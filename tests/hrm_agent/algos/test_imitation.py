@@ -20,11 +20,11 @@ from tiny import MAZE, QUICK, make_trainer, tiny_policy
 from torch import Tensor
 
 from hrm_agent.agents.agent import Agent
-from hrm_agent.algos.imitation import DAggerConfig, Imitation, ImitationConfig, drive
+from hrm_agent.algos.imitation import DAggerConfig, Imitation, ImitationConfig, sample_beta_mixture
 from hrm_agent.environments.make import make_labelled_vector_env
 from hrm_agent.experience.collector import Collector
 from hrm_agent.experience.demonstrations import Demonstrations
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.distributions import build_distribution
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.learners import ImitationLearner
@@ -46,7 +46,7 @@ def make_imitation(
     env = make_labelled_vector_env("DynamicMaze-v0", config.num_envs, {**MAZE, **CUT_OFF_OFTEN})
     space = env.single_observation_space
     policy = tiny_policy(space, **{"core_options": QUICK, **(policy_changes or {})})
-    threads = Shards(shards)
+    threads = Threads(shards)
     collector = Collector(env, policy, 0, threads)
     demonstrations = Demonstrations(
         config.rollout_steps, config.num_envs, config.window, space, collector.state, "cpu", 4
@@ -60,7 +60,7 @@ def demonstrate(collector: Collector, demonstrations: Demonstrations, beta: floa
     for _ in range(2):
         collector.demonstrate(
             demonstrations,
-            lambda labels, params: drive(labels, params, distribution, beta, noise, collector.generator),
+            lambda labels, params: sample_beta_mixture(labels, params, distribution, beta, noise, collector.generator),
         )
 
 
@@ -208,7 +208,7 @@ def test_who_drives() -> None:
 
     def shares(beta: float, noise: float) -> Tensor:
         """Of each action, `[3, 4]`, by kind of label."""
-        actions = drive(labels, params, distribution, beta, noise, torch.Generator().manual_seed(0))
+        actions = sample_beta_mixture(labels, params, distribution, beta, noise, torch.Generator().manual_seed(0))
         return torch.nn.functional.one_hot(actions.view(4000, 3), 4).float().mean(0)
 
     own, even = torch.tensor([0.5, 0.0, 0.5, 0.0]), torch.full((4,), 0.25)

@@ -118,7 +118,7 @@ def test_a_batch_too_large_for_the_cache_is_thought_about_in_parts(monkeypatch: 
     for cache in (2**30, 1):
         monkeypatch.setattr("hrm_agent.parallel.threads.CACHE_BYTES", cache)
         algo, collector, rollout = make_ppo(max_grad_norm=1e9)
-        assert algo.policy.rows_at_once == (1 if cache == 1 else algo.policy.rows_at_once)
+        assert algo.policy.chunk_size == (1 if cache == 1 else algo.policy.chunk_size)
         sizes: list[int] = []
         algo.policy.encoder.register_forward_hook(lambda module, args, out, sizes=sizes: sizes.append(out.shape[-3]))
         collect_twice(collector, rollout)

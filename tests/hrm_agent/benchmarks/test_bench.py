@@ -25,7 +25,7 @@ from hrm_agent.benchmarks import (
     training,
     worlds,
 )
-from hrm_agent.benchmarks.cases import Case, Contestant, Options, error_between
+from hrm_agent.benchmarks.cases import Case, Competitor, Options, error_between
 from hrm_agent.benchmarks.counting import count
 from hrm_agent.benchmarks.networks import SHAPES, build_run
 from hrm_agent.benchmarks.published import PublishedAgent, PublishedTraining
@@ -127,10 +127,10 @@ def test_bytes_are_those_that_operations_read_and_write() -> None:
 
 
 def test_a_path_that_does_not_suit_a_network_is_left_out() -> None:
-    def make(path: str) -> Contestant:
+    def make(path: str) -> Competitor:
         if path == "other":
             raise paths.NoPath(path)
-        return Contestant(lambda: None, lambda seed: {"x": torch.ones(1)})
+        return Competitor(lambda: None, lambda seed: {"x": torch.ones(1)})
 
     assert list(measured(Case("s", "n", make, ("plain", "other"), 0, 1, "calls"))) == ["plain"]
 
@@ -258,15 +258,15 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """One suite of one case, whose paths `half` and `double` take known times, and no peaks to wait for."""
 
     def suite(options: Options) -> Iterator[Case]:
-        def make(path: str) -> Contestant:
+        def make(path: str) -> Competitor:
             value = torch.full((2,), 1.0 if path in ("plain", "double") or not suite.wrong else 2.0)  # type: ignore[attr-defined]
-            return Contestant(lambda: None, lambda seed: {"x": value}, threads={"plain": 1, "fast": 2}.get(path, 3))
+            return Competitor(lambda: None, lambda seed: {"x": value}, threads={"plain": 1, "fast": 2}.get(path, 3))
 
         yield Case("small", "case", make, ("plain", "fast"), 1e9, 10, "rows")
 
     suite.wrong = False  # type: ignore[attr-defined]
     seconds = {1: 0.5, 2: 0.125}
-    monkeypatch.setattr(cases, "_timed", lambda contestant, *_: seconds[contestant.threads])
+    monkeypatch.setattr(cases, "_timed", lambda competitor, *_: seconds[competitor.threads])
     monkeypatch.setattr(bench, "matrix_peaks", lambda *_: {"float32": {"1": 16.0}, "bfloat16": {"1": 32.0}})
     monkeypatch.setitem(SUITES, "small", suite)
 

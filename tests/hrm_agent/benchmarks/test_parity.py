@@ -19,7 +19,7 @@ from torch import Tensor
 from hrm_agent.algos.dqn import DQN, DQNConfig
 from hrm_agent.benchmarks.parity import TOLERANCE, Errors, compare_file, main, published_policy
 from hrm_agent.experience.replay import Replay
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import Policy
 from hrm_agent.supervised import (
     PuzzleModel,
@@ -312,7 +312,7 @@ def test_the_policy_that_is_compared_is_the_one_that_dqn_trains(positions: str) 
         "train_steps": 1, "n_step": 1, "stride": 1, "each_segment": True, "stored_bootstrap": True, "double_q": False,
         "loss": "mse", "optimizer": "adam_atan2", "learning_rate": 1e-2,
     }  # fmt: skip
-    dqn = DQN(policy, DQNConfig(**settings), Shards(1), 0)
+    dqn = DQN(policy, DQNConfig(**settings), Threads(1), 0)
     space = gym.spaces.Box(0, 5, (1, 5), np.int64)
     replay = Replay(32, BATCH, space, first.state, 1)
     ended = torch.zeros(BATCH, dtype=torch.bool)

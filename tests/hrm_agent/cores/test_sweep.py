@@ -19,10 +19,10 @@ from hrm_agent.cores.sweep import SCAN_PRODUCTS, AxisSweep, GridSweep, _Compiled
 CHANNELS, GROUPS = 6, 3
 
 
-def problem(outer: int, steps: int, abreast: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+def problem(outer: int, steps: int, lanes: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
     """Random cells, logits and weights; some gates are shut and some wide open."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = (outer, steps, abreast, CHANNELS), (outer, steps, abreast, 2, 2, GROUPS), (2, CHANNELS)
+    shapes = (outer, steps, lanes, CHANNELS), (outer, steps, lanes, 2, 2, GROUPS), (2, CHANNELS)
     x, projected, weight = (torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes)
     projected *= 1 + 40 * (torch.rand(projected.shape, generator=generator) < 0.1)
     return x.requires_grad_(), projected.requires_grad_(), weight.requires_grad_()
@@ -31,8 +31,8 @@ def problem(outer: int, steps: int, abreast: int, seed: int, dtype: torch.dtype 
 def by_definition(x: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
     """`scan_lines`, one number at a time."""
     out = torch.zeros_like(x)
-    outer, steps, abreast, channels = x.shape
-    for o, m, c, way in np.ndindex(outer, abreast, channels, 2):
+    outer, steps, lanes, channels = x.shape
+    for o, m, c, way in np.ndindex(outer, lanes, channels, 2):
         held, behind = torch.zeros((), dtype=x.dtype), None
         for s in range(steps)[:: -1 if way else 1]:
             logit = projected[o, s, m, way, 0, c % GROUPS]
@@ -247,10 +247,10 @@ class Counted:
 def products_of(rows: int, cols: int) -> int:
     """Multiplications of the compiled kernel, run by Python, for both axes of a grid."""
     Counted.products = 0
-    for outer, steps, abreast in ((rows, cols, 1), (1, rows, cols)):
+    for outer, steps, lanes in ((rows, cols, 1), (1, rows, cols)):
         x, gates, weight = (
             np.vectorize(Counted, otypes=[object])(np.full(shape, 0.5))
-            for shape in ((outer, steps, abreast, 4), (2, outer, steps, abreast, 2), (2, 4))
+            for shape in ((outer, steps, lanes, 4), (2, outer, steps, lanes, 2), (2, 4))
         )
         sweep_kernel.scan.py_func(x, gates, weight, np.empty_like(x))
     return Counted.products

@@ -19,7 +19,7 @@ from hrm_agent.evaluation.episodes import PolicyActor, RandomActor, run_episodes
 from hrm_agent.evaluation.video import record_episodes
 from hrm_agent.experience.collector import Collector, _seed_after
 from hrm_agent.experience.rollout import ReturnScaler, Rollout
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.encoders import VectorEncoder
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.training.learners import PPOLearner
@@ -84,8 +84,8 @@ def make_learner(actions: str = "box", carry: str = "full", **algo: Any) -> tupl
         space,
         env.single_action_space,
     )
-    collector = Collector(env, policy, 0, Shards(1))
-    return PPOLearner(policy, config, space, collector, Shards(1), 0), collector
+    collector = Collector(env, policy, 0, Threads(1))
+    return PPOLearner(policy, config, space, collector, Threads(1), 0), collector
 
 
 @pytest.mark.parametrize("actions", ["box", "multi"])
@@ -233,7 +233,7 @@ def test_without_a_word_of_success_the_return_decides(threshold: float | None, e
                 env.single_action_space,
             ),
             0,
-            Shards(1),
+            Threads(1),
         )
         _, _, _, _, infos = env.step(np.array([1, 0]))
         with collector._stepping():

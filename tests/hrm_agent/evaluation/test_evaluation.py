@@ -21,12 +21,12 @@ from hrm_agent.evaluation.episodes import (
     ReplanActor,
     Step,
     run_episodes,
-    run_in_shards,
+    run_in_threads,
 )
 from hrm_agent.evaluation.level_sets import LevelSet
 from hrm_agent.evaluation.report import evaluate_policy, format_report, list_levels, measure_cost, summarize, to_json
 from hrm_agent.evaluation.video import END_FRAMES, encode_gif, record_episodes
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.distributions import Categorical
 from hrm_agent.policies.encoders import EncoderConfig, Observation
 from hrm_agent.policies.policy import Decision, Policy, PolicyConfig
@@ -110,7 +110,7 @@ def test_numbers_do_not_depend_on_batch_or_shards(kind: str) -> None:
     if whole.segments is not None:
         assert whole.steps.sum() < whole.segments.sum() < 4 * whole.steps.sum()
     assert_same(whole, run_episodes(make(), MAZE, BUSY, 40, seed=5, batch=7))
-    assert_same(whole, run_in_shards(make, MAZE, BUSY, 40, seed=5, shards=Shards(3)))
+    assert_same(whole, run_in_threads(make, MAZE, BUSY, 40, seed=5, shards=Threads(3)))
     tail = run_episodes(make(), MAZE, BUSY, 10, seed=35)
     np.testing.assert_array_equal(tail.steps, whole.steps[30:])
 

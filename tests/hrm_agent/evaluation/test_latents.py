@@ -59,7 +59,7 @@ def slow_curves(policy: Policy, episodes: int, segments: int) -> dict[tuple[str,
         while not ended:
             grid, first = torch.as_tensor(obs), torch.tensor([number == 0])
             tokens = policy.encoder(grid)
-            state = policy.carry.seed(kept, first, tokens)
+            state = policy.carry.to_core_state(kept, first, tokens)
             vectors, regret = [torch.cat([s.flatten() for s in state])], [np.nan]
             decision = policy.step(grid, kept, first)
             for _ in range(segments):

@@ -15,7 +15,7 @@ from torch import Tensor
 from hrm_agent.experience.collector import Collector
 from hrm_agent.experience.replay import Replay
 from hrm_agent.experience.rollout import Rollout
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import Policy
 
 CARRIES = ["full", "last_token", "reset"]
@@ -171,7 +171,7 @@ def corridors(limit: int, autoreset: AutoresetMode = AutoresetMode.SAME_STEP) ->
 def test_environments_stepped_one_by_one_give_final_observations_and_statistics() -> None:
     env = corridors(limit=4)
     policy = tiny_policy(env.single_observation_space, core="gru", readout="mean")
-    collector = Collector(env, policy, 0, Shards(1))
+    collector = Collector(env, policy, 0, Threads(1))
     rollout = Rollout(8, 2, 4, env.single_observation_space, collector.state)
     collector.collect(rollout)
     assert rollout.obs["place"][:, 0].tolist() == [0, 1, 2, 3] * 2
@@ -215,7 +215,7 @@ def test_a_restored_collector_goes_on_as_if_nothing_had_happened() -> None:
 def test_an_environment_that_cannot_be_put_back_begins_new_episodes() -> None:
     env = corridors(limit=9)
     policy = tiny_policy(env.single_observation_space, core="gru", readout="mean")
-    collector = Collector(env, policy, 0, Shards(1))
+    collector = Collector(env, policy, 0, Threads(1))
     rollout = Rollout(4, 2, 4, env.single_observation_space, collector.state)
     collector.collect(rollout)
     collector.restore(collector.tensors(), collector.metadata())
@@ -241,4 +241,4 @@ def test_another_autoreset_mode_is_refused() -> None:
     env = corridors(limit=4, autoreset=AutoresetMode.NEXT_STEP)
     policy = tiny_policy(env.single_observation_space, core="gru", readout="mean")
     with pytest.raises(ValueError, match="expected SAME_STEP"):
-        Collector(env, policy, 0, Shards(1))
+        Collector(env, policy, 0, Threads(1))

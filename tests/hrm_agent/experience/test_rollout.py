@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm_agent.experience.rollout import Rollout, draw_minibatches
-from hrm_agent.parallel.processes import Ranks
+from hrm_agent.parallel.processes import Processes
 
 SPACE = gym.spaces.Box(0, 5, (2, 2), np.uint8)
 
@@ -107,7 +107,7 @@ def test_a_window_is_consecutive_steps_of_one_environment_from_its_stored_state(
     assert seen == {(t, env) for t in (0, 2, 4) for env in range(3)}
 
 
-class Part(Ranks):
+class Part(Processes):
     """One of several processes, as far as the division of work goes."""
 
     def __init__(self, rank: int, size: int) -> None:

@@ -19,7 +19,7 @@ from hrm_agent.cores.trm import TRM
 from hrm_agent.evaluation.report import measure_cost
 from hrm_agent.kernels import window as windows
 from hrm_agent.kernels.cpu.memory import Pool
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import Full
 from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.policies.policy import Decision, Policy, PolicyConfig
@@ -375,14 +375,14 @@ def test_calls_at_once_and_forked_processes_compute_the_same() -> None:
 
 
 def test_the_kernels_divide_what_they_compute_and_python_the_rest() -> None:
-    shards = Shards(2)
+    shards = Threads(2)
     torch.set_num_threads(1)
     policy = make("trm", 32, mixing="conv")
     assert policy.slices(shards, 10) == [slice(0, 5), slice(5, 10)]
     kernels.use(policy, "fused")
     assert (policy.slices(shards, 10), policy.threads) == ([slice(0, 10)], 2)
     assert (policy.slices(shards, 10, divisible=False), policy.threads) == ([slice(0, 5), slice(5, 10)], 1)
-    many = 2 * policy.rows_at_once + 1  # would keep too much at a time
+    many = 2 * policy.chunk_size + 1  # would keep too much at a time
     assert (len(policy.slices(shards, many)), policy.threads) == (4, 1)
 
 

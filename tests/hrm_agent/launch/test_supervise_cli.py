@@ -453,4 +453,4 @@ def test_memory_that_runs_out_is_one_line(tmp_path: Path, capsys: pytest.Capture
     [line] = capsys.readouterr().err.splitlines()
     assert ended.value.code == 1
     assert "CUDA out of memory" in line
-    assert "training.rows_at_once" in line
+    assert "training.chunk_size" in line

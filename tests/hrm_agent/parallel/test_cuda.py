@@ -28,7 +28,7 @@ from hrm_agent.experience.rollout import Rollout
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.parallel.graphs import Again, Replayed
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.encoders import EncoderConfig, build_encoder
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.tracking import Console
@@ -61,7 +61,7 @@ def fast(config: CudaConfig, num_envs: int = 6, env: Any = None, **policy: Any) 
     env = vector(num_envs, config.halves) if env is None else env
     made = tiny_policy(env.single_observation_space, **policy)
     accelerator = Accelerator(config, made, silent)
-    return accelerator.collector(env, 0, Shards(1)), accelerator
+    return accelerator.collector(env, 0, Threads(1)), accelerator
 
 
 def rollout_of(collector: Collector, steps: int = 8, window: int = 4) -> Rollout:
@@ -219,7 +219,7 @@ def test_lookups_that_a_graph_can_hold_are_the_usual_ones() -> None:
 def test_the_fast_collection_is_the_plain_one(carry: str, changes: dict[str, bool]) -> None:
     quick, _ = fast(CudaConfig(bf16=False, **changes), carry=carry, segments=2)
     policy = tiny_policy(quick.env.single_observation_space, carry=carry, segments=2)
-    plain = Collector(vector(6, halves=False), policy, 0, Shards(1))
+    plain = Collector(vector(6, halves=False), policy, 0, Threads(1))
     one, other = rollout_of(plain), rollout_of(quick)
     for _ in range(2):
         plain.collect(one)
@@ -244,7 +244,7 @@ def test_decisions_and_minibatch_steps_look_at_no_number(monkeypatch: pytest.Mon
         collector._parts[0]._body()
         collector._judge._body()
     ppo, _, _ = make_ppo()
-    algo = accelerator.algorithm(PPO(collector.policy, ppo.config, Shards(1), 0))
+    algo = accelerator.algorithm(PPO(collector.policy, ppo.config, Threads(1), 0))
     algo.update(rollout, 0.0)
     with NoLooks():
         algo._step()

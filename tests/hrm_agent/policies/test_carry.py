@@ -32,8 +32,8 @@ def test_what_is_kept_has_the_shapes_of_the_initial_and_the_batch_first(core: st
     made = core_of(core)
     carry = build_carry(rule, made, ACTIONS)
     initial = carry.initial(BATCH)
-    _, state = made(tokens_of(), carry.seed(initial, nowhere(), tokens_of()))
-    kept = carry.keep(state, None)
+    _, state = made(tokens_of(), carry.to_core_state(initial, nowhere(), tokens_of()))
+    kept = carry.from_core_state(state, None)
     assert [t.shape for t in kept] == [t.shape for t in initial]
     assert all(t.shape[0] == BATCH for t in kept)
     if rule == "full":
@@ -44,9 +44,9 @@ def test_last_token_keeps_one_vector_for_each_latent_and_gives_it_to_every_posit
     core = core_of("trm")
     carry = build_carry("last_token", core, ACTIONS)
     state = type(core.initial_state(1))(*(torch.randn(BATCH, LENGTH, SIZE) for _ in range(2)))
-    kept = carry.keep(state, None)
+    kept = carry.from_core_state(state, None)
     assert [tuple(t.shape) for t in kept] == [(BATCH, SIZE)] * 2
-    seeded = carry.seed(kept, torch.tensor([False, True, False]), tokens_of())
+    seeded = carry.to_core_state(kept, torch.tensor([False, True, False]), tokens_of())
     fresh = core.initial_state(BATCH)
     for field, before, new in zip(seeded, state, fresh, strict=True):
         for position in range(LENGTH):
@@ -59,7 +59,7 @@ def test_a_start_gives_the_cores_initial_state_to_that_row_alone(rule: str) -> N
     core = core_of("hrm")
     carry = build_carry(rule, core, ACTIONS)
     kept = tuple(t + torch.randn_like(t) for t in carry.initial(BATCH))
-    seeded = carry.seed(kept, torch.tensor([True, False, True]), tokens_of())
+    seeded = carry.to_core_state(kept, torch.tensor([True, False, True]), tokens_of())
     for field, new in zip(seeded, core.initial_state(BATCH), strict=True):
         fresh = [torch.equal(field[row], new[row]) for row in range(BATCH)]
         assert fresh == [True, rule == "reset", True]
@@ -70,7 +70,7 @@ def test_seeding_changes_nothing_that_was_kept(rule: str) -> None:
     carry = build_carry(rule, core_of("trm"), ACTIONS)
     kept = carry.initial(BATCH)
     before = tuple(Tensor.clone(t) for t in kept)
-    state = carry.seed(kept, torch.tensor([True, False, False]), tokens_of())
+    state = carry.to_core_state(kept, torch.tensor([True, False, False]), tokens_of())
     assert all(torch.equal(a, b) for a, b in zip(kept, before, strict=True))
     assert type(state) is type(carry.core.initial_state(1))
 
@@ -83,7 +83,7 @@ def test_an_open_gate_carries_everything_and_a_closed_one_nothing() -> None:
     kept = tuple(t + torch.randn_like(t) for t in carry.initial(BATCH))
     for bias, expected in ((50.0, kept), (-50.0, core.initial_state(BATCH))):
         torch.nn.init.constant_(carry.gate.bias, bias)
-        for field, wanted in zip(carry.seed(kept, nowhere(), tokens_of()), expected, strict=True):
+        for field, wanted in zip(carry.to_core_state(kept, nowhere(), tokens_of()), expected, strict=True):
             torch.testing.assert_close(field, wanted)
 
 
@@ -94,7 +94,7 @@ def test_a_gate_sees_where_the_world_has_changed() -> None:
     tokens = tokens_of()
     changed = tokens.clone()
     changed[0, 4] += 1
-    before, after = carry.seed(kept, nowhere(), tokens), carry.seed(kept, nowhere(), changed)
+    before, after = carry.to_core_state(kept, nowhere(), tokens), carry.to_core_state(kept, nowhere(), changed)
     moved = (after[0] != before[0]).any(-1)
     assert moved.nonzero().tolist() == [[0, 4]]
 

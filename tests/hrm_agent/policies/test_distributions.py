@@ -72,10 +72,10 @@ def test_leading_dimensions_pass_through(name: str) -> None:
 def test_the_environment_can_take_every_action(name: str) -> None:
     distribution = build_distribution(SPACES[name])
     params = 3 * params_of(distribution, 200)
-    rolls = torch.rand(200, distribution.rolls, generator=torch.Generator().manual_seed(0))
+    uniforms = torch.rand(200, distribution.uniforms, generator=torch.Generator().manual_seed(0))
     drawn, _ = distribution.sample(params, torch.Generator().manual_seed(0))
-    uniform, quantile = distribution.uniform(rolls), distribution.quantile(params, rolls)
-    for actions in (drawn, uniform, quantile, distribution.best(params)):
+    uniform, icdf = distribution.uniform(uniforms), distribution.icdf(params, uniforms)
+    for actions in (drawn, uniform, icdf, distribution.best(params)):
         for action in distribution.to_env(actions):
             assert SPACES[name].contains(action), action
 
@@ -93,11 +93,11 @@ def test_no_action_is_likelier_than_the_best(name: str) -> None:
 def test_drawn_and_inverted_actions_come_in_proportion_to_their_probability(name: str) -> None:
     distribution = build_distribution(SPACES[name])
     params = params_of(distribution, 1).expand(40_000, -1)
-    rolls = torch.rand(40_000, distribution.rolls, generator=torch.Generator().manual_seed(1))
+    uniforms = torch.rand(40_000, distribution.uniforms, generator=torch.Generator().manual_seed(1))
     expected = distribution.summary(params[0])
     for actions in (
         distribution.sample(params, torch.Generator().manual_seed(0))[0],
-        distribution.quantile(params, rolls),
+        distribution.icdf(params, uniforms),
     ):
         split = actions.unbind(-1) if distribution.shape else [actions]
         sizes = getattr(distribution, "sizes", [4])
@@ -109,11 +109,11 @@ def test_gaussian_quantiles_are_those_of_torch() -> None:
     """Entry by entry and rising with the number, so that common numbers couple actions of different policies."""
     distribution = build_distribution(gym.spaces.Box(-1.0, 1.0, (2,)))
     params = params_of(distribution, 50)
-    rolls = torch.rand(50, distribution.rolls, generator=torch.Generator().manual_seed(2))
+    uniforms = torch.rand(50, distribution.uniforms, generator=torch.Generator().manual_seed(2))
     mean, log_std = params.chunk(2, -1)
-    expected = torch.distributions.Normal(mean, log_std.exp()).icdf(rolls)
-    torch.testing.assert_close(distribution.quantile(params, rolls), expected, rtol=1e-4, atol=1e-4)
-    assert torch.isfinite(distribution.quantile(params, torch.zeros_like(rolls))).all()
+    expected = torch.distributions.Normal(mean, log_std.exp()).icdf(uniforms)
+    torch.testing.assert_close(distribution.icdf(params, uniforms), expected, rtol=1e-4, atol=1e-4)
+    assert torch.isfinite(distribution.icdf(params, torch.zeros_like(uniforms))).all()
 
 
 @given(low=st.floats(-10, 10), width=st.floats(0.1, 10), at=st.floats(-1, 1))
@@ -128,8 +128,8 @@ def test_the_bounds_of_a_box_are_minus_one_and_one(low: float, width: float, at:
 
 def test_a_uniform_draw_covers_a_bounded_box_evenly() -> None:
     distribution = build_distribution(SPACES["bounded"])
-    rolls = torch.linspace(0, 1, 1001)[:, None].expand(-1, 2)
-    taken = distribution.to_env(distribution.uniform(rolls))
+    uniforms = torch.linspace(0, 1, 1001)[:, None].expand(-1, 2)
+    taken = distribution.to_env(distribution.uniform(uniforms))
     np.testing.assert_allclose(taken, np.linspace([-2.0, 0.0], [2.0, 5.0], 1001), atol=1e-5)
 
 

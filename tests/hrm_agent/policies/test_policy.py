@@ -179,7 +179,7 @@ def test_adaptive_thinking_stops_each_row_where_its_own_slow_reference_does(stop
     measured: list[list[float]] = [[] for _ in range(rows)]
     for row in range(rows):
         part = slice(row, row + 1)
-        before, policy_before = fixed.carry.seed(tuple(k[part] for k in kept), nowhere[part], torch.empty(0)), None
+        before, policy_before = fixed.carry.to_core_state(tuple(k[part] for k in kept), nowhere[part], torch.empty(0)), None
         for segment in fixed.segment_by_segment(obs[part], tuple(k[part] for k in kept), nowhere[part]):
             moved = relative_change(before, segment.state).item()
             now = segment.decision.logits.log_softmax(-1)

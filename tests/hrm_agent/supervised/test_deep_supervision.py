@@ -16,7 +16,7 @@ from torch import Tensor
 from hrm_agent import kernels
 from hrm_agent.algos.optim import SignSGD
 from hrm_agent.benchmarks.parity import TOLERANCE, Reference
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised import ModelConfig, PuzzleModel, load_model, puzzle_loss, save_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig, to_batch
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
@@ -61,7 +61,7 @@ def make_model(core: str = "trm", puzzles: int = 8, seed: int = 0, size: int = 8
 
 
 def learner(config: SupervisedConfig = PLAIN, shards: int = 1, **model: Any) -> DeepSupervision:
-    return DeepSupervision(make_model(**model), config, Copying().draw, 0, Shards(shards))
+    return DeepSupervision(make_model(**model), config, Copying().draw, 0, Threads(shards))
 
 
 def weights(learner: DeepSupervision) -> list[Tensor]:
@@ -111,7 +111,7 @@ def test_the_split_of_a_batch_changes_nothing(core: str, monkeypatch: pytest.Mon
     halting = "q_learning" if core == "hrm" else "halt_only"
     config = dataclasses.replace(PLAIN, halting=halting)
     whole = learner(config, core=core)
-    monkeypatch.setattr(PuzzleModel, "rows_at_once", 2)
+    monkeypatch.setattr(PuzzleModel, "chunk_size", 2)
     parts = learner(config, shards=2, core=core)
     for _ in range(4):
         one, other = whole.step(0.0), parts.step(0.0)
@@ -123,7 +123,7 @@ def test_other_rows_may_be_written_before_the_gradient_of_these_is_known(monkeyp
     """As threads do. A GRU's gradient needs the latent that it was given, a TRM's does not."""
     torch.manual_seed(0)
     model = build_model(ModelConfig("gru", {"memory_size": 8}, 8), SPEC)
-    ours = DeepSupervision(model, PLAIN, Copying().draw, 0, Shards(1))
+    ours = DeepSupervision(model, PLAIN, Copying().draw, 0, Threads(1))
     thought = []
 
     def loss_while_another_thread_writes(*arguments: Any) -> Any:
@@ -139,7 +139,7 @@ def test_other_rows_may_be_written_before_the_gradient_of_these_is_known(monkeyp
 
 
 def test_puzzles_at_once_change_nothing() -> None:
-    whole, parts = learner(), learner(dataclasses.replace(PLAIN, rows_at_once=2))
+    whole, parts = learner(), learner(dataclasses.replace(PLAIN, chunk_size=2))
     calls: list[int] = []
     parts.model.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[1]["inputs"])))
     for _ in range(3):
@@ -220,7 +220,7 @@ def test_the_gradient_of_a_training_step_is_the_authors(name: str) -> None:
     given = Examples(*(reference[key].numpy() for key in ("inputs", "labels", "puzzle_identifiers")))
     count = len(given)
     config = SupervisedConfig(batch_size=count, exploration=0.0, learning_rate=1e-12, warmup=0, ema=0.0)
-    ours = DeepSupervision(model, config, lambda generator, n: given, 0, Shards(2))
+    ours = DeepSupervision(model, config, lambda generator, n: given, 0, Threads(2))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     measured = ours.step(0.0)
     assert measured["answers_loss"] * count == pytest.approx(float(reference["loss/stablemax"]), abs=TOLERANCE)
@@ -392,7 +392,7 @@ class TestSolver:
         model, examples = make_model().eval(), Copying().examples("test", 23)
         whole = Solver(model, 3)(examples)
         monkeypatch.setattr("hrm_agent.supervised.evaluation.EVALUATION_BATCH", 4)
-        parts = Solver(model, 3, shards=Shards(2))(examples)
+        parts = Solver(model, 3, shards=Threads(2))(examples)
         np.testing.assert_allclose(whole.q_halt, parts.q_halt, atol=1e-5)
         assert (whole.tokens == parts.tokens).mean() > 0.99
 

@@ -16,7 +16,7 @@ from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.episodes import ReplanActor, run_episodes
 from hrm_agent.evaluation.report import format_report, to_json
-from hrm_agent.parallel.threads import Shards
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.path_policy import PathActor, evaluate_path_policy, step_along, think
 from hrm_envs import Cell
@@ -165,7 +165,7 @@ def test_numbers_do_not_depend_on_batch_or_shards(carry: bool) -> None:
     assert_same(whole, run_episodes(PathActor(model, 2, carry), MAZE, BUSY, 30, batch=7))
     reports = [
         evaluate_path_policy(model, MAZE, BUSY, 12, 2, carry, baselines=False, shards=shards)
-        for shards in (None, Shards(2))
+        for shards in (None, Threads(2))
     ]
     numbers = [{k: v for k, v in r.items() if k not in TIMINGS} for r in reports]
     assert numbers[0] == numbers[1]

@@ -25,18 +25,18 @@ from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve
-from hrm_agent.parallel.processes import ALONE, Ranks, check_local_device, join
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, check_local_device, join
 from hrm_agent.supervised.deep_supervision import SupervisedConfig
-from hrm_agent.supervised.deep_supervision import check_ranks as check_supervised_ranks
+from hrm_agent.supervised.deep_supervision import check_processes as check_supervised_processes
 from hrm_agent.tensors.files import load_tensors
-from hrm_agent.training.learners import check_ranks
+from hrm_agent.training.learners import check_processes
 from hrm_agent.training.tracking import Console
 
 WORKER = Path(__file__).resolve().parents[2] / "support" / "parallel_worker.py"
 MIDDLE, END = "000000000064.safetensors", "000000000128.safetensors"
 
 
-class Part(Ranks):
+class Part(Processes):
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
 
@@ -183,7 +183,7 @@ def test_what_happens_in_one_process_ends_all(tmp_path: Path) -> None:
         assert stories["stopped"].startswith("Interrupted: stopped at 32 frames; checkpoint")
         assert stories["poisoned"].startswith("NonFiniteNumbers: ")
         assert "at 128 frames" not in stories["poisoned"]
-        assert stories["apart"].startswith("RanksDiverged: at 0 frames: the weights of process 1 are not those")
+        assert stories["apart"].startswith("ProcessesDiverged: at 0 frames: the weights of process 1 are not those")
     assert told[0]["hasty"] == told[1]["hasty"]
     assert (tmp_path / "stopped" / "checkpoints" / "000000000032.safetensors").is_file()
     assert not list((tmp_path / "apart").glob("checkpoints/*"))
@@ -213,9 +213,9 @@ def test_what_does_not_divide_is_refused_once(tmp_path: Path) -> None:
     ],
 )
 def test_work_that_cannot_be_shared_evenly_is_refused(config: Any, size: int, message: str) -> None:
-    check_ranks(config, ALONE)
+    check_processes(config, SINGLE_PROCESS)
     with pytest.raises(ValueError, match=message):
-        check_ranks(config, Part(1, size))
+        check_processes(config, Part(1, size))
 
 
 def test_torchrun_trains_one_policy_into_one_folder(tmp_path: Path) -> None:
@@ -277,9 +277,9 @@ def test_two_processes_learn_the_puzzles_that_one_does(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(("batch", "puzzles", "message"), [(7, 0, "training.batch_size=7 for 2"), (8, 8, "embeddings")])
 def test_supervised_work_that_cannot_be_shared_is_refused(batch: int, puzzles: int, message: str) -> None:
     model, config = make_model(puzzles=puzzles), SupervisedConfig(batch_size=batch)
-    check_supervised_ranks(model, config, ALONE)
+    check_supervised_processes(model, config, SINGLE_PROCESS)
     with pytest.raises(ValueError, match=message):
-        check_supervised_ranks(model, config, Part(0, 2))
+        check_supervised_processes(model, config, Part(0, 2))
 
 
 DIES = """
@@ -288,7 +288,7 @@ from hrm_agent.algos.ppo import PPO
 minibatch, calls = PPO._train, []
 def dies(self, *arguments):
     calls.append(1)
-    if len(calls) == 10 and self.ranks.rank == 1:
+    if len(calls) == 10 and self.processes.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return minibatch(self, *arguments)
 PPO._train = dies
@@ -312,9 +312,9 @@ def test_one_process_exchanges_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("all_reduce", "all_gather", "gather", "broadcast", "barrier", "init_process_group"):
         monkeypatch.setattr(torch.distributed, name, lambda *a, **k: pytest.fail("exchanged something"))
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert join() is ALONE
+    assert join() is SINGLE_PROCESS
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert join() is ALONE
+    assert join() is SINGLE_PROCESS
     make_trainer(tmp_path, total_steps=32).run(Console())
 
 

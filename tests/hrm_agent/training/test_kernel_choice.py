@@ -23,8 +23,8 @@ from hrm_agent.kernels import window as windows
 from hrm_agent.kernels.agreement import Outputs
 from hrm_agent.kernels.measure import FEW_ROUNDS, MOST_ROUNDS, Choice, Job, Size, measure
 from hrm_agent.kernels.paths import Accelerated
-from hrm_agent.parallel.processes import Ranks
-from hrm_agent.parallel.threads import Shards, instruction_set
+from hrm_agent.parallel.processes import Processes
+from hrm_agent.parallel.threads import Threads, instruction_set
 from hrm_agent.policies.policy import Policy, to_tensors
 from hrm_agent.supervised.kernel_choice import measure_model
 from hrm_agent.training import kernel_choice
@@ -183,10 +183,10 @@ def test_the_kernels_of_this_machine_agree_and_measuring_leaves_no_trace(overrid
     policy, algo, obs = observations(overrides=overrides)
     before = {name: t.clone() for name, t in policy.state_dict().items()}
     random, config, segments = torch.get_rng_state(), policy.config, policy.segments
-    made = measure_policy(policy, kernels.candidates(policy, narrow=True), passes_of(algo), obs, Shards(2))
+    made = measure_policy(policy, kernels.candidates(policy, narrow=True), passes_of(algo), obs, Threads(2))
     assert set(made.ratios) >= {"fused"}
     assert made.wrong == ()
-    work = PolicyWork(obs, Shards(1))
+    work = PolicyWork(obs, Threads(1))
     assert kernels.agreement.agrees(policy, "fused", lambda p, precision: work.outputs(p, precision, 8, True))
     assert torch.equal(random, torch.get_rng_state())
     assert_equal_bits(before, dict(policy.state_dict()))
@@ -205,7 +205,7 @@ def test_a_slow_kernel_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(windows, "run_window", slow)
     policy, algo, obs = observations()
-    made = measure_policy(policy, ["plain", "fused"], passes_of(algo), obs, Shards(1))
+    made = measure_policy(policy, ["plain", "fused"], passes_of(algo), obs, Threads(1))
     assert made.path == "plain"
     assert made.ratios["fused"] < 1
 
@@ -224,7 +224,7 @@ def test_a_wrong_kernel_is_not_taken(part: str, monkeypatch: pytest.MonkeyPatch)
         return thought._replace(reads=thought.reads + 1e-3 * (thought.reads - thought.reads.detach()))
 
     policy, _, obs = observations()
-    work = PolicyWork(obs, Shards(1))
+    work = PolicyWork(obs, Threads(1))
 
     def outputs(judged: Policy, precision: str) -> Outputs:
         return work.outputs(judged, precision, 8, with_gradient=True)
@@ -238,7 +238,7 @@ def test_a_wrong_kernel_is_not_taken(part: str, monkeypatch: pytest.MonkeyPatch)
 def test_what_auto_takes_for_the_default_policy_is_not_slower_than_the_plain_path() -> None:
     """Held by ratios within one run: paths take turns, the best of their rounds counts, and the margin is wide."""
     parts = build_run("default")
-    policy, obs, shards = parts.policy, to_tensors(parts.env.reset(seed=0)[0]), Shards(1)
+    policy, obs, shards = parts.policy, to_tensors(parts.env.reset(seed=0)[0]), Threads(1)
     chosen = measure_policy(policy, kernels.candidates(policy, narrow=True), passes_of(parts.algo), obs, shards)
     assert not chosen.wrong, str(chosen)
     work, window = PolicyWork(obs, shards), Passes(1, 8, 64, gradient=True)
@@ -339,14 +339,14 @@ def test_a_kernel_that_is_not_to_be_had_is_measured_anew(tmp_path: Path, monkeyp
 
 @needs_kernels
 def test_the_first_process_decides(tmp_path: Path) -> None:
-    class Second(Ranks):
+    class Second(Processes):
         rank, size = 1, 2
 
-        def from_first(self, value: Any) -> Any:
+        def broadcast_object(self, value: Any) -> Any:
             return ["fused", "kernel: fused"]
 
     trainer = make_trainer(tmp_path, kernel="auto", **fitting())
-    trainer.ranks = Second()
+    trainer.processes = Second()
     trainer.measure_kernel = lambda paths: pytest.fail("measured")  # type: ignore[method-assign]
     trainer.settle_kernel(Told())
     assert trainer.kernel == "fused"
@@ -357,7 +357,7 @@ def test_a_puzzle_model_is_measured_by_its_core(tmp_path: Path) -> None:
     model = make_model(size=32, num_heads=2, inner_size=32, mixing="attention")
     before = {name: t.clone() for name, t in model.state_dict().items()}
     for training, precision in ((True, "float32"), (False, "float32"), (True, "bfloat16")):
-        made = measure_model(model, ["plain", "fused"], 8, Shards(1), precision, training)
+        made = measure_model(model, ["plain", "fused"], 8, Threads(1), precision, training)
         assert list(made.ratios) == ["fused"]
         assert made.wrong == ()
     assert_equal_bits(before, dict(model.state_dict()))
@@ -374,10 +374,10 @@ def test_an_agent_of_another_processor_is_measured(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(kernel_choice, "measure_policy", measured)
     here = {"kernel": "plain", "instruction_set": instruction_set()}
-    assert choose_for_playing(policy, "auto", obs, 32, Shards(1), here) == "plain"
-    assert choose_for_playing(policy, "fused", obs, 32, Shards(1), here) == "fused"
+    assert choose_for_playing(policy, "auto", obs, 32, Threads(1), here) == "plain"
+    assert choose_for_playing(policy, "fused", obs, 32, Threads(1), here) == "fused"
     assert asked == []
-    assert choose_for_playing(policy, "auto", obs, 32, Shards(1), {"kernel": "plain"}) == "fused"
+    assert choose_for_playing(policy, "auto", obs, 32, Threads(1), {"kernel": "plain"}) == "fused"
     assert asked == [[Passes(1, 0, 32)]]
 
 
