@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest.register_assert_rewrite("played", "refusals", "runs", "stack_cases", "window_cases")
 settings.register_profile("project", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("project")
 

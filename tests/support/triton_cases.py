@@ -1,7 +1,7 @@
 """Run by `test_triton.py` in processes of their own: whether Triton interprets is decided when it is imported.
 
-python tests/agent/triton_cases.py interpret     errors of the kernel under the interpreter, as JSON
-python tests/agent/triton_cases.py compile       the kernel compiled for a Hopper GPU, without one
+python tests/support/triton_cases.py interpret     errors of the kernel under the interpreter, as JSON
+python tests/support/triton_cases.py compile       the kernel compiled for a Hopper GPU, without one
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from hrm_agent.cores import HRM, TRM, Core
 from hrm_agent.cuda.core import all_in_bf16
 from hrm_agent.kernels import triton_segment
-from hrm_agent.kernels.triton.wrapper import SegmentKernel, tiles_of
+from hrm_agent.recurrence.triton import SegmentKernel, tiles_of
 
 CORES: dict[str, tuple[type[Core], tuple[int, tuple[int, int] | None], dict[str, Any]]] = {
     "hrm, rope, a tail of 3": (

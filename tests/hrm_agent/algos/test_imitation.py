@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from commands import run_command, tiny_run
-from test_trainer import assert_equal_bits, everything
 from tiny import MAZE, QUICK, make_trainer, tiny_policy
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from hrm_agent.training.learners import ImitationLearner
 from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer
 from hrm_envs.cells import Cell
+from runs import assert_equal_bits, everything
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # N, E, S, W
 CUT_OFF_OFTEN = {"walls": 0, "doors": 4, "p_change": 0.5}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from published_files import PUBLISHED, needs_published
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,13 +29,6 @@ from hrm_agent.supervised import (
     stablemax_cross_entropy,
 )
 from hrm_agent.supervised.model import name_from_published
-
-ROOT = Path(__file__).resolve().parents[3]
-FOLDER = Path(os.environ.get("HRM_AGENT_PARITY", ROOT.parent / "shared" / "parity"))
-PUBLISHED = sorted(FOLDER.glob("*.safetensors"))
-needs_published = pytest.mark.skipif(
-    not PUBLISHED, reason=f"no parity files in {FOLDER}; set HRM_AGENT_PARITY to their folder"
-)
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "hrm": {"kind": "hrm", "H_layers": 1, "pos_encodings": "rope"},

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from played import BUSY, CORE, MAZE, TIMINGS, assert_same, make_policy, save_agent
 
 from hrm_agent import Agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.episodes import (
-    Episodes,
     PolicyActor,
     RandomActor,
     ReplanActor,
@@ -29,38 +29,16 @@ from hrm_agent.evaluation.video import END_FRAMES, encode_gif, record_episodes
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.distributions import Categorical
 from hrm_agent.policies.encoders import EncoderConfig, Observation
-from hrm_agent.policies.policy import Decision, Policy, PolicyConfig
+from hrm_agent.policies.policy import Decision
 from hrm_agent.watch import watch
 from hrm_envs.planners import ReplanPolicy
 
-MAZE = "DynamicMaze-v0"
-BUSY = {"p_change": 0.3, "goal_process": "walk", "p_goal": 0.1, "max_episode_steps": 30}
 DEFAULTS = {"p_change": 0.05, "goal_process": "static", "p_goal": 0.0, "max_episode_steps": 60}
-CORE = {"mixing": "conv", "layers": 1, "H_cycles": 1, "L_cycles": 1, "inner_size": 16}
-TIMINGS = ("ms_per_decision", "ms_per_decision_batched")
 
 
 @pytest.fixture(autouse=True)
 def few_timed_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hrm_agent.evaluation.report.TIMED_CALLS", 2)
-
-
-def make_policy(env_id: str = MAZE, options: dict[str, Any] | None = None, **config: Any) -> Policy:
-    """An untrained policy with weights large enough to be opinionated."""
-    torch.manual_seed(3)
-    env = make_vector_env(env_id, 1, options)
-    given = {"core_options": CORE, "hidden_size": 8, **config}
-    policy = Policy(PolicyConfig(**given), env.single_observation_space, env.single_action_space)
-    torch.nn.init.normal_(policy.policy_head.weight)
-    return policy
-
-
-def save_agent(folder: Path, options: dict[str, Any] | None = None, env_id: str = MAZE, **config: Any) -> str:
-    env = make_vector_env(env_id, 1, options)
-    info = {"env": env_id, "env_options": options or {}, "frames": 64, "seed": 0}
-    policy = make_policy(env_id, options, **config)
-    Agent(policy, env.single_observation_space, env.single_action_space, info).save(folder)
-    return str(folder)
 
 
 class Replanning(torch.nn.Module):
@@ -81,17 +59,6 @@ class Replanning(torch.nn.Module):
         moves = torch.from_numpy(ReplanPolicy().act(obs.numpy()))
         logits = torch.nn.functional.one_hot(moves, 4) * self.weight
         return Decision(logits, logits.sum(-1), (), torch.full_like(moves, 2))
-
-
-def assert_same(one: Episodes, other: Episodes) -> None:
-    for name in ("seeds", "success", "steps", "returns", "clairvoyant", "segments"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-    assert one.changes is not None
-    assert one.totals is not None
-    for part in ("changes", "totals"):
-        for name in getattr(one, part)._fields:
-            mine, theirs = (getattr(getattr(episodes, part), name) for episodes in (one, other))
-            np.testing.assert_array_equal(mine, theirs, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["random", "replan", "greedy", "sampled"])
@@ -127,13 +94,13 @@ def test_what_is_counted_is_what_happened() -> None:
         assert played.success[row] == (rewards[-1] > 0)
 
 
-def test_bands_hold_different_levels() -> None:
+def test_splits_hold_different_levels() -> None:
     first = {}
-    for band in ("validation", "test"):
+    for split in ("validation", "test"):
         seen: list[Step] = []
-        played = run_episodes(RandomActor(), MAZE, {"seed_band": "train"}, 8, band=band, on_step=seen.append)
-        assert played.level_band == band
-        first[band] = seen[0].obs
+        played = run_episodes(RandomActor(), MAZE, {"split": "train"}, 8, split=split, on_step=seen.append)
+        assert played.split == split
+        first[split] = seen[0].obs
     assert not (first["validation"] == first["test"]).all(axis=(1, 2)).any()
 
 
@@ -147,7 +114,7 @@ def test_nobody_beats_the_clairvoyant_bound(options: dict[str, Any]) -> None:
 
 
 def test_a_policy_that_plays_the_replanners_moves_gets_its_numbers() -> None:
-    replanned = summarize(run_episodes(ReplanActor(), MAZE, BUSY, 100, band="validation"))
+    replanned = summarize(run_episodes(ReplanActor(), MAZE, BUSY, 100, split="validation"))
     copied = evaluate_policy(Replanning(), MAZE, BUSY, 100, oracle=True)  # type: ignore[arg-type]
     counted = ("segments_per_decision", "segments_by_change")
     assert {name: v for name, v in copied.items() if name not in counted} == {
@@ -199,10 +166,10 @@ def test_evaluating_touches_no_random_stream_and_no_weight() -> None:
     assert result["spl"] is not None
 
 
-def test_foreign_environments_have_no_band_and_no_bound() -> None:
+def test_foreign_environments_have_no_split_and_no_bound() -> None:
     policy = make_policy("CartPole-v1", core="gru", core_options={}, readout="mean")
     played = run_episodes(PolicyActor(policy), "CartPole-v1", {}, 3)
-    assert played.level_band is None
+    assert played.split is None
     assert played.clairvoyant is None
     assert summarize(played)["spl"] is None
     assert played.returns.tolist() == played.steps.tolist()
@@ -243,7 +210,7 @@ def test_change_locked_numbers_are_those_of_the_oracle() -> None:
     count, rows = 25, []
     actor = RandomActor()
     for seed in range(count):
-        env = make_vector_env(MAZE, 1, {**BUSY, "seed_band": "test", "oracle": True})
+        env = make_vector_env(MAZE, 1, {**BUSY, "split": "test", "oracle": True})
         obs, infos = env.reset(seed=seed)
         actor.reset(np.array([seed]))
         for step in range(1000):
@@ -294,7 +261,7 @@ def test_the_same_call_twice_gives_the_same_report(run: str, tmp_path: Path) -> 
             assert report.pop(name) > 0
     assert first == second
     assert first["env_options"] == BUSY
-    assert first["level_band"] == "test"
+    assert first["split"] == "test"
     assert first["seeds"] == {"first": 0, "count": 30}
     assert first["clairvoyant"]["success"] >= first["bfs_replanner"]["success"]
     assert len(first["levels"]["success"]) == len(first["levels"]["steps"]) == len(first["levels"]["regret"]) == 30
@@ -337,9 +304,9 @@ def test_a_level_set_is_played_exactly(run: str, monkeypatch: pytest.MonkeyPatch
     few = LevelSet(MAZE, {"doors": 2}, "validation", first=3, count=25)
     monkeypatch.setattr("hrm_agent.evaluate.find_level_set", {"few": few}.__getitem__)
     report = evaluate(run, level_set="few")
-    plain = evaluate(run, 25, env_options={**DEFAULTS, "doors": 2}, seed=3, band="validation")
+    plain = evaluate(run, 25, env_options={**DEFAULTS, "doors": 2}, seed=3, split="validation")
     assert (report["level_set"], plain["level_set"]) == ("few", None)
-    assert (report["seeds"], report["level_band"]) == ({"first": 3, "count": 25}, "validation")
+    assert (report["seeds"], report["split"]) == ({"first": 3, "count": 25}, "validation")
     assert report["env_options"] == {"doors": 2}  # and nothing of what the agent was trained on
     assert report["levels"] == plain["levels"]
     with pytest.raises(ValueError, match=r"level_set=default says which levels are played; leave out episodes, env$"):
@@ -386,8 +353,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(("env_id", "options"), [(MAZE, {"view": 2}), ("CueMaze-v0", {})])
 def test_a_film_shows_every_step(env_id: str, options: dict[str, Any]) -> None:
     policy = make_policy(env_id, options)
-    played = run_episodes(PolicyActor(policy), env_id, options, 2, seed=4, band="validation")
-    frames = record_episodes(policy, env_id, options, 2, seed=4, band="validation")
+    played = run_episodes(PolicyActor(policy), env_id, options, 2, seed=4, split="validation")
+    frames = record_episodes(policy, env_id, options, 2, seed=4, split="validation")
     assert len(frames) == played.steps.sum() + 2 * END_FRAMES
     assert {frame.shape for frame in frames} == {frames[0].shape}
     assert frames[0].shape[0] % 2 == frames[0].shape[1] % 2 == 0

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tests.agent.tiny import QUICK, tiny_policy
+from tiny import QUICK, tiny_policy
 
 from hrm_agent.agents.agent import Agent
 from hrm_agent.environments.make import make_vector_env
@@ -53,7 +53,7 @@ def slow_curves(policy: Policy, episodes: int, segments: int) -> dict[tuple[str,
     """The curves of every decision, one episode and one segment at a time, straight from the core."""
     found: dict[tuple[str, str], list[list[float]]] = {}
     for level in range(episodes):
-        env = make_vector_env(ENV, 1, {**SMALL, "seed_band": "test", "oracle": True})
+        env = make_vector_env(ENV, 1, {**SMALL, "split": "test", "oracle": True})
         obs, infos = env.reset(seed=level)
         kept, previous, ended, number = policy.initial_state(1), None, False, 0
         while not ended:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import TINY_RUN, run_command, tiny_run
+from refusals import files, refusal
 
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.environments.make import make_vector_env
@@ -21,40 +22,6 @@ from hrm_agent.train import check_run
 from hrm_agent.training import learners
 from hrm_agent.training.loop import RunLoop
 from hrm_agent.training.trainer import Trainer
-
-
-def files(folder: Path) -> dict[Path, bytes]:
-    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def not_refused(*arguments: object) -> None:
-    pytest.fail("training began")
-
-
-def refusal(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    command: str,
-    arguments: list[str],
-    folder: Path,
-) -> str:
-    """The line that a command refuses with, run in `folder`, which must stay as it was."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(Trainer, "run", not_refused)
-    before, handlers = files(folder), list(logging.root.handlers)
-    with pytest.raises(SystemExit) as exit_:
-        run_command(monkeypatch, command, *arguments)
-    assert exit_.value.code == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("error: ")
-    assert printed.err.count("\n") == 1
-    assert printed.err.endswith("\n")
-    assert files(folder) == before
-    assert list(folder.rglob("*.tmp")) == []
-    assert logging.root.handlers == handlers
-    return printed.err
-
 
 TRAIN = [
     ("env=DynamicMaz-v0", "did you mean DynamicMaze-v0?"),
@@ -259,7 +226,8 @@ AFTER = [
     ("evaluate", "run=run env=CartPole-v1 out=eval.json", "do not fit"),
     ("evaluate", "run=run env=DynamicMaz-v0", "did you mean DynamicMaze-v0?"),
     ("evaluate", "run=run which=worst", "expected best or last"),
-    ("evaluate", "run=run band=tests", "band"),
+    ("evaluate", "run=run split=tests", "split='tests'"),
+    ("evaluate", "run=run band=tests", "split='tests'"),
     ("watch", "run=run out=film.avi", ".gif or .mp4"),
     ("watch", "run=run episodes=0", "episodes"),
 ]
@@ -297,7 +265,7 @@ def test_a_finished_run_is_evaluated(copy: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(copy.parent)
     run_command(monkeypatch, "evaluate", "run=run", "episodes=6", "out=eval.json")
     report = json.loads((copy.parent / "eval.json").read_text())
-    assert report["level_band"] == "test"
+    assert report["split"] == "test"
     assert report["env_options"]["rows"] == 3
     assert 0 <= report["success_ci95"][0] <= report["success"] <= report["success_ci95"][1] <= 1
 

@@ -16,8 +16,8 @@ import torch
 import yaml
 from commands import TINY_RUN as TINY_RL_RUN
 from commands import run_command
+from refusals import not_refused, refusal
 from safetensors.torch import load_file
-from test_cli import not_refused, refusal
 
 from hrm_agent.cores import CORES
 from hrm_agent.launch.runs import run_errors
@@ -112,7 +112,7 @@ def test_a_run_leaves_models_logs_and_an_evaluation(run: Path) -> None:
     assert [line["steps"] for line in logged if "train/loss" in line] == [4, 8, 12]
     assert [line["steps"] for line in logged if "validation/valid" in line] == [4, 8, 12, 12]
     report = read(run / "eval.json")
-    assert (report["band"], report["puzzles"], report["segments"]) == ("test", 8, 3)
+    assert (report["split"], report["puzzles"], report["segments"]) == ("test", 8, 3)
 
 
 def test_a_model_says_where_it_comes_from(run: Path) -> None:
@@ -323,8 +323,8 @@ def test_halting_saves_segments_and_changes_no_score_of_it(copy: Path) -> None:
 
 
 def test_solve_takes_other_options_and_segments(copy: Path) -> None:
-    report = solve(str(copy), task_options={"loops": 1.0}, puzzles=30, segments=5, band="validation")
-    assert (report["band"], report["segments"], len(report["curves"]["valid"])) == ("validation", 5, 5)
+    report = solve(str(copy), task_options={"loops": 1.0}, puzzles=30, segments=5, split="validation")
+    assert (report["split"], report["segments"], len(report["curves"]["valid"])) == ("validation", 5, 5)
     task = build_task("maze", report["task_options"])
     assert task.config.loops == 1.0
     expected = evaluate_model(Solver(load_model(copy, best=True), 5), task, "validation", 30)
@@ -387,7 +387,7 @@ SOLVE = [
     ("model=run puzzles=many", "expected a number"),
     ("model=run segments=-1", "segments=-1"),
     ("model=run which=worst", "expected best or last"),
-    ("model=run band=train", "expected validation or test"),
+    ("model=run split=train", "expected validation or test"),
     ("model=run halt=maybe", "halt=maybe: expected true or false"),
     ("model=run precision=half", "unknown precision 'half'"),
     ("model=run device=tpu", "expected cpu, cuda or cuda:N"),

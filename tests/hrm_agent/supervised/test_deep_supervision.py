@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from published_files import FOLDER, needs_published
+from puzzles import SPEC, TRM, Copying, make_model
 from safetensors.torch import load_file
-from tests.agent.test_parity import FOLDER, needs_published
 from torch import Tensor
 
-from hrm_agent import kernels
+from hrm_agent import recurrence
 from hrm_agent.algos.optim import SignSGD
 from hrm_agent.benchmarks.parity import TOLERANCE, Reference
 from hrm_agent.parallel.threads import Threads
@@ -23,41 +24,11 @@ from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import build_model, check_answerable
 from hrm_agent.supervised.model import load_published, model_from_published, name_from_published
 from hrm_agent.supervised.tasks import build_task
-from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec
+from hrm_agent.supervised.tasks.base import Examples
 from hrm_agent.tensors.files import CheckpointError
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 
-SPEC = TaskSpec(sequence_length=6, input_ids=5, answer_ids=5, num_puzzles=4, grid=(2, 3))
-TRM = {"layers": 1, "H_cycles": 1, "L_cycles": 1, "mixing": "conv", "inner_size": 8, "cycle_gradient": "all"}
-HRM = {"H_layers": 1, "L_layers": 1, "H_cycles": 1, "L_cycles": 1, "mixing": "conv", "inner_size": 8}
 PLAIN = SupervisedConfig(batch_size=5, max_segments=3, learning_rate=1e-2, warmup=0, weight_decay=0.1, ema=0.9)
-
-
-class Copying(Task):
-    """The answer is the input, but for token 0, which is not asked for."""
-
-    spec = SPEC
-
-    def draw(self, generator: np.random.Generator, count: int) -> Examples:
-        inputs = generator.integers(0, 5, (count, 6), dtype=np.int32)
-        labels = inputs.copy()
-        labels[:, 0] = -100
-        return Examples(inputs, labels, generator.integers(0, 4, count, dtype=np.int32))
-
-    def examples(self, band: str, count: int) -> Examples:
-        return self.draw(np.random.default_rng(len(band)), count)
-
-
-def make_model(core: str = "trm", puzzles: int = 8, seed: int = 0, size: int = 8, **options: Any) -> PuzzleModel:
-    torch.manual_seed(seed)
-    own = {**(HRM if core == "hrm" else TRM), **options}
-    model = build_model(ModelConfig(core, own, size, puzzles, slots=1 if puzzles else None), SPEC)
-    with torch.no_grad():  # both are zero at first, and then nothing depends on them
-        model.halting_head.weight.normal_()
-        model.halting_head.bias.zero_()
-        if model.puzzles is not None:
-            model.puzzles.weight.normal_()
-    return model
 
 
 def learner(config: SupervisedConfig = PLAIN, shards: int = 1, **model: Any) -> DeepSupervision:
@@ -295,10 +266,10 @@ def test_it_learns_and_says_so() -> None:
 
 @pytest.mark.parametrize("path", ["fused", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_fast_paths_learn_the_same(path: str) -> None:
-    if not kernels.available(path):
+    if not recurrence.available(path):
         pytest.skip("no C++ compiler")
     plain, fast = (learner(size=16, inner_size=16, mixing="attention", num_heads=1) for _ in range(2))
-    assert kernels.use(fast.model, path) == path
+    assert recurrence.use(fast.model, path) == path
     for _ in range(3):
         assert plain.step(0.0) == pytest.approx(fast.step(0.0), rel=1e-4, abs=1e-6)
     assert_same(weights(plain), weights(fast), rtol=1e-3, atol=1e-5)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from test_evaluation import BUSY, MAZE, TIMINGS, assert_same, save_agent
+from played import BUSY, MAZE, TIMINGS, assert_same, save_agent
 from torch import Tensor, nn
 
 from hrm_agent.environments.make import make_vector_env
@@ -176,8 +176,8 @@ def test_the_report_has_the_entries_of_any_agents_report(tmp_path: Path) -> None
     report = evaluate_path_policy(make_model(), MAZE, BUSY, 12, segments=3, about=about)
     other = evaluate(run=save_agent(tmp_path, BUSY), episodes=12)
     assert set(report) == set(other)
-    assert {k: report[k] for k in ("random", "bfs_replanner", "clairvoyant", "seeds", "level_band")} == {
-        k: other[k] for k in ("random", "bfs_replanner", "clairvoyant", "seeds", "level_band")
+    assert {k: report[k] for k in ("random", "bfs_replanner", "clairvoyant", "seeds", "split")} == {
+        k: other[k] for k in ("random", "bfs_replanner", "clairvoyant", "seeds", "split")
     }
     assert (report["core"], report["carry"], report["segments_per_decision"]) == ("trm", "reset", 3)
     assert {k: report[k] for k in about} == about

@@ -17,10 +17,10 @@ import pytest
 import torch
 from commands import TINY_RUN, run_command
 from parallel_worker import SETTINGS, build
-from test_deep_supervision import make_model
+from puzzles import make_model
 from tiny import make_trainer
 
-from hrm_agent import kernels
+from hrm_agent import recurrence
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.launch.cli import compose_config
@@ -189,7 +189,7 @@ def test_what_happens_in_one_process_ends_all(tmp_path: Path) -> None:
     assert not list((tmp_path / "apart").glob("checkpoints/*"))
 
 
-@pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
+@pytest.mark.skipif(not recurrence.available("fused"), reason="no C++ compiler")
 def test_the_first_process_measures_for_all(tmp_path: Path) -> None:
     launch_worker(2, "kernel", tmp_path)
 

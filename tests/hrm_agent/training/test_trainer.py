@@ -24,27 +24,14 @@ from hrm_agent import train
 from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.ppo import PPO
 from hrm_agent.experience.rollout import Rollout
-from hrm_agent.tensors.files import CheckpointError, load_tensors
+from hrm_agent.tensors.files import CheckpointError
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training import trainer as trainer_module
 from hrm_agent.training.checkpoints import CheckpointFolder
 from hrm_agent.training.loop import Interrupted
 from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer
-
-
-def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """All that a checkpoint holds: weights, optimizer, environment, observation, carry and random streams."""
-    tensors, metadata = load_tensors(trainer.save_checkpoint())
-    metadata.pop("seconds")
-    tensors["metadata"] = torch.tensor(list(json.dumps(metadata, sort_keys=True).encode()), dtype=torch.uint8)
-    return tensors
-
-
-def assert_equal_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    different = [name for name in one if not torch.equal(one[name], other[name])]
-    assert different == []
+from runs import assert_equal_bits, everything
 
 
 @pytest.mark.parametrize("shards", [1, 2])
