@@ -332,7 +332,7 @@ def test_links_of_the_experiments_pages(hooks: ModuleType) -> None:
     for target, expected in (
         ("curves.png", "[x](curves.png)"),
         ("results.json", "x"),
-        ("../../hrm_agent/agent.py", "x"),
+        ("../../hrm_agent/agents/agent.py", "x"),
         ("missing.json", "[x](missing.json)"),
         ("https://example.org", "[x](https://example.org)"),
         ("#claim", "[x](#claim)"),

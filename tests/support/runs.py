@@ -1,4 +1,4 @@
-"""Comparison of two runs, bit for bit."""
+"""Runs compared bit for bit, and the place of a process among others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 import torch
 
+from hrm_agent.parallel.processes import Processes
 from hrm_agent.tensors.files import load_tensors
 from hrm_agent.training.trainer import Trainer
 
@@ -22,3 +23,10 @@ def assert_equal_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tenso
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert different == []
+
+
+class Part(Processes):
+    """One of several processes, as far as the division of work goes."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self.rank, self.world_size = rank, world_size

@@ -11,10 +11,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from commands import run_command
 from tiny import ACTIONS, BLOCKS, GRID, MAZE, QUICK, tiny_policy
 
 from hrm_agent import Agent
-from hrm_agent.agents import onnx as export
+from hrm_agent.agents import onnx
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.environments.spaces import space_from_dict
 from hrm_agent.policies.policy import Policy
@@ -46,7 +47,7 @@ def test_a_thousand_steps_of_carried_state_equal_torchs(kind: str, tmp_path: Pat
     env = make_vector_env("DynamicMaze-v0", ENVS, MAZE)
     space = env.single_observation_space
     agent = Agent(tiny_policy(space, **AGENTS[kind]), space, ACTIONS, {"env": "DynamicMaze-v0", "env_options": MAZE})
-    made = export.export_onnx(agent, tmp_path / "agent.onnx")
+    made = onnx.export_onnx(agent, tmp_path / "agent.onnx")
     session = open_session(tmp_path / "agent.onnx")
     assert [port.name for port in session.get_inputs()] == made["inputs"]
     assert [port.name for port in session.get_outputs()] == made["outputs"]
@@ -56,7 +57,7 @@ def test_a_thousand_steps_of_carried_state_equal_torchs(kind: str, tmp_path: Pat
     mine = agent.policy.initial_state(ENVS)
     ends = clear = 0
     for _ in range(STEPS):
-        actions, logits, value, *theirs = session.run(None, export.to_feed(agent, obs, start, theirs))
+        actions, logits, value, *theirs = session.run(None, onnx.to_feed(agent, obs, start, theirs))
         with torch.no_grad():
             decision = agent.policy.step(torch.from_numpy(obs), mine, torch.from_numpy(start))
         mine = decision.state
@@ -83,7 +84,7 @@ def test_dictionaries_q_values_and_metadata(tmp_path: Path) -> None:
     actions = gym.spaces.Discrete(4, start=1)
     policy = tiny_policy(space, core="gru", heads="q")
     agent = Agent(policy, space, actions, {"env": "Mine-v0", "note": "é"})
-    made = export.export_onnx(agent, tmp_path / "agent.onnx")
+    made = onnx.export_onnx(agent, tmp_path / "agent.onnx")
     assert made["inputs"] == [*(f"obs.{key}" for key in space.spaces), "episode_start", "state_0"]
     assert made["outputs"] == ["action", "logits", "state_0_next"]  # of Q-values the largest is the value
     assert made["bytes"] == (tmp_path / "agent.onnx").stat().st_size
@@ -92,11 +93,11 @@ def test_dictionaries_q_values_and_metadata(tmp_path: Path) -> None:
     assert space_from_dict(json.loads(said["hrm_agent.observation_space"])) == space
     assert space_from_dict(json.loads(said["hrm_agent.action_space"])) == actions
     assert json.loads(said["hrm_agent.info"]) == agent.info
-    assert json.loads(said["hrm_agent.policies.policy"]) == json.loads(json.dumps(policy.config.to_dict()))
+    assert json.loads(said["hrm_agent.policy"]) == json.loads(json.dumps(policy.config.to_dict()))
     assert {port.shape[0] for port in session.get_inputs()} == {"batch"}
     for size in (1, 4):
-        obs = export._random_observations(agent, size, np.random.default_rng(size))
-        action, _, state = session.run(None, export.to_feed(agent, obs, True, None))
+        obs = onnx._random_observations(agent, size, np.random.default_rng(size))
+        action, _, state = session.run(None, onnx.to_feed(agent, obs, True, None))
         chosen, kept = agent.predict(obs)
         assert action.tolist() == chosen.tolist()
         assert state == pytest.approx(kept[0], abs=1e-5)
@@ -116,12 +117,12 @@ def test_dictionaries_q_values_and_metadata(tmp_path: Path) -> None:
 def test_other_observations_and_actions(space: gym.Space, actions: gym.Space, tmp_path: Path) -> None:
     policy = tiny_policy(space, actions=actions, core="gru", readout="mean", crop=0, patch=1)
     agent = Agent(policy, space, actions)
-    export.export_onnx(agent, tmp_path / "agent.onnx")
+    onnx.export_onnx(agent, tmp_path / "agent.onnx")
     session, mine, theirs = open_session(tmp_path / "agent.onnx"), None, None
     random = np.random.default_rng(0)
     for step in range(20):
-        obs = export._random_observations(agent, 5, random)[""]
-        action, _, _, *theirs = session.run(None, export.to_feed(agent, obs, step == 0, theirs))
+        obs = onnx._random_observations(agent, 5, random)[""]
+        action, _, _, *theirs = session.run(None, onnx.to_feed(agent, obs, step == 0, theirs))
         chosen, mine = agent.predict(obs, mine)
         assert action.dtype == chosen.dtype
         assert action == pytest.approx(chosen, abs=1e-4)
@@ -138,8 +139,8 @@ def test_a_graph_that_says_something_else_is_not_written(tmp_path: Path, monkeyp
         return decision._replace(logits=decision.logits * factor)
 
     monkeypatch.setattr(Policy, "step", tampered)
-    with pytest.raises(export.ExportError, match="gives other numbers than torch: logits is off by"):
-        export.export_onnx(agent, tmp_path / "agent.onnx")
+    with pytest.raises(onnx.ExportError, match="gives other numbers than torch: logits is off by"):
+        onnx.export_onnx(agent, tmp_path / "agent.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,7 +149,7 @@ def test_a_graph_that_says_something_else_is_not_written(tmp_path: Path, monkeyp
     [
         (["run=agent", "out=agent.pt"], "out=agent.pt: expected a name that ends in .onnx"),
         (["run=agent", "out=absent/agent.onnx"], "in a folder that exists"),
-        (["run=agent"], "stop=settled: rows that stop thinking at different times"),
+        (["run=agent"], "stop=latent_change: rows that stop thinking at different times"),
         (["run=agent", "agent=A-v0"], "one of the two"),
         (["run=absent"], "absent: no such folder"),
         (["run=agent", "carry=all"], "carry='all'"),
@@ -159,9 +160,8 @@ def test_what_cannot_be_exported_is_refused_on_one_line(
 ) -> None:
     Agent(tiny_policy(stop="settled", stop_threshold=0.1), GRID, ACTIONS).save(tmp_path / "agent")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["hrm_agent.export", *given])
     with pytest.raises(SystemExit) as ended:
-        export.main()
+        run_command(monkeypatch, "export", *given)
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert line in said
@@ -171,5 +171,5 @@ def test_what_cannot_be_exported_is_refused_on_one_line(
 
 def test_without_the_extra_the_user_is_told_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(export.ExportError, match=r"pip install 'hrm-agent\[onnx\]'"):
-        export.export_onnx(Agent(tiny_policy(), GRID, ACTIONS), tmp_path / "agent.onnx")
+    with pytest.raises(onnx.ExportError, match=r"pip install 'hrm-agent\[onnx\]'"):
+        onnx.export_onnx(Agent(tiny_policy(), GRID, ACTIONS), tmp_path / "agent.onnx")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,13 @@ def test_refusals_are_one_line(fake: FakeHub, monkeypatch: pytest.MonkeyPatch) -
     (fake.root / "me/empty").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"agent\.json missing"):
         from_hub("me/empty")
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(HubError, match="pip install 'hrm-agent\\[hub\\]'"):
         from_hub("me/maze")
+
+
+def test_the_former_name_warns_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "hrm_agent.hub", raising=False)
+    with pytest.warns(DeprecationWarning, match=r"hrm_agent\.hub is now hrm_agent\.agents\.hub"):
+        former = importlib.import_module("hrm_agent.hub")
+    assert (former.from_hub, former.push_to_hub, former.HubError) == (from_hub, push_to_hub, HubError)

@@ -277,9 +277,9 @@ def test_the_agents_of_another_package_are_found_through_its_entry_points(folder
 
 def test_importing_looks_for_no_plugin_and_loads_no_extra() -> None:
     code = (
-        "import sys, hrm_agent; from hrm_agent import registration;"
+        "import sys, hrm_agent; from hrm_agent.agents.registry import registry;"
         "extras = {'onnx', 'onnxruntime', 'onnxscript', 'huggingface_hub', 'hydra', 'matplotlib'};"
-        "print(registration.registry._searched, sorted(extras & set(sys.modules)))"
+        "print(registry._searched, sorted(extras & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

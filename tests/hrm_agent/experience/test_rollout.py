@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm_agent.experience.rollout import Rollout, draw_minibatches
-from hrm_agent.parallel.processes import Processes
+from runs import Part
 
 SPACE = gym.spaces.Box(0, 5, (2, 2), np.uint8)
 
@@ -105,13 +105,6 @@ def test_a_window_is_consecutive_steps_of_one_environment_from_its_stored_state(
         assert (windows.state[0][b] == 1000 * t + env).all()
         assert (windows.next_state[0][b] == 1000 * (t + 2) + env).all()
     assert seen == {(t, env) for t in (0, 2, 4) for env in range(3)}
-
-
-class Part(Processes):
-    """One of several processes, as far as the division of work goes."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
 
 
 def windows_by_number(num_envs: int, per_env: int, size: int, seed: int, parts: int) -> list[list[set[int]]]:

@@ -220,7 +220,7 @@ AFTER = [
     ("evaluate", "run=run segments=abc", "segments"),
     ("watch", "run=run env=CartPole-v1", "do not fit"),
     ("evaluate", "run=run level_set=defaults", "default"),
-    ("evaluate", "run=run stop=soon", "fixed, settled, agreed"),
+    ("evaluate", "run=run stop=soon", "fixed, latent_change, policy_kl"),
     ("shifts", "run=absent", "absent: no such folder"),
     ("shifts", "run=run axes=[length]", "length"),
     ("evaluate", "run=run env=CartPole-v1 out=eval.json", "do not fit"),

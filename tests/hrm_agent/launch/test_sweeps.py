@@ -14,7 +14,6 @@ import pytest
 from commands import TINY_RUN, run_command
 from omegaconf import DictConfig, OmegaConf
 
-from hrm_agent.launch import sweep_table as table_command
 from hrm_agent.launch.cli import UsageError, check_jobs, compose_config, expand_sweeps, one_at_a_time
 from hrm_agent.launch.settings import config_folder
 from hrm_agent.launch.sweep_table import sweep_table
@@ -209,8 +208,7 @@ def test_the_table_holds_what_differs_best_first(runs: Path) -> None:
 
 def test_the_table_is_written(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for out in ("table.csv", "table.md"):
-        monkeypatch.setattr("sys.argv", ["hrm_agent.sweep_table", f"folder={runs}", f"out={runs / out}"])
-        table_command.main()
+        run_command(monkeypatch, "sweep_table", f"folder={runs}", f"out={runs / out}")
         assert "deep/b" in capsys.readouterr().out
     with open(runs / "table.csv") as file:
         assert [row["algo.learning_rate"] for row in csv.DictReader(file)] == ["0.1", "0.2", "0.1"]
@@ -238,9 +236,8 @@ def test_the_table_refuses_bad_input(
 ) -> None:
     (runs / "empty").mkdir()
     given = [a.format(runs=runs, empty=runs / "empty") for a in arguments]
-    monkeypatch.setattr("sys.argv", ["hrm_agent.sweep_table", *given])
     with pytest.raises(SystemExit) as exit_:
-        table_command.main()
+        run_command(monkeypatch, "sweep_table", *given)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
 

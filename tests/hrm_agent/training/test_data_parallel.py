@@ -25,20 +25,16 @@ from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve
-from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, check_local_device, join
+from hrm_agent.parallel.processes import SINGLE_PROCESS, check_local_device, join
 from hrm_agent.supervised.deep_supervision import SupervisedConfig
 from hrm_agent.supervised.deep_supervision import check_processes as check_supervised_processes
 from hrm_agent.tensors.files import load_tensors
 from hrm_agent.training.learners import check_processes
 from hrm_agent.training.tracking import Console
+from runs import Part
 
 WORKER = Path(__file__).resolve().parents[2] / "support" / "parallel_worker.py"
 MIDDLE, END = "000000000064.safetensors", "000000000128.safetensors"
-
-
-class Part(Processes):
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
 
 
 def environment(**more: str) -> dict[str, str]:
