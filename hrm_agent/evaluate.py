@@ -29,7 +29,7 @@ from hrm_agent.training.kernel_choice import choose_for_playing
 from hrm_envs import MazeVectorEnv
 
 BATCH = 256
-DEFAULT_LEVELS = {"episodes": 1000, "seed": 0, "band": "test", "env": None, "env_options": None}
+DEFAULT_LEVELS = {"episodes": 1000, "seed": 0, "split": "test", "env": None, "env_options": None}
 
 
 def evaluate(
@@ -39,7 +39,7 @@ def evaluate(
     carry: str | None = None,
     segments: int | None = None,
     seed: int = 0,
-    band: str = "test",
+    split: str = "test",
     env: str | None = None,
     best: bool = True,
     env_options: dict[str, Any] | None = None,
@@ -61,7 +61,7 @@ def evaluate(
         carry, segments, stop, stop_threshold: a lesion: another carry rule, number of segments or rule for when
             to stop thinking than the agent was trained with.
         seed: number of the first level.
-        band: band of levels, where the environment has bands.
+        split: `train`, `validation` or `test` levels, where the environment has splits.
         env: another environment than the agent was trained on; only the size of its grid may differ
             (`Agent.fit`).
         best: of a run's agents, the best on validation levels rather than the last.
@@ -88,7 +88,7 @@ def evaluate(
         raise ValueError(f"out={out}: expected a file in a folder that exists")
     lesion = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
     player = load_agent(run, agent, best, **lesion)
-    level = _choose_levels(player, episodes, seed, band, env, env_options or None, level_set)
+    level = _choose_levels(player, episodes, seed, split, env, env_options or None, level_set)
     probe = make_vector_env(level["env_id"], 1, level["env_options"])
     player = player.fit(probe.single_observation_space)
     player.check_fits(probe.single_observation_space, probe.single_action_space)
@@ -108,7 +108,7 @@ def _choose_levels(
     agent: Agent,
     episodes: int,
     seed: int,
-    band: str,
+    split: str,
     env: str | None,
     env_options: dict[str, Any] | None,
     level_set: str | None,
@@ -116,8 +116,8 @@ def _choose_levels(
     """The arguments of `run_in_threads` that say what is played."""
     if level_set is None:
         env_id, options = agent.environment(env, env_options)
-        return {"env_id": env_id, "env_options": options, "episodes": episodes, "seed": seed, "band": band}
-    given = {"episodes": episodes, "seed": seed, "band": band, "env": env, "env_options": env_options}
+        return {"env_id": env_id, "env_options": options, "episodes": episodes, "seed": seed, "split": split}
+    given = {"episodes": episodes, "seed": seed, "split": split, "env": env, "env_options": env_options}
     changed = [name for name, value in given.items() if value != DEFAULT_LEVELS[name]]
     if changed:
         raise ValueError(f"level_set={level_set} says which levels are played; leave out {', '.join(changed)}")
@@ -127,7 +127,7 @@ def _choose_levels(
         "env_options": levels.env_options,
         "episodes": levels.count,
         "seed": levels.first,
-        "band": levels.band,
+        "split": levels.split,
     }
 
 
@@ -150,7 +150,7 @@ def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool, s
         "clairvoyant": summarize_clairvoyant(played),
         "levels": list_levels(played),
         "seeds": {"first": int(played.seeds[0]), "count": level["episodes"]},
-        "level_band": played.level_band,
+        "split": played.split,
         "env": level["env_id"],
         "env_options": level["env_options"],
     }

@@ -27,7 +27,7 @@ def shifts(
     stop: str | None = None,
     stop_threshold: float | None = None,
     seed: int = 0,
-    band: str = "test",
+    split: str = "test",
     env: str | None = None,
     env_options: dict[str, Any] | None = None,
     best: bool = True,
@@ -44,7 +44,7 @@ def shifts(
         max_size: largest maze of the axis `size`, in cells along each side.
         carry, segments, stop, stop_threshold: a lesion, see `hrm_agent.evaluate`.
         seed: number of the first level.
-        band: band of levels.
+        split: `train`, `validation` or `test` levels.
         env, env_options: another maze to start from than the one trained on.
         best: of a run's agents, the best on validation levels rather than the last.
         on_record: called with every record as soon as it is there.
@@ -66,14 +66,14 @@ def shifts(
     env_id, options = player.environment(env, env_options)
     points = list_points(base_config(env_id, options), list(AXES) if axes is None else axes, max_size)
     records = []
-    for record in run_shifts(player, env_id, options, points, episodes, seed, band, Threads(available_cores())):
+    for record in run_shifts(player, env_id, options, points, episodes, seed, split, Threads(available_cores())):
         records.append(record)
         if on_record is not None:
             on_record(record)
     report = {
         **describe_agent(player, run, agent),
         "seeds": {"first": seed, "count": episodes},
-        "band": band,
+        "split": split,
         "records": records,
     }
     if out is not None:

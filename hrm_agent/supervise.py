@@ -70,9 +70,9 @@ def _check_parts(values: dict[str, Any], run: RunConfig, model: ModelConfig, tra
     made = build_model(model, task.spec)
     check_answerable(made, task)
     check_processes(made, training, join())
-    for band, count in (("validation", run.eval_puzzles), ("test", values["test_puzzles"])):
+    for split, count in (("validation", run.eval_puzzles), ("test", values["test_puzzles"])):
         if count:
-            task.examples(band, count)
+            task.examples(split, count)
 
 
 def _start(cfg: DictConfig) -> float:

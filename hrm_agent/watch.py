@@ -18,7 +18,7 @@ def watch(
     episodes: int = 3,
     out: str = "watch.gif",
     seed: int = 0,
-    band: str = "test",
+    split: str = "test",
     carry: str | None = None,
     segments: int | None = None,
     fps: float = 8,
@@ -36,7 +36,7 @@ def watch(
         episodes: levels `seed ... seed + episodes - 1`.
         out: a `.gif` or `.mp4` file, written whole or not at all.
         seed: number of the first level.
-        band: band of levels, where the environment has bands.
+        split: `train`, `validation` or `test` levels, where the environment has splits.
         carry, segments, stop, stop_threshold: another carry rule, number of segments or rule for when to stop
             thinking than the agent was trained with.
         fps: pictures, that is environment steps, a second.
@@ -67,7 +67,7 @@ def watch(
     player = player.fit(probe.single_observation_space)
     player.check_fits(probe.single_observation_space, probe.single_action_space)
     probe.close()
-    frames = record_episodes(player.policy, env_id, options, episodes, seed, band)
+    frames = record_episodes(player.policy, env_id, options, episodes, seed, split)
     encode = encode_gif if path.suffix == ".gif" else encode_mp4
     write_atomically(path, encode(frames, fps))
     return path

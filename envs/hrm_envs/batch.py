@@ -31,8 +31,16 @@ from hrm_envs.oracle import clairvoyant_arrival
 _NO_ACTIONS = np.zeros(0, np.int64)
 
 
+# Former names of parameters, which saved agents and runs still use.
+RENAMED = {"seed_band": "split"}
+
+
 def config_from(kind: type, parameters: dict[str, Any]) -> Any:
-    """Build a configuration; an unknown name is a ``ValueError`` that gives the nearest known one."""
+    """Build a configuration; an unknown name is a ``ValueError`` that gives the nearest known one.
+
+    A former name (``RENAMED``) is accepted, and ignored beside the present one.
+    """
+    parameters = {RENAMED.get(k, k): v for k, v in parameters.items() if RENAMED.get(k) not in parameters}
     known = [field.name for field in fields(kind)]
     for name in parameters:
         if name not in known:

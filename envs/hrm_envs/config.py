@@ -7,7 +7,7 @@ from typing import Any
 LAYOUTS = ("scatter", "braid", "four_rooms")
 DOOR_PROCESSES = ("reroll", "independent", "periodic")
 GOAL_PROCESSES = ("static", "jump", "walk")
-SEED_BANDS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 MAX_SIDE = 64
 
 
@@ -61,7 +61,7 @@ class MazeConfig:
         view: ``"full"``, or the radius (Chebyshev, in grid positions) beyond which all is ``UNKNOWN``.
         oracle: put the oracle's values into ``info``.
         max_episode_steps: steps after which an episode is truncated.
-        seed_band: ``train``, ``validation`` or ``test``: disjoint sets of levels.
+        split: ``train``, ``validation`` or ``test``: disjoint sets of levels.
 
     Raises:
         ValueError: for a value out of range; one line that says what was given, expected, and what to do.
@@ -80,13 +80,13 @@ class MazeConfig:
     view: int | str = "full"
     oracle: bool = False
     max_episode_steps: int = 60
-    seed_band: str = "train"
+    split: str = "train"
 
     def __post_init__(self) -> None:
         check_choice("layout", self.layout, LAYOUTS)
         check_choice("door_process", self.door_process, DOOR_PROCESSES)
         check_choice("goal_process", self.goal_process, GOAL_PROCESSES)
-        check_choice("seed_band", self.seed_band, SEED_BANDS)
+        check_choice("split", self.split, SPLITS)
         smallest = 2 if self.layout == "four_rooms" else 1
         for name in ("rows", "cols"):
             check_integer(name, getattr(self, name), smallest, MAX_SIDE, "choose another maze size")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hrm_envs.batch import Batch, config_from
 from hrm_envs.cells import AGENT, EMPTY, GOAL, WALL
-from hrm_envs.config import MAX_SIDE, SEED_BANDS, check_choice, check_integer
+from hrm_envs.config import MAX_SIDE, SPLITS, check_choice, check_integer
 from hrm_envs.jit import assign, compile_for, hot_kernel, inner, is_cached
 from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD, build_outcome
 from hrm_envs.maze import MazeEnv
@@ -29,7 +29,7 @@ class CueConfig:
         length: positions of the corridor before the junction; ``length + 1`` steps reach an arm's end.
         max_episode_steps: steps after which an episode is truncated.
         oracle: put the oracle's values into ``info``.
-        seed_band: ``train``, ``validation`` or ``test``.
+        split: ``train``, ``validation`` or ``test``.
 
     Raises:
         ValueError: for a value out of range.
@@ -38,12 +38,12 @@ class CueConfig:
     length: int = 5
     max_episode_steps: int = 20
     oracle: bool = False
-    seed_band: str = "train"
+    split: str = "train"
 
     def __post_init__(self) -> None:
         check_integer("length", self.length, 1, 2 * MAX_SIDE, "choose another corridor")
         check_integer("max_episode_steps", self.max_episode_steps, 1, 10**6, "choose another time limit")
-        check_choice("seed_band", self.seed_band, SEED_BANDS)
+        check_choice("split", self.split, SPLITS)
         if not isinstance(self.oracle, bool):
             raise ValueError(f"oracle={self.oracle!r} is not a bool; give True or False")
 
@@ -88,9 +88,9 @@ def _consult(width, state, outcome, i):
 
 
 @inner
-def _reset_one(template, width, band, oracle, state, outcome, i):
+def _reset_one(template, width, split, oracle, state, outcome, i):
     state.episode[i] += 1
-    seed = level_seed(state.env_seed[i], state.episode[i], band)
+    seed = level_seed(state.env_seed[i], state.episode[i], split)
     state.level_seed[i] = seed
     row = 1 if below(draw(seed, STREAM_LAYOUT, 0, 0), 2) == 0 else _HEIGHT - 2
     state.goal[i] = row * width + width - 2
@@ -105,13 +105,13 @@ def _reset_one(template, width, band, oracle, state, outcome, i):
 
 
 @hot_kernel
-def _reset_all(template, width, band, oracle, state, outcome):
+def _reset_all(template, width, split, oracle, state, outcome):
     for i in range(len(state.agent)):
-        _reset_one(template, width, band, oracle, state, outcome, i)
+        _reset_one(template, width, split, oracle, state, outcome, i)
 
 
 @hot_kernel
-def _step_all(template, width, band, oracle, limit, state, outcome, actions, autoreset):
+def _step_all(template, width, split, oracle, limit, state, outcome, actions, autoreset):
     """Step every environment; the number that ended, or ``-1 - i`` if action i is none."""
     for i in range(len(actions)):
         if actions[i] < 0 or actions[i] > 3:
@@ -148,7 +148,7 @@ def _step_all(template, width, band, oracle, limit, state, outcome, actions, aut
                 outcome.final_distance[i] = outcome.distance[i]
                 assign(outcome.final_masks[i], outcome.masks[i])
             if autoreset:
-                _reset_one(template, width, band, oracle, state, outcome, i)
+                _reset_one(template, width, split, oracle, state, outcome, i)
             else:
                 state.done[i] = 1
     return count
@@ -181,7 +181,7 @@ class CueBatch(Batch):
     @property
     def _fixed(self) -> tuple[Any, ...]:
         config = self.config
-        return self._template, config.width, SEED_BANDS.index(config.seed_band), config.oracle
+        return self._template, config.width, SPLITS.index(config.split), config.oracle
 
     def compile(self) -> None:
         """Compile what reset and step call, or load it; either would do so itself."""
@@ -243,7 +243,7 @@ class CueMazeEnv(MazeEnv):
     ``max_episode_steps``.
 
     ## Arguments
-    ``length`` (5), ``max_episode_steps`` (20), ``oracle``, ``seed_band``, ``render_mode``: see ``CueConfig``.
+    ``length`` (5), ``max_episode_steps`` (20), ``oracle``, ``split``, ``render_mode``: see ``CueConfig``.
 
     ## Version History
     * v0: first version.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_envs.cells import AGENT, DOOR, EMPTY, GOAL, UNKNOWN, WALL
-from hrm_envs.config import DOOR_PROCESSES, GOAL_PROCESSES, LAYOUTS, SEED_BANDS, MazeConfig
+from hrm_envs.config import DOOR_PROCESSES, GOAL_PROCESSES, LAYOUTS, SPLITS, MazeConfig
 from hrm_envs.jit import assign, hot_kernel, inner
 from hrm_envs.levels import Geometry, draw_level
 from hrm_envs.oracle import optimal_actions, shortest_distances
@@ -37,7 +37,7 @@ class Rules(NamedTuple):
     radius: int
     oracle: bool
     limit: int
-    band: int
+    split: int
 
 
 class State(NamedTuple):
@@ -109,7 +109,7 @@ def build_rules(config: MazeConfig) -> Rules:
         radius=FULL_VIEW if config.view == "full" else min(int(config.view), 2**16),
         oracle=config.oracle,
         limit=int(config.max_episode_steps),
-        band=SEED_BANDS.index(config.seed_band),
+        split=SPLITS.index(config.split),
     )
 
 
@@ -215,7 +215,7 @@ def _begin_oracle(geometry, state, outcome, i, queue):
 def _reset_one(rules, geometry, state, outcome, i, queue, seen, rare, oracle):
     """Begin the next episode of environment i."""
     state.episode[i] += 1
-    seed = level_seed(state.env_seed[i], state.episode[i], rules.band)
+    seed = level_seed(state.env_seed[i], state.episode[i], rules.split)
     state.level_seed[i] = seed
     grid = state.grid[i]
     agent, goal, count = draw_level(

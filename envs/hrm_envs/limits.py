@@ -58,5 +58,5 @@ class LevelEnv(gymnasium.Env):
 
     @property
     def level_seed(self) -> int:
-        """The level being played; its two highest bits are the seed band."""
+        """The level being played; its two highest bits are the split."""
         return int(self.batch.state.level_seed[0])

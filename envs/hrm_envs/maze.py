@@ -36,7 +36,7 @@ class MazeEnv(LevelEnv):
     ## Starting State
     A new level in every episode: layout, doors, and two distinct random cells for agent and goal. With the
     ``scatter`` layout walls alone never cut the goal off at the start; doors may. Seed s fixes the levels of
-    all following episodes; the level of an episode is a hash of (s, episode) within ``seed_band``.
+    all following episodes; the level of an episode is a hash of (s, episode) within ``split``.
 
     ## Rewards
     +1 on reaching the goal, otherwise -0.01.

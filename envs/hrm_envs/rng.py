@@ -49,10 +49,10 @@ def happens(bits, threshold):
 
 
 @inner
-def level_seed(env_seed, episode, band):
-    """The level of an episode: two bits of band over 61 bits of hash, as a non-negative int64.
+def level_seed(env_seed, episode, split):
+    """The level of an episode: two bits that say the split over 61 bits of hash, as a non-negative int64.
 
-    Bands (0 train, 1 validation, 2 test) therefore never share a level seed.
+    No two splits (0 train, 1 validation, 2 test) therefore share a level seed.
     """
     bits = mix(mix(np.uint64(env_seed) + _GOLDEN) + _STREAM * np.uint64(episode) + _INDEX)
-    return np.int64((np.uint64(band) << np.uint64(61)) | (bits >> _S3))
+    return np.int64((np.uint64(split) << np.uint64(61)) | (bits >> _S3))

@@ -156,7 +156,7 @@ class MazeVectorEnv(VectorEnv):
 
     @property
     def level_seeds(self) -> NDArray[np.int64]:
-        """The level each environment is playing: int64 [N]; its two highest bits are the seed band."""
+        """The level each environment is playing: int64 [N]; its two highest bits are the split."""
         return self.batch.state.level_seed.copy()
 
     def get_state(self) -> dict[str, NDArray]:

@@ -2,7 +2,7 @@
 
     python experiments/minihack/evaluate.py run=FOLDER [run=...] [agent=ID ...] [episodes=200] [seed=0] [out=FILE]
 
-Greedy, on levels of the test band. Every agent adds a record to `out` (results.json beside this file), or replaces its
+Greedy, on test levels. Every agent adds a record to `out` (results.json beside this file), or replaces its
 own; the table of README.md is redrawn from it. Needs the extra `minihack`.
 """
 
@@ -28,7 +28,7 @@ from hrm_agent.tensors.files import write_atomically
 
 FOLDER = Path(__file__).resolve().parent
 MARKS = ("<!-- table minihack -->", "<!-- /table -->")
-BAND = "test"
+SPLIT = "test"
 
 
 def play(agent: Agent, env: gym.Env, seeds: range) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def compare(agent: Agent, name: str, episodes: int, seed: int) -> dict[str, Any]
     Raises:
         ValueError: trained on a world that is not built in MiniHack, or MiniHack is not installed.
     """
-    env_id, options = agent.environment(None, {"seed_band": BAND})
+    env_id, options = agent.environment(None, {"split": SPLIT})
     twin = f"MiniHack{env_id}"
     check_env_id(twin)
     seeds = range(seed, seed + episodes)

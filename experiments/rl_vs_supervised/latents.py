@@ -202,8 +202,8 @@ def held_out_views(
     """Views of validation levels to fit probes to, and of test levels, none of them in the supervised training pool."""
     task = MazeViewsTask(config["env"], config["worlds"][world], seed=seed)
 
-    def views(band: str, count: int) -> Views:
-        grids = task.examples(band, count).inputs.reshape(count, *grid.shape[:2]).astype(np.uint8)
+    def views(split: str, count: int) -> Views:
+        grids = task.examples(split, count).inputs.reshape(count, *grid.shape[:2]).astype(np.uint8)
         return Views(grids, *path_tokens(grids, grid))
 
     return views("validation", fit), views("test", test)

@@ -146,7 +146,7 @@ def measure(name: str) -> dict[str, Any]:
         "best_reference": best,
         "clairvoyant": summarize_clairvoyant(random),
         **describe_changes(played[best]),
-        "level_band": random.level_band,
+        "split": random.split,
         "levels": {"first": FIRST_LEVEL, "count": LEVELS},
         "machine": MACHINE,
         "command": f"python experiments/suite/baselines.py {name}",

@@ -22,7 +22,7 @@ def evaluation_facts(report: dict[str, Any]) -> dict[str, Any]:
     return {
         "env": report["env"],
         "env_options": report["env_options"],
-        "band": report["level_band"],
+        "split": report["split"],
         "first_level": report["seeds"]["first"],
         "levels": report["seeds"]["count"],
         "carry": report["carry"],
@@ -124,9 +124,10 @@ def _evaluation(evaluation: dict[str, Any] | None) -> str:
     if not evaluation:
         return "## Evaluation\n\nNone is recorded with this agent."
     last = evaluation["first_level"] + evaluation["levels"] - 1
-    band = f"{evaluation['band']} " if evaluation.get("band") else ""
+    named = evaluation.get("split", evaluation.get("band"))  # its former name
+    split = f"{named} " if named else ""
     lines = [
-        f"Greedy, on {evaluation['levels']:,} {band}levels (seeds {evaluation['first_level']} to {last}) of "
+        f"Greedy, on {evaluation['levels']:,} {split}levels (seeds {evaluation['first_level']} to {last}) of "
         f"{_code(evaluation['env'], evaluation['env_options'])}; 95% interval by Wilson's formula.",
         "",
         "| | success | 95% interval | SPL |",

@@ -151,7 +151,7 @@ class BaselineRun:
     def validate(self, log: RunLog) -> None:
         """Greedy success on validation levels, into the log."""
         c = self.config
-        played = run_in_threads(self.actor, c.env, c.env_options, c.eval_episodes, band="validation", oracle=False)
+        played = run_in_threads(self.actor, c.env, c.env_options, c.eval_episodes, split="validation", oracle=False)
         self.validation = summarize(played)
         log.scalars(self.frames, validation=self.validation)
 
@@ -175,7 +175,7 @@ class BaselineRun:
             "clairvoyant": summarize_clairvoyant(played),
             "levels": list_levels(played),
             "seeds": {"first": int(played.seeds[0]), "count": c.test_episodes},
-            "level_band": played.level_band,
+            "split": played.split,
             "env": c.env,
             "env_options": c.env_options,
             **self.describe(),

@@ -26,7 +26,7 @@ from hrm_envs.planners import ReplanPolicy
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # N, E, S, W, as (row, column)
 DRAWN_AT_ONCE = 64
-UNBANDED_OFFSETS = {"validation": 2**28, "test": 2**29}
+SPLIT_OFFSETS = {"validation": 2**28, "test": 2**29}
 
 
 class Actor(Protocol):
@@ -69,7 +69,7 @@ class Episodes:
         segments: int64 `[E]`, segments thought in the whole episode; None: the actor does not count them.
         changes: what followed each material change; None without an oracle.
         totals: regret and segments by what had just changed; None without an oracle.
-        level_band: band of levels they come from; None where the environment has none.
+        split: the split their levels come from; None where the environment has none.
     """
 
     seeds: NDArray[np.int64]
@@ -80,7 +80,7 @@ class Episodes:
     segments: NDArray[np.int64] | None
     changes: Changes | None
     totals: Totals | None
-    level_band: str | None
+    split: str | None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -104,7 +104,7 @@ class Episodes:
             segments=_concatenate([part.segments for part in parts]),
             changes=Changes(*map(np.concatenate, zip(*shifted, strict=True))) if shifted else None,
             totals=Totals._make(map(_concatenate, zip(*totals, strict=True))) if totals else None,
-            level_band=parts[0].level_band,
+            split=parts[0].split,
         )
 
 
@@ -114,7 +114,7 @@ def _concatenate(columns: Sequence[NDArray | None]) -> NDArray | None:
 
 
 def known_options(env_id: str, env_options: dict[str, Any]) -> set[str]:
-    """Which of `seed_band` and `oracle` this environment knows; foreign ones know neither.
+    """Which of `split` and `oracle` this environment knows; foreign ones know neither.
 
     Raises:
         ValueError: the environment cannot be made with `env_options`.
@@ -123,15 +123,15 @@ def known_options(env_id: str, env_options: dict[str, Any]) -> set[str]:
     singly = getattr(env, "envs", None)  # stepped one by one, they have no common arrays for an oracle to fill
     config = getattr((env if singly is None else singly[0]).unwrapped, "config", None)
     env.close()
-    return {name for name in (("seed_band", "oracle") if singly is None else ("seed_band",)) if hasattr(config, name)}
+    return {name for name in (("split", "oracle") if singly is None else ("split",)) if hasattr(config, name)}
 
 
-def first_seed(known: set[str], band: str, seed: int) -> int:
+def first_seed(known: set[str], split: str, seed: int) -> int:
     """The environment seed of level `seed`, for an environment that knows these options (`known_options`).
 
-    Where an environment has no bands of levels, far-apart seeds keep what is reported from what is selected on.
+    Where an environment has no splits, distant ranges of seeds keep training, selection and reported levels apart.
     """
-    return seed if "seed_band" in known else UNBANDED_OFFSETS.get(band, 0) + seed
+    return seed if "split" in known else SPLIT_OFFSETS.get(split, 0) + seed
 
 
 def level_batches(
@@ -161,7 +161,7 @@ def run_episodes(
     env_options: dict[str, Any],
     episodes: int,
     seed: int = 0,
-    band: str = "test",
+    split: str = "test",
     batch: int = 256,
     oracle: bool = True,
     on_step: Callable[[Step], None] | None = None,
@@ -170,10 +170,10 @@ def run_episodes(
 
     Args:
         actor: chooses the actions.
-        env_id, env_options: the environment; its `seed_band` and `oracle` are set here, where it knows them.
+        env_id, env_options: the environment; its `split` and `oracle` are set here, where it knows them.
         episodes: E, 1 or more.
         seed: number of the first level.
-        band: `train`, `validation` or `test`.
+        split: `train`, `validation` or `test`.
         batch: environments stepped together.
         oracle: record the change-locked metrics (slower).
         on_step: called after every step with the episodes still going on.
@@ -182,12 +182,12 @@ def run_episodes(
         ValueError: no episode asked for, or an environment that cannot be made.
     """
     known = known_options(env_id, env_options)
-    wanted = {"seed_band": band, "oracle": oracle}
+    wanted = {"split": split, "oracle": oracle}
     options = {**env_options, **{name: value for name, value in wanted.items() if name in known}}
     judged = oracle and "oracle" in known
-    batches = level_batches(env_id, options, episodes, first_seed(known, band, seed), batch)
+    batches = level_batches(env_id, options, episodes, first_seed(known, split, seed), batch)
     joined = Episodes.join([_Batch(env, levels, judged).play(actor, on_step) for env, levels in batches])
-    return Episodes(**{**joined.__dict__, "level_band": band if "seed_band" in known else None})
+    return Episodes(**{**joined.__dict__, "split": split if "split" in known else None})
 
 
 class _Batch:
@@ -410,7 +410,7 @@ def run_in_threads(
     env_options: dict[str, Any],
     episodes: int,
     seed: int = 0,
-    band: str = "test",
+    split: str = "test",
     batch: int = 256,
     oracle: bool = True,
     shards: Threads | None = None,
@@ -419,7 +419,7 @@ def run_in_threads(
 
     def part(levels: slice) -> Episodes:
         count = levels.stop - levels.start
-        return run_episodes(make_actor(), env_id, env_options, count, seed + levels.start, band, batch, oracle)
+        return run_episodes(make_actor(), env_id, env_options, count, seed + levels.start, split, batch, oracle)
 
     if shards is None or episodes < 2:
         return part(slice(0, episodes))

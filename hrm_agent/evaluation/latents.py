@@ -63,7 +63,7 @@ def play(
     env_options: dict[str, Any],
     episodes: int,
     seed: int = 0,
-    band: str = "test",
+    split: str = "test",
     batch: int = 256,
     intervention: Intervention | None = None,
 ) -> Iterator[Moment]:
@@ -71,10 +71,10 @@ def play(
 
     Args:
         policy: never changed here.
-        env_id, env_options: a maze; `seed_band` and `oracle` are set here.
+        env_id, env_options: a maze; `split` and `oracle` are set here.
         episodes: 1 or more.
         seed: number of the first level.
-        band: `train`, `validation` or `test`.
+        split: `train`, `validation` or `test`.
         batch: environments stepped together.
         intervention: called before every decision; it may change the environment and what is carried.
 
@@ -82,7 +82,7 @@ def play(
         ValueError: no episode asked for, an environment that cannot be made or is not a maze.
     """
     _check_maze(env_id, env_options)
-    options = {**env_options, "seed_band": band, "oracle": True}
+    options = {**env_options, "split": split, "oracle": True}
     for env, levels in level_batches(env_id, options, episodes, seed, batch):
         for moment in _play_batch(policy, env, int(levels[0]), intervention):
             yield moment._replace(episodes=moment.episodes + int(levels[0]) - seed)
@@ -185,7 +185,7 @@ def latent_curves(
     episodes: int,
     segments: int = 8,
     seed: int = 0,
-    band: str = "test",
+    split: str = "test",
     batch: int = 256,
 ) -> list[dict[str, Any]]:
     """How the latent moves while the policy thinks on, by what happened to the world just before.
@@ -194,7 +194,7 @@ def latent_curves(
     observation. Column i of each curve is segment i; segment 0 is the state that is thought from.
 
     Args:
-        policy, env_id, env_options, episodes, seed, band, batch: see `play`.
+        policy, env_id, env_options, episodes, seed, split, batch: see `play`.
         segments: how long it thinks on, at least its own number.
 
     Returns:
@@ -212,7 +212,7 @@ def latent_curves(
         raise ValueError(f"segments={segments}: expected at least the policy's own {policy.segments}")
     tally = _Tally(episodes, segments)
     followed = Followed()
-    for moment in play(policy, env_id, env_options, episodes, seed, band, batch):
+    for moment in play(policy, env_id, env_options, episodes, seed, split, batch):
         obs = torch.as_tensor(moment.obs, device=policy.device)
         states, logits = think_on(policy, obs, moment.state, moment.episode_start, segments)
         latents = torch.stack([flat_latent(state) for state in states])  # [segments + 1, M, F]
@@ -384,7 +384,7 @@ def intervene(
     at: int = 4,
     lags: int = 9,
     seed: int = 0,
-    band: str = "test",
+    split: str = "test",
     batch: int = 256,
     interventions: Sequence[str] = INTERVENTIONS,
 ) -> list[dict[str, Any]]:
@@ -395,7 +395,7 @@ def intervene(
     episodes that have not ended before decision `at` are counted, the same ones for every intervention.
 
     Args:
-        policy, env_id, env_options, episodes, seed, band, batch: see `play`.
+        policy, env_id, env_options, episodes, seed, split, batch: see `play`.
         at: decision, counted from 0, just before which it happens.
         lags: decisions from `at` on whose regret is reported.
         interventions: which.
@@ -417,7 +417,7 @@ def intervene(
     for name in ("control", *interventions):
         intervention = _intervention(name, at)
         runs[name] = _Watched(episodes, lags)
-        for moment in play(policy, env_id, env_options, episodes, seed, band, batch, intervention):
+        for moment in play(policy, env_id, env_options, episodes, seed, split, batch, intervention):
             runs[name].see(moment, at)
     control = runs["control"]
     if not control.reached.any():

@@ -4,7 +4,7 @@ A level is drawn from its number, so a change of the generator, of a schedule or
 levels under the same numbers. `level_sets.json` holds, for each name, what the levels are drawn from and a SHA-256
 over what an agent and its metrics can meet on them.
 
-`python -m hrm_agent.evaluation.level_sets NAME ENV [KEY=VALUE] ...` prints the entry of a new set. `band=`, `first=`
+`python -m hrm_agent.evaluation.level_sets NAME ENV [KEY=VALUE] ...` prints the entry of a new set. `split=`, `first=`
 and `count=` choose the levels (test, 0, 1000); everything else is an option of the environment.
 """
 
@@ -25,24 +25,24 @@ from hrm_envs import MazeVectorEnv
 
 FILE = Path(__file__).with_name("level_sets.json")
 PROBE_STEPS = 32
-USAGE = "python -m hrm_agent.evaluation.level_sets NAME ENV [band=test] [first=0] [count=1000] [OPTION=VALUE] ..."
+USAGE = "python -m hrm_agent.evaluation.level_sets NAME ENV [split=test] [first=0] [count=1000] [OPTION=VALUE] ..."
 
 
 @dataclass(frozen=True)
 class LevelSet:
-    """Levels `first ... first + count - 1` of a band of an environment.
+    """Levels `first ... first + count - 1` of a split of an environment.
 
     Args:
         env: id of a maze environment of `hrm_envs`.
-        env_options: its keyword arguments, without `seed_band` and `oracle`.
-        band: `train`, `validation` or `test`.
+        env_options: its keyword arguments, without `split` and `oracle`.
+        split: `train`, `validation` or `test`.
         first, count: numbers of the levels.
         sha256: `hash_levels` when the set was frozen.
     """
 
     env: str
     env_options: dict[str, Any] = field(default_factory=dict)
-    band: str = "test"
+    split: str = "test"
     first: int = 0
     count: int = 1000
     sha256: str = ""
@@ -58,7 +58,7 @@ def find_level_set(name: str, file: Path = FILE) -> LevelSet:
     if name not in entries:
         near = difflib.get_close_matches(name, entries, n=1, cutoff=0.0)
         raise ValueError(f"level_set={name}: no such set; did you mean {near[0]}? Known: {', '.join(entries)}")
-    levels = LevelSet(**entries[name])
+    levels = LevelSet(**{"split" if key == "band" else key: value for key, value in entries[name].items()})
     found = hash_levels(levels)
     if found != levels.sha256:
         raise ValueError(
@@ -82,7 +82,7 @@ def hash_levels(levels: LevelSet) -> str:
         raise ValueError(f"count={levels.count}: expected 1 or more levels")
     if not isinstance(make_vector_env(levels.env, 1, levels.env_options), MazeVectorEnv):
         raise ValueError(f"env={levels.env}: level sets are made of the mazes of hrm_envs")
-    env = make_vector_env(levels.env, levels.count, {**levels.env_options, "seed_band": levels.band, "oracle": True})
+    env = make_vector_env(levels.env, levels.count, {**levels.env_options, "split": levels.split, "oracle": True})
     assert isinstance(env, MazeVectorEnv)
     digest = hashlib.sha256(f"{env.config.max_episode_steps}".encode())
     obs, infos = env.reset(seed=levels.first)
@@ -123,7 +123,9 @@ def freeze(arguments: list[str]) -> dict[str, dict[str, Any]]:
     if len(names) != 2 or arguments[:2] != names:
         raise ValueError(f"{' '.join(arguments) or 'no arguments'}: expected {USAGE}")
     values = {key: _value(text) for key, _, text in (a.partition("=") for a in arguments[2:])}
-    of_set = {key: values.pop(key) for key in ("band", "first", "count") if key in values}
+    if "band" in values:  # its former name
+        values["split"] = values.pop("band")
+    of_set = {key: values.pop(key) for key in ("split", "first", "count") if key in values}
     for key in ("first", "count"):
         if type(of_set.get(key, 0)) is not int:
             raise ValueError(f"{key}={of_set[key]}: expected an integer")

@@ -195,7 +195,7 @@ def probe_cells(
 ) -> list[dict[str, Any]]:
     """What linear probes read from each token: is its cell on a shortest path, and how far is the goal?
 
-    Probes are fitted on levels of the train band and tested on the test band, along the agent's own greedy episodes.
+    Probes are fitted on levels of the train split and tested on the test split, along the agent's own greedy episodes.
 
     Args:
         policy, env_id, env_options, seed, batch: see `play`.
@@ -220,8 +220,8 @@ def probe_cells(
     assert found is not None  # mazes are grids, which `play` checks
     grid, _, before = found
     fresh, probes, followed = fresh_policy(policy, env_id, env_options, fresh_seed), CellProbes(), Followed()
-    for band, episodes in (("train", train_episodes), ("test", test_episodes)):
-        for moment in play(policy, env_id, env_options, episodes, seed, band, batch):
+    for split, episodes in (("train", train_episodes), ("test", test_episodes)):
+        for moment in play(policy, env_id, env_options, episodes, seed, split, batch):
             obs, start = torch.as_tensor(moment.obs, device=policy.device), moment.episode_start
             kept = fresh.initial_state(len(obs)) if moment.number == 0 else followed.take(moment.episodes)
             if moment.number % every == 0:
@@ -230,7 +230,7 @@ def probe_cells(
                 with torch.no_grad():
                     tokens = policy.encoder(obs)[:, before:]
                 features |= {"input": [tokens], "input_3x3": [with_neighbours(tokens, grid)]}
-                probes.see(features, cell_targets(moment.maps, grid), learn=band == "train")
+                probes.see(features, cell_targets(moment.maps, grid), learn=split == "train")
             with torch.no_grad():
                 followed.put(moment.episodes, fresh.step(obs, kept, start).state)
     return probes.records()

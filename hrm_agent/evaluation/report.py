@@ -134,7 +134,7 @@ def evaluate_policy(
     env_options: dict[str, Any],
     episodes: int = 200,
     seed: int = 0,
-    band: str = "validation",
+    split: str = "validation",
     deterministic: bool = True,
     shards: Threads | None = None,
     oracle: bool = False,
@@ -147,7 +147,7 @@ def evaluate_policy(
         policy: left as it is; nothing is drawn from any random stream of the training run.
         env_id, env_options: the environment.
         episodes: levels `seed ... seed + episodes - 1`.
-        band: `train`, `validation` or `test`.
+        split: `train`, `validation` or `test`.
         deterministic: play the most probable action.
         shards: threads to deal the levels over.
         oracle: measure the change-locked metrics too.
@@ -163,7 +163,7 @@ def evaluate_policy(
     if count or processes.world_size == 1:
         actor = partial(PolicyActor, policy, deterministic, seed)
         first = seed + own.start
-        played = run_in_threads(actor, env_id, env_options, count, first, band, batch, oracle, shards)
+        played = run_in_threads(actor, env_id, env_options, count, first, split, batch, oracle, shards)
     if processes.world_size > 1:
         played = _join(played, range(seed, seed + episodes), processes)
     assert played is not None
@@ -193,7 +193,7 @@ def _join(own: Episodes | None, levels: range, processes: Processes) -> Episodes
         segments=counts("segments"),
         changes=None,
         totals=None,
-        level_band=None,
+        split=None,
     )
 
 
@@ -296,12 +296,12 @@ RETURN_COLUMNS: tuple[Column, ...] = (("return", "return", 11, ".2f"), ("steps",
 
 def format_report(report: dict[str, Any]) -> str:
     """The record that `hrm_agent.evaluate.evaluate` returns, as a small table for the terminal."""
-    seeds, band = report["seeds"], report["level_band"]
+    seeds, split = report["seeds"], report["split"]
     last = seeds["first"] + seeds["count"] - 1
     trained = f", agent of {report['frames']:,} frames" if report.get("frames") else ""
     columns = MAZE_COLUMNS if report["spl"] is not None else RETURN_COLUMNS
     lines = [
-        f"{report['env']}: {seeds['count']:,} {band + ' ' if band else ''}levels "
+        f"{report['env']}: {seeds['count']:,} {split + ' ' if split else ''}levels "
         f"(seeds {seeds['first']} to {last}){trained}",
         "",
         f"{'':18}{'success':>9}{'95% interval':>18}" + "".join(f"{head:>{width}}" for head, _, width, _ in columns),

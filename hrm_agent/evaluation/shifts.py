@@ -147,7 +147,7 @@ def run_shifts(
     points: list[Point],
     episodes: int,
     seed: int = 0,
-    band: str = "test",
+    split: str = "test",
     shards: Threads | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Play the points one after the other; a record for each as soon as it is there.
@@ -157,7 +157,7 @@ def run_shifts(
         env_id, env_options: the maze that the points' changes are applied to.
         points: see `list_points`.
         episodes: levels `seed ... seed + episodes - 1` at each point.
-        band: of the levels.
+        split: `train`, `validation` or `test` levels.
         shards: threads to deal the agent's levels over.
 
     Yields:
@@ -165,7 +165,7 @@ def run_shifts(
         played, the agent's `report.summarize` and `report.list_levels` beside `bfs_replanner` and `clairvoyant`.
 
     Raises:
-        ValueError: an agent that does not fit the first maze, no episode asked for, or an unknown band.
+        ValueError: an agent that does not fit the first maze, no episode asked for, or an unknown split.
     """
     base = base_config(env_id, env_options)
     _fit(agent, env_id, env_options)
@@ -182,7 +182,7 @@ def run_shifts(
         if reason is not None:
             yield {**described, "skipped": reason}
             continue
-        yield {**described, "skipped": None, **_play(fitted, env_id, options, episodes, seed, band, shards)}
+        yield {**described, "skipped": None, **_play(fitted, env_id, options, episodes, seed, split, shards)}
 
 
 def why_not(base: MazeConfig, point: Point) -> str | None:
@@ -205,14 +205,14 @@ def _fit(agent: Agent, env_id: str, options: dict[str, Any]) -> Agent:
 
 
 def _play(
-    agent: Agent, env_id: str, options: dict[str, Any], episodes: int, seed: int, band: str, shards: Threads | None
+    agent: Agent, env_id: str, options: dict[str, Any], episodes: int, seed: int, split: str, shards: Threads | None
 ) -> dict[str, Any]:
     level: dict[str, Any] = {
         "env_id": env_id,
         "env_options": options,
         "episodes": episodes,
         "seed": seed,
-        "band": band,
+        "split": split,
         "batch": BATCH,
     }
     played = run_in_threads(lambda: PolicyActor(agent.policy), **level, shards=shards)

@@ -57,7 +57,7 @@ def record_episodes(
     env_options: dict[str, Any],
     episodes: int = 3,
     seed: int = 0,
-    band: str = "validation",
+    split: str = "validation",
 ) -> list[Frame]:
     """Pictures of greedy episodes: one for each decision, and `END_FRAMES` of how each episode ended.
 
@@ -68,7 +68,7 @@ def record_episodes(
         policy: plays the most probable action.
         env_id, env_options: the environment.
         episodes: the first episode of each of the levels `seed ... seed + episodes - 1`.
-        band: `train`, `validation` or `test`; the levels are those that `run_episodes` plays.
+        split: `train`, `validation` or `test`; the levels are those that `run_episodes` plays.
 
     Returns:
         uint8 `[h, w, 3]` each, all of one size.
@@ -81,12 +81,12 @@ def record_episodes(
     check_env_id(env_id)
     options = {name: value for name, value in env_options.items() if name not in ("oracle", "render_mode")}
     known = known_options(env_id, options)
-    if "seed_band" in known:
-        options["seed_band"] = band
+    if "split" in known:
+        options["split"] = split
     with _drawing(env_id):
         env = make_env(env_id, {**options, "render_mode": "rgb_array"})
     frames: list[Frame] = []
-    first = first_seed(known, band, seed)
+    first = first_seed(known, split, seed)
     for i in range(episodes):
         frames += _record_episode(policy, env, env_id, first + i, f"episode {i + 1} of {episodes}")
     env.close()

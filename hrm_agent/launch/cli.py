@@ -241,6 +241,7 @@ def parse_options(arguments: list[str], config_name: str, usage: str) -> dict[st
         print(f"{usage}\n\nOptions and their defaults:\n\n{path.read_text()}")
         raise SystemExit(0)
     known = [str(key) for key in defaults]
+    arguments = [re.sub("^band=", "split=", a) for a in arguments]  # its former name
     for argument in arguments:
         key, equals, _ = argument.partition("=")
         if not equals or key.lstrip("+").split(".")[0] not in known:

@@ -87,14 +87,14 @@ class Solver:
 def evaluate_model(
     solver: Solver,
     task: Task,
-    band: str,
+    split: str,
     count: int,
     halting: str = "halt_only",
     curves: bool = True,
     own: bool = True,
     stopping: Solver | None = None,
 ) -> dict[str, Any]:
-    """Scores of a model on the first `count` puzzles of a band, all segments being run.
+    """Scores of a model on the first `count` puzzles of a split, after all segments.
 
     Args:
         halting: by which rule `halted` says what halting would have made of it.
@@ -110,11 +110,11 @@ def evaluate_model(
         first segment and right after the last, and the other way round. What the task's own evaluation gives is added
         under `task`.
     """
-    examples = task.examples(band, count)
+    examples = task.examples(split, count)
     answers = solver(examples)
     after = [task.score(examples, tokens) for tokens in answers.tokens] if curves else []
     scores = after[-1] if after else task.score(examples, answers.last)
-    report: dict[str, Any] = {"band": band, "puzzles": len(examples), "segments": solver.segments}
+    report: dict[str, Any] = {"split": split, "puzzles": len(examples), "segments": solver.segments}
     report |= summarise(scores)
     report["q_halt_accuracy"] = float(((answers.q_halt[-1] > 0) == scores["exact"]).mean())
     stopped = stopping(examples) if stopping else halt_early(answers, halting)
@@ -124,7 +124,7 @@ def evaluate_model(
         right = [np.asarray(s.get("valid", s["exact"]), bool) for s in after]
         report["repaired"] = float((~right[0] & right[-1]).mean())
         report["spoiled"] = float((right[0] & ~right[-1]).mean())
-    by_task = task.evaluate(solver, band, count) if own else None
+    by_task = task.evaluate(solver, split, count) if own else None
     if by_task is not None:
         report["task"] = by_task
     return report
@@ -159,7 +159,7 @@ def summarise(scores: dict[str, NDArray]) -> dict[str, Any]:
 def format_report(report: dict[str, Any]) -> str:
     """A report as a few lines for the terminal."""
     halted = report["halted"]
-    lines = [f"{report['puzzles']} {report['band']} puzzles, {report['segments']} segments each"]
+    lines = [f"{report['puzzles']} {report['split']} puzzles, {report['segments']} segments each"]
     for name in [key for key in report if f"{key}_ci95" in report]:
         low, high = report[f"{name}_ci95"]
         lines.append(f"  {name:<8} {report[name]:.3f} [{low:.3f}, {high:.3f}]   halting by itself: {halted[name]:.3f}")

@@ -143,7 +143,7 @@ def evaluate_path_policy(
     carry: bool = False,
     halting: str | None = None,
     seed: int = 0,
-    band: str = "test",
+    split: str = "test",
     baselines: bool = True,
     batch: int = 256,
     shards: Threads | None = None,
@@ -157,7 +157,7 @@ def evaluate_path_policy(
         episodes: levels `seed ... seed + episodes - 1`, the first episode of each.
         segments, carry, halting: see `PathActor`.
         seed: number of the first level.
-        band: `train`, `validation` or `test`.
+        split: `train`, `validation` or `test`.
         baselines: play the random policy and the re-planner too; without, they are None.
         batch: environments stepped together.
         shards: threads to deal the levels over.
@@ -172,7 +172,7 @@ def evaluate_path_policy(
     """
     options = dict(env_options or {})
     check_fits(model, env, options)
-    level: dict[str, Any] = {"env_id": env, "env_options": options, "episodes": episodes, "seed": seed, "band": band}
+    level: dict[str, Any] = {"env_id": env, "env_options": options, "episodes": episodes, "seed": seed, "split": split}
     played = run_in_threads(lambda: PathActor(model, segments, carry, halting), **level, batch=batch, shards=shards)
     at_random = run_in_threads(RandomActor, **level, batch=batch) if baselines else None
     replanned = run_in_threads(ReplanActor, **level, batch=batch) if baselines else None
@@ -186,7 +186,7 @@ def evaluate_path_policy(
         "clairvoyant": summarize_clairvoyant(played),
         "levels": list_levels(played),
         "seeds": {"first": int(played.seeds[0]), "count": episodes},
-        "level_band": played.level_band,
+        "split": played.split,
         "kernel": next((m.path for m in model.modules() if isinstance(m, Accelerated)), "plain"),
         "env": env,
         "env_options": options,

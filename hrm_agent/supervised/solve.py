@@ -78,7 +78,7 @@ def solve(
     model: str,
     task: str | None = None,
     task_options: dict[str, Any] | None = None,
-    band: str = "test",
+    split: str = "test",
     puzzles: int = 1000,
     segments: int = 0,
     halt: bool = False,
@@ -98,8 +98,8 @@ def solve(
             folder or file, with `all_config.yaml` beside it.
         task: a choice of `configs/task/`; None: the task that the model was trained on, with the options of then.
         task_options: changed options of the task. Puzzles must keep the shape that the model was trained for.
-        band: `test` or `validation`.
-        puzzles: how many, the first of the band.
+        split: `test` or `validation`.
+        puzzles: how many, the first of the split.
         segments: S, of every puzzle; 0: as many as in training.
         halt: solve them a second time, and stop thinking about each puzzle when the model says that it has the
             answer. Without, the scores of halting are worked out from the answers after all segments, and not timed.
@@ -138,7 +138,7 @@ def solve(
         raise ValueError(f"submission={submission}: only task=arc1 and task=arc2 have one; leave it out")
     precision = precision or loaded.precision
     used = choose_for_solving(loaded.model.to(device), kernel, puzzles, precision, loaded.info)
-    report = _report(loaded, band, puzzles, segments or loaded.segments, halt, precision, device)
+    report = _report(loaded, split, puzzles, segments or loaded.segments, halt, precision, device)
     report["kernel"] = used
     if submission is not None:
         write_submission(report["task"], Path(submission))
@@ -230,7 +230,7 @@ def check_shape(name: str, task: TaskSpec, model: TaskSpec, tells_puzzles_apart:
 
 
 def _report(
-    loaded: LoadedModel, band: str, puzzles: int, segments: int, halt: bool, precision: str, device: str
+    loaded: LoadedModel, split: str, puzzles: int, segments: int, halt: bool, precision: str, device: str
 ) -> dict[str, Any]:
     model, spec = loaded.model.to(device), loaded.task.spec
     shards = Threads(available_cores())
@@ -238,7 +238,7 @@ def _report(
     stopping = TimedSolver(model, segments, loaded.halting, shards, precision) if halt else None
     blank = np.zeros((WARM_UP, spec.sequence_length), np.int32)
     Solver(model, 1, None, shards, precision)(Examples(blank, blank, blank[:, 0]))
-    report = evaluate_model(solver, loaded.task, band, puzzles, loaded.halting, stopping=stopping)
+    report = evaluate_model(solver, loaded.task, split, puzzles, loaded.halting, stopping=stopping)
     report["ms_per_puzzle"] = solver.ms_per_puzzle
     if stopping is not None:
         report["halted"]["ms_per_puzzle"] = stopping.ms_per_puzzle

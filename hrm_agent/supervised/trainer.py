@@ -127,13 +127,13 @@ class SupervisedTrainer(RunLoop):
         """What models are compared by: `valid` where the task has it."""
         return "valid" if "valid" in self.validation else "exact"
 
-    def evaluate(self, band: str, puzzles: int, own: bool = True) -> dict[str, Any]:
+    def evaluate(self, split: str, puzzles: int, own: bool = True) -> dict[str, Any]:
         """`evaluate_model` with the averaged weights; `own`: with the task's own evaluation."""
         training = self.learner.config
         with self.learner.averaged() as model:
             segments = self.config.eval_segments or training.max_segments
             solver = Solver(model, segments, None, self.shards, training.precision)
-            return evaluate_model(solver, self.task, band, puzzles, training.halting, own=own)
+            return evaluate_model(solver, self.task, split, puzzles, training.halting, own=own)
 
     def validate(self, log: RunLog) -> None:
         self.validation = self.evaluate("validation", self.config.eval_puzzles, own=False)

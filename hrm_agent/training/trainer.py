@@ -218,7 +218,7 @@ class Trainer(RunLoop):
                 c.env,
                 c.env_options,
                 c.eval_episodes,
-                band="validation",
+                split="validation",
                 shards=self.shards,
                 processes=self.processes,
             )
@@ -238,7 +238,7 @@ class Trainer(RunLoop):
             return
         try:
             frames = record_episodes(
-                self.policy, self.config.env, self.config.env_options, VIDEO_EPISODES, seed=0, band="validation"
+                self.policy, self.config.env, self.config.env_options, VIDEO_EPISODES, seed=0, split="validation"
             )
         except Exception as error:  # foreign code draws it, and no film is worth a run
             console.say(f"no film of this run: {' '.join(str(error).split()) or type(error).__name__}")

@@ -24,7 +24,7 @@ needs_minihack = pytest.mark.skipif(
 
 WORLDS: dict[str, dict[str, Any]] = {
     "paper": MAZES["PaperMaze-v0"],
-    "paper, restless": {**MAZES["PaperMaze-v0"], "p_change": 0.5, "seed_band": "test"},
+    "paper, restless": {**MAZES["PaperMaze-v0"], "p_change": 0.5, "split": "test"},
     "paper, four rooms": {**MAZES["PaperFourRooms-v0"], "p_change": 0.3},
     "independent": {"rows": 4, "cols": 7, "doors": 9, "door_process": "independent", "p_change": 0.3},
     "periodic": {"rows": 9, "cols": 3, "layout": "braid", "loops": 0.5, "doors": 6, "door_process": "periodic",
@@ -148,8 +148,8 @@ def test_the_time_limit_of_make_is_the_environment_s(name: str) -> None:
 @needs_minihack
 @pytest.mark.parametrize("name", IN_MINIHACK)
 def test_made_by_its_id(name: str) -> None:
-    env = gymnasium.make(f"MiniHack{name}", seed_band="validation", max_episode_steps=3)
-    fast = gymnasium.make(name, seed_band="validation")
+    env = gymnasium.make(f"MiniHack{name}", split="validation", max_episode_steps=3)
+    fast = gymnasium.make(name, split="validation")
     for seed in (7, None):  # the first episode of a seed, and the next
         np.testing.assert_array_equal(env.reset(seed=seed)[0], fast.reset(seed=seed)[0])
     assert env.observation_space == fast.observation_space

@@ -13,7 +13,7 @@ from hrm_envs import Cell, MazeEnv, MazeVectorEnv, RandomPolicy, ReplanPolicy
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 
 
-def split(env: MazeEnv, position: int) -> tuple[int, int]:
+def row_and_column(env: MazeEnv, position: int) -> tuple[int, int]:
     return position // env.config.width, position % env.config.width
 
 
@@ -28,26 +28,26 @@ def test_oracle_equals_a_plain_search(parameters: dict[str, Any], seed: int) -> 
     shape = (env.config.height, env.config.width)
     for _ in range(40):
         state = env.batch.state
-        grid, here = state.grid[0].reshape(shape), split(env, int(state.agent[0]))
-        found = distances_to(grid, split(env, int(state.goal[0])))
+        grid, here = state.grid[0].reshape(shape), row_and_column(env, int(state.agent[0]))
+        found = distances_to(grid, row_and_column(env, int(state.goal[0])))
         assert info["distance"] == found.get(here, -1)
         assert info["optimal_actions"].tolist() == optimal_mask(found, here)
         if ended:
             break
         before = np.where(grid == Cell.AGENT, Cell.EMPTY, grid)
-        goal = split(env, int(state.goal[0]))
+        goal = row_and_column(env, int(state.goal[0]))
         action = rng.integers(0, 4)
         _, _, terminated, truncated, info = env.step(action)
         ended = terminated or truncated
         # The old map, with the agent where it is now: what it would think best had nothing changed.
-        there = split(env, int(state.agent[0]))
+        there = row_and_column(env, int(state.agent[0]))
         stale = distances_to(before, goal)
         assert info["stale_optimal_actions"].tolist() == optimal_mask(stale, there)
         now = state.grid[0].reshape(shape)
         now = np.where(now == Cell.AGENT, Cell.EMPTY, now)
-        before[goal], now[split(env, int(state.goal[0]))] = Cell.GOAL, Cell.GOAL
+        before[goal], now[row_and_column(env, int(state.goal[0]))] = Cell.GOAL, Cell.GOAL
         assert info["changed"] == bool((before != now).any())
-        fresh = distances_to(now, split(env, int(state.goal[0])))
+        fresh = distances_to(now, row_and_column(env, int(state.goal[0])))
         material = stale.get(there, -1) != fresh.get(there, -1)
         material |= optimal_mask(stale, there) != optimal_mask(fresh, there)
         assert info["material"] == material
@@ -144,7 +144,7 @@ def test_nobody_arrives_before_the_clairvoyant(parameters: dict[str, Any], seed:
     ],
 )
 def test_the_replanner_solves_what_can_be_seen(parameters: dict[str, Any], expected: float) -> None:
-    env = MazeVectorEnv(2000, seed_band="test", **parameters)
+    env = MazeVectorEnv(2000, split="test", **parameters)
     success, _ = first_episodes(env, ReplanPolicy(), 0)
     assert success.mean() >= expected
     assert success.mean() > first_episodes(env, RandomPolicy(2000), 0)[0].mean() + 0.4

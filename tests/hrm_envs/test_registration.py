@@ -89,6 +89,12 @@ def test_sync_vectorisation_keeps_registered_limits() -> None:
     assert vector.envs[0].unwrapped.config.max_episode_steps == 80
 
 
+def test_the_former_name_of_split_is_accepted() -> None:
+    assert gymnasium.make("DynamicMaze-v0", seed_band="test").unwrapped.config.split == "test"
+    assert hrm_envs.CueMazeVectorEnv(2, seed_band="test").config.split == "test"
+    assert hrm_envs.MazeEnv(seed_band="train", split="test").config.split == "test"
+
+
 def test_registering_twice_changes_nothing() -> None:
     before = gymnasium.registry["DynamicMaze-v0"]
     hrm_envs.register_envs()
@@ -105,7 +111,7 @@ def test_registering_twice_changes_nothing() -> None:
         ({"layout": "brad"}, "did you mean 'braid'"),
         ({"door_process": "rerol"}, "did you mean 'reroll'"),
         ({"goal_process": 3}, "goal_process=3 is not one of"),
-        ({"seed_band": "tests"}, "did you mean 'test'"),
+        ({"split": "tests"}, "did you mean 'test'"),
         ({"p_change": 1.5}, "p_change=1.5 is not a number from 0 to 1"),
         ({"p_goal": "x"}, "p_goal='x' is not a number"),
         ({"p_goal": float("nan")}, "p_goal=nan is not a number"),

@@ -135,10 +135,10 @@ def test_later_resets_go_on_to_other_levels_and_seeds_repeat() -> None:
     assert (unseeded.reset()[0] != MazeVectorEnv(8).reset()[0]).any()
 
 
-def test_seed_bands_are_disjoint() -> None:
+def test_splits_are_disjoint() -> None:
     tops = {}
-    for band in ("train", "validation", "test"):
-        env = MazeVectorEnv(500, seed_band=band, max_episode_steps=1)
+    for split in ("train", "validation", "test"):
+        env = MazeVectorEnv(500, split=split, max_episode_steps=1)
         env.reset(seed=0)
         seeds = [env.level_seeds]
         for _ in range(20):
@@ -146,7 +146,7 @@ def test_seed_bands_are_disjoint() -> None:
             seeds.append(env.level_seeds)
         flat = np.concatenate(seeds)
         assert len(np.unique(flat)) == len(flat)
-        tops[band] = set((flat >> 61).tolist())
+        tops[split] = set((flat >> 61).tolist())
     assert tops == {"train": {0}, "validation": {1}, "test": {2}}
 
 

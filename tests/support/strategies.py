@@ -33,7 +33,7 @@ def maze_parameters(draw: Any, largest: int = 6) -> dict[str, Any]:
         "p_goal": draw(st.sampled_from([0.0, 0.1, 1.0])),
         "view": draw(st.sampled_from(["full", 1, 2, 5])),
         "max_episode_steps": draw(st.integers(1, 60)),
-        "seed_band": draw(st.sampled_from(["train", "validation", "test"])),
+        "split": draw(st.sampled_from(["train", "validation", "test"])),
     }
 
 

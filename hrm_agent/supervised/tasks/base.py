@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_agent.supervised.losses import IGNORED_LABEL
-
-BANDS = ("train", "validation", "test")
+from hrm_envs.config import SPLITS
 
 
 class Examples(NamedTuple):
@@ -95,7 +94,7 @@ class Task(ABC):
         """`count` training puzzles, augmented as the task's settings say."""
 
     @abstractmethod
-    def examples(self, band: str, count: int) -> Examples:
+    def examples(self, split: str, count: int) -> Examples:
         """The first `count` puzzles of a fixed set (`validation` or `test`), as they are.
 
         Raises:
@@ -110,7 +109,7 @@ class Task(ABC):
         """
         return exact_and_cells(examples.labels, answers)
 
-    def evaluate(self, solve: Solve, band: str, count: int) -> dict[str, Any] | None:
+    def evaluate(self, solve: Solve, split: str, count: int) -> dict[str, Any] | None:
         """An evaluation of the task's own (ARC's voting), JSON-able; None: `score` says all."""
         return None
 
@@ -123,7 +122,7 @@ def exact_and_cells(labels: NDArray, answers: NDArray) -> dict[str, NDArray]:
     return {"exact": right.sum(-1) == counts, "cells": right.sum(-1) / np.maximum(counts, 1)}
 
 
-def check_band(band: str) -> None:
-    """Raises: ValueError unless `band` is one that is evaluated on."""
-    if band not in BANDS[1:]:
-        raise ValueError(f"band={band!r}: expected validation or test")
+def check_split(split: str) -> None:
+    """Raises: ValueError unless `split` is one that is evaluated on."""
+    if split not in SPLITS[1:]:
+        raise ValueError(f"split={split!r}: expected validation or test")

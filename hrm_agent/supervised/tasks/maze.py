@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_agent.cores.base import check_at_least
-from hrm_agent.supervised.tasks.base import BANDS, Examples, Task, TaskSpec, check_band
+from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_split
 from hrm_agent.supervised.tasks.checks import check_flag
 from hrm_agent.supervised.tasks.maze_rules import (
     NOT_UNIQUE,
@@ -18,7 +18,7 @@ from hrm_agent.supervised.tasks.maze_rules import (
     hide_border,
     valid_paths,
 )
-from hrm_envs.config import MazeConfig
+from hrm_envs.config import SPLITS, MazeConfig
 
 TRIES = 20_000
 """Levels drawn for one puzzle before its settings are refused."""
@@ -79,8 +79,8 @@ class MazeTask(Task):
         self._family = build_family(self.config)
         self._images = dihedral_indices(height, width)
         self._sets: dict[str, Examples] = {}
-        for band in BANDS:
-            self._mazes(band, np.zeros(1, np.int64))  # a setting that cannot be met is refused here
+        for split in SPLITS:
+            self._mazes(split, np.zeros(1, np.int64))  # a setting that cannot be met is refused here
 
     def draw(self, generator: np.random.Generator, count: int) -> Examples:
         """`count` training puzzles; see `Task.draw`."""
@@ -90,10 +90,10 @@ class MazeTask(Task):
             drawn = self._mazes("train", generator.integers(_SEEDS, size=count))
         return augment_grids(drawn, self._images, generator) if self.augment else drawn
 
-    def examples(self, band: str, count: int) -> Examples:
+    def examples(self, split: str, count: int) -> Examples:
         """The first `count` puzzles of `validation` or `test`; there is no last one."""
-        check_band(band)
-        return self._fixed(band, count).rows(slice(count))
+        check_split(split)
+        return self._fixed(split, count).rows(slice(count))
 
     def score(self, examples: Examples, answers: NDArray) -> dict[str, NDArray]:
         """`exact` and `cells` of `Task.score`, and `valid` (bool `[N]`).
@@ -103,22 +103,22 @@ class MazeTask(Task):
         valid = valid_paths(examples.inputs, np.asarray(answers), self.config.width)
         return {**super().score(examples, answers), "valid": valid}
 
-    def _fixed(self, band: str, count: int) -> Examples:
+    def _fixed(self, split: str, count: int) -> Examples:
         """At least the first `count` puzzles of a fixed set, drawn once."""
-        if len(self._sets.get(band, ())) < count:
-            if band == "train":
+        if len(self._sets.get(split, ())) < count:
+            if split == "train":
                 seeds = np.random.default_rng([self.seed]).integers(_SEEDS, size=count)
             else:
                 seeds = np.arange(count)
-            self._sets[band] = self._mazes(band, seeds)
-        return self._sets[band]
+            self._sets[split] = self._mazes(split, seeds)
+        return self._sets[split]
 
-    def _mazes(self, band: str, seeds: NDArray[np.int64]) -> Examples:
-        """One maze of the band for each of int64 `[N]` seeds."""
+    def _mazes(self, split: str, seeds: NDArray[np.int64]) -> Examples:
+        """One maze of the split for each of int64 `[N]` seeds."""
         inputs = np.empty((len(seeds), self.spec.sequence_length), np.int32)
         labels = np.empty_like(inputs)
         rejected = np.zeros(3, np.int64)
-        options = (BANDS.index(band), self.min_path, self.unique, TRIES)
+        options = (SPLITS.index(split), self.min_path, self.unique, TRIES)
         if draw_mazes(self._family, seeds, *options, inputs, labels, rejected) < len(seeds):
             raise ValueError(self._why_none(int(np.flatnonzero(rejected)[-1])))
         if not self.label_border:

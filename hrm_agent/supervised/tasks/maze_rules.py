@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_envs.cells import EMPTY
-from hrm_envs.config import SEED_BANDS, MazeConfig
+from hrm_envs.config import MazeConfig
 from hrm_envs.jit import inner, kernel
 from hrm_envs.kernel import build_rules
 from hrm_envs.levels import build_geometry, draw_level
@@ -28,7 +28,7 @@ _SHARES = 8
 # Beside the streams of hrm_envs.rng: which of several shortest paths is the label, and keys of hashes.
 _STREAM_PATH, _STREAM_KEY = 64, 65
 # Why a level was not taken.
-SHORT, NOT_UNIQUE, OTHER_BAND, TAKEN = range(4)
+SHORT, NOT_UNIQUE, OTHER_SPLIT, TAKEN = range(4)
 
 
 class Family(NamedTuple):
@@ -172,8 +172,8 @@ def _canonical_hash(grid, start, goal, keys):
 
 
 @inner
-def _band_of(hash_):
-    """Band that a maze belongs to, with all its images: 0 train, 1 validation, 2 test."""
+def _split_of(hash_):
+    """Split that a maze belongs to, with all its images: 0 train, 1 validation, 2 test."""
     share = hash_ % np.uint64(_SHARES)
     if share == 0:
         return 2
@@ -181,13 +181,13 @@ def _band_of(hash_):
 
 
 @kernel
-def draw_mazes(family, seeds, band, min_path, unique, tries, inputs, labels, rejected):
-    """Mazes of a band, each a function of its seed.
+def draw_mazes(family, seeds, split, min_path, unique, tries, inputs, labels, rejected):
+    """Mazes of a split, each a function of its seed.
 
     Args:
         family: `Family`.
         seeds: int64 [N].
-        band: 0 train, 1 validation, 2 test.
+        split: 0 train, 1 validation, 2 test.
         min_path: steps of the shortest path at least. `unique`: it must be the only one.
         tries: levels drawn for one maze before it is given up.
         inputs, labels: int32 [N, G], overwritten: the maze, and the maze with one of its shortest paths.
@@ -204,7 +204,7 @@ def draw_mazes(family, seeds, band, min_path, unique, tries, inputs, labels, rej
     for n in range(len(seeds)):
         verdict = SHORT
         for attempt in range(tries):
-            seed = level_seed(seeds[n], attempt, band)
+            seed = level_seed(seeds[n], attempt, split)
             start, goal, _ = draw_level(
                 seed, template, cells, edges, offsets, layout, walls, loops, grid, open_edges, queue, seen, True
             )
@@ -217,8 +217,8 @@ def draw_mazes(family, seeds, band, min_path, unique, tries, inputs, labels, rej
                 _count_paths(seen, width, distances, queue, reached, counts)
                 if unique and counts[start] != 1:
                     verdict = NOT_UNIQUE
-                elif _band_of(_canonical_hash(grid, start, goal, keys)) != band:
-                    verdict = OTHER_BAND
+                elif _split_of(_canonical_hash(grid, start, goal, keys)) != split:
+                    verdict = OTHER_SPLIT
                 else:
                     verdict = TAKEN
                     break
@@ -282,11 +282,6 @@ def _valid_paths(inputs, answers, width):
             position = following
         valid[n] = distances[position] == 1
     return valid
-
-
-def band_index(band: str) -> int:
-    """The band's number in level seeds."""
-    return SEED_BANDS.index(band)
 
 
 def hide_border(labels: NDArray, rows: int, cols: int) -> None:

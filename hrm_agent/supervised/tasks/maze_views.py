@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.supervised.losses import IGNORED_LABEL
-from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_band, exact_and_cells
+from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_split, exact_and_cells
 from hrm_envs import Cell, MazeConfig, ReplanPolicy
 from hrm_envs.cells import MOVES
 from hrm_envs.planners import Plans, replan
@@ -33,12 +33,12 @@ class MazeViewsTask(Task):
     S, W at every step; where doors cut the agent off it leads through them, and where the goal is out of sight it
     leads to the nearest unknown cell. So the label is a function of the view, and of nothing that is out of sight.
 
-    Views come from episodes of the re-planner with some random actions, on levels of the band they are for. Those of
+    Views come from episodes of the re-planner with some random actions, on levels of their split. Those of
     validation and test levels that are also in the training pool are left out: with fog, small mazes have few views.
 
     Args:
         env: id of a maze.
-        env_options: keyword arguments of it; `seed_band` and `oracle` are set here.
+        env_options: keyword arguments of it; `split` and `oracle` are set here.
         pool: training views, all made at the start; so many labelled examples exist.
         random_actions: share of actions that are random, so that views off the shortest paths are met too.
         seed: of the training pool.
@@ -86,13 +86,13 @@ class MazeViewsTask(Task):
         rows = generator.integers(len(self._pool), size=count)
         return self._examples(self._pool[rows], self._pool_labels[rows])
 
-    def examples(self, band: str, count: int) -> Examples:
-        check_band(band)
+    def examples(self, split: str, count: int) -> Examples:
+        check_split(split)
         if self._in_pool is None:
             self._in_pool = {view.tobytes() for view in self._pool}
         found: list[NDArray[np.uint8]] = []
         # Always of the same environments, so that a smaller set is the beginning of a larger one.
-        views = self._views(band, np.random.default_rng([STREAM]), first_seed=0)
+        views = self._views(split, np.random.default_rng([STREAM]), first_seed=0)
         for looked_at, view in enumerate(views):
             if len(found) == count or looked_at >= TRIES * max(count, NUM_ENVS):
                 break
@@ -100,8 +100,8 @@ class MazeViewsTask(Task):
                 found.append(view)
         if len(found) < count:
             raise ValueError(
-                f"{band}: {count} views asked for, but of {looked_at:,} only {len(found)} are not in the training pool "
-                f"too; ask for fewer, or make the pool={self.pool} smaller or the mazes larger"
+                f"{split}: {count} views asked for, but of {looked_at:,} only {len(found)} are not in the training "
+                f"pool too; ask for fewer, or make the pool={self.pool} smaller or the mazes larger"
             )
         chosen = np.array(found, np.uint8).reshape(count, *self._asked.shape)
         return self._examples(chosen, self._labels(chosen))
@@ -122,10 +122,10 @@ class MazeViewsTask(Task):
         }
 
     def _views(
-        self, band: str, generator: np.random.Generator, first_seed: int | None = None
+        self, split: str, generator: np.random.Generator, first_seed: int | None = None
     ) -> Iterator[NDArray[np.uint8]]:
-        """Views uint8 `[H, W]` of levels of a band without end; from levels drawn unless a seed is given."""
-        env = make_vector_env(self.env, NUM_ENVS, {**self.env_options, "seed_band": band, "oracle": False})
+        """Endless views uint8 `[H, W]` of the levels of a split: random levels unless a first seed is given."""
+        env = make_vector_env(self.env, NUM_ENVS, {**self.env_options, "split": split, "oracle": False})
         planner = ReplanPolicy()
         obs, _ = env.reset(seed=int(generator.integers(2**31)) if first_seed is None else first_seed)
         try:

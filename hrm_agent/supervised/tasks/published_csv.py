@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_agent.cores.base import check_at_least, check_choice
-from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_band
+from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_split
 from hrm_agent.supervised.tasks.checks import check_flag
 from hrm_agent.supervised.tasks.maze import augment_grids
 from hrm_agent.supervised.tasks.maze_rules import CHARACTERS, FREE, GOAL, PATH, START, dihedral_indices, valid_paths
@@ -125,12 +125,12 @@ class CsvTask(Task):
             return augment_sudoku(drawn, generator)
         return augment_grids(drawn, self._images, generator)
 
-    def examples(self, band: str, count: int) -> Examples:
+    def examples(self, split: str, count: int) -> Examples:
         """The first `count` puzzles of `validation` or `test`; see `Task.examples`."""
-        check_band(band)
-        rows = self._sets[band]
+        check_split(split)
+        rows = self._sets[split]
         if count > len(rows.lines):
-            raise ValueError(f"{count} {band} puzzles are asked for but there are {len(rows.lines)}; ask for fewer")
+            raise ValueError(f"{count} {split} puzzles are asked for but there are {len(rows.lines)}; ask for fewer")
         return _examples(rows, slice(count))
 
     def score(self, examples: Examples, answers: NDArray) -> dict[str, NDArray]:

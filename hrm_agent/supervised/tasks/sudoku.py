@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_agent.cores.base import check_at_least
-from hrm_agent.supervised.tasks.base import BANDS, Examples, Task, TaskSpec, check_band
+from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_split
 from hrm_agent.supervised.tasks.checks import check_flag
 from hrm_agent.supervised.tasks.sudoku_rules import CELLS
 from hrm_agent.supervised.tasks.sudoku_sets import Difficulty, Puzzles, PuzzleSet, cache_folder, make
+from hrm_envs.config import SPLITS
 
 VOCABULARY = 11
 """Tokens: 0 padding (does not occur), 1 blank, 2 to 10 the digits 1 to 9."""
@@ -70,7 +71,8 @@ class SudokuTask(Task):
         check_at_least("seed", seed, 0)
         make(self.difficulty, "train", np.zeros(1, np.int64))  # a difficulty that cannot be met is refused here
         self._sets = {
-            band: PuzzleSet(self.difficulty, band, seed if band == "train" else 0, cache_folder()) for band in BANDS
+            split: PuzzleSet(self.difficulty, split, seed if split == "train" else 0, cache_folder())
+            for split in SPLITS
         }
 
     def draw(self, generator: np.random.Generator, count: int) -> Examples:
@@ -83,15 +85,15 @@ class SudokuTask(Task):
             drawn = _tokens(make(self.difficulty, "train", generator.integers(2**62, size=count)))
         return augment_sudoku(drawn, generator) if self.augment else drawn
 
-    def examples(self, band: str, count: int) -> Examples:
+    def examples(self, split: str, count: int) -> Examples:
         """The first `count` puzzles of `validation` or `test`; there is no last one."""
-        check_band(band)
-        return _tokens(self._sets[band].first(count))
+        check_split(split)
+        return _tokens(self._sets[split].first(count))
 
-    def guesses(self, band: str, count: int) -> NDArray[np.int64]:
+    def guesses(self, split: str, count: int) -> NDArray[np.int64]:
         """Difficulty of the puzzles that `examples` returns: int64 `[count]`."""
-        check_band(band)
-        return self._sets[band].first(count).guesses
+        check_split(split)
+        return self._sets[split].first(count).guesses
 
     def score(self, examples: Examples, answers: NDArray) -> dict[str, NDArray]:
         """`exact` and `cells` of `Task.score`, and `valid` (bool `[N]`): a Sudoku that keeps the clues."""

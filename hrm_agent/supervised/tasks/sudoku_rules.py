@@ -268,8 +268,8 @@ def _line_hash(full, step, stride):
 
 
 @inner
-def _grid_band(full):
-    """Band of a solution grid, the same for all its images under the symmetries of Sudoku: 0, 1 or 2.
+def _grid_split(full):
+    """Split of a solution grid, the same for all its images under the symmetries of Sudoku: 0, 1 or 2.
 
     The invariant is how each two rows, and each two columns, permute into each other: the lengths of the cycles, and
     whether the two lie in one band (one stack).
@@ -281,12 +281,12 @@ def _grid_band(full):
 
 
 @kernel
-def grid_bands(grids):
-    """Bands of solution grids uint8 [N, 81]: int64 [N], 0 train, 1 validation, 2 test."""
-    bands = np.empty(len(grids), np.int64)
+def grid_splits(grids):
+    """Splits of solution grids uint8 [N, 81]: int64 [N], 0 train, 1 validation, 2 test."""
+    splits = np.empty(len(grids), np.int64)
     for n in range(len(grids)):
-        bands[n] = _grid_band(grids[n])
-    return bands
+        splits[n] = _grid_split(grids[n])
+    return splits
 
 
 @inner
@@ -358,17 +358,17 @@ def _propose(seed, counter, full, puzzle, min_clues, stack, two, queue):
 
 
 @kernel
-def make_puzzles(seeds, band, min_guesses, max_guesses, min_clues, puzzles, solutions, guesses):
+def make_puzzles(seeds, split, min_guesses, max_guesses, min_clues, puzzles, solutions, guesses):
     """Puzzles with one solution, each a function of its seed.
 
-    A random solution grid of the band loses clues in random order, as long as one solution is left, in at most
+    A random solution grid of the split loses clues in random order, as long as one solution is left, in at most
     ``max_guesses``. Where that takes fewer than ``min_guesses``, clues are exchanged and those that are not needed
     taken away again, as long as the puzzle gets no easier; after 60 exchanges in a row that made it no harder, it
     begins anew with another grid.
 
     Args:
         seeds: int64 [N].
-        band: 0 train, 1 validation, 2 test.
+        split: 0 train, 1 validation, 2 test.
         min_guesses, max_guesses: range of the difficulty; max_guesses -1: no limit.
         min_clues: clues to leave at least.
         puzzles, solutions: uint8 [N, 81], overwritten. ``guesses``: int64 [N], overwritten.
@@ -383,12 +383,12 @@ def make_puzzles(seeds, band, min_guesses, max_guesses, min_clues, puzzles, solu
         made, climbs, attempt = False, 0, 0
         full, puzzle = solutions[n], puzzles[n]
         while not made and climbs < _CLIMBS:
-            seed = np.uint64(level_seed(seeds[n], attempt, band))
+            seed = np.uint64(level_seed(seeds[n], attempt, split))
             attempt += 1
             stack[0] = _ALL
             _search(stack, 1, -1, seed, two, queue)
             full[:] = two[0]
-            if _grid_band(full) != band:
+            if _grid_split(full) != split:
                 continue
             climbs += 1
             order[:] = np.arange(CELLS)

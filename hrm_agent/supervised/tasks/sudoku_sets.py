@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm_agent.supervised.tasks.base import BANDS
-from hrm_agent.supervised.tasks.sudoku_rules import CELLS, GENERATOR, grid_bands, make_puzzles, solve_many
+from hrm_agent.supervised.tasks.sudoku_rules import CELLS, GENERATOR, grid_splits, make_puzzles, solve_many
 from hrm_agent.tensors.files import write_atomically
+from hrm_envs.config import SPLITS
 
 KEEP_FROM_SECONDS = 5.0
 """A set that took longer to make is kept on disk."""
@@ -43,14 +43,14 @@ class Difficulty:
     min_clues: int
 
 
-def make(difficulty: Difficulty, band: str, seeds: NDArray[np.int64]) -> Puzzles:
+def make(difficulty: Difficulty, split: str, seeds: NDArray[np.int64]) -> Puzzles:
     """A puzzle for each of int64 `[N]` seeds.
 
     Raises:
         ValueError: the generator found none so hard.
     """
     puzzles = _empty(len(seeds))
-    made = make_puzzles(seeds, BANDS.index(band), *asdict(difficulty).values(), *puzzles)
+    made = make_puzzles(seeds, SPLITS.index(split), *asdict(difficulty).values(), *puzzles)
     if made < len(seeds):
         raise ValueError(
             f"min_guesses={difficulty.min_guesses}, max_guesses={difficulty.max_guesses}, "
@@ -65,13 +65,13 @@ class PuzzleSet:
 
     Args:
         difficulty: of the puzzles.
-        band: `train`, `validation` or `test`.
+        split: `train`, `validation` or `test`.
         seed: selects the stream.
         folder: where sets that took long are kept; None: nowhere.
     """
 
-    def __init__(self, difficulty: Difficulty, band: str, seed: int, folder: Path | None) -> None:
-        self.difficulty, self.band, self.seed, self.folder = difficulty, band, seed, folder
+    def __init__(self, difficulty: Difficulty, split: str, seed: int, folder: Path | None) -> None:
+        self.difficulty, self.split, self.seed, self.folder = difficulty, split, seed, folder
         self._made = _empty(0)
 
     def first(self, count: int) -> Puzzles:
@@ -87,18 +87,18 @@ class PuzzleSet:
         """The file of this set."""
         if self.folder is None:
             return None
-        key = json.dumps([GENERATOR, asdict(self.difficulty), self.band, self.seed], sort_keys=True)
-        return self.folder / f"sudoku-{self.band}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+        key = json.dumps([GENERATOR, asdict(self.difficulty), self.split, self.seed], sort_keys=True)
+        return self.folder / f"sudoku-{self.split}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
 
     def _make(self, count: int) -> None:
-        seeds = np.random.default_rng([self.seed, BANDS.index(self.band)]).integers(2**62, size=count)
+        seeds = np.random.default_rng([self.seed, SPLITS.index(self.split)]).integers(2**62, size=count)
         parts, have = [self._made], len(self._made.clues)
         begun = time.monotonic()
         while have < count:
-            parts.append(make(self.difficulty, self.band, seeds[have : min(have + _CHUNK, count)]))
+            parts.append(make(self.difficulty, self.split, seeds[have : min(have + _CHUNK, count)]))
             have += len(parts[-1].clues)
             if len(parts) == 2 and (expected := (time.monotonic() - begun) / _CHUNK * (count - have)) > 10:
-                _log.warning("making %d Sudoku puzzles for %s takes about %.0f s", count, self.band, expected)
+                _log.warning("making %d Sudoku puzzles for %s takes about %.0f s", count, self.split, expected)
         self._made = Puzzles(
             np.concatenate([part.clues for part in parts]),
             np.concatenate([part.solutions for part in parts]),
@@ -146,7 +146,7 @@ class PuzzleSet:
             and np.array_equal(guesses, kept.guesses)
             and (guesses >= self.difficulty.min_guesses).all()
             and (most < 0 or (guesses <= most).all())
-            and (grid_bands(solutions) == BANDS.index(self.band)).all()
+            and (grid_splits(solutions) == SPLITS.index(self.split)).all()
         )
 
 

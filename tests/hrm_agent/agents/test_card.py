@@ -74,6 +74,8 @@ def test_an_evaluation_stands_in_the_card_beside_its_baselines(tmp_path: Path) -
     assert loaded.info == {**INFO, "evaluation": evaluation_facts(report), "license": "mit", "id": "Tiny-v0"}
     again = evaluate(run=str(tmp_path), episodes=12)
     assert evaluation_facts(again) == loaded.info["evaluation"]
+    description = json.loads((tmp_path / "agent.json").read_text().replace('"split"', '"band"'))  # its former name
+    assert write_card(description) == page
 
 
 def test_a_page_that_is_no_card_is_left_alone_and_a_card_is_renewed(tmp_path: Path) -> None:

@@ -154,9 +154,9 @@ def test_adapter_takes_environments_stepped_one_by_one() -> None:
 def test_evaluator_plays_what_predict_plays_by_hand(name: str) -> None:
     run = quick_run(name)
     levels = 6
-    played = run_episodes(run.actor(), ENV, SMALL, levels, band="validation", oracle=False)
+    played = run_episodes(run.actor(), ENV, SMALL, levels, split="validation", oracle=False)
     for level in range(levels):
-        env = gym.make(ENV, **SMALL, seed_band="validation")
+        env = gym.make(ENV, **SMALL, split="validation")
         obs, _ = env.reset(seed=level)
         state, start, ended, steps = None, np.ones(1, bool), False, 0
         while not ended:

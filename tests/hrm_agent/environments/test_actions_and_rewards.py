@@ -119,10 +119,10 @@ def test_it_learns_to_answer_what_it_sees(actions: str) -> None:
 def test_episodes_are_filmed_on_the_levels_that_are_evaluated(actions: str) -> None:
     learner, _ = make_learner(actions)
     SEEDS.clear()
-    played = run_episodes(PolicyActor(learner.policy), TARGET, {"actions": actions}, 2, band="validation")
+    played = run_episodes(PolicyActor(learner.policy), TARGET, {"actions": actions}, 2, split="validation")
     evaluated = [s for s in SEEDS if s is not None]
     SEEDS.clear()
-    frames = record_episodes(learner.policy, TARGET, {"actions": actions}, 2, band="validation")
+    frames = record_episodes(learner.policy, TARGET, {"actions": actions}, 2, split="validation")
     assert len(frames) >= 10
     filmed = [s for s in SEEDS if s is not None]
     assert filmed == evaluated == played.seeds.tolist()

@@ -23,7 +23,7 @@ NAMES = list(json.loads(FILE.read_text()))
 @pytest.mark.parametrize("name", NAMES)
 def test_the_shipped_sets_are_what_they_were(name: str) -> None:
     levels = find_level_set(name)
-    assert (levels.band, levels.first, levels.count) == ("test", 0, 1000)
+    assert (levels.split, levels.first, levels.count) == ("test", 0, 1000)
 
 
 def test_the_shipped_sets_are_the_ones_promised() -> None:
@@ -42,7 +42,7 @@ CHANGED: list[dict[str, Any]] = [
     {"env_options": {"view": 2}},
     {"env_options": {"max_episode_steps": 61}},
     {"env": "DynamicFourRooms-v0"},
-    {"band": "validation"},
+    {"split": "validation"},
     {"first": 1},
     {"count": 39},
 ]
@@ -88,11 +88,13 @@ def test_what_follows_an_episode_is_no_part_of_a_level(monkeypatch: pytest.Monke
 
 def test_a_set_whose_levels_have_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "sets.json"
-    entry = freeze(["mine", "DynamicMaze-v0", "doors=2", "layout=braid", "count=20", "first=5", "band=validation"])
+    entry = freeze(["mine", "DynamicMaze-v0", "doors=2", "layout=braid", "count=20", "first=5", "split=validation"])
     file.write_text(json.dumps(entry))
     found = find_level_set("mine", file)
     assert asdict(found) == entry["mine"]
     assert found.env_options == {"doors": 2, "layout": "braid"}
+    file.write_text(json.dumps(entry).replace("split", "band"))  # its former name
+    assert find_level_set("mine", file) == found
     entry["mine"]["env_options"]["doors"] = 1
     file.write_text(json.dumps(entry))
     with pytest.raises(ValueError, match="level_set=mine: its levels have changed") as error:
@@ -113,7 +115,7 @@ def test_a_set_whose_levels_have_changed_is_refused(tmp_path: Path, monkeypatch:
         ("mine DynamicMaze-v0 dors=1", "did you mean 'doors'"),
         ("mine DynamicMaze-v0 count=0", "count=0"),
         ("mine DynamicMaze-v0 first=zero", "first=zero: expected an integer"),
-        ("mine DynamicMaze-v0 band=tests", "seed_band='tests'"),
+        ("mine DynamicMaze-v0 band=tests", "split='tests'"),
     ],
 )
 def test_the_command_prints_an_entry_or_one_line(

@@ -82,13 +82,13 @@ def test_larger_mazes_have_as_much_time_and_as_many_walls_for_their_size(base: M
 def test_every_point_is_an_evaluation(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hrm_agent.evaluation.report.TIMED_CALLS", 1)
     out = tmp_path / "shifts.json"
-    report = shifts(run, 12, str(out), axes=["size", "doors", "view"], max_size=5, seed=3, band="validation")
+    report = shifts(run, 12, str(out), axes=["size", "doors", "view"], max_size=5, seed=3, split="validation")
     assert json.loads(out.read_text()) == report
     records = {record["value"]: record for record in report["records"]}
     assert list(records)[:4] == ["as trained", "5x5 cells", "0 doors", "2 doors"]
     for value in ("as trained", "5x5 cells", "view radius 1"):
         record = records[value]
-        same = evaluate(run, 12, env_options=record["env_options"], seed=3, band="validation")
+        same = evaluate(run, 12, env_options=record["env_options"], seed=3, split="validation")
         names = (
             "success",
             "spl",

@@ -137,11 +137,11 @@ def test_whole_benchmarks() -> None:
         assert whole.spec.num_puzzles == 1 + puzzles * 1001
         assert whole.spec.sequence_length == 900
         assert len(whole.asked("test", asked)) == asked
-        with pytest.raises(ValueError, match=f"{asked + 1} puzzles of band test, but task=arc has {asked}"):
+        with pytest.raises(ValueError, match=f"{asked + 1} test puzzles, but task=arc has {asked}"):
             whole.examples("test", asked + 1)
-        in_band = [{whole.puzzles[i].name for i in whole._bands[band]} for band in ("validation", "test")]
-        assert not in_band[0] & in_band[1]
-        assert len(in_band[0]) == 20
+        in_split = [{whole.puzzles[i].name for i in whole._splits[split]} for split in ("validation", "test")]
+        assert not in_split[0] & in_split[1]
+        assert len(in_split[0]) == 20
     assert not whole._images  # nothing is augmented before it is asked for
 
 
@@ -216,7 +216,7 @@ def test_draws_are_a_function_of_the_generator() -> None:
 def test_a_task_keeps_its_images_among_others() -> None:
     few = task(training_tasks=3, tasks=2)
     assert len(few.puzzles) == 3 + 20 + 2
-    assert [len(few._bands[band]) for band in ("validation", "test")] == [20, 2]
+    assert [len(few._splits[split]) for split in ("validation", "test")] == [20, 2]
     where = {puzzle.name: i for i, puzzle in enumerate(task().puzzles)}
     for i, puzzle in enumerate(few.puzzles):
         assert np.array_equal(few.images(i).colours, task().images(where[puzzle.name]).colours)
@@ -243,10 +243,10 @@ def answering(answer: Callable[[Examples], np.ndarray], q_halt: float = 0.0) -> 
     return solve
 
 
-def oracle(arc: ArcTask, band: str) -> Callable[[Examples], np.ndarray]:
+def oracle(arc: ArcTask, split: str) -> Callable[[Examples], np.ndarray]:
     """The right answer to every image, found by identifier and input."""
     known = {}
-    for i in arc._bands[band]:
+    for i in arc._splits[split]:
         images = arc.images(i)
         for k, identifier in enumerate(images.identifiers.tolist()):
             for question, answer in arc.puzzles[i].asked:
@@ -260,22 +260,22 @@ def oracle(arc: ArcTask, band: str) -> Callable[[Examples], np.ndarray]:
     return answer
 
 
-@pytest.mark.parametrize("band", ["validation", "test"])
-def test_who_knows_the_answers_scores_one_and_who_says_always_the_same_scores_none(band: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_who_knows_the_answers_scores_one_and_who_says_always_the_same_scores_none(split: str, tmp_path: Path) -> None:
     arc = task()
-    count = sum(len(arc.puzzles[i].asked) for i in arc._bands[band])
-    result = arc.evaluate(answering(oracle(arc, band)), band, count)
+    count = sum(len(arc.puzzles[i].asked) for i in arc._splits[split])
+    result = arc.evaluate(answering(oracle(arc, split)), split, count)
     assert result["score"] == result["pass_at_1"] == result["pass_at_any"] == 1
     assert result["score_ci95"][1] == 1
-    assert result["tasks"] == len(result["solved"]) == len(arc._bands[band])
+    assert result["tasks"] == len(result["solved"]) == len(arc._splits[split])
     assert result["test_inputs"] == count
     write_submission(result, tmp_path / "submission.json")
     submission = json.loads((tmp_path / "submission.json").read_text())
-    for i in arc._bands[band]:
+    for i in arc._splits[split]:
         puzzle = arc.puzzles[i]
         assert [each["attempt_1"] for each in submission[puzzle.name]] == [b.tolist() for _, b in puzzle.asked]
     for silent in (np.zeros_like, lambda inputs: np.full_like(inputs, 9)):
-        result = arc.evaluate(answering(lambda e, f=silent: f(e.inputs)), band, count)  # type: ignore[misc]
+        result = arc.evaluate(answering(lambda e, f=silent: f(e.inputs)), split, count)  # type: ignore[misc]
         assert result["score"] == result["pass_at_any"] == 0
         assert result["score_ci95"][0] == 0
         json.dumps(result)
@@ -320,9 +320,9 @@ def test_votes_then_confidence_then_two_attempts() -> None:
 
 def test_a_task_with_two_test_inputs_counts_by_halves() -> None:
     arc = task()
-    two = next(i for i in arc._bands["test"] if len(arc.puzzles[i].asked) == 2)
+    two = next(i for i in arc._splits["test"] if len(arc.puzzles[i].asked) == 2)
     arc = ArcTask(**SMALL)
-    arc._bands = {**arc._bands, "test": [two]}
+    arc._splits = {**arc._splits, "test": [two]}
     right = oracle(arc, "test")
     first = arc.puzzles[two].asked[0][0]
 

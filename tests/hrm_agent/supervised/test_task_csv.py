@@ -16,16 +16,16 @@ from hrm_agent.supervised.tasks.sudoku_sets import Difficulty, make
 HEAD = "source,question,answer,rating"
 
 
-def sudoku_lines(band: str, count: int) -> list[str]:
-    made = make(Difficulty(0, -1, 0), band, np.arange(count))
+def sudoku_lines(split: str, count: int) -> list[str]:
+    made = make(Difficulty(0, -1, 0), split, np.arange(count))
     puzzles = ["".join(".123456789"[d] for d in clues) for clues in made.clues]
     solutions = ["".join(str(d) for d in solution) for solution in made.solutions]
     return [f"puzzles0_kaggle,{p},{s},{g}" for p, s, g in zip(puzzles, solutions, made.guesses, strict=True)]
 
 
-def maze_lines(band: str, count: int) -> list[str]:
+def maze_lines(split: str, count: int) -> list[str]:
     task = MazeTask(rows=3, cols=3, loops=0.5, augment=False)
-    examples = task.draw(np.random.default_rng(0), count) if band == "train" else task.examples(band, count)
+    examples = task.draw(np.random.default_rng(0), count) if split == "train" else task.examples(split, count)
     texts = [["".join(CHARACTERS[t - 1] for t in row) for row in array] for array in examples[:2]]
     return [f"ours,{question},{answer},{answer.count('o')}" for question, answer in zip(*texts, strict=True)]
 

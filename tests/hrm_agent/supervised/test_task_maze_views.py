@@ -171,7 +171,7 @@ def test_draws_are_a_function_of_the_generator_and_pools_of_the_seed(task: MazeV
     assert set(np.unique(labels[:, ~ring])) == {0, 1}
 
 
-def test_views_come_from_the_band_they_are_for_and_from_off_the_paths() -> None:
+def test_views_come_from_the_split_they_are_for_and_from_off_the_paths() -> None:
     """Where nothing is random and nothing moves, every view is on the shortest path of the first one."""
     still = {"rows": 3, "cols": 3, "walls": 2, "doors": 0}
     for share, elsewhere in ((0.0, False), (0.5, True)):
@@ -187,7 +187,8 @@ def test_views_come_from_the_band_they_are_for_and_from_off_the_paths() -> None:
         assert (remaining != lengths[same] - 4).any() == elsewhere
         train = {v.tobytes() for v in task._pool}
         held_out = {
-            band: task.examples(band, 200).inputs.reshape(200, 7, 7).astype(np.uint8) for band in ("validation", "test")
+            split: task.examples(split, 200).inputs.reshape(200, 7, 7).astype(np.uint8)
+            for split in ("validation", "test")
         }
         assert not any(v.tobytes() in train for views_ in held_out.values() for v in views_)
         assert (held_out["validation"] != held_out["test"]).any()
@@ -204,7 +205,7 @@ def test_worlds_with_too_few_views_say_how_many_there_are() -> None:
     tiny = MazeViewsTask(env_options={"rows": 1, "cols": 2, "walls": 0, "doors": 0}, pool=500)
     with pytest.raises(ValueError, match=r"^test: 3 views asked for, but of [\d,]+ only 0 are not in the training"):
         tiny.examples("test", 3)
-    with pytest.raises(ValueError, match="band='train': expected validation or test"):
+    with pytest.raises(ValueError, match="split='train': expected validation or test"):
         tiny.examples("train", 3)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hrm_agent.supervised.tasks import build_task, sudoku_sets
 from hrm_agent.supervised.tasks.base import Examples
 from hrm_agent.supervised.tasks.sudoku import SudokuTask, augment_sudoku, examples_from, valid_sudokus
-from hrm_agent.supervised.tasks.sudoku_rules import grid_bands, solve_many
+from hrm_agent.supervised.tasks.sudoku_rules import grid_splits, solve_many
 from hrm_agent.supervised.tasks.sudoku_sets import Difficulty, PuzzleSet, make
 
 # Puzzles that were published as hard for people or for programs; each has one solution.
@@ -157,7 +157,7 @@ def test_symmetries_keep_answers_right_and_sets_apart(puzzles: sudoku_sets.Puzzl
     images = augment_sudoku(plain, np.random.default_rng(seed))
     assert valid_sudokus(images.inputs, images.labels).all()
     assert ((images.inputs > 1).sum(1) == (plain.inputs > 1).sum(1)).all()
-    assert np.array_equal(grid_bands((images.labels - 1).astype(np.uint8)), grid_bands(puzzles.solutions))
+    assert np.array_equal(grid_splits((images.labels - 1).astype(np.uint8)), grid_splits(puzzles.solutions))
     solutions, found, _ = solve_many((images.inputs - 1).astype(np.uint8))
     assert (found == 1).all()
     assert np.array_equal(solutions + 1, images.labels)
@@ -183,7 +183,7 @@ def test_no_set_holds_a_solution_of_another() -> None:
     task = SudokuTask(train_puzzles=200)
     sets = [task.draw(np.random.default_rng(0), 300), task.examples("validation", 50), task.examples("test", 50)]
     for number, examples in enumerate(sets):
-        assert (grid_bands((examples.labels - 1).astype(np.uint8)) == number).all()
+        assert (grid_splits((examples.labels - 1).astype(np.uint8)) == number).all()
 
 
 def test_everything_is_a_function_of_the_arguments() -> None:
