@@ -93,11 +93,11 @@ def evaluate(
     player = player.fit(probe.single_observation_space)
     player.check_fits(probe.single_observation_space, probe.single_action_space)
     obs = to_tensors(probe.reset(seed=0)[0])
-    rows, shards = min(BATCH, level["episodes"]), Threads(available_cores())
-    used = choose_for_playing(player.policy, kernel, obs, rows, shards, player.info)
+    rows, threads = min(BATCH, level["episodes"]), Threads(available_cores())
+    used = choose_for_playing(player.policy, kernel, obs, rows, threads, player.info)
     is_maze = isinstance(probe.unwrapped, MazeVectorEnv)
     probe.close()
-    played = _play(player, level, is_maze, baselines, shards)
+    played = _play(player, level, is_maze, baselines, threads)
     report = {**played, "level_set": level_set, **describe_agent(player, run, agent), "kernel": used}
     if out is not None:
         write_atomically(Path(out), to_json(report))
@@ -131,13 +131,15 @@ def _choose_levels(
     }
 
 
-def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool, shards: Threads) -> dict[str, Any]:
+def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool, threads: Threads) -> dict[str, Any]:
     policy, actions = agent.policy, agent.action_space
-    played = run_in_threads(lambda: PolicyActor(policy), **level, batch=BATCH, shards=shards)
+    played = run_in_threads(lambda: PolicyActor(policy), **level, batch=BATCH, threads=threads)
     draws = policy.config.heads != "q"  # Q-values are no distribution to draw from
     sampled = None
     if draws:
-        sampled = run_in_threads(lambda: PolicyActor(policy, deterministic=False), **level, batch=BATCH, shards=shards)
+        sampled = run_in_threads(
+            lambda: PolicyActor(policy, deterministic=False), **level, batch=BATCH, threads=threads
+        )
     at_random = run_in_threads(lambda: RandomActor(actions), **level, batch=BATCH) if baselines else None
     replanned = run_in_threads(ReplanActor, **level, batch=BATCH) if baselines and is_maze else None
     summary = summarize(played)

@@ -40,7 +40,7 @@ from hrm_agent.training.tracking import Console
 COMMAND = "hrm_agent.supervise"
 CHANGEABLE = (
     "total_steps", "max_seconds", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_puzzles",
-    "eval_segments", "test_puzzles", "log_every", "device", "shards", "kernel",
+    "eval_segments", "test_puzzles", "log_every", "device", "threads", "kernel",
 )  # fmt: skip
 WORST = 0.0
 """Share of puzzles solved that a run which diverged is given."""

@@ -58,7 +58,7 @@ SHELL = (
 TINY_RUN = (
     "env=DynamicMaze-v0", "core.hidden_size=8", "core.inner_size=8", "total_steps=256", "algo.num_envs=8",
     "algo.rollout_steps=4", "algo.window=4", "algo.minibatch_windows=4", "eval_episodes=4", "test_episodes=0",
-    "shards=1",
+    "threads=1",
 )  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def profile(run: str, path: str, rounds: int | None) -> dict[str, Any]:
         settings = {**parts.trainer.env_options, **limit}
 
         def evaluate(some: int) -> dict[str, Any]:
-            return evaluate_policy(parts.policy, parts.trainer.env, settings, some, split="validation", shards=shards)
+            return evaluate_policy(parts.policy, parts.trainer.env, settings, some, split="validation", threads=shards)
 
         with clock.during("compiling"):  # of the bound
             evaluate(1)

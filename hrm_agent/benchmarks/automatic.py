@@ -38,11 +38,11 @@ def auto_case(name: str, overrides: list[str], options: Options) -> Case:
     """A run's minibatch, its batch split over threads as in training."""
     small = ["algo.num_envs=32", "algo.minibatch_windows=8"] if options.quick else []
     parts = build_run("default", [*small, *overrides])
-    shards = Threads(options.cores)
+    threads = Threads(options.cores)
     obs = to_tensors(parts.env.reset(seed=0)[0])
     training = next(p for p in passes_of(parts.algo) if p.gradient)
     whole = Size(parts.policy.segments, training.steps, training.rows)
-    work = PolicyWork(obs, shards)
+    work = PolicyWork(obs, threads)
 
     def make(path: str) -> Competitor:
         policy = policy_on(parts, path)
@@ -50,11 +50,11 @@ def auto_case(name: str, overrides: list[str], options: Options) -> Case:
         def outputs(seed: int) -> Outputs:
             judged = policy_on(parts, path)
             precision = "bfloat16" if path.endswith("bf16") else "float32"
-            return PolicyWork(obs, shards, seed).outputs(judged, precision, training.steps, with_gradient=True)
+            return PolicyWork(obs, threads, seed).outputs(judged, precision, training.steps, with_gradient=True)
 
         return Competitor(lambda: work.run(policy, training, whole), outputs)
 
-    chosen = measure_policy(parts.policy, candidates(parts.policy, narrow=True), passes_of(parts.algo), obs, shards)
+    chosen = measure_policy(parts.policy, candidates(parts.policy, narrow=True), passes_of(parts.algo), obs, threads)
     title = f"{name}, {training.rows} windows of {training.steps}"
     operations = _operations(parts, training, whole, work)
     return Case("auto", title, make, options.paths, operations, 1, "minibatches", cores=options.cores, auto=chosen)

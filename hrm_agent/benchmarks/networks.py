@@ -90,7 +90,7 @@ def build_run(name: str, overrides: list[str] | None = None) -> RunParts:
         name: of `RUNS`.
         overrides: of `python -m hrm_agent.train`, besides.
     """
-    config = compose_config(["shards=1", *RUNS[name], *(overrides or [])], "train")
+    config = compose_config(["threads=1", *RUNS[name], *(overrides or [])], "train")
     trainer, policy_config, algo = settings(resolve(config))
     env = make_vector_env(trainer.env, algo.num_envs, trainer.env_options)
     with torch.random.fork_rng(devices=[]):

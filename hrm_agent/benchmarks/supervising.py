@@ -27,7 +27,7 @@ from hrm_agent.supervised.tasks.base import Task
 def segment(options: Options) -> Iterator[Case]:
     """One step of deep supervision of `python -m hrm_agent.supervise`: a segment for each of 64 mazes."""
     rows = 8 if options.quick else 64
-    config = resolve(compose_config(["shards=1", f"training.batch_size={rows}"], "supervise"))
+    config = resolve(compose_config(["threads=1", f"training.batch_size={rows}"], "supervise"))
     run, model_config, training = settings(config)
     task = build_task(run.task, run.task_options, 0)
     with torch.random.fork_rng(devices=[]):

@@ -413,7 +413,7 @@ def run_in_threads(
     split: str = "test",
     batch: int = 256,
     oracle: bool = True,
-    shards: Threads | None = None,
+    threads: Threads | None = None,
 ) -> Episodes:
     """`run_episodes` with the levels dealt out over threads, each with its own actor and environments."""
 
@@ -421,6 +421,6 @@ def run_in_threads(
         count = levels.stop - levels.start
         return run_episodes(make_actor(), env_id, env_options, count, seed + levels.start, split, batch, oracle)
 
-    if shards is None or episodes < 2:
+    if threads is None or episodes < 2:
         return part(slice(0, episodes))
-    return Episodes.join(shards.map(part, shards.slices(episodes)))
+    return Episodes.join(threads.map(part, threads.slices(episodes)))

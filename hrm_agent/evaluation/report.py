@@ -136,7 +136,7 @@ def evaluate_policy(
     seed: int = 0,
     split: str = "validation",
     deterministic: bool = True,
-    shards: Threads | None = None,
+    threads: Threads | None = None,
     oracle: bool = False,
     batch: int = 256,
     processes: Processes = SINGLE_PROCESS,
@@ -149,7 +149,7 @@ def evaluate_policy(
         episodes: levels `seed ... seed + episodes - 1`.
         split: `train`, `validation` or `test`.
         deterministic: play the most probable action.
-        shards: threads to deal the levels over.
+        threads: threads to deal the levels over.
         oracle: measure the change-locked metrics too.
         batch: environments stepped together in each thread.
         processes: that the levels are divided over; all hold the policy, and each returns the whole. Not with `oracle`.
@@ -163,7 +163,7 @@ def evaluate_policy(
     if count or processes.world_size == 1:
         actor = partial(PolicyActor, policy, deterministic, seed)
         first = seed + own.start
-        played = run_in_threads(actor, env_id, env_options, count, first, split, batch, oracle, shards)
+        played = run_in_threads(actor, env_id, env_options, count, first, split, batch, oracle, threads)
     if processes.world_size > 1:
         played = _join(played, range(seed, seed + episodes), processes)
     assert played is not None

@@ -148,7 +148,7 @@ def run_shifts(
     episodes: int,
     seed: int = 0,
     split: str = "test",
-    shards: Threads | None = None,
+    threads: Threads | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Play the points one after the other; a record for each as soon as it is there.
 
@@ -158,7 +158,7 @@ def run_shifts(
         points: see `list_points`.
         episodes: levels `seed ... seed + episodes - 1` at each point.
         split: `train`, `validation` or `test` levels.
-        shards: threads to deal the agent's levels over.
+        threads: threads to deal the agent's levels over.
 
     Yields:
         `axis`, `value`, `env`, `env_options`, `skipped` (why the point cannot be played, or None) and, where it was
@@ -182,7 +182,7 @@ def run_shifts(
         if reason is not None:
             yield {**described, "skipped": reason}
             continue
-        yield {**described, "skipped": None, **_play(fitted, env_id, options, episodes, seed, split, shards)}
+        yield {**described, "skipped": None, **_play(fitted, env_id, options, episodes, seed, split, threads)}
 
 
 def why_not(base: MazeConfig, point: Point) -> str | None:
@@ -205,7 +205,7 @@ def _fit(agent: Agent, env_id: str, options: dict[str, Any]) -> Agent:
 
 
 def _play(
-    agent: Agent, env_id: str, options: dict[str, Any], episodes: int, seed: int, split: str, shards: Threads | None
+    agent: Agent, env_id: str, options: dict[str, Any], episodes: int, seed: int, split: str, threads: Threads | None
 ) -> dict[str, Any]:
     level: dict[str, Any] = {
         "env_id": env_id,
@@ -215,7 +215,7 @@ def _play(
         "split": split,
         "batch": BATCH,
     }
-    played = run_in_threads(lambda: PolicyActor(agent.policy), **level, shards=shards)
+    played = run_in_threads(lambda: PolicyActor(agent.policy), **level, threads=threads)
     return {
         **summarize(played),
         "levels": list_levels(played),

@@ -25,7 +25,7 @@ from hrm_agent.cores import core_names
 from hrm_agent.environments.make import check_env_id
 from hrm_agent.launch import hydra_plugin as config_source
 from hrm_agent.launch import starting
-from hrm_agent.launch.settings import GROUPS, config_folder
+from hrm_agent.launch.settings import GROUPS, config_folder, rename_overrides
 
 USAGE_ERROR = 2
 HYDRA_FLAGS = (
@@ -87,6 +87,7 @@ def open_options(arguments: list[str]) -> list[str]:
     """
     if not {"-m", "--multirun"} & set(arguments):
         arguments = [LIST.sub(r"\1[\2]", a) for a in arguments]
+    arguments = rename_overrides(arguments)
     return [f"++{a}" if a.startswith(("env.options.", "task.env_options.")) else a for a in arguments]
 
 
@@ -186,7 +187,7 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
     config_source.install()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            return compose(config_name, overrides, return_hydra_config=hydra)
+            return compose(config_name, rename_overrides(overrides), return_hydra_config=hydra)
     except MissingConfigException as error:
         missing = str(error.missing_cfg_file or "")
         if missing.startswith("env/"):

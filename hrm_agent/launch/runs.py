@@ -35,7 +35,7 @@ from hrm_agent.launch.cli import (
     usage_errors,
     wants_help,
 )
-from hrm_agent.launch.settings import config_folder, resolve
+from hrm_agent.launch.settings import config_folder, rename_settings, resolve
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, ProcessLost, join
 from hrm_agent.tensors.files import CheckpointError, write_atomically
 from hrm_agent.tensors.gradients import NonFiniteNumbers
@@ -229,7 +229,9 @@ def load_run(folder: Path, command: str) -> dict[str, Any]:
         raise UsageError(f"{folder / CONFIG_FILE}: not valid YAML ({error})") from None
     if not isinstance(values, dict):
         raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration")
-    return {str(key): value for key, value in values.items()}
+    named = {str(key): value for key, value in values.items()}
+    rename_settings(named)
+    return named
 
 
 def reopen_run(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,28 @@ KNOWN = {
 }
 
 
+RENAMED = (("", "shards", "threads"), ("training", "rows_at_once", "chunk_size"))
+"""Group, former name and present name of settings: command lines, configurations and earlier runs may hold either."""
+
+
+def rename_overrides(overrides: Iterable[str]) -> list[str]:
+    """`shards=2` -> `threads=2`."""
+    patterns = {rf"^([+]*{group}{'[.]' * bool(group)}){old}(?==)": rf"\1{new}" for group, old, new in RENAMED}
+    renamed = list(overrides)
+    for pattern, present in patterns.items():
+        renamed = [re.sub(pattern, present, override) for override in renamed]
+    return renamed
+
+
+def rename_settings(values: dict[str, Any]) -> None:
+    """The same, in place, in a configuration; where a file has the former name, a present one that was given wins."""
+    for group, old, new in RENAMED:
+        part = values.get(group) if group else values
+        if isinstance(part, dict) and old in part:
+            former = part.pop(old)
+            part[new] = former if part.get(new, 0) in (0, "auto") else part[new]
+
+
 def config_folder() -> Path:
     """The YAML files: beside the package when installed, at the repository's root in a checkout."""
     package = Path(str(files("hrm_agent")))
@@ -50,7 +73,7 @@ def config_folder() -> Path:
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Plain values, without interpolations and with `shards: auto` made a number.
+    """Plain values, without interpolations and with `threads: auto` made a number.
 
     Raises:
         ValueError: a setting that must be given is not.
@@ -61,9 +84,10 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError(f"{error.full_key}: required, and not given; add {error.full_key}=VALUE") from None
     assert isinstance(values, dict)
     plain: dict[str, Any] = {str(key): value for key, value in values.items()}
-    if plain["shards"] == "auto":
+    rename_settings(plain)
+    if plain["threads"] == "auto":
         on_cpu = str(plain.get("device", "cpu")) == "cpu"
-        plain["shards"] = available_cores() if on_cpu else 1  # threads only get in each other's way on a GPU
+        plain["threads"] = available_cores() if on_cpu else 1  # threads only get in each other's way on a GPU
     return plain
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from yaml import YAMLError
 
 from hrm_agent.launch.cli import UsageError, existing_folder
+from hrm_agent.launch.settings import rename_settings
 from hrm_agent.tensors.files import write_atomically
 
 RESULTS = ("test_success", "validation_success", "validation_return")
@@ -72,6 +73,7 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], Row]:
     try:
         values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         assert isinstance(values, dict)
+        rename_settings(values)  # type: ignore[arg-type]
         return dict(_flat(values)), _read_results(folder)
     except (OSError, ValueError, TypeError, AssertionError, YAMLError) as error:
         raise UsageError(f"{folder}: a damaged run ({error})") from None

@@ -1,8 +1,8 @@
-"""What the machine has, and batch shards on its CPU threads.
+"""What the machine has, and a batch on its CPU threads.
 
 At our sizes torch's own parallel loops lose more to barriers than they gain; splitting the batch over a few Python
 threads, each running single-threaded operations, is faster and does not stall when a core is taken away
-(`experiments/speed`). The split depends on the number of shards alone, so results are repeatable.
+(`experiments/speed`). The split depends on the number of threads alone, so results are repeatable.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ class Threads:
 
     def __init__(self, count: int) -> None:
         if count < 1:
-            raise ValueError(f"shards={count}: expected 1 or more threads")
+            raise ValueError(f"threads={count}: expected 1 or more threads")
         self.count = count
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="shard") if count > 1 else None
-        # One shard too: processes that run side by side must not each start a thread per core.
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="slice") if count > 1 else None
+        # One thread too: processes that run side by side must not each start a thread per core.
         torch.set_num_threads(1)
 
     def slices(self, batch_size: int, largest: int | None = None) -> list[slice]:

@@ -32,7 +32,9 @@ from hrm_agent.policies.encoders import (
 
 READOUTS = ("agent", "mean", "first", "last")
 HEADS = ("actor_critic", "q")
-STOPS = ("fixed", "settled", "agreed")
+STOPS = ("fixed", "latent_change", "policy_kl")
+STOP_ALIASES = {"settled": "latent_change", "agreed": "policy_kl"}
+"""Names that saved agents and runs may hold."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class PolicyConfig:
             (`hrm_agent.policies.carry.resolve_carry`), which a policy replaces by the rule.
         segments: K, calls of the core per environment step; the most of them where thinking may stop earlier.
         stop: when to stop thinking, decided for every row of a batch by itself: `fixed` after K segments;
-            `settled` when a segment changed the latent by less than `stop_threshold`, relative to its norm;
-            `agreed` when the policies after two successive segments differ by less than it (KL divergence in nats).
+            `latent_change` when a segment changed the latent by less than `stop_threshold`, relative to its norm;
+            `policy_kl` when the policies after two successive segments differ by less than it (KL divergence in nats).
         stop_threshold: see `stop`; with 0 all K segments are run.
         time_gradient: `bptt` lets the gradient flow through the state between the steps of a window, `detached`
             cuts it at every step.
@@ -84,6 +86,7 @@ class PolicyConfig:
             raise ValueError(f"readout={self.readout!r}: expected one of {', '.join(READOUTS)}")
         if self.heads not in HEADS:
             raise ValueError(f"heads={self.heads!r}: expected one of {', '.join(HEADS)}")
+        object.__setattr__(self, "stop", STOP_ALIASES.get(str(self.stop), self.stop))
         if self.stop not in STOPS:
             raise ValueError(f"stop={self.stop!r}: expected one of {', '.join(STOPS)}")
         if not self.stop_threshold >= 0:
@@ -189,12 +192,12 @@ class Policy(nn.Module):
             )
 
     def _check_stop(self) -> None:
-        if self.config.stop == "settled" and not self.core.initial_state(1):
+        if self.config.stop == "latent_change" and not self.core.initial_state(1):
             raise ValueError(
-                f"stop=settled: core={self.config.core} has no latent that could settle; use stop=fixed or agreed"
+                f"stop=latent_change: core={self.config.core} has no latent that changes; use stop=fixed or policy_kl"
             )
-        if self.config.stop == "agreed" and self.config.heads == "q":
-            raise ValueError("stop=agreed compares policies, and Q-values are none; use stop=settled or fixed")
+        if self.config.stop == "policy_kl" and self.config.heads == "q":
+            raise ValueError("stop=policy_kl compares policies, and Q-values are none; use stop=latent_change or fixed")
 
     @property
     def chunk_size(self) -> int | None:
@@ -271,7 +274,7 @@ class Policy(nn.Module):
         if rule is None or plan is None:
             return None
         early = self.config.stop if self.config.stop_threshold > 0 else "fixed"
-        return (plan, rule) if early == "fixed" or (early == "settled" and plan.settles) else None
+        return (plan, rule) if early == "fixed" or (early == "latent_change" and plan.settles) else None
 
     def _window_plan(self, tokens: Tensor, state: PolicyState) -> tuple[WindowPlan, Rule] | None:
         """How the kernels think about a whole window, where they can."""
@@ -289,7 +292,7 @@ class Policy(nn.Module):
     ) -> Decision:
         if index is None and self.config.readout != "mean":
             index = torch.full(tokens.shape[:2], 0 if self.config.readout == "first" else -1)
-        settled = self.config.stop_threshold if self.config.stop == "settled" else 0.0
+        settled = self.config.stop_threshold if self.config.stop == "latent_change" else 0.0
         thinking = Thinking(self.segments, settled, cut, self.threads)
         starts = episode_start.to(torch.bool).expand(tokens.shape[:2])
         plan, rule = found
@@ -371,7 +374,7 @@ class Policy(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Which rows may stop after a segment, bool `[M]`, and their policies `[M, P]` to compare the next with."""
         threshold = self.config.stop_threshold
-        if self.config.stop == "settled":
+        if self.config.stop == "latent_change":
             return relative_change(before, after) < threshold, None
         now = self._params(self._read(output, index))
         if policies is None:

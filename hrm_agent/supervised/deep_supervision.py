@@ -98,7 +98,7 @@ class DeepSupervision:
         config: see `SupervisedConfig`.
         draw: where new puzzles come from.
         seed: of the puzzles drawn and of exploration.
-        shards: threads that a batch is split over.
+        threads: threads that a batch is split over.
         processes: processes that train it together. Each knows the whole batch and thinks about its share of the rows;
             of `state` only these are kept up.
 
@@ -112,11 +112,11 @@ class DeepSupervision:
         config: SupervisedConfig,
         draw: Draw,
         seed: int,
-        shards: Threads,
+        threads: Threads,
         processes: Processes = SINGLE_PROCESS,
     ) -> None:
         check_processes(model, config, processes)
-        self.model, self.config, self.draw, self.shards, self.processes = model, config, draw, shards, processes
+        self.model, self.config, self.draw, self.threads, self.processes = model, config, draw, threads, processes
         self.device = model.lm_head.weight.device
         self.generator = np.random.default_rng(seed)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -149,10 +149,10 @@ class DeepSupervision:
         self._replace_halted()
         count = self.config.batch_size
         own = self.processes.local_slice(count)
-        parts_of_own = self.shards.slices(own.stop - own.start, self.config.chunk_size or self.model.chunk_size)
+        parts_of_own = self.threads.slices(own.stop - own.start, self.config.chunk_size or self.model.chunk_size)
         slices = [slice(own.start + part.start, own.start + part.stop) for part in parts_of_own]
         # Each worker looks at its own rows: their state is overwritten only when their gradient is known.
-        parts = self.shards.map(self._think, slices)
+        parts = self.threads.map(self._think, slices)
         set_gradients(self.parameters, (p["gradients"] for p in parts))
         totals = {name: sum(p["sums"][name] for p in parts) for name in parts[0]["sums"]}
         totals = self.processes.all_reduce_gradients(self.parameters, totals)

@@ -27,7 +27,7 @@ class Solver:
         segments: S, of every puzzle; the most of them where puzzles may halt.
         halting: None: all S segments are run, as published. `halt_only`: a puzzle is over when its `q_halt` is above
             0; `q_learning`: above its `q_continue`. What is over is not computed any further.
-        shards: threads that puzzles are dealt out to.
+        threads: threads that puzzles are dealt out to.
         precision: see `SupervisedConfig`.
     """
 
@@ -36,17 +36,17 @@ class Solver:
         model: PuzzleModel,
         segments: int,
         halting: str | None = None,
-        shards: Threads | None = None,
+        threads: Threads | None = None,
         precision: str = "float32",
     ) -> None:
         self.model, self.segments, self.halting, self.precision = model, segments, halting, precision
-        self.shards = shards or Threads(1)
+        self.threads = threads or Threads(1)
 
     def __call__(self, examples: Examples) -> Answers:
         largest = min(self.model.chunk_size or EVALUATION_BATCH, EVALUATION_BATCH)
-        slices = self.shards.slices(len(examples), largest)
+        slices = self.threads.slices(len(examples), largest)
         with without_compile(self.model):  # compiled for training, whose batches have one shape
-            parts = self.shards.map(lambda rows: self._solve(examples.rows(rows)), slices)
+            parts = self.threads.map(lambda rows: self._solve(examples.rows(rows)), slices)
         tokens, q_halt, segments, q_continue = zip(*parts, strict=True)
         by_segment = [np.concatenate(column, 1) for column in (tokens, q_halt, q_continue)]
         return Answers(by_segment[0], by_segment[1], np.concatenate(segments), by_segment[2])

@@ -27,7 +27,7 @@ def measure_model(
     model: PuzzleModel,
     paths: Sequence[str],
     rows: int,
-    shards: Threads,
+    threads: Threads,
     precision: str = "float32",
     training: bool = True,
     now: Callable[[], float] = time.perf_counter,
@@ -37,7 +37,7 @@ def measure_model(
     Args:
         paths: see `hrm_agent.kernels.candidates`.
         rows: of a batch.
-        shards: threads that it is split over.
+        threads: threads that it is split over.
         precision: of the matrix products, see `SupervisedConfig`.
         training: with the gradient.
         now: the clock, in seconds.
@@ -55,7 +55,7 @@ def measure_model(
             if training:
                 torch.autograd.grad(y.float().square().sum(), parameters, allow_unused=True)
 
-        shards.map(part, shards.slices(size.rows, largest))
+        threads.map(part, threads.slices(size.rows, largest))
 
     def outputs(core: Core, _: str) -> Outputs:
         names, parameters = zip(*((n, p) for n, p in core.named_parameters() if p.requires_grad), strict=True)
@@ -72,7 +72,7 @@ def measure_model(
             }
         return found
 
-    return measure(model.core, paths, [Job(run, Size(1, 1, rows), 1.0, shards.count)], outputs, now)
+    return measure(model.core, paths, [Job(run, Size(1, 1, rows), 1.0, threads.count)], outputs, now)
 
 
 def choose_for_solving(model: PuzzleModel, kernel: str, puzzles: int, precision: str, info: Mapping[str, Any]) -> str:

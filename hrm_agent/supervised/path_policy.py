@@ -146,7 +146,7 @@ def evaluate_path_policy(
     split: str = "test",
     baselines: bool = True,
     batch: int = 256,
-    shards: Threads | None = None,
+    threads: Threads | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Greedy episodes of a path policy, reported as `hrm_agent.evaluate.evaluate` reports those of an agent.
@@ -160,7 +160,7 @@ def evaluate_path_policy(
         split: `train`, `validation` or `test`.
         baselines: play the random policy and the re-planner too; without, they are None.
         batch: environments stepped together.
-        shards: threads to deal the levels over.
+        threads: threads to deal the levels over.
         about: what the report says of how the model was trained: `run`, `frames` (for a supervised model, labelled
             examples seen), `seconds`, `training_seed`.
 
@@ -173,7 +173,7 @@ def evaluate_path_policy(
     options = dict(env_options or {})
     check_fits(model, env, options)
     level: dict[str, Any] = {"env_id": env, "env_options": options, "episodes": episodes, "seed": seed, "split": split}
-    played = run_in_threads(lambda: PathActor(model, segments, carry, halting), **level, batch=batch, shards=shards)
+    played = run_in_threads(lambda: PathActor(model, segments, carry, halting), **level, batch=batch, threads=threads)
     at_random = run_in_threads(RandomActor, **level, batch=batch) if baselines else None
     replanned = run_in_threads(ReplanActor, **level, batch=batch) if baselines else None
     summary = summarize(played)

@@ -233,11 +233,11 @@ def _report(
     loaded: LoadedModel, split: str, puzzles: int, segments: int, halt: bool, precision: str, device: str
 ) -> dict[str, Any]:
     model, spec = loaded.model.to(device), loaded.task.spec
-    shards = Threads(available_cores())
-    solver = TimedSolver(model, segments, None, shards, precision)
-    stopping = TimedSolver(model, segments, loaded.halting, shards, precision) if halt else None
+    threads = Threads(available_cores())
+    solver = TimedSolver(model, segments, None, threads, precision)
+    stopping = TimedSolver(model, segments, loaded.halting, threads, precision) if halt else None
     blank = np.zeros((WARM_UP, spec.sequence_length), np.int32)
-    Solver(model, 1, None, shards, precision)(Examples(blank, blank, blank[:, 0]))
+    Solver(model, 1, None, threads, precision)(Examples(blank, blank, blank[:, 0]))
     report = evaluate_model(solver, loaded.task, split, puzzles, loaded.halting, stopping=stopping)
     report["ms_per_puzzle"] = solver.ms_per_puzzle
     if stopping is not None:
@@ -253,7 +253,7 @@ def _report(
         "halting": loaded.halting,
         "precision": precision,
         "device": device,
-        "threads": shards.count,
+        "threads": threads.count,
         "training": {name: loaded.info[name] for name in TRAINED if name in loaded.info},
         "hrm_agent_version": __version__,
     }

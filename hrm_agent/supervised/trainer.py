@@ -78,7 +78,7 @@ class SupervisedTrainer(RunLoop):
         processes.broadcast(self.model.state_dict().values())
         if config.kernel != "auto":
             self.kernel = use(self.model, config.kernel)
-        self.learner = DeepSupervision(self.model, training, self.task.draw, config.seed, self.shards, processes)
+        self.learner = DeepSupervision(self.model, training, self.task.draw, config.seed, self.threads, processes)
         self.best = -1.0
         self.validation: dict[str, Any] = {}
         self._sums: dict[str, list[float]] = defaultdict(list)
@@ -93,7 +93,7 @@ class SupervisedTrainer(RunLoop):
     def measure_kernel(self, paths: Sequence[str]) -> Choice:
         training = self.learner.config
         rows = training.batch_size // self.processes.world_size
-        return measure_model(self.model, paths, rows, self.shards, training.precision)
+        return measure_model(self.model, paths, rows, self.threads, training.precision)
 
     def iterate(self, log: RunLog, console: Console) -> None:
         before, done, began = self.position, self.done, self.now()
@@ -132,7 +132,7 @@ class SupervisedTrainer(RunLoop):
         training = self.learner.config
         with self.learner.averaged() as model:
             segments = self.config.eval_segments or training.max_segments
-            solver = Solver(model, segments, None, self.shards, training.precision)
+            solver = Solver(model, segments, None, self.threads, training.precision)
             return evaluate_model(solver, self.task, split, puzzles, training.halting, own=own)
 
     def validate(self, log: RunLog) -> None:

@@ -83,7 +83,7 @@ def measure_policy(
     paths: Sequence[str],
     passes: Sequence[Passes],
     obs: Observation,
-    shards: Threads,
+    threads: Threads,
     processes: int = 1,
     now: Callable[[], float] = time.perf_counter,
 ) -> Choice:
@@ -92,11 +92,11 @@ def measure_policy(
     Args:
         paths: see `hrm_agent.kernels.candidates`.
         obs: of some environments, `[n, ...]`; repeated where more are needed.
-        shards: threads that a batch is split over, as in collection and training.
+        threads: threads that a batch is split over, as in collection and training.
         processes: that share the rows.
         now: the clock, in seconds.
     """
-    work = PolicyWork(obs, shards)
+    work = PolicyWork(obs, threads)
     with_gradient = any(p.gradient for p in passes)
 
     def outputs(judged: Policy, precision: str) -> Outputs:
@@ -107,7 +107,7 @@ def measure_policy(
 
 
 def choose_for_playing(
-    policy: Policy, kernel: str, obs: Observation, rows: int, shards: Threads, info: Mapping[str, Any]
+    policy: Policy, kernel: str, obs: Observation, rows: int, threads: Threads, info: Mapping[str, Any]
 ) -> str:
     """Have a policy that is only played computed by a path; float32, unless `kernel` says otherwise.
 
@@ -127,7 +127,7 @@ def choose_for_playing(
     trained_with = path_of_training(info)
     if trained_with in paths:
         return use(policy, trained_with)
-    return use(policy, measure_policy(policy, paths, [Passes(1, 0, rows)], obs, shards).path)
+    return use(policy, measure_policy(policy, paths, [Passes(1, 0, rows)], obs, threads).path)
 
 
 def path_of_training(info: Mapping[str, Any]) -> str:
@@ -143,18 +143,18 @@ class PolicyWork:
 
     Args:
         obs: of some environments, `[n, ...]`; repeated where more are needed.
-        shards: threads that a batch is split over.
+        threads: threads that a batch is split over.
         seed: of carried states, which are numbers of unit variance, as norms leave them, and of episodes' beginnings.
     """
 
-    def __init__(self, obs: Observation, shards: Threads, seed: int = 0) -> None:
-        self.obs, self.shards, self.seed = obs, shards, seed
+    def __init__(self, obs: Observation, threads: Threads, seed: int = 0) -> None:
+        self.obs, self.threads, self.seed = obs, threads, seed
         self._drawn: dict[tuple[int, int], tuple[Observation, PolicyState, Tensor]] = {}
 
     def job(self, policy: Policy, passes: Passes, processes: int = 1) -> Job:
         """The passes of one process."""
         whole = Size(policy.config.segments, max(1, passes.steps), max(1, passes.rows // processes))
-        return Job(lambda trial, size: self.run(trial, passes, size), whole, passes.times, self.shards.count)
+        return Job(lambda trial, size: self.run(trial, passes, size), whole, passes.times, self.threads.count)
 
     def run(self, policy: Policy, passes: Passes, size: Size) -> None:
         """One pass at a size, split over threads as `Collector` and the algorithms do it."""
@@ -174,7 +174,7 @@ class PolicyWork:
             else:
                 torch.autograd.grad(_sum(policy.unroll(*given)), parameters, allow_unused=True)
 
-        self.shards.map(part, policy.slices(self.shards, size.rows, passes.divisible))
+        self.threads.map(part, policy.slices(self.threads, size.rows, passes.divisible))
 
     def _decide(self, policy: Policy, passes: Passes, obs: Observation, state: PolicyState, start: Tensor) -> Decision:
         if passes.steps:

@@ -88,11 +88,11 @@ class PPOLearner(Learner):
     name = "ppo"
 
     def __init__(
-        self, policy: Policy, config: PPOConfig, space: gym.Space, collector: Collector, shards: Threads, seed: int
+        self, policy: Policy, config: PPOConfig, space: gym.Space, collector: Collector, threads: Threads, seed: int
     ) -> None:
         self.policy, self.processes = policy, collector.processes
         self.same_episodes = hasattr(collector.env, "set_state")  # a resumed run goes on in them
-        self.algo = PPO(policy, config, shards, seed, self.processes)
+        self.algo = PPO(policy, config, threads, seed, self.processes)
         own_envs = collector.env.num_envs
         self.rollout = Rollout(
             config.rollout_steps,
@@ -138,9 +138,9 @@ class DQNLearner(Learner):
     name = "dqn"
 
     def __init__(
-        self, policy: Policy, config: DQNConfig, space: gym.Space, collector: Collector, shards: Threads, seed: int
+        self, policy: Policy, config: DQNConfig, space: gym.Space, collector: Collector, threads: Threads, seed: int
     ) -> None:
-        self.algo = DQN(policy, config, shards, seed)
+        self.algo = DQN(policy, config, threads, seed)
         self.replay = Replay(config.capacity, config.num_envs, space, collector.state, config.stride, policy.device)
 
     def networks(self) -> list[nn.Module]:
@@ -176,12 +176,12 @@ class ImitationLearner(Learner):
         config: ImitationConfig,
         space: gym.Space,
         collector: Collector,
-        shards: Threads,
+        threads: Threads,
         seed: int,
     ) -> None:
         self.name = "dagger" if isinstance(config, DAggerConfig) else "bc"
         self.policy, self.processes = policy, collector.processes
-        self.algo = Imitation(policy, config, shards, seed, self.processes)
+        self.algo = Imitation(policy, config, threads, seed, self.processes)
         self.demonstrations = Demonstrations(
             config.rollout_steps,
             collector.env.num_envs,
@@ -236,14 +236,14 @@ def build_env(config: AlgoConfig, env_id: str, num_envs: int, options: dict[str,
 
 
 def build_learner(
-    policy: Policy, config: AlgoConfig, space: gym.Space, collector: Collector, shards: Threads, seed: int
+    policy: Policy, config: AlgoConfig, space: gym.Space, collector: Collector, threads: Threads, seed: int
 ) -> Learner:
     """The learner of an algorithm's settings."""
     if isinstance(config, ImitationConfig):
-        return ImitationLearner(policy, config, space, collector, shards, seed)
+        return ImitationLearner(policy, config, space, collector, threads, seed)
     if isinstance(config, DQNConfig):
-        return DQNLearner(policy, config, space, collector, shards, seed)
-    return PPOLearner(policy, config, space, collector, shards, seed)
+        return DQNLearner(policy, config, space, collector, threads, seed)
+    return PPOLearner(policy, config, space, collector, threads, seed)
 
 
 def check_processes(config: AlgoConfig, processes: Processes) -> None:

@@ -37,12 +37,12 @@ class LoopConfig:
             are left; 0: no limit. What is annealed reaches its end with whichever limit is nearer. Such a run
             depends on the speed of the machine and cannot be repeated exactly.
         clock: what all seconds of training are counted by: `wall`, or `cpu`, processor time of the whole process
-            (on a machine with other work on it, one shard's seconds on a core of its own).
+            (on a machine with other work on it, one thread's seconds on a core of its own).
         checkpoint_every: units between checkpoints; 0: only at the beginning and at the end.
         keep_checkpoints: how many are kept.
         eval_every: units between evaluations; 0: only at the end.
         log_every: units between lines of the log.
-        shards: threads that share the batch.
+        threads: threads that share the batch.
         device: `cpu`, or a CUDA device.
         kernel: what computes the core: a path of `hrm_agent.kernels.PATHS`, or `auto`: what it was before the run was
             interrupted; of a run that begins, the fastest, which is measured.
@@ -57,14 +57,14 @@ class LoopConfig:
     keep_checkpoints: int
     eval_every: int
     log_every: int
-    shards: int
+    threads: int
     device: str
     max_seconds: float = 0.0
     clock: str = "wall"
     kernel: str = "plain"
 
     def __post_init__(self) -> None:
-        self._check_least(1, "total_steps", "keep_checkpoints", "log_every", "shards")
+        self._check_least(1, "total_steps", "keep_checkpoints", "log_every", "threads")
         self._check_least(0, "seed", "checkpoint_every", "eval_every", "max_seconds")
         if self.clock not in CLOCKS:
             raise ValueError(f"clock={self.clock}: expected {' or '.join(CLOCKS)}")
@@ -106,7 +106,7 @@ class RunLoop(ABC):
     def __init__(self, config: LoopConfig, folder: Path, processes: Processes = SINGLE_PROCESS) -> None:
         self.config, self.folder, self.processes = config, folder, processes
         self.now = CLOCKS[config.clock]
-        self.shards = Threads(config.shards)
+        self.threads = Threads(config.threads)
         self.checkpoints = CheckpointFolder(folder / CHECKPOINTS, config.keep_checkpoints)
         self.kernel = "plain"
         self.seconds = 0.0

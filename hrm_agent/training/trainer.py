@@ -151,10 +151,10 @@ class Trainer(RunLoop):
         if processes.world_size > 1 and console is not None and self.policy.device.type == "cuda":
             console.say("several processes: without CUDA graphs, bfloat16 and halves (cuda.*), which know one process")
         if fast is None:
-            self.collector = Collector(self.env, self.policy, config.seed, self.shards, processes)
+            self.collector = Collector(self.env, self.policy, config.seed, self.threads, processes)
         else:
-            self.collector = fast.collector(self.env, config.seed, self.shards)
-        self.learner = build_learner(self.policy, algo_config, space, self.collector, self.shards, config.seed)
+            self.collector = fast.collector(self.env, config.seed, self.threads)
+        self.learner = build_learner(self.policy, algo_config, space, self.collector, self.threads, config.seed)
         if fast is not None:
             self.learner.algo = fast.algorithm(self.learner.algo)
         self.algo = self.learner.algo
@@ -181,7 +181,7 @@ class Trainer(RunLoop):
 
     def measure_kernel(self, paths: Sequence[str]) -> Choice:
         passes = passes_of(self.algo.config)
-        return measure_policy(self.policy, paths, passes, self.collector.obs, self.shards, self.processes.world_size)
+        return measure_policy(self.policy, paths, passes, self.collector.obs, self.threads, self.processes.world_size)
 
     def iterate(self, log: RunLog, console: Console) -> None:
         before, done, began = self.frames, self.done, self.now()
@@ -219,7 +219,7 @@ class Trainer(RunLoop):
                 c.env_options,
                 c.eval_episodes,
                 split="validation",
-                shards=self.shards,
+                threads=self.threads,
                 processes=self.processes,
             )
         self._validated_at = self.frames

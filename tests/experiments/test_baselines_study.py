@@ -102,7 +102,7 @@ def test_every_command_is_accepted_and_both_worlds_are_the_same_for_all(study: M
         else:
             given = [f"++{a}" if a.startswith("env.options") else a for a in arguments if not a.startswith("hydra.")]
             run, _, _ = settings(resolve(compose_config(given, "train")))
-            assert (run.total_steps, run.shards) == (400_000, 1)
+            assert (run.total_steps, run.threads) == (400_000, 1)
         assert (run.env, run.env_options, run.seed, run.clock) == (CONFIG["env"], world, 2, "cpu")
 
 

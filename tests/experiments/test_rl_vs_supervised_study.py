@@ -121,7 +121,7 @@ def test_policies_are_trained_in_the_same_world_by_the_same_clock(study: ModuleT
     assert start == ([f"init_from=runs/studies/rl_vs_supervised/{world}_{base}_seed2/models/last"] if base else [])
     run, policy, _ = settings(resolve(compose_config(open_options(arguments), "train")))
     assert (run.env, run.env_options, run.seed) == (CONFIG["env"], CONFIG["worlds"][world], 2)
-    assert (run.clock, run.max_seconds, run.shards, run.total_steps) == ("cpu", CONFIG["seconds"], 1, study.UNLIMITED)
+    assert (run.clock, run.max_seconds, run.threads, run.total_steps) == ("cpu", CONFIG["seconds"], 1, study.UNLIMITED)
     assert (policy.core, policy.hidden_size, policy.encoder.crop, policy.encoder.patch_size) == ("trm", 64, 1, 2)
 
 

@@ -49,7 +49,7 @@ def test_every_draw_is_accepted_by_its_command(tune: ModuleType) -> None:
             else:
                 overrides = [a for a in arguments if not a.startswith("hydra.")]
                 trainer, _, _ = settings(resolve(compose_config(overrides, "train")))
-                assert (trainer.max_seconds, trainer.clock, trainer.shards) == (60, "cpu", 1)
+                assert (trainer.max_seconds, trainer.clock, trainer.threads) == (60, "cpu", 1)
 
 
 def test_best_is_by_validation_then_sampled_then_earlier(tune: ModuleType) -> None:

@@ -36,7 +36,7 @@ TINY_RUN = (
     "eval_every=0",
     "eval_episodes=4",
     "test_episodes=0",
-    "shards=1",
+    "threads=1",
 )
 
 

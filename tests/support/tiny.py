@@ -91,7 +91,7 @@ def make_trainer(folder: Path, **changes: Any) -> Trainer:
         "eval_episodes": 4,
         "video_every": 0,
         "log_every": 32,
-        "shards": 1,
+        "threads": 1,
         "device": "cpu",
     }
     algo = {"num_envs": 8, "rollout_steps": 4, "window": 4, "minibatch_windows": 4, **changes.pop("algo", {})}

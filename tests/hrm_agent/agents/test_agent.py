@@ -188,9 +188,9 @@ def test_loading_with_another_rule_to_stop(tmp_path: Path) -> None:
             return policy.step(obs, policy.initial_state(20), start).segments.tolist()
 
     assert segments() == [4] * 20
-    assert segments(stop="settled", stop_threshold=1e9) == [1] * 20
-    assert segments(stop="settled", stop_threshold=1e9, segments=1) == [1] * 20
-    assert segments(stop="settled", stop_threshold=0.0) == [4] * 20
+    assert segments(stop="latent_change", stop_threshold=1e9) == [1] * 20
+    assert segments(stop="latent_change", stop_threshold=1e9, segments=1) == [1] * 20
+    assert segments(stop="latent_change", stop_threshold=0.0) == [4] * 20
     for changes, message in (({"stop": "soon"}, "stop='soon'"), ({"stop_threshold": -1}, "stop_threshold=-1")):
         with pytest.raises(ValueError, match=message):
             Agent.load(tmp_path, **changes)

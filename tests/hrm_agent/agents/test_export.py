@@ -158,7 +158,7 @@ def test_a_graph_that_says_something_else_is_not_written(tmp_path: Path, monkeyp
 def test_what_cannot_be_exported_is_refused_on_one_line(
     given: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    Agent(tiny_policy(stop="settled", stop_threshold=0.1), GRID, ACTIONS).save(tmp_path / "agent")
+    Agent(tiny_policy(stop="latent_change", stop_threshold=0.1), GRID, ACTIONS).save(tmp_path / "agent")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         run_command(monkeypatch, "export", *given)

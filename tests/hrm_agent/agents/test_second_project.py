@@ -31,7 +31,7 @@ PUBLIC = {"hrm_agent", "hrm_agent.cores", "hrm_envs", "gymnasium", "numpy", "tor
 RUN = (
     "env=second_project:Corridor-v0", "core=ring", "core.hidden_size=32", "core.gain=0.75", "algo.num_envs=32",
     "algo.window=16", "algo.minibatch_windows=8", "log_every=512", "eval_every=0", "eval_episodes=64",
-    "test_episodes=64", "shards=1", "hydra.run.dir=run",
+    "test_episodes=64", "threads=1", "hydra.run.dir=run",
 )  # fmt: skip
 
 Python = Callable[..., str]

@@ -26,7 +26,7 @@ from hrm_envs import MazeVectorEnv
 
 TINY = (
     "core.hidden_size=8", "core.inner_size=8", "algo.num_envs=4", "algo.rollout_steps=8", "algo.window=8",
-    "algo.minibatch_windows=2", "total_steps=64", "eval_every=0", "eval_episodes=2", "test_episodes=2", "shards=1",
+    "algo.minibatch_windows=2", "total_steps=64", "eval_every=0", "eval_episodes=2", "test_episodes=2", "threads=1",
 )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ class Replanning(torch.nn.Module):
 
 @pytest.mark.parametrize("kind", ["random", "replan", "greedy", "sampled"])
 def test_numbers_do_not_depend_on_batch_or_shards(kind: str) -> None:
-    policy = make_policy(segments=4, stop="agreed", stop_threshold=0.003)
+    policy = make_policy(segments=4, stop="policy_kl", stop_threshold=0.003)
     make = {
         "random": RandomActor,
         "replan": ReplanActor,
@@ -77,7 +77,7 @@ def test_numbers_do_not_depend_on_batch_or_shards(kind: str) -> None:
     if whole.segments is not None:
         assert whole.steps.sum() < whole.segments.sum() < 4 * whole.steps.sum()
     assert_same(whole, run_episodes(make(), MAZE, BUSY, 40, seed=5, batch=7))
-    assert_same(whole, run_in_threads(make, MAZE, BUSY, 40, seed=5, shards=Threads(3)))
+    assert_same(whole, run_in_threads(make, MAZE, BUSY, 40, seed=5, threads=Threads(3)))
     tail = run_episodes(make(), MAZE, BUSY, 10, seed=35)
     np.testing.assert_array_equal(tail.steps, whole.steps[30:])
 
@@ -197,7 +197,7 @@ def test_multiply_adds_equal_a_count_by_hand(mixing: str) -> None:
 def test_multiply_adds_of_a_policy_that_stops_by_itself_are_those_of_what_it_used() -> None:
     space = make_vector_env(MAZE, 1).single_observation_space
     fixed = {k: measure_cost(make_policy(segments=k), space, 1)["macs_per_decision"] for k in (1, 3, 8)}
-    adaptive = make_policy(segments=8, stop="settled", stop_threshold=1e9)  # stops after the first
+    adaptive = make_policy(segments=8, stop="latent_change", stop_threshold=1e9)  # stops after the first
     before = torch.get_rng_state()
     counted = {used: measure_cost(adaptive, space, 1, used)["macs_per_decision"] for used in (1, 2, 3, None)}
     assert torch.equal(before, torch.get_rng_state())
@@ -277,13 +277,13 @@ def test_lesions_are_played_and_reported(run: str) -> None:
     assert longer["segments"] == longer["segments_per_decision"] == 4
     assert longer["macs_per_decision"] > 3.9 * whole["macs_per_decision"]
     assert whole["random"] == reset["random"] == longer["random"]
-    hasty = evaluate(run, 30, segments=4, stop="settled", stop_threshold=1e9)
-    assert (hasty["stop"], hasty["stop_threshold"], hasty["segments"]) == ("settled", 1e9, 4)
+    hasty = evaluate(run, 30, segments=4, stop="latent_change", stop_threshold=1e9)
+    assert (hasty["stop"], hasty["stop_threshold"], hasty["segments"]) == ("latent_change", 1e9, 4)
     assert hasty["segments_per_decision"] == 1
     assert set(hasty["segments_by_change"].values()) == {1}
     for name in ("success", "episode_length", "macs_per_decision", "levels"):
         assert hasty[name] == whole[name]
-    patient = evaluate(run, 30, segments=4, stop="settled", stop_threshold=0.0)
+    patient = evaluate(run, 30, segments=4, stop="latent_change", stop_threshold=0.0)
     for name in ("success", "episode_length", "macs_per_decision", "levels"):
         assert patient[name] == longer[name]
 

@@ -77,7 +77,7 @@ def test_rows_do_not_hear_what_came_before_their_episode_or_each_other() -> None
     assert not torch.isclose(one.logits[1][~starts[1]], other.logits[1][~starts[1]]).all()
 
 
-@pytest.mark.parametrize(("stop", "threshold"), [("agreed", 1e-9), ("settled", 0.2)])
+@pytest.mark.parametrize(("stop", "threshold"), [("policy_kl", 1e-9), ("latent_change", 0.2)])
 def test_rows_that_stop_by_themselves_go_step_by_step(stop: str, threshold: float) -> None:
     policy = make(segments=3, stop=stop, stop_threshold=threshold)
     given = window(policy, 3, 4, 2)

@@ -129,7 +129,7 @@ def test_every_row_thinks_until_it_settles(
     core: str, threshold: float, steps: int, batch: int, seed: int, **options: Any
 ) -> None:
     torch.manual_seed(seed)
-    policy = make(core, segments=4, stop="settled", stop_threshold=threshold, L_cycles=2, H_cycles=1, **options)
+    policy = make(core, segments=4, stop="latent_change", stop_threshold=threshold, L_cycles=2, H_cycles=1, **options)
     assert_near(policy, window(policy, steps, batch, seed))
 
 
@@ -152,7 +152,7 @@ def test_bfloat16_gradients_point_where_the_exact_ones_do(carry: str, time_gradi
         {},
         {"carry": "gate"},
         {"carry": "reset", "readout": "mean"},
-        {"carry": "gate", "segments": 4, "stop": "settled", "stop_threshold": 0.3},
+        {"carry": "gate", "segments": 4, "stop": "latent_change", "stop_threshold": 0.3},
     ],
 )
 def test_steps_and_rows_are_the_windows_own(core: str, options: dict[str, Any]) -> None:
@@ -200,12 +200,12 @@ def test_what_came_before_an_episode_is_not_heard(carry: str) -> None:
         ({"carry": "gate"}, 1),
         ({"carry": "reset"}, 1),
         ({"readout": "mean"}, 1),
-        ({"stop": "settled", "stop_threshold": 0.1, "segments": 3}, 1),
-        ({"stop": "agreed", "segments": 3}, 1),
+        ({"stop": "latent_change", "stop_threshold": 0.1, "segments": 3}, 1),
+        ({"stop": "policy_kl", "segments": 3}, 1),
         # A call for every step, or for every segment where a row stops when the policy says so.
         ({"carry": "last_token"}, 3),
         ({"carry": "output", "segments": 2}, 3),
-        ({"stop": "agreed", "stop_threshold": 1e-9, "segments": 3}, 9),
+        ({"stop": "policy_kl", "stop_threshold": 1e-9, "segments": 3}, 9),
         # Cycles without a gradient: stack by stack.
         ({"cycle_gradient": "last", "H_cycles": 2, "time_gradient": "detached"}, 0),
     ],

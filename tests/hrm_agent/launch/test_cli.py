@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from commands import TINY_RUN, run_command, tiny_run
+from omegaconf import OmegaConf
 from refusals import files, refusal
 
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.launch.cli import UsageError, compose_config, expand_sweeps, nearest, open_options, parse_options
+from hrm_agent.launch.runs import load_run, reopen_run
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.parallel.threads import total_memory
-from hrm_agent.policies.policy import Policy
+from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.supervised.trainer import SupervisedTrainer
-from hrm_agent.train import check_run
+from hrm_agent.train import CHANGEABLE, check_run
 from hrm_agent.training import learners
 from hrm_agent.training.loop import RunLoop
 from hrm_agent.training.trainer import Trainer
@@ -64,7 +66,8 @@ TRAIN = [
     ("test_episodes=abc", "expected an integer"),
     ("eval_episodes=0", "expected 1 or more"),
     ("seed=-1", "expected 0 or more"),
-    ("shards=0", "expected 1 or more"),
+    ("threads=0", "expected 1 or more"),
+    ("shards=0", "threads=0: expected 1 or more"),
     ("device=tpu", "device=tpu"),
     ("seed", "seed"),
     ("seed=[1", "seed=[1"),
@@ -170,7 +173,7 @@ def test_a_run_is_resumed_by_the_command_that_began_it(
         raise KeyboardInterrupt
 
     supervised = ["task.rows=3", "task.cols=3", "core.hidden_size=8", "training.batch_size=2", "eval_puzzles=2"]
-    begun = {"train": TINY_RUN, "supervise": [*supervised, "test_puzzles=0", "shards=1"]}
+    begun = {"train": TINY_RUN, "supervise": [*supervised, "test_puzzles=0", "threads=1"]}
     mine, other = ("train", "supervise") if trainer is Trainer else ("supervise", "train")
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "run", killed)
@@ -283,6 +286,23 @@ def test_sweeps_are_expanded_to_jobs() -> None:
     assert list(expand_sweeps(["a=1,2", "b=x", "c=range(0,2)"])) == [
         [f"a={a}", "b=x", f"c={c}"] for a in (1, 2) for c in (0, 1)
     ]
+
+
+def test_settings_have_their_former_names_too(copy: Path) -> None:
+    """On the command line, in a file of settings, and in runs and agents of before."""
+    assert open_options(["shards=2", "stop=settled"]) == ["threads=2", "stop=settled"]
+    typed = settings(resolve(compose_config(["shards=2", "stop=settled"], "train")))
+    assert (typed[0].threads, typed[1].stop) == (2, "latent_change")
+    assert resolve(compose_config(["training.rows_at_once=8"], "supervise"))["training"]["chunk_size"] == 8
+    assert resolve(OmegaConf.create({"threads": "auto", "shards": 3})) == {"threads": 3}
+    assert resolve(OmegaConf.create({"threads": 2, "shards": 3})) == {"threads": 2}  # as typed over a file
+    assert PolicyConfig.from_dict({**PolicyConfig().to_dict(), "stop": "agreed"}).stop == "policy_kl"
+    values = load_run(copy, "hrm_agent.train")
+    kept = OmegaConf.to_yaml(values).replace("threads:", "shards:").replace("stop: fixed", "stop: settled")
+    (copy / "config.yaml").write_text(kept)
+    _, again, (trainer, policy, _) = reopen_run({"resume": str(copy)}, "hrm_agent.train", CHANGEABLE, settings)
+    assert again == {**values, "stop": "settled"}
+    assert (trainer.threads, policy.stop) == (1, "latent_change")
 
 
 def test_environment_parameters_need_no_plus() -> None:

@@ -38,7 +38,7 @@ from hrm_agent.tensors.files import load_tensors, save_tensors
 TINY = (
     "task.rows=3", "task.cols=3", "core.hidden_size=8", "core.inner_size=8", "core.L_cycles=1",
     "training.batch_size=8", "training.max_segments=3", "training.warmup=0", "total_steps=12", "eval_every=4",
-    "eval_puzzles=8", "test_puzzles=8", "log_every=4", "checkpoint_every=4", "shards=1",
+    "eval_puzzles=8", "test_puzzles=8", "log_every=4", "checkpoint_every=4", "threads=1",
 )  # fmt: skip
 
 
@@ -195,7 +195,7 @@ SUPERVISE = [
     ("total_steps=0", "expected 1 or more"),
     ("test_puzzles=-1", "test_puzzles=-1: expected an integer, 0 or more"),
     ("clock=sun", "expected wall or cpu"),
-    ("shards=0", "expected 1 or more"),
+    ("threads=0", "expected 1 or more"),
     ("algo=ppo", "algo"),
     ("resume=missing", "resume=missing: no such folder"),
     ("resume=rl", "a run of hrm_agent.train, not of hrm_agent.supervise"),

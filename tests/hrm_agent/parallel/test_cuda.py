@@ -354,6 +354,6 @@ def test_the_switches_are_settings() -> None:
 
 def test_adaptive_stopping_goes_without_graphs_and_says_so() -> None:
     said: list[str] = []
-    policy = tiny_policy(stop="settled", stop_threshold=0.1, segments=2)
+    policy = tiny_policy(stop="latent_change", stop_threshold=0.1, segments=2)
     assert Accelerator(CudaConfig(), policy, said.append).capture is None
-    assert said == ["cuda.graphs: not used with stop=settled, whose batches change their size"]
+    assert said == ["cuda.graphs: not used with stop=latent_change, whose batches change their size"]

@@ -21,7 +21,7 @@ from hrm_agent.training.trainer import Trainer
 
 TINY = (
     "env=CartPole-v1", "core.hidden_size=8", "algo.num_envs=4", "algo.rollout_steps=8", "algo.window=8",
-    "algo.minibatch_windows=2", "total_steps=32", "eval_every=0", "eval_episodes=2", "test_episodes=0", "shards=1",
+    "algo.minibatch_windows=2", "total_steps=32", "eval_every=0", "eval_episodes=2", "test_episodes=0", "threads=1",
 )  # fmt: skip
 
 

@@ -39,13 +39,13 @@ def used_state(policy: Policy, batch: int = BATCH, seed: int = 9) -> tuple[Tenso
     return tuple(s + torch.randn(s.shape, generator=noise) for s in state)
 
 
-@pytest.mark.parametrize("stop", [{}, {"stop": "settled", "stop_threshold": 0.3}])
+@pytest.mark.parametrize("stop", [{}, {"stop": "latent_change", "stop_threshold": 0.3}])
 @pytest.mark.parametrize("segments", [1, 3])
 @pytest.mark.parametrize(("core", "carry"), PAIRS)
 @torch.no_grad()
 def test_a_window_unrolled_equals_its_steps(core: str, carry: str, segments: int, stop: dict[str, Any]) -> None:
     if stop and core == "feedforward":
-        pytest.skip("no latent that could settle")
+        pytest.skip("no latent that changes")
     policy = tiny_policy(core=core, carry=carry, segments=segments, **stop)
     obs, start, state = grids(K, BATCH), starts(), used_state(policy)
     window = policy.unroll(obs, state, start)
@@ -144,7 +144,7 @@ def test_q_heads_have_the_largest_q_value_for_their_value_and_no_value_head() ->
     assert not [name for name in policy.state_dict() if name.startswith("value_head")]
 
 
-@pytest.mark.parametrize("stop", ["settled", "agreed"])
+@pytest.mark.parametrize("stop", ["latent_change", "policy_kl"])
 @pytest.mark.parametrize("carry", CARRY_RULES)
 def test_adaptive_thinking_with_threshold_zero_equals_a_fixed_number_of_segments(carry: str, stop: str) -> None:
     """To the bit, in what is decided and in the gradient."""
@@ -161,7 +161,7 @@ def test_adaptive_thinking_with_threshold_zero_equals_a_fixed_number_of_segments
 @torch.no_grad()
 def test_rounding_stops_nobody_whose_threshold_is_zero() -> None:
     """After many segments successive policies are equal to the last bit, and their divergence may round below 0."""
-    policy = tiny_policy(segments=8, stop="agreed")
+    policy = tiny_policy(segments=8, stop="policy_kl")
     obs, state, start = grids(200), policy.initial_state(200), torch.ones(200, dtype=torch.bool)
     for _ in range(8):
         decision = policy.step(obs, state, start)
@@ -169,7 +169,7 @@ def test_rounding_stops_nobody_whose_threshold_is_zero() -> None:
         state, start = decision.state, torch.zeros_like(start)
 
 
-@pytest.mark.parametrize("stop", ["settled", "agreed"])
+@pytest.mark.parametrize("stop", ["latent_change", "policy_kl"])
 @torch.no_grad()
 def test_adaptive_thinking_stops_each_row_where_its_own_slow_reference_does(stop: str) -> None:
     rows, most = 24, 6
@@ -179,12 +179,15 @@ def test_adaptive_thinking_stops_each_row_where_its_own_slow_reference_does(stop
     measured: list[list[float]] = [[] for _ in range(rows)]
     for row in range(rows):
         part = slice(row, row + 1)
-        before, policy_before = fixed.carry.to_core_state(tuple(k[part] for k in kept), nowhere[part], torch.empty(0)), None
+        before, policy_before = (
+            fixed.carry.to_core_state(tuple(k[part] for k in kept), nowhere[part], torch.empty(0)),
+            None,
+        )
         for segment in fixed.segment_by_segment(obs[part], tuple(k[part] for k in kept), nowhere[part]):
             moved = relative_change(before, segment.state).item()
             now = segment.decision.logits.log_softmax(-1)
             kl = torch.inf if policy_before is None else (now.exp() * (now - policy_before)).sum().item()
-            measured[row].append(moved if stop == "settled" else kl)
+            measured[row].append(moved if stop == "latent_change" else kl)
             after[row].append(segment)
             before, policy_before = segment.state, now
     threshold = float(np.median([m[1] for m in measured]))
@@ -343,11 +346,11 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"readout": "middle"}, "expected one of agent, mean"),
         ({"hidden_size": 0}, "1 or more"),
         ({"carry": "ful"}, "full"),
-        ({"stop": "settle"}, "fixed, settled, agreed"),
+        ({"stop": "settle"}, "fixed, latent_change, policy_kl"),
         ({"stop_threshold": -1.0}, "0 or more"),
         ({"heads": "dueling"}, "actor_critic, q"),
-        ({"core": "feedforward", "stop": "settled"}, "no latent that could settle"),
-        ({"heads": "q", "stop": "agreed"}, "Q-values are none"),
+        ({"core": "feedforward", "stop": "latent_change"}, "no latent that changes"),
+        ({"heads": "q", "stop": "policy_kl"}, "Q-values are none"),
     ):
         with pytest.raises(ValueError, match=message):
             tiny_policy(**changes)

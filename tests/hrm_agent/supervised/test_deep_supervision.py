@@ -363,7 +363,7 @@ class TestSolver:
         model, examples = make_model().eval(), Copying().examples("test", 23)
         whole = Solver(model, 3)(examples)
         monkeypatch.setattr("hrm_agent.supervised.evaluation.EVALUATION_BATCH", 4)
-        parts = Solver(model, 3, shards=Threads(2))(examples)
+        parts = Solver(model, 3, threads=Threads(2))(examples)
         np.testing.assert_allclose(whole.q_halt, parts.q_halt, atol=1e-5)
         assert (whole.tokens == parts.tokens).mean() > 0.99
 

@@ -164,8 +164,8 @@ def test_numbers_do_not_depend_on_batch_or_shards(carry: bool) -> None:
     whole = run_episodes(PathActor(model, 2, carry), MAZE, BUSY, 30)
     assert_same(whole, run_episodes(PathActor(model, 2, carry), MAZE, BUSY, 30, batch=7))
     reports = [
-        evaluate_path_policy(model, MAZE, BUSY, 12, 2, carry, baselines=False, shards=shards)
-        for shards in (None, Threads(2))
+        evaluate_path_policy(model, MAZE, BUSY, 12, 2, carry, baselines=False, threads=threads)
+        for threads in (None, Threads(2))
     ]
     numbers = [{k: v for k, v in r.items() if k not in TIMINGS} for r in reports]
     assert numbers[0] == numbers[1]

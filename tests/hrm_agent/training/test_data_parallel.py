@@ -239,7 +239,7 @@ def test_torchrun_trains_one_policy_into_one_folder(tmp_path: Path) -> None:
 PUZZLES = (
     "task=maze", "task.rows=3", "task.cols=3", "core.hidden_size=8", "core.inner_size=8", "core.L_cycles=1",
     "training.batch_size=8", "training.max_segments=3", "training.warmup=0", "total_steps=12", "eval_every=4",
-    "eval_puzzles=8", "test_puzzles=8", "log_every=4", "checkpoint_every=4", "shards=1",
+    "eval_puzzles=8", "test_puzzles=8", "log_every=4", "checkpoint_every=4", "threads=1",
 )  # fmt: skip
 
 
@@ -316,9 +316,9 @@ def test_one_process_exchanges_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)), raising=False)
-    for processes, shards in ((1, 8), (2, 6), (5, 2), (16, 1)):
+    for processes, threads in ((1, 8), (2, 6), (5, 2), (16, 1)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
-        assert resolve(compose_config([], "train"))["shards"] == shards
+        assert resolve(compose_config([], "train"))["threads"] == threads
 
 
 def test_processes_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:

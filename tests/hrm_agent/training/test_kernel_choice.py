@@ -178,7 +178,9 @@ def observations(name: str = "DynamicMaze-v0", overrides: Sequence[str] = ()) ->
 
 
 @needs_kernels
-@pytest.mark.parametrize("overrides", [[], ["core=hrm", "carry=gate"], ["carry=output", "segments=2", "stop=agreed"]])
+@pytest.mark.parametrize(
+    "overrides", [[], ["core=hrm", "carry=gate"], ["carry=output", "segments=2", "stop=policy_kl"]]
+)
 def test_the_kernels_of_this_machine_agree_and_measuring_leaves_no_trace(overrides: list[str]) -> None:
     policy, algo, obs = observations(overrides=overrides)
     before = {name: t.clone() for name, t in policy.state_dict().items()}

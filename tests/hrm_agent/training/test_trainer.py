@@ -34,12 +34,12 @@ from hrm_agent.training.trainer import Trainer
 from runs import assert_equal_bits, everything
 
 
-@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("carry", ["full", "last_token", "reset"])
 def test_four_updates_equal_two_then_resumed_for_two_more(
-    carry: str, shards: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    carry: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes: dict[str, Any] = {"policy": {"carry": carry}, "shards": shards}
+    changes: dict[str, Any] = {"policy": {"carry": carry}, "threads": threads}
     whole = make_trainer(tmp_path / "whole", **changes)
     whole.run(Console())
     halted = make_trainer(tmp_path / "halves", **changes)
