@@ -9,10 +9,10 @@ from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.paths import PLAIN
 from hrm_agent.benchmarks.training import policy_on
-from hrm_agent.kernels import candidates
-from hrm_agent.kernels.measure import Size
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import to_tensors
+from hrm_agent.recurrence import candidates
+from hrm_agent.recurrence.measure import Size
 from hrm_agent.training.kernel_choice import Passes, PolicyWork, measure_policy, passes_of
 
 POLICIES: dict[str, list[str]] = {
@@ -54,7 +54,7 @@ def auto_case(name: str, overrides: list[str], options: Options) -> Case:
 
         return Competitor(lambda: work.run(policy, training, whole), outputs)
 
-    chosen = measure_policy(parts.policy, candidates(parts.policy, narrow=True), passes_of(parts.algo), obs, threads)
+    chosen = measure_policy(parts.policy, candidates(parts.policy, allow_bf16=True), passes_of(parts.algo), obs, threads)
     title = f"{name}, {training.rows} windows of {training.steps}"
     operations = _operations(parts, training, whole, work)
     return Case("auto", title, make, options.paths, operations, 1, "minibatches", cores=options.cores, auto=chosen)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from hrm_agent.benchmarks.paths import DOUBLE, PLAIN_BF16, NoPath
-from hrm_agent.kernels.agreement import Outputs, error_between, precision_of, tolerance
-from hrm_agent.kernels.measure import Choice
+from hrm_agent.recurrence.agreement import Outputs, error_between, precision_of, tolerance
+from hrm_agent.recurrence.measure import Choice
 
 REFERENCE = {"float32": DOUBLE, "bfloat16": PLAIN_BF16}
 """The path whose distance from the plain one is that of rounding."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
-from hrm_agent.cores.blocks import BlockStack, RotaryPositions
+from hrm_agent.cores.blocks import BlockConfig, BlockStack, RotaryPositions
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve, settings
@@ -39,16 +39,8 @@ class StackShape:
 
     def build(self, mixing: str) -> BlockStack:
         """The stack of width 64 with two heads, its weights drawn from torch's generator."""
-        return BlockStack(
-            self.layers,
-            hidden_size=WIDTH,
-            length=self.length,
-            grid=self.grid,
-            num_heads=HEADS,
-            mixing=mixing,
-            expansion=4.0,
-            inner_size=self.inner_size,
-        )
+        block = BlockConfig(num_heads=HEADS, mixing=mixing, inner_size=self.inner_size)
+        return BlockStack(self.layers, WIDTH, self.length, self.grid, block)
 
     def angles(self, mixing: str) -> tuple[Tensor, Tensor] | None:
         """Rotary positions of `positions=rope`, None where the mixing has none."""

@@ -7,8 +7,8 @@ Recursion amplifies rounding: some of these files' numbers, recomputed in double
 files by 4e-3 after three segments. Agreement to 1e-4 therefore needs the authors' order of operations, and
 may be lost on a machine whose matrix products round differently.
 
-`--path PATH` checks a fast path (`hrm_agent.kernels`), whose order of operations is its own. Every segment, and every
-environment step, then starts from the latents in the file, so that rounding is amplified in one of them at most, and
+`--path PATH` checks a fast path (`hrm_agent.recurrence`), whose order of operations is its own. Every segment, and
+every environment step, then starts from the latents in the file, so that rounding is amplified in one of them at most, and
 what is left is measured by a yardstick: a path may be as far from the file as twice what eager torch is in double
 precision (`fused`, `compiled`) or in bfloat16 (`fused_bf16`), or 1e-4, whichever is more.
 
@@ -32,9 +32,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hrm_agent.kernels import PATHS, check_kernel, use
 from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.policies.policy import Policy, PolicyConfig
+from hrm_agent.recurrence import PATHS, check_kernel, use
 from hrm_agent.supervised.losses import puzzle_loss
 from hrm_agent.supervised.model import (
     PuzzleModel,
@@ -121,7 +121,7 @@ class Way:
     """How a file's numbers are recomputed.
 
     Args:
-        path: of the stacks of blocks, see `hrm_agent.kernels.PATHS`.
+        path: of the stacks of blocks, see `hrm_agent.recurrence.PATHS`.
         dtype: of weights and latents.
         autocast: matrix products in bfloat16.
         teacher_forced: every segment and every environment step starts from the file's latents, not from our own.

@@ -1,4 +1,4 @@
-"""The ways a network's blocks can be computed, by name: those of `hrm_agent.kernels`, and two to compare them with.
+"""The ways a network's blocks can be computed, by name: those of `hrm_agent.recurrence`, and two to compare them with.
 
 `plain_bf16` is eager torch with matrix products in bfloat16. `double` is what rounding is judged by.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from hrm_agent import kernels
-from hrm_agent.kernels.agreement import in_bfloat16
+from hrm_agent import recurrence
 
 PLAIN, PLAIN_BF16, COMPILED, DOUBLE = "plain", "plain_bf16", "compiled", "double"
 FAST = ("fused", "fused_bf16", COMPILED)
@@ -20,7 +19,7 @@ class NoPath(ValueError):
 
 def available_paths() -> list[str]:
     """Paths of this machine, `plain` first."""
-    return [PLAIN, PLAIN_BF16, *(path for path in FAST if kernels.available(path))]
+    return [PLAIN, PLAIN_BF16, *(path for path in FAST if recurrence.available(path))]
 
 
 def put_on(module: nn.Module, path: str) -> None:
@@ -30,11 +29,9 @@ def put_on(module: nn.Module, path: str) -> None:
         NoPath: the path does not suit the module.
         ValueError: this machine has no such path.
     """
-    wanted = PLAIN if path in (PLAIN_BF16, DOUBLE) else path
-    used = kernels.use(module, wanted)
+    wanted = PLAIN if path == DOUBLE else path
+    used = recurrence.use(module, wanted)
     if used != wanted:
         raise NoPath(f"path {path}: {used} is used in its place")
-    if path == PLAIN_BF16:
-        in_bfloat16(module)
     if path == DOUBLE:
         module.double()

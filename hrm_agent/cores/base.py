@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from hrm_agent.kernels.cpu.window import WindowPlan
 
 State = tuple[Tensor, ...]
 """A core's latent: a NamedTuple of tensors whose first dimension is the batch; it may have no fields."""
@@ -37,20 +34,16 @@ class Core(nn.Module):
         ValueError: a size below 1, or a grid with more cells than there are tokens.
     """
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        if {"forward", "initial_state"} & vars(cls).keys() and "window_plan" not in vars(cls):
-            cls.window_plan = Core.window_plan  # type: ignore[method-assign]  # what a parent said holds no more
-
     def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None) -> None:
         super().__init__()
         self.hidden_size = check_at_least("hidden_size", hidden_size, 1)
         self.length = check_at_least("length", length, 1)
         self.grid = check_grid(grid, length)
 
-    def window_plan(self) -> WindowPlan | None:
-        """What `hrm_agent.kernels.cpu.window` must know to run it over several environment steps; None: it cannot."""
-        return None
+    @property
+    def gradient_reaches_state(self) -> bool:
+        """Whether a segment passes a gradient on to the state that it starts from."""
+        return True
 
     def initial_state(self, batch_size: int) -> State:
         """The state before the first segment: fixed numbers, the same for every row; never write into it."""

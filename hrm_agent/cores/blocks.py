@@ -8,16 +8,16 @@ and they know which cells of a grid are neighbours.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrm_agent.cores.base import check_at_least, check_choice, check_grid, linear, truncated_normal_
-from hrm_agent.cores.norm import NORM_EPS, rms_norm
+from hrm_agent.cores.norm import rms_norm
 from hrm_agent.cores.sweep import SweepMixing
-from hrm_agent.kernels.cpu.stack import Shape
-from hrm_agent.kernels.paths import Accelerated
 
 MIXINGS = ("attention", "mlp", "conv", "sweep", "units", "attention_conv", "attention_local")
 POSITIONS = ("rope", "rope2d", "none")
@@ -236,14 +236,12 @@ class UnitsMixing(nn.Module):
             weight.mul_(gain)
 
 
-class Block(nn.Module):
-    """Token mixing, then a SwiGLU over channels; both residual and normed afterwards.
+@dataclass(frozen=True)
+class BlockConfig:
+    """What a block is made of.
 
     Args:
-        hidden_size: channels D.
-        length: tokens L, prefix included.
-        grid: rows and columns of the tokens after the prefix; needed by `attention_conv` and `attention_local`.
-        num_heads: attention heads; they must divide D.
+        num_heads: attention heads; they must divide the channels.
         mixing: `attention`, `mlp` (SwiGLU over positions), `conv`, `sweep` (gated messages along rows and columns),
             `units` (a cell's row, column and tile), `attention_conv` (attention, and a convolution inside the SwiGLU
             over channels) or `attention_local` (attention with `OffsetBias`).
@@ -252,6 +250,23 @@ class Block(nn.Module):
         branch_gain: factor on the initial weights that end a residual branch (convolution, sweep, attention's output,
             `down`). 1 as published; below 1 the block starts near the identity, so that a state carried over
             many steps is not scrambled before anything is learned.
+    """
+
+    num_heads: int = 4
+    mixing: str = "attention"
+    expansion: float = 4.0
+    inner_size: int | None = None
+    branch_gain: float = 1.0
+
+
+class Block(nn.Module):
+    """Token mixing, then a SwiGLU over channels; both residual and normed afterwards.
+
+    Args:
+        hidden_size: channels D.
+        length: tokens L, prefix included.
+        grid: rows and columns of the tokens after the prefix; needed by `attention_conv` and `attention_local`.
+        config: see `BlockConfig`.
 
     Raises:
         ValueError: an unknown mixing, heads that do not divide D, a convolution without a grid, or a gain that
@@ -263,14 +278,11 @@ class Block(nn.Module):
         hidden_size: int,
         length: int,
         grid: tuple[int, int] | None,
-        num_heads: int,
-        mixing: str,
-        expansion: float,
-        inner_size: int | None,
-        branch_gain: float,
+        config: BlockConfig,
     ) -> None:
         super().__init__()
-        self.mixing = check_choice("mixing", mixing, MIXINGS)
+        self.config, self.mixing = config, check_choice("mixing", config.mixing, MIXINGS)
+        mixing, expansion, inner_size = config.mixing, config.expansion, config.inner_size
         inner = swiglu_width(hidden_size, expansion, inner_size)
         self.mixer: nn.Module
         if mixing == "conv":
@@ -282,15 +294,15 @@ class Block(nn.Module):
         elif mixing == "mlp":
             self.mixer = PositionMLPMixing(length, swiglu_width(length, expansion, inner_size))
         else:
-            check_heads(hidden_size, num_heads)
-            bias = OffsetBias(num_heads, length, grid) if mixing == "attention_local" else None
-            self.mixer = AttentionMixing(hidden_size, num_heads, bias)
+            check_heads(hidden_size, config.num_heads)
+            bias = OffsetBias(config.num_heads, length, grid) if mixing == "attention_local" else None
+            self.mixer = AttentionMixing(hidden_size, config.num_heads, bias)
         conv = GridConv(inner, length, grid) if mixing == "attention_conv" else None
         self.mlp = SwiGLU(hidden_size, inner, conv)
-        if branch_gain <= 0:
-            raise ValueError(f"branch_gain={branch_gain!r} is not above 0; the published value is 1")
-        if branch_gain != 1.0:
-            self._scale_branches(branch_gain)
+        if config.branch_gain <= 0:
+            raise ValueError(f"branch_gain={config.branch_gain!r} is not above 0; the published value is 1")
+        if config.branch_gain != 1.0:
+            self._scale_branches(config.branch_gain)
 
     @torch.no_grad()
     def _scale_branches(self, gain: float) -> None:
@@ -305,66 +317,43 @@ class Block(nn.Module):
         x = self.mixer(x, angles)
         return rms_norm(x + self.mlp(x))
 
-    def kernel_weights(self) -> list[Tensor]:
-        """Weights in the order of `hrm_agent.kernels.cpu.stack.run_stack`; mixings that it does not know have none."""
-        mixer = self.mixer
-        if isinstance(mixer, ConvMixing):
-            own = (None if mixer.conv is None else mixer.conv.weight, mixer.pooled)
-            mixing: list[Tensor] = [weight for weight in own if weight is not None]
-        elif isinstance(mixer, AttentionMixing):
-            mixing = [mixer.qkv.weight, mixer.out.weight]
-        elif isinstance(mixer, PositionMLPMixing):
-            mixing = [mixer.swiglu.gate_up.weight, mixer.swiglu.down.weight]
-        else:
-            return []
-        return [*mixing, self.mlp.gate_up.weight, self.mlp.down.weight]
 
+class BlockStack(nn.Module):
+    """Several blocks in a row, float[B, L, D] -> float[B, L, D].
 
-class BlockStack(Accelerated):
-    """Several blocks in a row, float[B, L, D] -> float[B, L, D]; arguments are those of `Block`.
+    Args:
+        layers: number of blocks.
+        hidden_size, length, grid, config: see `Block`.
 
-    `hrm_agent.kernels.use` changes how they are computed.
+    Attributes:
+        backend: what computes it (`hrm_agent.recurrence.use`); None: the blocks themselves, in eager torch.
     """
+
+    backend: Any = None
 
     def __init__(
         self,
         layers: int,
-        *,
         hidden_size: int,
         length: int,
         grid: tuple[int, int] | None,
-        num_heads: int,
-        mixing: str,
-        expansion: float,
-        inner_size: int | None,
-        branch_gain: float = 1.0,
+        config: BlockConfig,
     ) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            Block(hidden_size, length, grid, num_heads, mixing, expansion, inner_size, branch_gain)
-            for _ in range(layers)
-        )
-        first = self.layers[0]
-        assert isinstance(first, Block)
-        self._shape = Shape(
-            mixing=mixing,
-            layers=layers,
-            length=length,
-            size=hidden_size,
-            inner=first.mlp.down.in_features,
-            epsilon=NORM_EPS,
-            grid=grid or (0, 0),
-            heads=num_heads,
-            position_inner=first.mixer.swiglu.down.in_features if isinstance(first.mixer, PositionMLPMixing) else 0,
-        )
+        self.hidden_size, self.length, self.grid, self.config = hidden_size, length, grid, config
+        self.layers = nn.ModuleList(Block(hidden_size, length, grid, config) for _ in range(layers))
 
-    def plain(self, x: Tensor, angles: Angles | None = None) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles | None = None) -> Tensor:
+        if self.backend is None:
+            return self.reference(x, angles)
+        result: Tensor = self.backend.stack(self, x, angles)
+        return result
+
+    def reference(self, x: Tensor, angles: Angles | None = None) -> Tensor:
+        """The blocks in eager torch, which every backend must agree with."""
         for layer in self.layers:
             x = layer(x, angles)
         return x
-
-    def kernel_weights(self) -> list[Tensor]:
-        return [weight for layer in self.layers for weight in layer.kernel_weights()]  # type: ignore[operator]
 
 
 class RotaryPositions(nn.Module):

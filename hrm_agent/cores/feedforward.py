@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from hrm_agent.cores.base import Core, State, check_at_least
-from hrm_agent.cores.blocks import BlockStack, RotaryPositions
+from hrm_agent.cores.blocks import BlockConfig, BlockStack, RotaryPositions
 
 
 class FeedForwardState(NamedTuple):
@@ -20,7 +20,7 @@ class FeedForward(Core):
     Args:
         hidden_size, length, grid: see `Core`.
         layers: number of blocks.
-        num_heads, mixing, expansion, inner_size, branch_gain: see `Block`.
+        num_heads, mixing, expansion, inner_size, branch_gain: see `BlockConfig`.
         positions: `rope`, `rope2d` or `none`; only attention uses them.
 
     Raises:
@@ -45,17 +45,8 @@ class FeedForward(Core):
         super().__init__(hidden_size, length, grid)
         check_at_least("layers", layers, 1)
         self.rotary = RotaryPositions(positions, mixing, hidden_size, num_heads, length, self.grid)
-        self.blocks = BlockStack(
-            layers,
-            hidden_size=hidden_size,
-            length=length,
-            grid=self.grid,
-            num_heads=num_heads,
-            mixing=mixing,
-            expansion=expansion,
-            inner_size=inner_size,
-            branch_gain=branch_gain,
-        )
+        block = BlockConfig(num_heads, mixing, expansion, inner_size, branch_gain)
+        self.blocks = BlockStack(layers, hidden_size, length, self.grid, block)
 
     def initial_state(self, batch_size: int) -> FeedForwardState:
         return FeedForwardState()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,9 +10,6 @@ from torch import Tensor, nn
 
 from hrm_agent.cores.base import Core, State, check_at_least, initial_latent, linear
 from hrm_agent.cores.norm import rms_norm
-from hrm_agent.kernels.cpu.gru import pool_tokens, run_gru
-from hrm_agent.kernels.cpu.window import Rule, Thinking, Thought
-from hrm_agent.kernels.paths import Accelerated
 
 
 class GRUState(NamedTuple):
@@ -23,7 +18,7 @@ class GRUState(NamedTuple):
     h: Tensor
 
 
-class GRUCore(Core, Accelerated):
+class GRUCore(Core):
     """A GRU cell reads the mean and the maximum of the tokens; its memory is handed to every token.
 
     One update per segment, then `y = norm(x + W_out silu(W_x x + W_h h))`.
@@ -60,9 +55,7 @@ class GRUCore(Core, Accelerated):
     def initial_state(self, batch_size: int) -> GRUState:
         return GRUState(self.h_init.repeat(batch_size, 1))
 
-    def forward(  # type: ignore[override]  # a core's; what else has kernels is a stack of blocks
-        self, x: Tensor, state: State
-    ) -> tuple[Tensor, GRUState]:
+    def forward(self, x: Tensor, state: State) -> tuple[Tensor, GRUState]:
         (h,) = state
         h = self.cell(torch.cat([x.mean(dim=1), x.amax(dim=1)], dim=-1), h)
         return self.answer(x, h[:, None]), GRUState(h)
@@ -71,63 +64,3 @@ class GRUCore(Core, Accelerated):
         """Tokens float[..., D] after the memory float[..., M] was handed to them."""
         hidden = F.silu(self.from_token(x) + self.from_memory(h))
         return rms_norm(x + self.out(hidden))
-
-    def window_plan(self) -> GRUPlan:
-        return GRUPlan(self)
-
-    @property
-    def has_kernels(self) -> bool:
-        return True
-
-    def runs_kernels(self, x: Tensor) -> bool:
-        if not self.path.startswith("fused") or x.dtype != torch.float32 or x.device.type != "cpu":
-            return False
-        elsewhere = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return not elsewhere
-
-
-@dataclass(frozen=True)
-class GRUPlan:
-    """The GRU over a window: its inputs for all steps in one product, its answer at the token that is read only."""
-
-    core: GRUCore
-    settles = False
-    divides = False
-
-    def suits(self, x: Tensor, state: Sequence[Tensor]) -> bool:
-        return self.core.runs_kernels(x) and all(s.dtype == x.dtype for s in state)
-
-    def think(self, tokens: Tensor, state: tuple[Tensor, ...], segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        no_start = torch.zeros(1, len(tokens), dtype=torch.bool)
-        h = self._memories(pool_tokens(tokens[None], None)[0], state[0], no_start, Thinking(segments))[0]
-        return self.core.answer(tokens, h[:, None]), (h,)
-
-    def run(
-        self,
-        rule: Rule,
-        thinking: Thinking,
-        tokens: Tensor,
-        state: tuple[Tensor, ...],
-        episode_start: Tensor,
-        read: Tensor | None,
-    ) -> Thought:
-        """See `hrm_agent.kernels.cpu.window.run_window`; rules are `full` and `reset`, and all segments are thought."""
-        carries = rule.kind == "full"
-        before = state[0] if carries else self.core.initial_state(tokens.shape[1]).h
-        starts = episode_start if carries else torch.ones_like(episode_start)
-        pooled, token = pool_tokens(tokens, None if read is None else read % tokens.shape[2])
-        memories = self._memories(pooled, before, starts, thinking)  # [k, B, M]
-        if token is None:
-            reads = self.core.answer(tokens, memories[:, :, None]).mean(2)
-        else:
-            reads = self.core.answer(token, memories)
-        after = (memories[-1],) if carries else ()
-        return Thought(reads, after, torch.full(tokens.shape[:2], thinking.segments))
-
-    def _memories(self, pooled: Tensor, before: Tensor, starts: Tensor, thinking: Thinking) -> Tensor:
-        cell = self.core.cell
-        inputs = F.linear(pooled, cell.weight_ih, cell.bias_ih)
-        return run_gru(
-            inputs, before, starts, self.core.h_init, cell.weight_hh, cell.bias_hh,
-            segments=thinking.segments, cut=thinking.cut,
-        )  # fmt: skip

@@ -22,7 +22,8 @@ from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import MOVES, blocked_moves, level_batches
 from hrm_agent.evaluation.metrics import action_regret, wilson_interval
 from hrm_agent.policies.carry import PolicyState
-from hrm_agent.policies.policy import Decision, Policy, relative_change
+from hrm_agent.policies.policy import Decision, Policy
+from hrm_agent.recurrence import relative_change
 from hrm_envs import Cell, MazeConfig
 from hrm_envs.oracle import shortest_distances
 

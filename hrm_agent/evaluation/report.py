@@ -21,11 +21,11 @@ from hrm_agent import __version__
 from hrm_agent.agents.agent import Agent
 from hrm_agent.evaluation import metrics
 from hrm_agent.evaluation.episodes import Episodes, PolicyActor, run_in_threads
-from hrm_agent.kernels import reference_kernels
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.encoders import Observation
 from hrm_agent.policies.policy import Policy
+from hrm_agent.recurrence import reference_kernels
 
 TIMED_CALLS = 40
 WARM_UP_CALLS = 5

@@ -97,11 +97,11 @@ def _record_episode(policy: Policy, env: gym.Env, title: str, seed: int, episode
     actor = PolicyActor(policy)
     actor.reset(np.array([seed]))
     obs, _ = env.reset(seed=seed)
-    limit = getattr(getattr(env.unwrapped, "config", None), "max_episode_steps", None)
+    limit = None if env.spec is None else env.spec.max_episode_steps
     first = int(env.action_space.start) if isinstance(env.action_space, gym.spaces.Discrete) else 0
     threshold = None if env.spec is None else env.spec.reward_threshold
     clairvoyant = getattr(env.unwrapped, "clairvoyant", None)
-    bound = "" if clairvoyant is None else _say_bound(clairvoyant())
+    bound = "" if clairvoyant is None else _say_bound(clairvoyant(), limit)
     frames, trail = [], _positions(env, obs)
     step, total, ended, success = 0, 0.0, False, False
 
@@ -124,8 +124,9 @@ def _record_episode(policy: Policy, env: gym.Env, title: str, seed: int, episode
     return frames + frames[-1:] * (END_FRAMES - 1)
 
 
-def _say_bound(arrival: int) -> str:
-    return "nobody could arrive" if arrival < 0 else f"earliest possible: {arrival} steps"
+def _say_bound(arrival: int, limit: int | None) -> str:
+    in_time = arrival >= 0 and (limit is None or arrival <= limit)
+    return f"earliest possible: {arrival} steps" if in_time else "nobody could arrive"
 
 
 def _batch_of_one(obs: Any) -> Any:

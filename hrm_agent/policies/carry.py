@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from hrm_agent.cores import Core, map_state
-from hrm_agent.kernels.cpu.window import FULL, Rule
 
 PolicyState = tuple[Tensor, ...]
 
@@ -35,7 +34,7 @@ class Carry(nn.Module):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if {"to_core_state", "from_core_state"} & vars(cls).keys() and "window_rule" not in vars(cls):
-            cls.window_rule = Carry.window_rule  # type: ignore[method-assign]  # what a parent told holds no more
+            cls.window_rule = Carry.window_rule  # type: ignore[method-assign]  # a parent's no longer holds
 
     def __init__(self, core: Core, outputs: int) -> None:
         super().__init__()
@@ -63,8 +62,8 @@ class Carry(nn.Module):
         """
         raise NotImplementedError
 
-    def window_rule(self) -> Rule | None:
-        """The rule as `hrm_agent.kernels.cpu.window` computes it over several steps; None: it cannot."""
+    def window_rule(self) -> tuple[str, tuple[Tensor, ...]] | None:
+        """The rule's name among those that kernels know, and its weights; None: they do not know it."""
         return None
 
     def _token_state(self, batch_size: int) -> Any:
@@ -90,8 +89,8 @@ class Reset(Carry):
     def from_core_state(self, state: Any, output: Tensor | None) -> PolicyState:
         return ()
 
-    def window_rule(self) -> Rule:
-        return Rule("reset")
+    def window_rule(self) -> tuple[str, tuple[Tensor, ...]]:
+        return "reset", ()
 
 
 class Full(Carry):
@@ -107,8 +106,8 @@ class Full(Carry):
     def from_core_state(self, state: Any, output: Tensor | None) -> PolicyState:
         return tuple(state)
 
-    def window_rule(self) -> Rule:
-        return FULL
+    def window_rule(self) -> tuple[str, tuple[Tensor, ...]]:
+        return "full", ()
 
 
 class LastToken(Carry):
@@ -151,8 +150,8 @@ class Gate(Carry):
     def from_core_state(self, state: Any, output: Tensor | None) -> PolicyState:
         return tuple(state)
 
-    def window_rule(self) -> Rule:
-        return Rule("gate", (self.gate.weight, self.gate.bias))
+    def window_rule(self) -> tuple[str, tuple[Tensor, ...]]:
+        return "gate", (self.gate.weight, self.gate.bias)
 
 
 class Output(Carry):

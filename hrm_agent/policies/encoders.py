@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hrm_agent.kernels import Switched
-from hrm_agent.kernels.cpu.patches import Patches, embed, find
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, moments
+from hrm_agent.recurrence import Backend
 
 Observation = Tensor | Mapping[str, Tensor]
 
@@ -128,13 +127,14 @@ class _SumOfRows(torch.autograd.Function):
         return None, total
 
 
-class GridEncoder(Encoder, Switched):
+class GridEncoder(Encoder):
     """Categorical grid: integer ids `[..., H, W]` or `[..., H, W, C]` -> tokens `[..., rows*cols, D]`.
 
     Every (place in the patch, channel, id) has an embedding of its own; a token is the sum over its patch. Places
     outside the grid, where the patches overhang, get an id of their own.
     """
 
+    backend: Backend | None = None
     _offsets: Tensor
 
     def __init__(self, space: gym.spaces.Box, hidden_size: int, config: EncoderConfig) -> None:
@@ -155,18 +155,13 @@ class GridEncoder(Encoder, Switched):
         slots = p * p * self.channels
         self.embedding = nn.Parameter(torch.randn(slots * per_slot, hidden_size) / math.sqrt(slots))
         self.register_buffer("_offsets", torch.arange(slots) * per_slot, persistent=False)
-        self._patches = Patches(height, width, self.crop, p, *self.grid, self.num_ids, hidden_size)
-
-    def _suits(self, obs: Tensor) -> bool:
-        """Whether the kernels embed such an observation."""
-        return self.is_fused and self.channels == 1 and self._patches.suits(obs, self.embedding)
 
     def forward(self, obs: Observation) -> Tensor:
         assert isinstance(obs, Tensor)
         lead = obs.shape[: obs.dim() - len(self.shape)]
-        if self._suits(obs):
-            tokens = embed(self._patches, obs.reshape(-1, *self.shape[:2]), self.embedding, self.threads)
-            return tokens.view(*lead, self.length, self.embedding.shape[1])
+        fast = None if self.backend is None else self.backend.embed_grid(self, obs)
+        if fast is not None:
+            return fast
         p, (rows, cols) = self.patch_size, self.grid or (0, 0)
         ids = obs.reshape(-1, self.shape[0], self.shape[1], self.channels)  # [N, H, W, C]
         ids = ids[:, self.crop : self.shape[0] - self.crop, self.crop : self.shape[1] - self.crop].long()
@@ -186,9 +181,9 @@ class GridEncoder(Encoder, Switched):
 
         Of a grid with channels, `[..., H, W, C]`, the first channel is searched.
         """
-        if self._suits(obs):
-            lead = obs.shape[: obs.dim() - len(self.shape)]
-            return find(self._patches, obs.reshape(-1, *self.shape[:2]), cell_id).view(lead)
+        fast = None if self.backend is None else self.backend.find_cell(self, obs, cell_id)
+        if fast is not None:
+            return fast
         if len(self.shape) == 3:
             obs = obs[..., 0]
         width = self.shape[1]

@@ -20,6 +20,7 @@ from hrm_agent.cores import State, build_core
 from hrm_agent.cores.base import check_at_least, check_choice, linear, truncated_normal_
 from hrm_agent.parallel.threads import chunk_size
 from hrm_agent.policies.encoders import EncoderConfig, GridEncoder
+from hrm_agent.recurrence import Backend, run_segments
 
 MODEL_POSITIONS = ("rope", "rope2d", "learned", "none")
 HALTING_BIAS = -5.0
@@ -51,6 +52,8 @@ class PuzzleModel(nn.Module):
     Raises:
         ValueError: a size below its minimum, a puzzle embedding larger than the prefix, an unknown choice.
     """
+
+    backend: Backend | None = None
 
     def __init__(
         self,
@@ -141,7 +144,7 @@ class PuzzleModel(nn.Module):
             position 0, halt
             and continue, each float[B].
         """
-        y, state = self.core(self.embed(batch), state)
+        y, state = run_segments(self.core, self.embed(batch), state, 1, self.backend)
         q_halt, q_continue = self.halting_head(y[:, 0]).unbind(dim=-1)
         logits = self.lm_head(y[:, self.prefix :])
         return state, logits if self.patches is None else self.patches.unfold(logits), q_halt, q_continue

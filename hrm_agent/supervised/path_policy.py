@@ -18,8 +18,8 @@ from hrm_agent.cores.base import check_at_least, check_choice
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import MOVES, RandomActor, ReplanActor, run_in_threads
 from hrm_agent.evaluation.report import list_levels, median_ms, summarize, summarize_clairvoyant
-from hrm_agent.kernels import Accelerated, reference_kernels
 from hrm_agent.parallel.threads import Threads
+from hrm_agent.recurrence import path_of, reference_kernels
 from hrm_agent.supervised.deep_supervision import HALTINGS
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_envs import Cell, MazeVectorEnv
@@ -187,7 +187,7 @@ def evaluate_path_policy(
         "levels": list_levels(played),
         "seeds": {"first": int(played.seeds[0]), "count": episodes},
         "split": played.split,
-        "kernel": next((m.path for m in model.modules() if isinstance(m, Accelerated)), "plain"),
+        "kernel": path_of(model),
         "env": env,
         "env_options": options,
         "level_set": None,

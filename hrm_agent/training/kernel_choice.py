@@ -1,4 +1,4 @@
-"""`kernel=auto` for a policy: its decisions and its training, at a run's shapes, for `hrm_agent.kernels.measure`."""
+"""`kernel=auto` for a policy: its decisions and its training, at a run's shapes, for `hrm_agent.recurrence.measure`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.imitation import ImitationConfig
 from hrm_agent.algos.ppo import PPOConfig
-from hrm_agent.kernels import candidates, use
-from hrm_agent.kernels.agreement import Outputs
-from hrm_agent.kernels.measure import Choice, Job, Size, measure
 from hrm_agent.parallel.threads import Threads, instruction_set
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.encoders import Observation, map_observation
 from hrm_agent.policies.policy import Decision, Policy
+from hrm_agent.recurrence import candidates, use
+from hrm_agent.recurrence.agreement import Outputs
+from hrm_agent.recurrence.measure import Choice, Job, Size, measure
 
 CHECKED_ROWS = 2
 STARTING = 0.125
@@ -90,7 +90,7 @@ def measure_policy(
     """Which path computes these passes the fastest; the policy is left as it is.
 
     Args:
-        paths: see `hrm_agent.kernels.candidates`.
+        paths: see `hrm_agent.recurrence.candidates`.
         obs: of some environments, `[n, ...]`; repeated where more are needed.
         threads: threads that a batch is split over, as in collection and training.
         processes: that share the rows.
@@ -207,11 +207,11 @@ class PolicyWork:
             precision: of the path that is compared.
             steps: k, of the windows of the run.
         """
-        narrow = precision == "bfloat16"
+        rounds = precision == "bfloat16"
         # When to stop is decided by a threshold, which rounding alone can cross.
         policy.config = replace(policy.config, stop="fixed")
-        policy.segments = 1 if narrow else min(policy.config.segments, 2)
-        obs, state, start = self.draw(policy, 1 if narrow else min(max(steps, 1), 2), CHECKED_ROWS)
+        policy.segments = 1 if rounds else min(policy.config.segments, 2)
+        obs, state, start = self.draw(policy, 1 if rounds else min(max(steps, 1), 2), CHECKED_ROWS)
         dtype = next(policy.parameters()).dtype
         given = obs, tuple(s.to(dtype) for s in state), start
         with torch.no_grad():

@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from hrm_agent import __version__
-from hrm_agent.kernels import PATHS, candidates, check_kernel, use
-from hrm_agent.kernels.measure import Choice
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads, check_device
+from hrm_agent.recurrence import PATHS, candidates, check_kernel, use
+from hrm_agent.recurrence.measure import Choice
 from hrm_agent.tensors.files import CheckpointError, load_tensors
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.checkpoints import CheckpointFolder
@@ -44,8 +44,8 @@ class LoopConfig:
         log_every: units between lines of the log.
         threads: threads that share the batch.
         device: `cpu`, or a CUDA device.
-        kernel: what computes the core: a path of `hrm_agent.kernels.PATHS`, or `auto`: what it was before the run was
-            interrupted; of a run that begins, the fastest, which is measured.
+        kernel: what computes the core: a path of `hrm_agent.recurrence.PATHS`, or `auto`: what it was before the run
+            was interrupted; of a run that begins, the fastest, which is measured.
 
     Raises:
         ValueError: a setting out of range, or a device that is not there.
@@ -98,7 +98,7 @@ class RunLoop(ABC):
 
     unit = "frames"
     """What `position` counts, in messages and in `metrics.jsonl`."""
-    narrow = False
+    allow_bf16 = False
     """Whether `kernel=auto` may take matrix products in bfloat16."""
 
     config: LoopConfig
@@ -187,7 +187,7 @@ class RunLoop(ABC):
         """With `kernel=auto`, take the path that the run had before, or measure; the same in all processes."""
         if self.config.kernel != "auto":
             return
-        own = candidates(self.networks()[0], self.config.device, self.narrow)
+        own = candidates(self.networks()[0], self.config.device, self.allow_bf16)
         paths = [path for path in PATHS if not self.processes.agree(0.0, path not in own)[1]]
         before = self._kernel_before
         if before in paths:

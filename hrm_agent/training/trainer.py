@@ -24,12 +24,12 @@ from hrm_agent.environments.make import compile_env, is_compiled
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.experience.collector import Collector
-from hrm_agent.kernels import Accelerated, available, use, without_compile
 from hrm_agent.kernels.cpu import build
-from hrm_agent.kernels.measure import Choice
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import instruction_set
 from hrm_agent.policies.policy import Policy, PolicyConfig
+from hrm_agent.recurrence import available, has_kernels, use, without_compile
+from hrm_agent.recurrence.measure import Choice
 from hrm_agent.tensors.trees import flatten, unflatten
 from hrm_agent.training.kernel_choice import measure_policy, passes_of
 from hrm_agent.training.learners import AlgoConfig, build_env, build_learner, check_processes
@@ -99,7 +99,7 @@ def _build_env(algo: AlgoConfig, config: TrainerConfig, num_envs: int) -> gym.ve
 def _uses_kernels(policy: Policy, config: TrainerConfig) -> bool:
     if config.kernel not in ("auto", "fused", "fused_bf16") or config.device != "cpu":
         return False
-    return any(isinstance(m, Accelerated) and m.has_kernels for m in policy.modules())
+    return has_kernels(policy)
 
 
 def _waiting(console: Console | None, what: str | Callable[[], str]) -> Waiting:
@@ -118,7 +118,7 @@ class Trainer(RunLoop):
     """
 
     config: TrainerConfig
-    narrow = True
+    allow_bf16 = True
 
     def __init__(
         self,

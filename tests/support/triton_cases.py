@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from hrm_agent.cores import HRM, TRM, Core
-from hrm_agent.cuda.core import all_in_bf16
-from hrm_agent.kernels import triton_segment
+from hrm_agent.kernels.triton import segment as triton_segment
+from hrm_agent.recurrence.cuda import all_in_bf16
 from hrm_agent.recurrence.triton import SegmentKernel, tiles_of
 
 CORES: dict[str, tuple[type[Core], tuple[int, tuple[int, int] | None], dict[str, Any]]] = {
@@ -92,7 +92,7 @@ def compile_for_hopper(attention: bool) -> dict[str, Any]:
     tensors |= dict.fromkeys(("scratch", "qkv", "mix", "gate_up", "down"), "*bf16") | {"cos": "*fp32", "sin": "*fp32"}
     signature = {**tensors, "batch": "i32", "updates": "i32", **dict.fromkeys(constants, "constexpr")}
     aligned: dict[Any, Any] = {(i,): [["tt.divisibility", 16]] for i in range(len(tensors))}
-    source = ASTSource(triton_segment.think, signature, constants, aligned)
+    source = ASTSource(triton_segment.run_segments, signature, constants, aligned)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4, "num_stages": 2})
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(made.asm["cubin"])

@@ -26,7 +26,7 @@ def run_gru(
     bias: Tensor,
     *,
     segments: int,
-    cut: bool,
+    detach: bool,
 ) -> Tensor:
     """The memory after every step of a window, float32 `[k, B, M]`.
 
@@ -37,7 +37,7 @@ def run_gru(
         episode_start: bool `[k, B]`; there the memory is `fresh`, `[M]`.
         weight, bias: `[3 M, M]` and `[3 M]` of the memory, as `torch.nn.GRUCell` lays them out.
         segments: updates of every step, all from the same inputs.
-        cut: no gradient flows from a step to the one before.
+        detach: no gradient flows from a step to the one before.
 
     Raises:
         ValueError: an input of another shape or type.
@@ -55,7 +55,7 @@ def run_gru(
             raise ValueError(f"{name} is {told}: expected {dtype} {list(shape)} on cpu")
     everything = (inputs, memory, episode_start, fresh, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in everything):
-        learned: Tensor = _RunGRU.apply(segments, cut, *everything)
+        learned: Tensor = _RunGRU.apply(segments, detach, *everything)
         return learned
     updates = _Updates((steps, segments, batch, size))
     states = updates.run(*everything)
@@ -118,14 +118,14 @@ class _Updates:
 
 class _RunGRU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, segments: int, cut: bool, inputs: Tensor, memory: Tensor, *others: Tensor) -> Tensor:
+    def forward(ctx: Any, segments: int, detach: bool, inputs: Tensor, memory: Tensor, *others: Tensor) -> Tensor:
         ctx.shape = (inputs.shape[0], segments, *memory.shape)
         updates = _Updates(ctx.shape)
         with torch.no_grad():
             states = updates.run(inputs, memory, *others)
         starts, _, weight, _ = others
         ctx.save_for_backward(starts, weight)
-        ctx.kept, ctx.cut = updates.memory, cut
+        ctx.kept, ctx.detach = updates.memory, detach
         return states
 
     @staticmethod
@@ -147,9 +147,9 @@ class _RunGRU(torch.autograd.Function):
                     batch, size, *(part.data_ptr() for part in own), h_g.data_ptr(), inputs_g[t].data_ptr(),
                     products_g[t, k].data_ptr(), k < segments - 1,
                 )  # fmt: skip
-                if k or (not ctx.cut and (t or ctx.needs_input_grad[3])):  # else nobody asks for it
+                if k or (not ctx.detach and (t or ctx.needs_input_grad[3])):  # else it is not needed
                     h_g.addmm_(products_g[t, k], weight)
-            h_g = torch.zeros_like(h_g) if ctx.cut else h_g.mul_(goes_on[t])
+            h_g = torch.zeros_like(h_g) if ctx.detach else h_g.mul_(goes_on[t])
         rows = products_g.view(-1, 3 * size)
         weight_g, bias_g = rows.t() @ updates.before.view(-1, size), rows.sum(0)
         pool.give(updates.memory)

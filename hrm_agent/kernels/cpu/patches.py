@@ -51,7 +51,7 @@ class Patches:
     ids: int
     size: int
 
-    def suits(self, grids: Tensor, table: Tensor) -> bool:
+    def supports(self, grids: Tensor, table: Tensor) -> bool:
         """Whether the kernels read such grids `[..., height, width]` and such a table."""
         known = self.size % VECTOR == 0 and self.patch**2 <= MOST_PLACES
         types = grids.dtype == torch.uint8 and table.dtype == torch.float32 and table.is_contiguous()
@@ -68,7 +68,7 @@ def embed(patches: Patches, grids: Tensor, table: Tensor, threads: int = 1) -> T
     """Tokens float32 `[N, rows * cols, D]` of grids uint8 `[N, height, width]`.
 
     Args:
-        patches: must suit.
+        patches: must support them.
         table: float32 `[patch^2 * (ids + 1), D]`: the rows of a place in the patch follow each other, its last is for
             places outside the grid.
         threads: that share the grids.

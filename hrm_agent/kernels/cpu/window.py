@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from hrm_agent.kernels.cpu.memory import pool
 from hrm_agent.kernels.cpu.stack import (
     Description,
+    Shape,
     as_weights,
     check_memory,
     empty_gradients,
@@ -25,7 +26,6 @@ from hrm_agent.kernels.cpu.stack import (
     pointers,
     take_kept,
 )
-from hrm_agent.kernels.paths import Accelerated
 
 RULES = ("full", "gate", "reset")
 PARTS_EACH = 4
@@ -34,55 +34,37 @@ SMALL_WEIGHTS = 2**16
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A core's segment: `outer` times, `inner` updates `z_L = low(z_L + (z_H + x))` and one `z_H = high(z_H + z_L)`.
+class Network:
+    """A stack of blocks: its shape, and its weights in the order of `hrm_agent.kernels.cpu.stack.run_stack`."""
+
+    shape: Shape
+    weights: Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A segment: `outer` times, `inner` updates `z_L = low(z_L + (z_H + x))` and one `z_H = high(z_H + z_L)`.
 
     Args:
-        low, high: the networks; TRM has one for both.
+        low, high: the networks; the same object for both in TRM.
         outer, inner: H_cycles and L_cycles.
         angles: rotary positions of both networks, or None.
         fresh: z_H and z_L that an episode begins with, float32 `[D]` each.
-        whole: every cycle has a gradient.
+        bf16: matrix products of the forward in bfloat16.
     """
 
-    low: Accelerated
-    high: Accelerated
+    low: Network
+    high: Network
     outer: int
     inner: int
     angles: tuple[Tensor, Tensor] | None
     fresh: tuple[Tensor, Tensor]
-    whole: bool
-    settles = True
-
-    @property
-    def divides(self) -> bool:
-        return self.whole and self.low.is_fused and self.high.is_fused
-
-    def suits(self, x: Tensor, state: Sequence[Tensor]) -> bool:
-        latents = (*state, *self.fresh)
-        ready = self.low.runs_kernels(x) and self.high.runs_kernels(x) and all(z.dtype == x.dtype for z in latents)
-        return ready and (self.whole or not torch.is_grad_enabled())
-
-    def think(self, tokens: Tensor, state: tuple[Tensor, ...], segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        z_H, z_L = state
-        after = think(self, tokens, (z_H, z_L), segments)
-        return after[0], after
-
-    def run(
-        self,
-        rule: Rule,
-        thinking: Thinking,
-        tokens: Tensor,
-        state: tuple[Tensor, ...],
-        episode_start: Tensor,
-        read: Tensor | None,
-    ) -> Thought:
-        return run_window(self, rule, thinking, tokens, state, episode_start, read)
+    bf16: bool
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a step thinks from, in rows whose episode goes on; elsewhere from the fresh latents.
+    """The latents that a step starts from, in rows whose episode continues; elsewhere they are the fresh ones.
 
     Args:
         kind: of `RULES`. `full`: the latents after the step before. `gate`: these, mixed with the fresh ones by a gate
@@ -93,8 +75,8 @@ class Rule:
     kind: str
     weights: tuple[Tensor, ...] = ()
 
-    def suits(self, x: Tensor) -> bool:
-        """Whether the weights are such as the kernels read."""
+    def supports(self, x: Tensor) -> bool:
+        """Whether the kernels read such weights."""
         return all(w.dtype == x.dtype and w.device == x.device and w.is_contiguous() for w in self.weights)
 
 
@@ -102,57 +84,28 @@ FULL = Rule("full")
 
 
 @dataclass(frozen=True)
-class Thinking:
-    """How long a step thinks, and what flows back.
+class Schedule:
+    """How many segments a step runs, and what flows back.
 
     Args:
-        segments: K, of every step; the most of them where a row may settle earlier.
-        settled: a row stops when a segment changed its latents by less than this, relative to their norm; 0: never.
-        cut: no gradient flows from a step to the one before.
+        segments: K, of every step; at most, where rows may stop earlier.
+        stop_below: a row stops when a segment changed its latents by less than this, relative to their norm; 0: never.
+        detach: no gradient flows from a step to the one before.
         threads: that share the batch, inside one call.
     """
 
     segments: int
-    settled: float = 0.0
-    cut: bool = False
+    stop_below: float = 0.0
+    detach: bool = False
     threads: int = 1
 
 
-class Thought(NamedTuple):
+class WindowOutput(NamedTuple):
     """A window's outcome: float32 `[k, B, D]`, what is read; the state after it; int64 `[k, B]`, segments used."""
 
     reads: Tensor
     state: tuple[Tensor, ...]
     segments: Tensor
-
-
-class WindowPlan(Protocol):
-    """How the kernels run a core over several environment steps."""
-
-    @property
-    def settles(self) -> bool:
-        """Whether rows may stop once they have settled."""
-
-    @property
-    def divides(self) -> bool:
-        """Whether the kernels divide a batch over threads (`Thinking.threads`), with and without its gradient."""
-
-    def suits(self, x: Tensor, state: Sequence[Tensor]) -> bool:
-        """Whether the kernels compute this window, with the gradient that is wanted, from such a state."""
-
-    def think(self, tokens: Tensor, state: tuple[Tensor, ...], segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The core's output `[B, L, D]` and its state after some segments about tokens `[B, L, D]`."""
-
-    def run(
-        self,
-        rule: Rule,
-        thinking: Thinking,
-        tokens: Tensor,
-        state: tuple[Tensor, ...],
-        episode_start: Tensor,
-        read: Tensor | None,
-    ) -> Thought:
-        """Think about k environment steps in a row; see `run_window`."""
 
 
 class _Window(ctypes.Structure):
@@ -171,19 +124,19 @@ class _Window(ctypes.Structure):
 
 
 def run_window(
-    plan: Plan,
+    segment: Segment,
     rule: Rule,
-    thinking: Thinking,
+    schedule: Schedule,
     tokens: Tensor,
     state: tuple[Tensor, ...],
     episode_start: Tensor,
     read: Tensor | None,
-) -> Thought:
-    """Think about k environment steps in a row.
+) -> WindowOutput:
+    """Run k environment steps in a row.
 
     Args:
-        plan, rule: must suit.
-        thinking: see `Thinking`.
+        segment, rule: that the kernels know; weights float32 and contiguous.
+        schedule: see `Schedule`.
         tokens: float32 `[k, B, L, D]` of the observations.
         state: z_H and z_L before the first step, `[B, L, D]` each; nothing where the rule is `reset`.
         episode_start: bool `[k, B]`.
@@ -209,40 +162,25 @@ def run_window(
         if given.shape != shape or given.dtype != dtype or given.device != tokens.device:
             told = f"{given.dtype} {list(given.shape)} on {given.device}"
             raise ValueError(f"{name} is {told}: expected {dtype} {list(shape)} on {tokens.device}")
-    used = torch.full((steps, batch), thinking.segments)
-    settings = _Settings(plan, rule.kind, thinking, plan.low.in_bfloat16, used)
-    stacks = [*plan.low.kernel_weights(), *(plan.high.kernel_weights() if plan.high is not plan.low else ())]
+    used = torch.full((steps, batch), schedule.segments)
+    settings = _Settings(segment, rule.kind, schedule, used)
+    stacks = [*segment.low.weights, *(segment.high.weights if segment.high is not segment.low else ())]
     z_H, z_L = (None, None) if rule.kind == "reset" else state
     at = None if read is None else read % length
-    angles = plan.angles or (None, None)
+    angles = segment.angles or (None, None)
     inputs = (tokens, z_H, z_L, episode_start, at, *angles, *(rule.weights or (None, None)), *stacks)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs):
         reads, *after = _RunWindow.apply(settings, *inputs)
     else:
         reads, *after = _Call(settings, *inputs).forward(None)
-    return Thought(reads, tuple(after), used.clone())  # not the one that the backward counts by
-
-
-def think(plan: Plan, tokens: Tensor, state: tuple[Tensor, Tensor], segments: int = 1) -> tuple[Tensor, Tensor]:
-    """The latents after some segments about one observation.
-
-    Args:
-        plan: must suit.
-        tokens: float32 `[B, L, D]`.
-        state: z_H and z_L, `[B, L, D]` each.
-    """
-    no_start = torch.zeros(1, len(tokens), dtype=torch.bool)
-    anywhere = torch.zeros(1, len(tokens), dtype=torch.int64)
-    z_H, z_L = run_window(plan, FULL, Thinking(segments), tokens[None], state, no_start, anywhere).state
-    return z_H, z_L
+    return WindowOutput(reads, tuple(after), used.clone())  # not the one that the backward counts by
 
 
 @dataclass(frozen=True)
 class _Settings:
-    plan: Plan
+    segment: Segment
     kind: str
-    thinking: Thinking
-    bf16: bool
+    schedule: Schedule
     used: Tensor
 
 
@@ -254,7 +192,7 @@ class _Call:
     """The structures and the tensors that one call of the kernels points to."""
 
     def __init__(self, settings: _Settings, *inputs: Tensor | None) -> None:
-        plan, thinking = settings.plan, settings.thinking
+        segment, schedule = settings.segment, settings.schedule
         given = [None if t is None else t.contiguous() for t in inputs[: GATE.stop]]
         tokens, starts = given[0], given[3]
         assert tokens is not None
@@ -262,20 +200,20 @@ class _Call:
         cos, sin = given[ANGLES]
         weights = [w for w in inputs[STACKS] if w is not None]
         self.tokens, self.state, self.keeps = tokens, given[STATE], settings.kind != "reset"
-        self.shared, self.count = plan.high is plan.low, len(plan.low.kernel_weights())
+        self.shared, self.count = segment.high is segment.low, len(segment.low.weights)
         batch, low_weights, high_weights = tokens.shape[1], weights[: self.count], weights[self.count :]
-        self.low = Description(plan.low.kernel_shape, batch, settings.bf16, cos, sin, low_weights)
+        self.low = Description(segment.low.shape, batch, segment.bf16, cos, sin, low_weights)
         self.high = self.low
         if not self.shared:
-            self.high = Description(plan.high.kernel_shape, batch, settings.bf16, cos, sin, high_weights)
-        self.parts = _parts(thinking.threads, weights)
-        self.given, self.fresh = given, [f.contiguous() for f in plan.fresh]  # alive as long as they are pointed to
+            self.high = Description(segment.high.shape, batch, segment.bf16, cos, sin, high_weights)
+        self.parts = _parts(schedule.threads, weights)
+        self.given, self.fresh = given, [f.contiguous() for f in segment.fresh]  # alive as long as they are pointed to
         at = [None if t is None else t.data_ptr() for t in given]
         self.window = _Window(
-            self.low.address, self.high.address, len(tokens), thinking.segments, plan.outer, plan.inner,
-            RULES.index(settings.kind), thinking.cut, *(f.data_ptr() for f in self.fresh), *at[GATE], at[3], at[4],
-            at[0], *at[STATE], settings.used.data_ptr() if thinking.settled > 0 else None,
-            thinking.threads, self.parts, thinking.settled,
+            self.low.address, self.high.address, len(tokens), schedule.segments, segment.outer, segment.inner,
+            RULES.index(settings.kind), schedule.detach, *(f.data_ptr() for f in self.fresh), *at[GATE], at[3], at[4],
+            at[0], *at[STATE], settings.used.data_ptr() if schedule.stop_below > 0 else None,
+            schedule.threads, self.parts, schedule.stop_below,
         )  # fmt: skip
 
     def kept(self) -> Tensor:
@@ -313,9 +251,9 @@ class _RunWindow(torch.autograd.Function):
         up = [None if t is None else torch.empty_like(t) for t in (call.tokens, *call.state)]
         gate = [None if w is None else torch.zeros(call.parts, *w.shape) for w in inputs[GATE]]
         weights: Sequence[Tensor] = inputs[STACKS]
-        parts = [(ctx.settings.plan.low.kernel_shape, weights[: call.count])]
+        parts = [(ctx.settings.segment.low.shape, weights[: call.count])]
         if not call.shared:
-            parts.append((ctx.settings.plan.high.kernel_shape, weights[call.count :]))
+            parts.append((ctx.settings.segment.high.shape, weights[call.count :]))
         gradients = [[empty_gradients(*part) for _ in range(call.parts)] for part in parts]
         lists = [pointers([g for own in all_own for g in own]) for all_own in gradients]
         before, behind = ([None if t is None else t.data_ptr() for t in ts] for ts in ([kept, *down, *up], gate))

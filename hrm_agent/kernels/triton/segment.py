@@ -1,6 +1,6 @@
 """Whole segments of HRM and TRM in one launch on a GPU (Triton), forward only: the device code.
 
-One program thinks about one sample: all cycles and layers of as many segments as are asked for, without going back to
+One program computes one sample: all cycles and layers of as many segments as are asked for, without going back to
 the host or to the other samples. What a sample needs meanwhile (`z_H`, `z_L`, tokens, the residual stream, queries,
 keys, values; 18 kB each for 144 tokens of width 64 in bfloat16) is more than the registers of a program hold: they are
 256 kB a multiprocessor, and 144 x 64 sums in float32 alone are 37 kB, so that one program of all rows would leave no
@@ -17,7 +17,7 @@ Sums, norms, softmax: float32. Products: bfloat16, or float32 to check against t
 narrow as the rows that are left, so that 144 tokens are 64 + 64 + 16 and nothing is wasted.
 
 Every function works on a tile of rows whose sums stay in registers. `area` is the program's own scratch. What launches
-it, with the weights of a core, is `hrm_agent.kernels.triton.wrapper`; the plain cores are the reference.
+it, with the weights of a core, is `hrm_agent.recurrence.triton`; the plain cores are the reference.
 """
 
 # fmt: off
@@ -278,7 +278,7 @@ def _inject_all(area, high, D: tl.constexpr, TILES: tl.constexpr, WIDE: tl.const
 
 
 @triton.jit
-def think(
+def run_segments(
     x, z_h, z_l, new_h, new_l, scratch, qkv, mix, gate_up, down, cos, sin, batch, updates, ATTENTION: tl.constexpr,
     ROPE: tl.constexpr, GRID_ROWS: tl.constexpr, GRID_COLS: tl.constexpr, LENGTH: tl.constexpr, D: tl.constexpr,
     HEAD: tl.constexpr, INNER: tl.constexpr, CHUNK: tl.constexpr, L_CYCLES: tl.constexpr, LOW_LAYERS: tl.constexpr,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm_agent.cores import sweep_kernel
-from hrm_agent.cores.blocks import BlockStack
+from hrm_agent.cores.blocks import BlockConfig, BlockStack
 from hrm_agent.cores.sweep import SCAN_PRODUCTS, AxisSweep, GridSweep, _CompiledScan, scan_lines, scan_lines_plain
 
 CHANNELS, GROUPS = 6, 3
@@ -209,9 +209,10 @@ def test_blocks_begin_near_the_identity_with_a_small_gain_and_gates_near_a_half(
     torch.manual_seed(0)
     x = torch.randn(2, ROWS * COLS, 16)
     x = x / x.square().mean(-1, keepdim=True).sqrt()
-    options: dict[str, Any] = {"hidden_size": 16, "length": ROWS * COLS, "grid": (ROWS, COLS), "num_heads": 2}
-    options |= {"mixing": "sweep", "expansion": 4.0, "inner_size": 12}
-    near, far = (BlockStack(1, **options, branch_gain=gain)(x) - x for gain in (0.1, 1.0))
+    near, far = (
+        BlockStack(1, 16, ROWS * COLS, (ROWS, COLS), BlockConfig(2, "sweep", inner_size=12, branch_gain=gain))(x) - x
+        for gain in (0.1, 1.0)
+    )
     assert near.square().mean() < 0.03
     assert far.square().mean() > 0.3
     sweep = GridSweep(16, ROWS * COLS, (ROWS, COLS))

@@ -4,30 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium as gym
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_window_kernels import SPACE, assert_near, results, window
+from window_cases import assert_near, make_gru, results, window
 
-from hrm_agent import kernels
+from hrm_agent import recurrence
 from hrm_agent.kernels.cpu.gru import pool_tokens, run_gru
-from hrm_agent.policies.encoders import EncoderConfig
-from hrm_agent.policies.policy import Policy, PolicyConfig
 
-pytestmark = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
-
-
-def make(memory: int | None = None, size: int = 16, prefix: int = 0, **options: Any) -> Policy:
-    encoder = EncoderConfig(patch_size=2, prefix=prefix)
-    config = PolicyConfig(
-        core="gru", core_options={"memory_size": memory}, hidden_size=size, encoder=encoder, **options
-    )
-    policy = Policy(config, SPACE, gym.spaces.Discrete(4))
-    with torch.no_grad():  # so that logits depend on what is read
-        policy.policy_head.weight.normal_()
-    return policy
+pytestmark = pytest.mark.skipif(not recurrence.available("fused"), reason="no C++ compiler")
 
 
 @given(
@@ -45,15 +31,15 @@ def make(memory: int | None = None, size: int = 16, prefix: int = 0, **options: 
 @settings(max_examples=60)
 def test_a_window_is_as_near_the_exact_one_as_torch_s(steps: int, batch: int, seed: int, **options: Any) -> None:
     torch.manual_seed(seed)
-    policy = make(**options)
+    policy = make_gru(**options)
     assert_near(policy, window(policy, steps, batch, seed))
 
 
 @pytest.mark.parametrize("carry", ["full", "reset"])
 def test_steps_are_the_windows_own(carry: str) -> None:
     torch.manual_seed(0)
-    policy = make(memory=21, carry=carry, segments=2)
-    assert kernels.use(policy, "fused") == "fused"
+    policy = make_gru(memory=21, carry=carry, segments=2)
+    assert recurrence.use(policy, "fused") == "fused"
     obs, state, starts = window(policy, 5, 11, 0)
     with torch.no_grad():
         whole = policy.unroll(obs, state, starts)
@@ -66,8 +52,8 @@ def test_steps_are_the_windows_own(carry: str) -> None:
 
 
 def test_rows_do_not_hear_what_came_before_their_episode_or_each_other() -> None:
-    policy = make()
-    kernels.use(policy, "fused")
+    policy = make_gru()
+    recurrence.use(policy, "fused")
     obs, (h,), starts = window(policy, 2, 6, 1)
     starts[1] = torch.tensor([True, False, True, True, False, True])
     with torch.no_grad():
@@ -79,7 +65,7 @@ def test_rows_do_not_hear_what_came_before_their_episode_or_each_other() -> None
 
 @pytest.mark.parametrize(("stop", "threshold"), [("policy_kl", 1e-9), ("latent_change", 0.2)])
 def test_rows_that_stop_by_themselves_go_step_by_step(stop: str, threshold: float) -> None:
-    policy = make(segments=3, stop=stop, stop_threshold=threshold)
+    policy = make_gru(segments=3, stop=stop, stop_threshold=threshold)
     given = window(policy, 3, 4, 2)
     plain, fused = (results(policy, path, given)[0] for path in ("plain", "fused"))
     torch.testing.assert_close(fused.logits, plain.logits, rtol=1e-4, atol=1e-4)
@@ -104,22 +90,29 @@ def test_equal_tokens_share_the_gradient_of_their_maximum(size: int) -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    policy = make(memory=8)
-    kernels.use(policy, "fused")
+    policy = make_gru(memory=8)
+    recurrence.use(policy, "fused")
     obs, (h,), starts = window(policy, 1, 8, 4)
     with pytest.raises(ValueError, match=r"the memory is torch.float32 \[4, 8\] on cpu: expected"):
         policy.step(obs[0], (h[:4],), starts[0])
     with pytest.raises(ValueError, match="the input is"):
         run_gru(
-            torch.zeros(1, 2, 5), h[:2], starts[:, :2], h[0], torch.zeros(24, 8), torch.zeros(24), segments=1, cut=False
+            torch.zeros(1, 2, 5),
+            h[:2],
+            starts[:, :2],
+            h[0],
+            torch.zeros(24, 8),
+            torch.zeros(24),
+            segments=1,
+            detach=False,
         )
 
 
 def test_numbers_that_are_not_finite_stay_so() -> None:
     """Training ends where logits are not finite; gates that swallow a NaN would hide it."""
     torch.manual_seed(1)
-    policy = make(memory=21)
-    kernels.use(policy, "fused")
+    policy = make_gru(memory=21)
+    recurrence.use(policy, "fused")
     with torch.no_grad():
         next(p for name, p in policy.core.named_parameters() if "hh" in name).fill_(torch.nan)
         assert policy.unroll(*window(policy, 2, 3, 0)).logits.isnan().all()

@@ -14,19 +14,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_gru_kernels
-import test_kernels
-import test_window_kernels
 import torch
+import window_cases
 from hypothesis import HealthCheck, given, settings
-from test_kernels import Case, assert_near, cases, results
+from stack_cases import (
+    Case,
+    assert_bfloat16_gradients,
+    assert_bfloat16_is_near,
+    assert_near,
+    assert_rows_are_independent,
+    cases,
+    results,
+)
 from torch import Tensor
 
-from hrm_agent import kernels
-from hrm_agent.kernels import stack
-from hrm_agent.kernels.cpu import build
+from hrm_agent import recurrence
+from hrm_agent.kernels.cpu import build, stack
 from hrm_agent.kernels.cpu.build import NoKernels
 from hrm_agent.parallel.threads import instruction_set
+from hrm_agent.recurrence.cpu import shape_of, weights_of
 
 HERE = Path(__file__).parent / "instruction_sets"
 SHIM = HERE / "avx512_in_software.h"
@@ -60,7 +66,7 @@ def _flags_of_processor() -> set[str]:
 
 def _why_not(variant: str) -> str:
     """Why kernels of this variant cannot be tested here; empty where they can."""
-    if not kernels.available("fused"):
+    if not recurrence.available("fused"):
         return "no C++ compiler"
     if not VARIANTS[variant]:
         return "not an x86 processor"
@@ -101,44 +107,44 @@ def test_stacks_on_every_set(variant: str) -> None:
 def test_windows_on_every_set(variant: str, carry: str, mixing: str) -> None:
     torch.manual_seed(0)
     for core, batch in (("trm", 13), ("hrm", 3)):
-        policy = test_window_kernels.make(core, 32, mixing=mixing, carry=carry)
-        test_window_kernels.assert_near(policy, test_window_kernels.window(policy, 3, batch, 5))
+        policy = window_cases.make(core, 32, mixing=mixing, carry=carry)
+        window_cases.assert_near(policy, window_cases.window(policy, 3, batch, 5))
 
 
 @pytest.mark.parametrize("size", [16, 21])
 def test_the_gru_on_every_set(variant: str, size: int) -> None:
     torch.manual_seed(0)
-    policy = test_gru_kernels.make(memory=size + 3, size=size)
-    test_window_kernels.assert_near(policy, test_window_kernels.window(policy, 3, 5, 0))
+    policy = window_cases.make_gru(memory=size + 3, size=size)
+    window_cases.assert_near(policy, window_cases.window(policy, 3, 5, 0))
 
 
 def test_rows_do_not_depend_on_their_batch(variant: str) -> None:
     for mixing, prefix in (("conv", 0), ("conv", 2), ("attention", 0), ("mlp", 0)):
-        test_kernels.test_a_row_does_not_depend_on_its_batch_or_on_the_gradient(mixing, (3, 5), prefix)
+        assert_rows_are_independent(mixing, (3, 5), prefix)
 
 
 def test_bfloat16_where_the_set_has_it(variant: str) -> None:
     assert stack.has_bfloat16() == (variant == "avx512_bf16")
     if not stack.has_bfloat16():
         with pytest.raises(ValueError, match="kernel=fused_bf16: this processor does not multiply bfloat16"):
-            kernels.check_kernel("fused_bf16")
+            recurrence.check_kernel("fused_bf16")
         return
     for mixing in ("conv", "attention", "mlp"):
         for grid in ((4, 4), (3, 7)):
-            test_kernels.test_bfloat16_is_at_least_as_near_as_torch_s(mixing, grid)
-        test_kernels.test_bfloat16_gradients_point_where_the_exact_ones_do(mixing)
+            assert_bfloat16_is_near(mixing, grid)
+        assert_bfloat16_gradients(mixing)
 
 
 def test_the_processor_s_own_set(record_property: Any) -> None:
     """All other tests of the kernels run on it."""
-    if not kernels.available("fused"):
+    if not recurrence.available("fused"):
         pytest.skip("no C++ compiler")
     record_property("instruction set", f"{stack.instructions()} (this processor's)")
     assert stack.instructions() == instruction_set() or os.environ.get("HRM_AGENT_CXXFLAGS")
 
 
 def test_an_unknown_flag_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    if not kernels.available("fused"):
+    if not recurrence.available("fused"):
         pytest.skip("no C++ compiler")
     monkeypatch.setenv("HRM_AGENT_CXXFLAGS", "-mno-such-thing")
     monkeypatch.setenv("HRM_AGENT_CACHE", str(tmp_path))
@@ -175,13 +181,13 @@ class Emulated:
     def call(self, function: str, case: Case, *inputs: Tensor) -> bytes:
         """What the driver answers to a call about the stack of a case."""
         made, angles, x = case
-        s = made.kernel_shape
+        s = shape_of(made)
         numbers = [
             stack.MIXINGS.index(s.mixing), s.layers, len(x), s.length, s.size, s.inner, *s.grid, s.heads,
             s.position_inner, 0,
         ]  # fmt: skip
         cos, sin = angles or (torch.empty(0), torch.empty(0))
-        weights = made.kernel_weights()
+        weights = weights_of(made)
         told = np.array(numbers, np.int64).tobytes() + np.array(s.epsilon, np.float32).tobytes()
         told += _arrays(cos, sin) + np.array(len(weights), np.int64).tobytes() + _arrays(*weights, *inputs)
         return subprocess.run([self.emulator, str(self.driver), function], input=told, stdout=-1, check=True).stdout
@@ -195,17 +201,17 @@ class Emulated:
         return found
 
     def results(self, case: Case) -> list[Tensor]:
-        """As `test_kernels.results`: output, and gradients of input and weights."""
+        """As `stack_cases.results`: output, and gradients of input and weights."""
         made, _, x = case
         y, kept = self.arrays("forward", case, x)
         down = torch.arange(x.numel(), dtype=torch.float64).view_as(x).sin()
         to_x, *to_weights = self.arrays("backward", case, x, y, kept, down)
-        weights = made.kernel_weights()
+        weights = weights_of(made)
         shaped = [
             g.view_as(empty)
-            for g, empty in zip(to_weights, stack.empty_gradients(made.kernel_shape, weights), strict=True)
+            for g, empty in zip(to_weights, stack.empty_gradients(shape_of(made), weights), strict=True)
         ]
-        laid_out = stack.as_weights(made.kernel_shape, weights, shaped)
+        laid_out = stack.as_weights(shape_of(made), weights, shaped)
         gradient_of = {id(weight): gradient for weight, gradient in zip(weights, laid_out, strict=True)}
         return [y.view_as(x), to_x.view_as(x), *(gradient_of[id(weight)] for weight in made.parameters())]
 

@@ -10,15 +10,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hrm_agent import kernels
+from hrm_agent import recurrence
 from hrm_agent.policies.encoders import EncoderConfig, GridEncoder
+from hrm_agent.recurrence.cpu import CPUKernels
 
-pytestmark = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(not recurrence.available("fused"), reason="no C++ compiler")
 
 
 def results(encoder: GridEncoder, obs: Tensor, path: str, threads: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens, the gradient of the table, and where the agent is."""
-    encoder.path, encoder.threads = path, threads
+    encoder.backend = None if path == "plain" else CPUKernels(path)
+    if encoder.backend is not None:
+        encoder.backend.threads = threads
     tokens = encoder(obs)
     down = torch.arange(tokens.numel()).view_as(tokens).sin().to(tokens.dtype)
     (gradient,) = torch.autograd.grad((tokens * down).sum(), encoder.embedding)
@@ -54,13 +57,13 @@ def test_tokens_and_gradients_are_those_of_torch(
 def test_a_view_of_observations_is_read_as_it_is() -> None:
     encoder = GridEncoder(gym.spaces.Box(0, 5, (5, 5), np.uint8), 16, EncoderConfig(patch_size=2))
     wide = torch.randint(0, 6, (4, 5, 9), dtype=torch.uint8)
-    encoder.path = "fused"
+    encoder.backend = CPUKernels("fused")
     assert torch.equal(encoder(wide[..., 2:7]), encoder(wide[..., 2:7].contiguous()))
 
 
 def test_an_unknown_id_reads_nothing() -> None:
     encoder = GridEncoder(gym.spaces.Box(0, 5, (5, 5), np.uint8), 16, EncoderConfig(patch_size=2))
-    encoder.path = "fused"
+    encoder.backend = CPUKernels("fused")
     with pytest.raises(ValueError, match="an observation holds id 200: expected ids below 6"):
         encoder(torch.full((1, 5, 5), 200, dtype=torch.uint8))
 
@@ -74,5 +77,5 @@ def test_what_the_kernels_do_not_know_goes_the_plain_way() -> None:
         encoder = GridEncoder(space, size, EncoderConfig())
         obs = torch.as_tensor(np.stack([space.sample() for _ in range(3)]))
         plain = encoder(obs)
-        encoder.path = "fused"
+        encoder.backend = CPUKernels("fused")
         assert torch.equal(encoder(obs), plain)

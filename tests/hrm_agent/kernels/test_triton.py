@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from hrm_agent.cores import HRM, TRM
 from hrm_agent.cores.gru import GRUCore
-from hrm_agent.cuda.core import AGREEMENT, CoreForward
+from hrm_agent.recurrence.cuda import AGREEMENT, CUDACore
 
-segment_kernel = pytest.importorskip("hrm_agent.kernels.triton.wrapper", exc_type=ImportError)
+segment_kernel = pytest.importorskip("hrm_agent.recurrence.triton", exc_type=ImportError)
 
 CASES = Path(__file__).parents[2] / "support" / "triton_cases.py"
 
@@ -90,25 +91,31 @@ def test_what_the_kernel_is_not_written_for_is_named() -> None:
         segment_kernel.SegmentKernel(fits, "fp8")
 
 
+class Holder(nn.Module):
+    """As a policy does, it has a core and what computes it."""
+
+    def __init__(self, core: TRM) -> None:
+        super().__init__()
+        self.core, self.backend = core, CUDACore(True, segment_kernel.SegmentKernel(core))
+
+
 def test_a_copied_core_has_a_kernel_of_its_own() -> None:
-    core = TRM(32, 9, (3, 3), layers=1, inner_size=32, mixing="conv")
-    core.forward = CoreForward(core, True, segment_kernel.SegmentKernel(core))  # type: ignore[method-assign]
-    core.forward.weights_changed()
-    other: Any = copy.deepcopy(core)
-    assert other.forward.core is other
-    assert other.forward.kernel.core is other
-    other.forward.weights_changed()
-    before = other.forward.kernel._packed["down"].clone()
+    holder = Holder(TRM(32, 9, (3, 3), layers=1, inner_size=32, mixing="conv"))
+    holder.backend.weights_changed()
+    other = copy.deepcopy(holder)
+    assert other.backend.kernel.core is other.core
+    other.backend.weights_changed()
+    before = other.backend.kernel._packed["down"].clone()
     with torch.no_grad():
-        core.net.layers[0].mlp.down.weight.zero_()  # type: ignore[union-attr]
-    core.forward.weights_changed()
-    assert not core.forward.kernel._packed["down"].any()
-    other.forward.weights_changed()
-    assert torch.equal(other.forward.kernel._packed["down"], before)
+        holder.core.net.layers[0].mlp.down.weight.zero_()  # type: ignore[union-attr]
+    holder.backend.weights_changed()
+    assert not holder.backend.kernel._packed["down"].any()
+    other.backend.weights_changed()
+    assert torch.equal(other.backend.kernel._packed["down"], before)
 
 
 def test_the_kernel_norms_as_the_cores_do() -> None:
     from hrm_agent.cores import blocks
-    from hrm_agent.kernels import triton_segment
+    from hrm_agent.kernels.triton import segment as triton_segment
 
     assert triton_segment.NORM_EPS == blocks.NORM_EPS

@@ -6,89 +6,25 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from window_cases import SPACE, assert_near, make, results, window
 
-from hrm_agent import kernels
+from hrm_agent import recurrence
 from hrm_agent.cores.trm import TRM
 from hrm_agent.evaluation.report import measure_cost
-from hrm_agent.kernels import window as windows
+from hrm_agent.kernels.cpu import window as window_kernel
 from hrm_agent.kernels.cpu.memory import Pool
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import Full
-from hrm_agent.policies.encoders import EncoderConfig
-from hrm_agent.policies.policy import Decision, Policy, PolicyConfig
+from hrm_agent.policies.policy import Policy
+from hrm_agent.recurrence import cpu as windows
+from hrm_agent.recurrence.cpu import plan_of, supports
 
-pytestmark = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
-
-SPACE = gym.spaces.Box(0, 5, (5, 7), np.uint8)
-
-
-def make(core: str, size: int = 16, prefix: int = 0, **options: Any) -> Policy:
-    own = {"num_heads": 1, "inner_size": 32, "cycle_gradient": "all", "branch_gain": 0.1}
-    layers = {"layers": 2} if core == "trm" else {"H_layers": 1, "L_layers": 2}
-    config = {name: options.pop(name) for name in list(options) if name not in PolicyConfig.__dataclass_fields__}
-    settings = {
-        "core": core,
-        "core_options": {**own, **layers, **config},
-        "hidden_size": size,
-        "encoder": EncoderConfig(patch_size=2, prefix=prefix),
-        **options,
-    }
-    policy = Policy(PolicyConfig(**settings), SPACE, gym.spaces.Discrete(4))
-    with torch.no_grad():  # so that logits depend on what is read
-        policy.policy_head.weight.normal_()
-        for weight in policy.carry.parameters():  # and gates on what they see
-            weight.normal_(std=0.3)
-    return policy
-
-
-def window(policy: Policy, steps: int, batch: int, seed: int) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    obs = torch.randint(0, 3, (steps, batch, 5, 7), generator=generator, dtype=torch.uint8)
-    cells = torch.randint(0, 35, (steps, batch), generator=generator)
-    obs.flatten(2).scatter_(2, cells[..., None], 3)  # the agent
-    state = tuple(torch.randn(s.shape, generator=generator) for s in policy.initial_state(batch))
-    starts = torch.rand(steps, batch, generator=generator) < 0.3
-    return obs, state, starts
-
-
-def results(
-    policy: Policy, path: str, given: tuple[Any, ...], dtype: torch.dtype = torch.float32
-) -> tuple[Decision, tuple[Tensor, ...]]:
-    """The decisions of a window; and gradients of the weights, and of the state before where one reaches it."""
-    assert kernels.use(policy.to(dtype), path) == path
-    obs, state, starts = given
-    state = tuple(s.to(dtype).clone().requires_grad_() for s in state)
-    decision = policy.unroll(obs, state, starts)
-    down = torch.arange(decision.logits.numel()).view_as(decision.logits).sin()
-    loss = (decision.logits * down).sum() + decision.value.square().sum()
-    loss = loss + sum((kept + i).cos().sum() for i, kept in enumerate(decision.state))
-    grads = torch.autograd.grad(loss, [*policy.parameters(), *state], allow_unused=True)
-    return decision, tuple(torch.zeros(()) if g is None else g for g in grads)
-
-
-def assert_near(policy: Policy, given: tuple[Any, ...]) -> None:
-    """Decisions, states and gradients are as near the exact ones as those of eager torch in float32."""
-    exact, exact_gradients = results(policy, "plain", given, torch.float64)
-    plain, plain_gradients = results(policy, "plain", given)
-    fused, fused_gradients = results(policy, "fused", given)
-    if policy.config.stop != "fixed":
-        assume(torch.equal(exact.segments, plain.segments))  # none settles by a last bit
-    assert torch.equal(fused.segments, plain.segments)
-    largest = max(float(g.abs().max()) for g in exact_gradients)
-    outputs = ((*decision[:2], *decision.state) for decision in (exact, plain, fused))
-    for right, theirs, ours in zip(*outputs, strict=True):
-        assert (ours - right).abs().max() <= 8 * (theirs - right).abs().max() + 1e-4 * right.abs().max()
-    for right, theirs, ours in zip(exact_gradients, plain_gradients, fused_gradients, strict=True):
-        allowed = 8 * (theirs - right).abs().max() + 1e-4 * right.abs().max() + 1e-5 * largest
-        assert (ours - right).abs().max() <= allowed
-        assert ours.shape == theirs.shape or not ours.any()  # no gradient reaches it
+pytestmark = pytest.mark.skipif(not recurrence.available("fused"), reason="no C++ compiler")
 
 
 @given(
@@ -133,7 +69,7 @@ def test_every_row_thinks_until_it_settles(
     assert_near(policy, window(policy, steps, batch, seed))
 
 
-@pytest.mark.skipif(not kernels.available("fused_bf16"), reason="no AVX512_BF16")
+@pytest.mark.skipif(not recurrence.available("fused_bf16"), reason="no AVX512_BF16")
 @pytest.mark.parametrize("carry", ["full", "gate", "reset"])
 @pytest.mark.parametrize("time_gradient", ["bptt", "detached"])
 def test_bfloat16_gradients_point_where_the_exact_ones_do(carry: str, time_gradient: str) -> None:
@@ -159,7 +95,7 @@ def test_steps_and_rows_are_the_windows_own(core: str, options: dict[str, Any]) 
     """What collection stores is what training recomputes: the state bit for bit, whatever the batch or the gradient."""
     torch.manual_seed(0)
     policy = make(core, mixing="conv", **options)
-    kernels.use(policy, "fused")
+    recurrence.use(policy, "fused")
     obs, state, starts = window(policy, 5, 11, 0)
     trained = policy.unroll(obs, state, starts)
     with torch.no_grad():
@@ -183,7 +119,7 @@ def test_steps_and_rows_are_the_windows_own(core: str, options: dict[str, Any]) 
 @pytest.mark.parametrize("carry", ["full", "gate"])
 def test_what_came_before_an_episode_is_not_heard(carry: str) -> None:
     policy = make("trm", mixing="attention", carry=carry)
-    kernels.use(policy, "fused")
+    recurrence.use(policy, "fused")
     obs, state, starts = window(policy, 2, 6, 1)
     starts[1] = torch.tensor([True, False, True, True, False, True])
     with torch.no_grad():
@@ -234,11 +170,11 @@ def test_a_window_is_few_calls(options: dict[str, Any], calls: int, monkeypatch:
 
 
 def test_a_carry_rule_of_one_s_own_is_asked() -> None:
-    """What a parent told the kernels does not hold for a child that seeds in another way."""
+    """What the kernels know of a parent does not hold for a child with another rule."""
 
     class Halved(Full):
-        def seed(self, kept: Any, episode_start: Tensor, tokens: Tensor) -> Any:
-            return super().seed(tuple(k / 2 for k in kept), episode_start, tokens)
+        def to_core_state(self, kept: Any, episode_start: Tensor, tokens: Tensor) -> Any:
+            return super().to_core_state(tuple(k / 2 for k in kept), episode_start, tokens)
 
     policy = make("trm", mixing="conv")
     policy.carry = Halved(policy.core, 4)
@@ -252,7 +188,7 @@ def test_what_does_not_fit_is_refused_or_goes_the_plain_way() -> None:
     """The kernels see memory, not shapes."""
     policy = make("trm", mixing="attention")
     obs, state, starts = window(policy, 1, 8, 4)
-    kernels.use(policy, "fused")
+    recurrence.use(policy, "fused")
     with torch.no_grad():
         whole = policy.step(obs[0], state, starts[0])
         with pytest.raises(ValueError, match=r"z_H is torch.float32 \[4, 12, 16\] on cpu: expected"):
@@ -266,7 +202,7 @@ def test_what_does_not_fit_is_refused_or_goes_the_plain_way() -> None:
         assert torch.equal(one.logits, everybody.logits)
         stack = policy.core.net
         shorter = torch.randn(4, 9, 16)
-        assert torch.equal(stack(shorter), stack.plain(shorter))
+        assert torch.equal(stack(shorter), stack.reference(shorter))
 
 
 def test_a_step_alone_passes_the_gradient_to_its_state() -> None:
@@ -274,7 +210,7 @@ def test_a_step_alone_passes_the_gradient_to_its_state() -> None:
     obs, state, starts = window(policy, 1, 4, 5)
     found = []
     for path in ("plain", "fused"):
-        kernels.use(policy, path)
+        recurrence.use(policy, path)
         given = tuple(s.clone().requires_grad_() for s in state)
         found.append(torch.autograd.grad(policy.step(obs[0], given, starts[0]).logits.sum(), given))
     for plain, fused in zip(*found, strict=True):
@@ -287,15 +223,15 @@ def test_a_decision_costs_the_same_multiply_adds(carry: str) -> None:
     policy = make("trm", mixing="conv", carry=carry)
     counted = []
     for path in ("plain", "fused"):
-        kernels.use(policy, path)
+        recurrence.use(policy, path)
         counted.append(measure_cost(policy, SPACE, batch=2)["macs_per_decision"])
     assert counted[0] == counted[1] > 10_000
-    assert policy.core.net.path == "fused"
+    assert recurrence.path_of(policy) == "fused"
 
 
 def test_a_gradient_is_taken_once() -> None:
     policy = make("trm", mixing="conv")
-    kernels.use(policy, "fused")
+    recurrence.use(policy, "fused")
     loss = policy.unroll(*window(policy, 2, 3, 3)).logits.sum()
     torch.autograd.grad(loss, policy.policy_head.weight, retain_graph=True)
     weight = next(policy.core.parameters())
@@ -350,7 +286,7 @@ def test_a_large_network_has_a_part_for_each_thread(monkeypatch: pytest.MonkeyPa
     policy = make("trm", 32, mixing="attention")
     given = window(policy, 2, 40, 3)
     parts = divided(policy, given, 3)
-    monkeypatch.setattr(windows, "SMALL_WEIGHTS", 0)
+    monkeypatch.setattr(window_kernel, "SMALL_WEIGHTS", 0)
     whole = divided(policy, given, 3)
     assert all(torch.equal(a, b) for a, b in zip(parts[0], whole[0], strict=True))
     for a, b in zip(parts[1], whole[1], strict=True):
@@ -379,21 +315,21 @@ def test_the_kernels_divide_what_they_compute_and_python_the_rest() -> None:
     torch.set_num_threads(1)
     policy = make("trm", 32, mixing="conv")
     assert policy.slices(shards, 10) == [slice(0, 5), slice(5, 10)]
-    kernels.use(policy, "fused")
-    assert (policy.slices(shards, 10), policy.threads) == ([slice(0, 10)], 2)
-    assert (policy.slices(shards, 10, divisible=False), policy.threads) == ([slice(0, 5), slice(5, 10)], 1)
+    recurrence.use(policy, "fused")
+    assert (policy.slices(shards, 10), policy.backend.threads) == ([slice(0, 10)], 2)
+    assert (policy.slices(shards, 10, divisible=False), policy.backend.threads) == ([slice(0, 5), slice(5, 10)], 1)
     many = 2 * policy.chunk_size + 1  # would keep too much at a time
-    assert (len(policy.slices(shards, many)), policy.threads) == (4, 1)
+    assert (len(policy.slices(shards, many)), policy.backend.threads) == (4, 1)
 
 
 def test_weights_of_another_type_are_not_read_by_the_kernels() -> None:
     policy = make("trm", 16, mixing="conv")
-    kernels.use(policy, "fused")
+    recurrence.use(policy, "fused")
     policy.core.double()
     obs, state, _ = window(policy, 1, 3, 1)
     tokens = policy.encoder(obs[0])
-    assert policy.core.window_plan().suits(tokens, state) is False
-    assert not policy.core.net.runs_kernels(tokens)
+    assert plan_of(policy.core).supports(tokens, state) is False
+    assert not supports(policy.core.net, tokens)
 
 
 def test_a_core_of_ones_own_does_not_inherit_the_kernels_of_its_parent() -> None:
@@ -406,5 +342,5 @@ def test_a_core_of_ones_own_does_not_inherit_the_kernels_of_its_parent() -> None
         name = "the same computation"
 
     options = {"layers": 1, "num_heads": 1, "H_cycles": 1, "mixing": "conv", "inner_size": 16}
-    assert Doubled(16, 6, (2, 3), **options).window_plan() is None
-    assert Named(16, 6, (2, 3), **options).window_plan() is not None
+    assert plan_of(Doubled(16, 6, (2, 3), **options)) is None
+    assert plan_of(Named(16, 6, (2, 3), **options)) is not None

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from hrm_agent.cores import map_state
 from hrm_agent.policies.carry import CARRY_RULES
-from hrm_agent.policies.policy import Policy, PolicyConfig, relative_change
+from hrm_agent.policies.policy import Policy, PolicyConfig
+from hrm_agent.recurrence import relative_change
+from hrm_agent.recurrence.unroll import read_token
 
 K, BATCH = 4, 3
 NO_TOKEN_LATENT = ("gru", "convlstm")
@@ -45,7 +47,7 @@ def used_state(policy: Policy, batch: int = BATCH, seed: int = 9) -> tuple[Tenso
 @torch.no_grad()
 def test_a_window_unrolled_equals_its_steps(core: str, carry: str, segments: int, stop: dict[str, Any]) -> None:
     if stop and core == "feedforward":
-        pytest.skip("no latent that changes")
+        pytest.skip("no latent")
     policy = tiny_policy(core=core, carry=carry, segments=segments, **stop)
     obs, start, state = grids(K, BATCH), starts(), used_state(policy)
     window = policy.unroll(obs, state, start)
@@ -179,10 +181,8 @@ def test_adaptive_thinking_stops_each_row_where_its_own_slow_reference_does(stop
     measured: list[list[float]] = [[] for _ in range(rows)]
     for row in range(rows):
         part = slice(row, row + 1)
-        before, policy_before = (
-            fixed.carry.to_core_state(tuple(k[part] for k in kept), nowhere[part], torch.empty(0)),
-            None,
-        )
+        before = fixed.carry.to_core_state(tuple(k[part] for k in kept), nowhere[part], torch.empty(0))
+        policy_before = None
         for segment in fixed.segment_by_segment(obs[part], tuple(k[part] for k in kept), nowhere[part]):
             moved = relative_change(before, segment.state).item()
             now = segment.decision.logits.log_softmax(-1)
@@ -213,7 +213,7 @@ def test_segment_by_segment_ends_where_a_step_does_and_cuts_the_gradient_between
     state = map_state(Tensor.detach, segments[1].state)
     output, _ = policy.core(policy.encoder(obs), state)
     expected = torch.autograd.grad(
-        policy.policy_head(policy._read(output, policy._readout_index(obs))).square().sum(), weights
+        policy.policy_head(read_token(output, "agent", policy._readout_index(obs))).square().sum(), weights
     )
     for a, b in zip(mine, expected, strict=True):
         torch.testing.assert_close(a, b)
@@ -349,7 +349,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"stop": "settle"}, "fixed, latent_change, policy_kl"),
         ({"stop_threshold": -1.0}, "0 or more"),
         ({"heads": "dueling"}, "actor_critic, q"),
-        ({"core": "feedforward", "stop": "latent_change"}, "no latent that changes"),
+        ({"core": "feedforward", "stop": "latent_change"}, "no latent"),
         ({"heads": "q", "stop": "policy_kl"}, "Q-values are none"),
     ):
         with pytest.raises(ValueError, match=message):

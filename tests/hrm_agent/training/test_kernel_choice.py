@@ -9,23 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from test_deep_supervision import make_model
-from test_trainer import assert_equal_bits, everything
+from puzzles import make_model
 from tiny import DQN_SETTINGS, fitting, make_dqn_trainer, make_trainer
 from torch import Tensor, nn
 
-from hrm_agent import kernels
+from hrm_agent import recurrence
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.benchmarks.networks import build_run
-from hrm_agent.cores.blocks import BlockStack
-from hrm_agent.kernels import window as windows
-from hrm_agent.kernels.agreement import Outputs
-from hrm_agent.kernels.measure import FEW_ROUNDS, MOST_ROUNDS, Choice, Job, Size, measure
-from hrm_agent.kernels.paths import Accelerated
+from hrm_agent.cores.blocks import BlockConfig, BlockStack
 from hrm_agent.parallel.processes import Processes
 from hrm_agent.parallel.threads import Threads, instruction_set
 from hrm_agent.policies.policy import Policy, to_tensors
+from hrm_agent.recurrence import cpu as windows
+from hrm_agent.recurrence import path_of
+from hrm_agent.recurrence.agreement import Outputs, agrees
+from hrm_agent.recurrence.measure import FEW_ROUNDS, MOST_ROUNDS, Choice, Job, Size, measure
 from hrm_agent.supervised.kernel_choice import measure_model
 from hrm_agent.training import kernel_choice
 from hrm_agent.training.kernel_choice import (
@@ -38,8 +37,9 @@ from hrm_agent.training.kernel_choice import (
 )
 from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer
+from runs import assert_equal_bits, everything
 
-needs_kernels = pytest.mark.skipif(not kernels.available("fused"), reason="no C++ compiler")
+needs_kernels = pytest.mark.skipif(not recurrence.available("fused"), reason="no C++ compiler")
 
 
 class Clock:
@@ -51,16 +51,14 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def run(self, stack: Accelerated, size: Size) -> None:
-        self.calls.append((stack.path, size))
-        self.now += self.seconds[stack.path] * size.work
+    def run(self, stack: nn.Module, size: Size) -> None:
+        self.calls.append((path_of(stack), size))
+        self.now += self.seconds[path_of(stack)] * size.work
 
 
 def stack() -> BlockStack:
     torch.manual_seed(0)
-    return BlockStack(
-        1, hidden_size=16, length=4, grid=(2, 2), num_heads=1, mixing="conv", expansion=4.0, inner_size=16
-    )
+    return BlockStack(1, 16, 4, (2, 2), BlockConfig(num_heads=1, mixing="conv", inner_size=16))
 
 
 def same(judged: nn.Module, precision: str) -> Outputs:
@@ -92,8 +90,8 @@ def test_the_fastest_is_taken_if_it_is_worth_it() -> None:
 
 @needs_kernels
 def test_a_path_that_computes_something_else_is_not_taken_however_fast() -> None:
-    def outputs(judged: Accelerated, precision: str) -> Outputs:  # type: ignore[type-arg, unused-ignore]
-        return {"x": torch.ones(3) * (1.001 if judged.path == "fused" else 1.0)}
+    def outputs(judged: nn.Module, precision: str) -> Outputs:  # type: ignore[type-arg, unused-ignore]
+        return {"x": torch.ones(3) * (1.001 if path_of(judged) == "fused" else 1.0)}
 
     made = choice(Clock(plain=1e-6, fused=1e-7), outputs)
     assert (made.path, made.wrong) == ("plain", ("fused",))
@@ -102,9 +100,9 @@ def test_a_path_that_computes_something_else_is_not_taken_however_fast() -> None
 
 @needs_kernels
 def test_what_rounding_explains_is_no_other_function() -> None:
-    def outputs(judged: Accelerated, precision: str) -> Outputs:
+    def outputs(judged: nn.Module, precision: str) -> Outputs:
         exact = next(judged.parameters()).dtype == torch.float64
-        return {"x": torch.ones(3) + (1e-4 if exact else 0.0) + (1e-3 if judged.path == "fused" else 0.0)}
+        return {"x": torch.ones(3) + (1e-4 if exact else 0.0) + (1e-3 if path_of(judged) == "fused" else 0.0)}
 
     assert choice(Clock(plain=1e-6, fused=1e-7), outputs).path == "fused"
 
@@ -148,9 +146,9 @@ def test_jobs_count_as_often_as_they_are_done() -> None:
     for jobs, path in (((9.0, 1.0), "fused"), ((1.0, 9.0), "plain")):
         clock = Clock()
 
-        def run(seconds: dict[str, float], clock: Clock = clock) -> Callable[[Accelerated, Size], None]:
-            def once(module: Accelerated, size: Size) -> None:
-                clock.now += seconds[module.path] * size.work
+        def run(seconds: dict[str, float], clock: Clock = clock) -> Callable[[nn.Module, Size], None]:
+            def once(module: nn.Module, size: Size) -> None:
+                clock.now += seconds[path_of(module)] * size.work
 
             return once
 
@@ -185,16 +183,16 @@ def test_the_kernels_of_this_machine_agree_and_measuring_leaves_no_trace(overrid
     policy, algo, obs = observations(overrides=overrides)
     before = {name: t.clone() for name, t in policy.state_dict().items()}
     random, config, segments = torch.get_rng_state(), policy.config, policy.segments
-    made = measure_policy(policy, kernels.candidates(policy, narrow=True), passes_of(algo), obs, Threads(2))
+    made = measure_policy(policy, recurrence.candidates(policy, allow_bf16=True), passes_of(algo), obs, Threads(2))
     assert set(made.ratios) >= {"fused"}
     assert made.wrong == ()
     work = PolicyWork(obs, Threads(1))
-    assert kernels.agreement.agrees(policy, "fused", lambda p, precision: work.outputs(p, precision, 8, True))
+    assert agrees(policy, "fused", lambda p, precision: work.outputs(p, precision, 8, True))
     assert torch.equal(random, torch.get_rng_state())
     assert_equal_bits(before, dict(policy.state_dict()))
     assert (policy.config, policy.segments) == (config, segments)
     assert all(p.grad is None for p in policy.parameters())
-    assert {m.path for m in policy.modules() if isinstance(m, Accelerated)} == {"plain"}
+    assert path_of(policy) == "plain"
 
 
 @needs_kernels
@@ -231,9 +229,9 @@ def test_a_wrong_kernel_is_not_taken(part: str, monkeypatch: pytest.MonkeyPatch)
     def outputs(judged: Policy, precision: str) -> Outputs:
         return work.outputs(judged, precision, 8, with_gradient=True)
 
-    assert kernels.agreement.agrees(policy, "fused", outputs)
+    assert agrees(policy, "fused", outputs)
     monkeypatch.setattr(windows, "run_window", wrong)
-    assert not kernels.agreement.agrees(policy, "fused", outputs)
+    assert not agrees(policy, "fused", outputs)
 
 
 @needs_kernels
@@ -241,13 +239,13 @@ def test_what_auto_takes_for_the_default_policy_is_not_slower_than_the_plain_pat
     """Held by ratios within one run: paths take turns, the best of their rounds counts, and the margin is wide."""
     parts = build_run("default")
     policy, obs, shards = parts.policy, to_tensors(parts.env.reset(seed=0)[0]), Threads(1)
-    chosen = measure_policy(policy, kernels.candidates(policy, narrow=True), passes_of(parts.algo), obs, shards)
+    chosen = measure_policy(policy, recurrence.candidates(policy, allow_bf16=True), passes_of(parts.algo), obs, shards)
     assert not chosen.wrong, str(chosen)
     work, window = PolicyWork(obs, shards), Passes(1, 8, 64, gradient=True)
     best = {path: float("inf") for path in ("plain", chosen.path)}
     for _ in range(6):
         for path in best:
-            kernels.use(policy, path)
+            recurrence.use(policy, path)
             began = time.process_time()  # one thread: what others do on the machine does not count
             work.run(policy, window, Size(1, 8, 64))
             best[path] = min(best[path], time.process_time() - began)
@@ -290,9 +288,9 @@ def test_a_run_that_measured_is_the_run_that_was_given_the_kernel(make: Callable
         ends[kernel] = everything(trainer)
         assert trainer.agent().info["kernel"] == "fused"
         assert trainer.agent().info["instruction_set"] == instruction_set()
-        stacks = [m for n in trainer.networks() for m in n.modules() if isinstance(m, Accelerated)]
-        assert len(stacks) == (2 if make is make_dqn_trainer else 1)  # the target network too
-        assert {m.path for m in stacks} == {"fused"}
+        networks = trainer.networks()
+        assert len(networks) == (2 if make is make_dqn_trainer else 1)  # the target network too
+        assert {path_of(n) for n in networks} == {"fused"}
         assert ("kernel: fused, 2.0 times the plain path" in told.lines) is (kernel == "auto")
     assert_equal_bits(ends["fused"], ends["auto"])
 
@@ -303,7 +301,7 @@ def test_numbers_seen_are_as_if_nothing_had_been_measured(tmp_path: Path) -> Non
     cart = fitting({"env": "CartPole-v1", "env_options": {}, "policy": {"readout": "mean"}}, mixing="mlp")
     plain = make_trainer(tmp_path / "plain", **cart)
     auto = measuring(make_trainer(tmp_path / "auto", kernel="auto", **cart), "plain")
-    assert kernels.candidates(auto.policy)[:2] == ["plain", "fused"]
+    assert recurrence.candidates(auto.policy)[:2] == ["plain", "fused"]
     for trainer in (plain, auto):
         trainer.run(Told())
     assert_equal_bits(everything(plain), everything(auto))

@@ -14,9 +14,10 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from hrm_agent.cores import HRM, TRM, Core, State
-from hrm_agent.cores.blocks import AttentionMixing, Block, BlockStack, ConvMixing
-from hrm_agent.kernels.triton.segment import think
+from hrm_agent.cores import Core, State
+from hrm_agent.cores.blocks import AttentionMixing, Block, ConvMixing
+from hrm_agent.cores.two_latents import TwoLatentCore
+from hrm_agent.kernels.triton.segment import run_segments
 
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
 LEAST = 16
@@ -55,7 +56,7 @@ def interpreted() -> bool:
 
 def unsupported(core: nn.Module) -> str | None:
     """Why the kernel cannot stand in for this core, in half a line; None where it can."""
-    if not isinstance(core, HRM | TRM):
+    if not isinstance(core, TwoLatentCore):
         return f"{type(core).__name__} is neither HRM nor TRM"
     size = core.hidden_size
     if size < 2 * LEAST or size & (size - 1):
@@ -77,13 +78,10 @@ def unsupported(core: nn.Module) -> str | None:
     return None
 
 
-def _stacks(core: Core) -> list[BlockStack]:
-    """The low level's network, and the high level's where it is another."""
-    return [core.net] if isinstance(core, TRM) else [core.L_net, core.H_net]  # type: ignore[list-item]
-
-
-def _blocks(core: Core) -> list[Block]:
-    return [layer for stack in _stacks(core) for layer in stack.layers]  # type: ignore[misc]
+def _blocks(core: Any) -> list[Block]:
+    """Those of the low level's network, and of the high level's where it is another."""
+    stacks = [core.low] if core.low is core.high else [core.low, core.high]
+    return [layer for stack in stacks for layer in stack.layers]
 
 
 class SegmentKernel:
@@ -197,7 +195,7 @@ class SegmentKernel:
         batch, length, size = x.shape
         blocks: list[Any] = _blocks(core)
         slots = 7 if self._attends else 5
-        low = len(_stacks(core)[0].layers)
+        low, shared = len(core.low.layers), core.low is core.high
         grid = core.grid or (0, 0)
         inner = blocks[0].mlp.down.in_features
         programs = self.programs or _default_programs(x.device)
@@ -206,12 +204,12 @@ class SegmentKernel:
             shape = (programs, slots, self.tiles.rows, size)
             self._scratch = torch.empty(shape, dtype=PRECISIONS[self.precision], device=x.device)
         packed, turns = self._packed, self._turns(x.device)
-        cos, sin = turns if turns is not None else (packed["mix"], packed["mix"])  # not looked at
-        think[(min(batch, programs),)](
+        cos, sin = turns if turns is not None else (packed["mix"], packed["mix"])  # unused
+        run_segments[(min(batch, programs),)](
             x, z_h, z_l, new_h, new_l, self._scratch,
             packed.get("qkv", packed["mix"]), packed["mix"], packed["gate_up"], packed["down"], cos, sin,
             batch,
-            segments * core.H_cycles * (core.L_cycles + 1),
+            segments * core.updates,
             ATTENTION=self._attends,
             ROPE=turns is not None,
             GRID_ROWS=grid[0],
@@ -223,8 +221,8 @@ class SegmentKernel:
             CHUNK=min(64, inner & -inner),
             L_CYCLES=core.L_cycles,
             LOW_LAYERS=low,
-            HIGH_FIRST=0 if isinstance(core, TRM) else low,
-            HIGH_LAYERS=low if isinstance(core, TRM) else len(blocks) - low,
+            HIGH_FIRST=0 if shared else low,
+            HIGH_LAYERS=low if shared else len(blocks) - low,
             TILES=self.tiles.count,
             WIDE=self.tiles.wide,
             TAIL=self.tiles.tail,
@@ -235,7 +233,7 @@ class SegmentKernel:
         )  # fmt: skip
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SegmentKernel:
-        """Of a copied core: with buffers of its own, or it would go on thinking with the other's weights."""
+        """Of a copied core: with buffers of its own, or it would compute with the other's weights."""
         other = copy.copy(self)
         other.core = copy.deepcopy(self.core, memo)
         other._versions, other._packed, other._scratch = None, {}, None

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from hrm_agent.kernels.agreement import Outputs, agrees
-from hrm_agent.kernels.paths import use
+from hrm_agent.recurrence.agreement import Outputs, agrees
+from hrm_agent.recurrence.backends import use
 
 BUDGET = 0.8
 """Seconds of timing, but for one turn of each path where even the smallest piece of the work takes longer."""
@@ -105,7 +105,7 @@ def measure(
         module: left as it is; its path is not changed either.
         paths: `plain` and those it is compared with, all of which suit the module.
         jobs: what is timed; each as a whole, or a part of it where the budget does not allow more.
-        outputs: what must be the same on all paths, see `hrm_agent.kernels.agreement.agrees`.
+        outputs: what must be the same on all paths, see `hrm_agent.recurrence.agreement.agrees`.
         now: the clock, in seconds.
         budget: seconds that it may take.
     """

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.kernels.paths import Accelerated, use
+from hrm_agent.recurrence.backends import use
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -57,29 +57,12 @@ def tolerance(precision: str, rounding: float) -> float:
     return min(CEILING, max(FLOOR[precision], MARGIN[precision] * rounding))
 
 
-def in_bfloat16(module: nn.Module) -> None:
-    """Compute the stacks of blocks in a module with matrix products in bfloat16 by eager torch, in place."""
-    for stack in module.modules():
-        if isinstance(stack, Accelerated):
-            stack.forward = _cast(stack.forward)  # type: ignore[method-assign]
-
-
-def _cast(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def cast(x: Tensor, *arguments: Any) -> Tensor:
-        # Not around the whole step: autocast is per thread, and shards have threads of their own. Without its cache,
-        # which some versions of torch reuse where a gradient is wanted.
-        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-            return forward(x, *arguments).to(x.dtype)
-
-    return cast
-
-
 def agrees(module: Module, path: str, outputs: Callable[[Module, str], Outputs]) -> bool:
     """Whether a path computes what the plain one does, on copies of a module.
 
     Args:
         module: left as it is.
-        path: of `hrm_agent.kernels.PATHS`.
+        path: of `hrm_agent.recurrence.PATHS`.
         outputs: of a module, float32 or float64, for a precision: tensors by name. Its input is the same every time.
     """
     precision = precision_of(path)
@@ -93,9 +76,7 @@ def agrees(module: Module, path: str, outputs: Callable[[Module, str], Outputs])
     error = error_between(by(path), plain)
     if error <= FLOOR[precision]:
         return True
-    use(judged, "plain")
     if precision == "float32":
         judged.double()
-    else:
-        in_bfloat16(judged)
-    return error <= tolerance(precision, error_between(by("plain"), plain))
+    rounded = by("plain" if precision == "float32" else "plain_bf16")
+    return error <= tolerance(precision, error_between(rounded, plain))

@@ -1,0 +1,223 @@
+"""What computes a network: eager torch, our C++ kernels, what torch compiles, or a GPU's own ways.
+
+A module that may be computed in more than one way has an attribute `backend`; None is eager torch, the reference.
+`use` sets it, for a policy or a puzzle model and all of its parts at once, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hrm_agent.cores import Core, GRUCore, State
+from hrm_agent.cores.blocks import BlockStack
+from hrm_agent.kernels.cpu.build import NoKernels
+from hrm_agent.kernels.cpu.stack import has_bfloat16
+from hrm_agent.recurrence.unroll import Rules, Unrolled, run_segments
+
+_log = logging.getLogger(__name__)
+PATHS = ("plain", "fused", "fused_bf16", "compiled")
+"""`plain` is eager torch, the reference. `fused` are the C++ kernels in float32, `fused_bf16` the same with the matrix
+products of the forward in bfloat16. `compiled` is `torch.compile`."""
+CHOICES = ("auto", *PATHS)
+"""`auto` takes the fastest of `candidates`, which is measured (`hrm_agent.recurrence.measure`)."""
+
+
+class Backend:
+    """One way to compute; this class: as the reference does. A method returns None for what it leaves to the reference.
+
+    Attributes:
+        path: its name.
+        threads: that the kernels divide a batch over.
+    """
+
+    threads = 1
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def stack(self, stack: BlockStack, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        """A stack of blocks, float `[B, L, D]` -> float `[B, L, D]`."""
+        return stack.reference(x, angles)
+
+    def run_segments(self, core: Core, tokens: Tensor, latent: State, segments: int) -> tuple[Tensor, State]:
+        """See `hrm_agent.recurrence.run_segments`."""
+        return run_segments(core, tokens, latent, segments)
+
+    def unroll(
+        self,
+        core: Core,
+        carry: Any,
+        tokens: Tensor,
+        state: tuple[Tensor, ...],
+        episode_start: Tensor,
+        rules: Rules,
+        index: Tensor | None,
+    ) -> Unrolled | None:
+        """See `hrm_agent.recurrence.unroll`."""
+        return None
+
+    def divides(self, core: Core, carry: Any, rules: Rules) -> bool:
+        """Whether `unroll` divides a batch over `threads` by itself."""
+        return False
+
+    def embed_grid(self, encoder: Any, ids: Tensor) -> Tensor | None:
+        """Tokens float `[..., L, D]` of ids `[..., H, W]`, by `hrm_agent.policies.encoders.GridEncoder`."""
+        return None
+
+    def find_cell(self, encoder: Any, ids: Tensor, cell_id: int) -> Tensor | None:
+        """The token that holds the first cell with an id, int64 `[...]` of ids `[..., H, W]`."""
+        return None
+
+
+class Compiled(Backend):
+    """`torch.compile` of every stack of blocks; of the whole core, where it is not made of stacks."""
+
+    def __init__(self) -> None:
+        super().__init__("compiled")
+        self._functions: dict[nn.Module, Callable[..., Any]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
+        return Compiled()  # of other modules
+
+    def _compiled(self, module: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+        if module not in self._functions:
+            self._functions[module] = torch.compile(function, dynamic=False)
+        return self._functions[module]
+
+    def stack(self, stack: BlockStack, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        result: Tensor = self._compiled(stack, stack.reference)(x, angles)
+        return result
+
+    def run_segments(self, core: Core, tokens: Tensor, latent: State, segments: int) -> tuple[Tensor, State]:
+        if any(isinstance(m, BlockStack) for m in core.modules()):
+            return super().run_segments(core, tokens, latent, segments)
+        run = self._compiled(core, core)
+        output = tokens
+        for _ in range(segments):
+            output, latent = run(tokens, latent)
+        return output, latent
+
+
+class EagerBfloat16(Backend):
+    """Eager torch with the matrix products of stacks in bfloat16: what rounding in it costs."""
+
+    def stack(self, stack: BlockStack, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+        # Not around the whole step: autocast is per thread, and a batch may be split over threads. Without its cache,
+        # which some versions of torch reuse where a gradient is wanted.
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+            return stack.reference(x, angles).to(x.dtype)
+
+
+def use(module: nn.Module, path: str) -> str:
+    """Choose what computes a module and all of its parts, in place.
+
+    Args:
+        path: of `PATHS`, or `plain_bf16` (`EagerBfloat16`).
+
+    Returns:
+        The path in use: the one asked for, or `plain` where no part of the module has it.
+
+    Raises:
+        ValueError: an unknown path, or one that this machine does not have.
+    """
+    if path != "plain_bf16":
+        check_kernel(path)
+    if path.startswith("fused") and not has_kernels(module):
+        path = "plain"
+    set_backend(module, _build(path))
+    return path
+
+
+def _build(path: str) -> Backend | None:
+    if path.startswith("fused"):
+        from hrm_agent.recurrence.cpu import CPUKernels
+
+        return CPUKernels(path)
+    return {"plain": None, "compiled": Compiled(), "plain_bf16": EagerBfloat16(path)}[path]
+
+
+def set_backend(module: nn.Module, backend: Backend | None) -> None:
+    """Have a module and all of its parts computed by a backend."""
+    for part in module.modules():
+        if hasattr(part, "backend"):
+            part.backend = backend  # type: ignore[assignment]
+
+
+def path_of(module: nn.Module) -> str:
+    """The path that computes a module, of `PATHS`."""
+    backends = (getattr(part, "backend", None) for part in module.modules())
+    return next((backend.path for backend in backends if backend is not None), "plain")
+
+
+@contextmanager
+def reference_kernels(module: nn.Module) -> Iterator[None]:
+    """Compute a module in eager torch for a while: to count its operations or to export it."""
+    backends = {part: part.backend for part in module.modules() if hasattr(part, "backend")}
+    try:
+        set_backend(module, None)
+        yield
+    finally:
+        for part, backend in backends.items():
+            part.backend = backend
+
+
+@contextmanager
+def without_compile(module: nn.Module) -> Iterator[None]:
+    """Run a module uncompiled: for batches of other shapes than those it was compiled for."""
+    if path_of(module) != "compiled":
+        yield
+        return
+    with reference_kernels(module):
+        yield
+
+
+def check_kernel(kernel: str) -> None:
+    """Raises: ValueError for what is none of `CHOICES`, or a path that this machine does not have."""
+    if kernel not in CHOICES:
+        raise ValueError(f"kernel={kernel}: expected one of {', '.join(CHOICES)}")
+    if reason := _lacking(kernel):
+        raise ValueError(f"kernel={kernel}: {reason}; use kernel=auto or kernel=plain")
+
+
+def candidates(module: nn.Module, device: torch.device | str = "cpu", allow_bf16: bool = False) -> list[str]:
+    """Paths that `auto` chooses from, `plain` first: those that this machine has and that support the module.
+
+    Args:
+        allow_bf16: bfloat16 products are welcome.
+    """
+    if torch.device(device).type != "cpu" or not has_kernels(module):
+        return ["plain"]
+    if reason := _lacking("fused"):
+        _log.warning("kernel=plain, which is slower: %s", reason)
+        return ["plain"]
+    return ["plain", "fused", *(["fused_bf16"] if allow_bf16 and available("fused_bf16") else [])]
+
+
+def available(path: str) -> bool:
+    """Whether this machine has a path; the first time, the kernels are compiled for it (some seconds)."""
+    return _lacking(path) == ""
+
+
+def has_kernels(module: nn.Module) -> bool:
+    """Whether the C++ kernels know a part of a module."""
+    from hrm_agent.recurrence.cpu import shape_of
+
+    return any(isinstance(m, GRUCore) or (isinstance(m, BlockStack) and shape_of(m).fits) for m in module.modules())
+
+
+def _lacking(path: str) -> str:
+    if not path.startswith("fused"):
+        return ""
+    try:
+        bf16 = has_bfloat16()
+    except NoKernels as error:
+        return str(error)
+    if path == "fused_bf16" and not bf16:
+        return "this processor does not multiply bfloat16 numbers (AVX512_BF16)"
+    return ""

@@ -1,0 +1,188 @@
+"""K segments of a core at each of k environment steps: the reference, in eager torch.
+
+Faster ways (`hrm_agent.recurrence.backends`) compute the same function, and leave what they do not support to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hrm_agent.cores import Core, State, map_state
+
+if TYPE_CHECKING:
+    from hrm_agent.recurrence.backends import Backend
+
+STOPS = ("fixed", "latent_change", "policy_kl")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What happens at an environment step.
+
+    Args:
+        segments: K, of every step; at most, where `stop` ends some rows earlier.
+        stop: of `STOPS`, decided for every row by itself: `fixed` after K segments; `latent_change` once a segment
+            changed the latent by less than `threshold`, relative to its norm; `policy_kl` once the policies after two
+            successive segments differ by less than it (KL divergence in nats).
+        threshold: see `stop`; with 0 all K segments are run.
+        detach: no gradient flows through the state from a step to the one before.
+        readout: the token that is read, where none is given by its index: `mean` of all, `first` or `last`.
+        params: from what is read, `[..., D]`, to the parameters of the policy's distribution; for `policy_kl`.
+        divergence: of the distributions with two such parameters; for `policy_kl`.
+        output: from what is read to what a carry rule with `from_output` is given.
+    """
+
+    segments: int
+    stop: str = "fixed"
+    threshold: float = 0.0
+    detach: bool = False
+    readout: str = "last"
+    params: Callable[[Tensor], Tensor] | None = None
+    divergence: Callable[[Tensor, Tensor], Tensor] | None = None
+    output: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def stops_early(self) -> bool:
+        return self.stop != "fixed" and self.threshold > 0
+
+
+class Unrolled(NamedTuple):
+    """The outcome of a window: float `[k, B, D]`, what is read after each step; the state to carry after the last;
+    int64 `[k, B]`, segments used by each row."""
+
+    reads: Tensor
+    state: tuple[Tensor, ...]
+    segments: Tensor
+
+
+def unroll(
+    core: Core,
+    carry: Any,
+    tokens: Tensor,
+    state: tuple[Tensor, ...],
+    episode_start: Tensor,
+    rules: Rules,
+    index: Tensor | None = None,
+    backend: Backend | None = None,
+) -> Unrolled:
+    """Run k environment steps in a row; the only place where a policy's core is called.
+
+    Args:
+        carry: rule that turns the state after a step into the one before the next (`hrm_agent.policies.carry.Carry`).
+        tokens: float `[k, B, L, D]` of the observations.
+        state: what is carried into the first step.
+        episode_start: bool `[k, B]`; there the core starts from its initial state.
+        index: int64 `[k, B]`, the token that is read after each step; below 0 it counts back from the end.
+        backend: what computes; None: eager torch.
+    """
+    if backend is not None:
+        done = backend.unroll(core, carry, tokens, state, episode_start, rules, index)
+        if done is not None:
+            return done
+    reads, segments = [], []
+    # unbind, not tokens[t]: its backward stacks the steps' gradients once, instead of adding k zero-padded ones.
+    for t, step_tokens in enumerate(tokens.unbind(0)):
+        if rules.detach:
+            state = tuple(s.detach() for s in state)
+        at = None if index is None else index[t]
+        latent = carry.to_core_state(state, episode_start[t], step_tokens)
+        if rules.stop == "fixed":
+            output, latent = run_segments(core, step_tokens, latent, rules.segments, backend)
+            used = torch.full(step_tokens.shape[:1], rules.segments, device=tokens.device)
+        else:
+            output, latent, used = _run_until_done(core, step_tokens, latent, at, rules, backend)
+        read = read_token(output, rules.readout, at)
+        state = to_carried(carry, latent, read, rules)
+        reads.append(read)
+        segments.append(used)
+    return Unrolled(torch.stack(reads), state, torch.stack(segments))
+
+
+def run_segments(
+    core: Core, tokens: Tensor, latent: State, segments: int, backend: Backend | None = None
+) -> tuple[Tensor, State]:
+    """The core's output `[B, L, D]` and its state after some segments on the same tokens `[B, L, D]`."""
+    if backend is not None:
+        return backend.run_segments(core, tokens, latent, segments)
+    output = tokens
+    for _ in range(segments):
+        output, latent = core(tokens, latent)
+    return output, latent
+
+
+def to_carried(carry: Any, latent: State, read: Tensor, rules: Rules) -> tuple[Tensor, ...]:
+    """What is carried to the next step, after the core's last state and what was read from its output `[B, D]`."""
+    output = rules.output(read) if carry.from_output and rules.output is not None else None
+    carried: tuple[Tensor, ...] = carry.from_core_state(latent, output)
+    return carried
+
+
+def _run_until_done(
+    core: Core, tokens: Tensor, latent: State, index: Tensor | None, rules: Rules, backend: Backend | None
+) -> tuple[Tensor, State, Tensor]:
+    """At most K segments, of which each row takes as many as it needs: output, state and segments `[B]`."""
+    size = tokens.shape[0]
+    segments = torch.zeros(size, dtype=torch.int64, device=tokens.device)
+    active = torch.arange(size, device=tokens.device)
+    output, policies = tokens, None
+    for _ in range(rules.segments):
+        all_active = active.numel() == size
+        before = latent if all_active else map_state(lambda t: t[active], latent)  # noqa: B023
+        at = index if all_active or index is None else index[active]
+        new_output, after = run_segments(core, tokens if all_active else tokens[active], before, 1, backend)
+        if all_active:
+            output, latent = new_output, after
+        else:
+            output = output.index_copy(0, active, new_output)
+            latent = map_state(lambda t, new: t.index_copy(0, active, new), latent, after)  # noqa: B023
+        segments[active] += 1
+        with torch.no_grad():
+            done, policies = _done(before, after, read_token(new_output, rules.readout, at), policies, rules)
+        active = active[~done]
+        policies = None if policies is None else policies[~done]
+        if not active.numel():
+            break
+    return output, latent, segments
+
+
+def _done(
+    before: State, after: State, read: Tensor, policies: Tensor | None, rules: Rules
+) -> tuple[Tensor, Tensor | None]:
+    """Which rows may stop after a segment, bool `[M]`, and their policies `[M, P]` to compare the next with."""
+    if rules.stop == "latent_change":
+        return relative_change(before, after) < rules.threshold, None
+    assert rules.params is not None
+    assert rules.divergence is not None
+    now = rules.params(read)
+    if policies is None:
+        return torch.zeros(now.shape[0], dtype=torch.bool, device=now.device), now
+    # A divergence is never below 0, so a threshold of 0 never stops a row.
+    return rules.divergence(now, policies) < rules.threshold, now
+
+
+def read_token(output: Tensor, readout: str, index: Tensor | None = None) -> Tensor:
+    """What heads read of a core's output tokens `[B, L, D]`: float `[B, D]`.
+
+    Args:
+        readout: `mean`, `first` or `last`; ignored where there is an `index`.
+        index: int64 `[B]`, each row's token; below 0 it counts back from the end.
+    """
+    if index is not None:
+        # Not take_along_dim, which torch.export takes for one of a fixed batch; like it, counts back from the end.
+        at = (index % output.shape[1]).view(-1, 1, 1).expand(-1, 1, output.shape[2])
+        return output.gather(1, at).squeeze(1)
+    if readout == "mean":
+        return output.mean(1)
+    return output[:, 0] if readout == "first" else output[:, -1]
+
+
+def relative_change(before: State, after: State) -> Tensor:
+    """`||after - before|| / ||after||` of each row's whole latent, float `[B]`; the state must have tensors."""
+    moved = torch.stack([(a - b).flatten(1).square().sum(1) for a, b in zip(after, before, strict=True)]).sum(0)
+    norm = torch.stack([a.flatten(1).square().sum(1) for a in after]).sum(0)
+    return (moved / norm.clamp_min(torch.finfo(norm.dtype).tiny)).sqrt()
