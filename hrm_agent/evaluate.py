@@ -20,10 +20,10 @@ from hrm_agent.evaluation.report import (
     summarize_clairvoyant,
     to_json,
 )
-from hrm_agent.kernels import check_kernel
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_agent.policies.policy import to_tensors
+from hrm_agent.recurrence import check_kernel
 from hrm_agent.tensors.files import write_atomically
 from hrm_agent.training.kernel_choice import choose_for_playing
 from hrm_envs import MazeVectorEnv

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from hrm_agent.cores import map_state
 from hrm_agent.evaluation.metrics import wilson_interval
-from hrm_agent.kernels import without_compile
 from hrm_agent.parallel.threads import Threads
+from hrm_agent.recurrence import without_compile
 from hrm_agent.supervised.deep_supervision import autocast, to_batch
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Answers, Examples, Task

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from hrm_agent.cores import Core, map_state
 from hrm_agent.cores.base import State
-from hrm_agent.kernels import candidates, use
-from hrm_agent.kernels.agreement import Outputs
-from hrm_agent.kernels.measure import Choice, Job, Size, measure
 from hrm_agent.parallel.threads import Threads, available_cores
+from hrm_agent.recurrence import candidates, use
+from hrm_agent.recurrence.agreement import Outputs
+from hrm_agent.recurrence.measure import Choice, Job, Size, measure
 from hrm_agent.supervised.deep_supervision import autocast
 from hrm_agent.supervised.evaluation import EVALUATION_BATCH
 from hrm_agent.supervised.model import PuzzleModel
@@ -35,7 +35,7 @@ def measure_model(
     """Which path computes a segment of a batch the fastest; the model is left as it is.
 
     Args:
-        paths: see `hrm_agent.kernels.candidates`.
+        paths: see `hrm_agent.recurrence.candidates`.
         rows: of a batch.
         threads: threads that it is split over.
         precision: of the matrix products, see `SupervisedConfig`.

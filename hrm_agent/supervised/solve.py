@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 from hrm_agent import __version__
 from hrm_agent.cores import CORES
 from hrm_agent.cores.base import check_at_least, check_choice
-from hrm_agent.kernels import check_kernel
 from hrm_agent.launch.cli import UsageError, nearest
 from hrm_agent.launch.settings import config_folder
 from hrm_agent.parallel.threads import Threads, available_cores, check_device
+from hrm_agent.recurrence import check_kernel
 from hrm_agent.supervised.deep_supervision import PRECISIONS
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import find_model, load_model_and_spec, read_info

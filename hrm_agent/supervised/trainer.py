@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hrm_agent import __version__
-from hrm_agent.kernels import use
-from hrm_agent.kernels.measure import Choice
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import instruction_set
+from hrm_agent.recurrence import use
+from hrm_agent.recurrence.measure import Choice
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import INFO_FILE, ModelConfig, build_model, save_model

@@ -15,7 +15,7 @@ import torch
 from commands import tiny_run
 from torch import Tensor, nn
 
-from hrm_agent import kernels
+from hrm_agent import recurrence
 from hrm_agent.algos.optim import FusedAdamW
 from hrm_agent.kernels.cpu import build
 from hrm_agent.launch import starting
@@ -102,7 +102,7 @@ def test_a_run_needs_no_folder_that_it_can_write_but_its_own(tmp_path: Path) -> 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "agents" / "last" / "agent.json").is_file()
-    both = ("the environments", "the C++ kernels") if kernels.available("fused") else ("the environments",)
+    both = ("the environments", "the C++ kernels") if recurrence.available("fused") else ("the environments",)
     for what in both:
         assert done.stderr.count(f"{what} are compiled anew in every process") == 1
 
