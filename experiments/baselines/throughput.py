@@ -1,6 +1,6 @@
 """Training speed of our recurrent PPO beside sb3-contrib's, one thread each, in turn.
 
-    python experiments/baselines/throughput.py [--rounds 3] [--seconds 10] [--agents lstm gru_as_lstm]
+    python -m experiments.baselines.throughput [--rounds 3] [--seconds 10] [--agents lstm gru_as_lstm]
 
 All collect and train in this one process on the same environments, with the same number of them, steps between
 updates, decisions in a minibatch and passes over a rollout: those of our shipped settings. Parameters are matched to a
@@ -19,28 +19,29 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch is imported
+
+from experiments.engine.machine import command, commit_of_code
+from experiments.engine.pages import draw
+from experiments.engine.records import save
+from experiments.engine.turns import by_turns, turn
+from hrm_agent import recurrence
+from hrm_agent.baselines import actor
+from hrm_agent.baselines.agents import RecurrentPPOSettings, build_model, layout_of
+from hrm_agent.baselines.vec_env import SB3VecEnv
+from hrm_agent.environments.make import make_vector_env
+from hrm_agent.evaluation import report
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.training.trainer import Trainer
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-from study import commit_of_code  # noqa: E402
-from tune import ENV, write_lines  # noqa: E402
-
-from hrm_agent import kernels  # noqa: E402
-from hrm_agent.baselines import actor  # noqa: E402
-from hrm_agent.baselines.agents import RecurrentPPOSettings, build_model, layout_of  # noqa: E402
-from hrm_agent.baselines.vec_env import SB3VecEnv  # noqa: E402
-from hrm_agent.environments.make import make_vector_env  # noqa: E402
-from hrm_agent.evaluation import report  # noqa: E402
-from hrm_agent.launch.cli import compose_config  # noqa: E402
-from hrm_agent.launch.settings import resolve, settings  # noqa: E402
-from hrm_agent.training.trainer import Trainer  # noqa: E402
-
+ENV = "DynamicMaze-v0"
 SHIPPED = ("trm", "gru")
 AGENTS = ("lstm", "gru_as_lstm", "trm", "lstm_as_trm", "gru", "lstm_as_gru", "lstm_as_trm_by_default")
 SIMILAR = 0.1  # largest relative difference of matched numbers of parameters
@@ -57,7 +58,7 @@ class Ours:
 
     def __init__(self, core: str, **size: int) -> None:
         changed = [f"core.{name}={value}" for name, value in size.items()]
-        overrides = [f"env={ENV}", "algo=ppo", f"core={core}", *changed, "shards=1", "total_steps=1000000000"]
+        overrides = [f"env={ENV}", "algo=ppo", f"core={core}", *changed, "threads=1", "total_steps=1000000000"]
         config, policy, algo = settings(resolve(compose_config(overrides, "train")))
         self.trainer = Trainer(config, policy, algo, Path(tempfile.gettempdir()))  # it writes nothing by itself
         self.frames = algo.num_envs * algo.rollout_steps
@@ -74,8 +75,8 @@ class Ours:
         """Have the core computed by a path of `kernel=`, as a run does before its first update; the path."""
         policy = self.trainer.policy
         if kernel == "auto":
-            kernel = self.trainer.measure_kernel(kernels.candidates(policy, narrow=True)).path
-        return kernels.use(policy, kernel)
+            kernel = self.trainer.measure_kernel(recurrence.candidates(policy, allow_bf16=True)).path
+        return recurrence.use(policy, kernel)
 
     def iterate(self) -> None:
         self.trainer.learner.collect(self.trainer.collector, 0.0)
@@ -130,13 +131,12 @@ def contenders() -> dict[str, Ours | Theirs]:
     return built
 
 
-def steps_per_second(agent: Ours | Theirs, seconds: float) -> float:
+def steps_per_second(name: str, agent: Ours | Theirs, seconds: float) -> float:
     """Frames by processor time, over whole iterations."""
-    began, iterations = time.process_time(), 0
-    while iterations == 0 or time.process_time() - began < seconds:
-        agent.iterate()
-        iterations += 1
-    return iterations * agent.frames / (time.process_time() - began)
+    taken = turn(agent.iterate, seconds, "cpu")
+    speed = round(taken.calls * agent.frames / taken.cpu, 1)
+    print(f"{name}: {speed:,.0f} steps/s", flush=True)
+    return speed
 
 
 def main() -> None:
@@ -154,14 +154,11 @@ def main() -> None:
         if isinstance(agent, Ours):
             agent.settle_kernel()
         agent.iterate()
-    speeds: dict[str, list[float]] = {name: [] for name in agents}
-    for number in range(options.rounds):
-        for name, agent in agents.items():
-            speeds[name].append(round(steps_per_second(agent, options.seconds), 1))
-            print(f"round {number}, {name}: {speeds[name][-1]:,.0f} steps/s", flush=True)
-    same = {"seconds_per_round": options.seconds, "clock": "cpu", "env": ENV, "commit": commit}
-    same["command"] = " ".join(["python experiments/baselines/throughput.py", *sys.argv[1:]])
-    write_lines(HERE / "throughput.json", [record(name, agents[name], speeds[name]) | same for name in agents])
+    measures = {n: partial(steps_per_second, n, agent, options.seconds) for n, agent in agents.items()}
+    speeds = by_turns(measures, options.rounds)
+    same = {"seconds_per_round": options.seconds, "clock": "cpu", "env": ENV, "commit": commit, "command": command()}
+    save(HERE / "throughput.json", [record(name, agents[name], speeds[name]) | same for name in agents])
+    draw(HERE)
 
 
 def record(name: str, agent: Ours | Theirs, speeds: list[float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tables and figures of the carry x budget study, from its JSON files alone; `experiments/study.py` calls it.
+"""Tables and figures of the carry x budget study, from its JSON files alone.
 
 Success of an arm: interquartile mean over training seeds (of three seeds the mean), with a 95% bootstrap interval over
 seeds and levels (`hrm_agent.evaluation.statistics`).
@@ -6,9 +6,6 @@ seeds and levels (`hrm_agent.evaluation.statistics`).
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm_agent.evaluation.statistics import Estimate, bootstrap_difference, bootstrap_interval
+from experiments.engine.figures import panels, save
+from experiments.engine.records import Record, load
+from experiments.engine.statistics import Estimate, bootstrap_difference, bootstrap_interval, mean_of
+from experiments.engine.tables import estimate, number, seconds, table
 
 RULES = ("reset", "full-detached", "full-bptt", "last_token-bptt", "gate-bptt", "output-bptt")
 BUDGETS = (1, 2, 4)
@@ -51,14 +51,10 @@ class Study:
     """The JSON files of the folder."""
 
     def __init__(self, folder: Path) -> None:
-        def load(name: str) -> list[dict[str, Any]]:
-            path = folder / name
-            return json.loads(path.read_text()) if path.exists() else []
+        files = ("results", "curves", "lesions", "levels")
+        self.results, self.curves, self.lesions, self.levels = (load(folder / f"{name}.json") for name in files)
 
-        self.results, self.curves, self.lesions = (load(f"{n}.json") for n in ("results", "curves", "lesions"))
-        self.levels = load("levels.json")
-
-    def runs(self, arm: str) -> list[dict[str, Any]]:
+    def runs(self, arm: str) -> list[Record]:
         return [r for r in self.results if r["agent"] == arm]
 
     def scores(self, arm: str) -> NDArray[np.float64]:
@@ -71,7 +67,7 @@ class Study:
         scores = self.scores(arm)
         return bootstrap_interval(scores) if scores.size else None
 
-    def lesioned(self, arm: str, lesion: str) -> list[dict[str, Any]]:
+    def lesioned(self, arm: str, lesion: str) -> list[Record]:
         return [r for r in self.lesions if (r["agent"], r["lesion"]) == (arm, lesion)]
 
     def on_levels(self, arm: str, seeds: set[int], count: int) -> float | None:
@@ -83,38 +79,17 @@ class Study:
         return mean_of(r.get(name) for r in self.runs(arm))
 
 
-def mean_of(values: Iterable[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.mean(known)) if known else None
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def estimate(value: Estimate | None) -> str:
-    return "" if value is None else f"**{value.value:.3f}** [{value.low:.3f}, {value.high:.3f}]"
-
-
-def markdown(rows: list[dict[str, str]]) -> str:
-    if not rows:
-        return "(nothing measured yet)"
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return "\n".join(lines + ["| " + " | ".join(row.get(n, "") for n in names) + " |" for row in rows])
-
-
 def tables(folder: Path) -> dict[str, str]:
     study = Study(folder)
     return {
-        "rules": markdown(rules_table(study)),
-        "differences": markdown(differences_table(study)),
-        "changes": markdown(changes_table(study)),
-        "cores": markdown(cores_table(study)),
-        "lesions": markdown(lesions_table(study)),
-        "thinking": markdown(thinking_table(study)),
-        "adaptive": markdown(adaptive_table(study)),
-        "worlds": markdown(worlds_table(study)),
+        "rules": table(rules_table(study)),
+        "differences": table(differences_table(study)),
+        "changes": table(changes_table(study)),
+        "cores": table(cores_table(study)),
+        "lesions": table(lesions_table(study)),
+        "thinking": table(thinking_table(study)),
+        "adaptive": table(adaptive_table(study)),
+        "worlds": table(worlds_table(study)),
     }
 
 
@@ -185,7 +160,7 @@ def cores_table(study: Study) -> list[dict[str, str]]:
                 "seeds": str(len(study.runs(next(a for a in three if a)))),
                 "multiply-adds a decision": f"{runs[0]['macs_per_decision']:,}",
                 "parameters": f"{runs[0]['parameters']:,}",
-                "training, median": f"{np.median([r['seconds'] for r in runs]):.0f} s",
+                "training, median": seconds(runs),
             }
         )
     return rows
@@ -225,7 +200,7 @@ def adaptive_table(study: Study) -> list[dict[str, str]]:
     for record in {(r["agent"], r["lesion"]) for r in study.lesions if r["options"].get("stop")}:
         tried = study.lesioned(*record)
 
-        def segments(kind: str, tried: list[dict[str, Any]] = tried) -> str:
+        def segments(kind: str, tried: list[Record] = tried) -> str:
             return number(mean_of((r["segments_by_change"] or {}).get(kind) for r in tried), 2)
 
         rows.append(
@@ -253,34 +228,17 @@ def worlds_table(study: Study) -> list[dict[str, str]]:
 
 
 def figures(folder: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from experiments.carry_budget import latents
 
     study = Study(folder)
     for name, paint in {"curves": curves_figure, "compute": compute_figure, "thinking": thinking_figure}.items():
-        figure = paint(study, plt)
-        figure.savefig(folder / f"{name}.png", dpi=110)
-        plt.close(figure)
-    draw_latents(folder)
+        save(paint(study), folder / f"{name}.png")
+    latents.draw(load(folder / "latents.json"), folder)
 
 
-def draw_latents(folder: Path) -> None:
-    """Convergence, divergence, probes and interventions, from latents.json."""
-    sys.path.insert(0, str(folder))
-    try:
-        import latents
-    finally:
-        sys.path.remove(str(folder))
-    records = latents.load(folder / "latents.json")
-    if records:
-        latents.draw(records, folder)
-
-
-def curves_figure(study: Study, plt: Any) -> Any:
+def curves_figure(study: Study) -> Any:
     """Learning curves, one panel a rule: every seed, colours for K."""
-    figure, axes = plt.subplots(2, 3, figsize=(10, 5.4), sharex=True, sharey=True, layout="constrained")
+    figure, axes = panels(2, 3, (10, 5.4), sharex=True, sharey=True)
     for panel, rule in zip(axes.flat, RULES, strict=True):
         for color, k in enumerate(BUDGETS):
             for n, curve in enumerate(c for c in study.curves if c["agent"] == f"{rule}-K{k}"):
@@ -295,9 +253,9 @@ def curves_figure(study: Study, plt: Any) -> Any:
     return figure
 
 
-def compute_figure(study: Study, plt: Any) -> Any:
+def compute_figure(study: Study) -> Any:
     """Success against compute: of a decision at equal frames, and of training from the learning curves."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    figure, (left, right) = panels(1, 2, (11, 4.4))
     for color, rule in enumerate(RULES):
         points = []
         for k in BUDGETS:
@@ -329,9 +287,9 @@ def compute_figure(study: Study, plt: Any) -> Any:
     return figure
 
 
-def thinking_figure(study: Study, plt: Any) -> Any:
+def thinking_figure(study: Study) -> Any:
     """Success and regret as agents think for more segments than they were trained with, or fewer."""
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, both = panels(1, 2, (10, 4))
     budgets = (1, 2, 4, 8, 16)
     for color, arm in enumerate(THINKERS):
         tried = [study.lesioned(arm, f"segments={k}") for k in budgets]
@@ -339,12 +297,12 @@ def thinking_figure(study: Study, plt: Any) -> Any:
             continue
         success = [mean_of(r["success"] for r in rs) for rs in tried]
         regret = [mean_of((r["regret_by_change"] or {}).get("unchanged") for r in rs) for rs in tried]
-        for panel, values in zip(panels, (success, regret), strict=True):
+        for panel, values in zip(both, (success, regret), strict=True):
             panel.plot(budgets, values, marker="o", ms=4, color=f"C{color}", label=arm)
-    panels[0].set(xscale="log", xlabel="segments a decision when tested", ylabel="success", ylim=(0, 1.02))
-    panels[1].set(xscale="log", xlabel="segments a decision when tested", ylabel="regret of a decision, in steps")
-    for panel in panels:
+    both[0].set(xscale="log", xlabel="segments a decision when tested", ylabel="success", ylim=(0, 1.02))
+    both[1].set(xscale="log", xlabel="segments a decision when tested", ylabel="regret of a decision, in steps")
+    for panel in both:
         panel.set_xticks(budgets, [str(k) for k in budgets])
         panel.grid(alpha=0.25)
-    panels[0].legend(fontsize=8)
+    both[0].legend(fontsize=8)
     return figure

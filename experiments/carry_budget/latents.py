@@ -1,6 +1,6 @@
 """What happens inside the agents of the study: convergence, divergence, linear probes, interventions.
 
-    python experiments/carry_budget/latents.py RUN [RUN ...] [--set KEY=VALUE ...] [--draw-only]
+    python -m experiments.carry_budget.latents RUN [RUN ...] [--set KEY=VALUE ...] [--draw-only]
 
 RUN is the folder of a training run (`.../ARM_seedN`) or of an agent. What is missing of each agent is measured on test
 levels and added to `latents.json`, a list of flat records; `--set` changes the environment (a world with doors, say),
@@ -11,7 +11,6 @@ redrawn from the JSON, and the table of the interventions is printed.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +21,12 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from experiments.engine import figures
+from experiments.engine.records import Record, load, save
+from experiments.engine.tables import table
 from hrm_agent.agents.agent import Agent
 from hrm_agent.evaluation.latents import INTERVENTIONS, KINDS, intervene, latent_curves
 from hrm_agent.evaluation.probes import probe_cells
-from hrm_agent.tensors.files import write_atomically
 
 HERE = Path(__file__).resolve().parent
 AS_TRAINED = "as trained"
@@ -68,14 +69,8 @@ def add_run(run: Path, options: argparse.Namespace) -> None:
         return
     found = measure(agent, changes, options.episodes, tuple(options.probe_levels), options.segments, options.at)
     # Read again: another process may have added its own meanwhile.
-    records = [*load(options.out), *({**about, **record} for record in found)]
-    text = "[\n" + ",\n".join(json.dumps(record) for record in records) + "\n]\n"
-    write_atomically(options.out, text.encode())
+    save(options.out, [*load(options.out), *({**about, **record} for record in found)])
     print(*name, flush=True)
-
-
-def load(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text()) if path.exists() else []
 
 
 def describe(run: Path, agent: Agent, changes: dict[str, Any]) -> dict[str, Any]:
@@ -103,7 +98,7 @@ def label_of(record: dict[str, Any]) -> str:
 
 def measure(
     agent: Agent, changes: dict[str, Any], episodes: int, probe_levels: tuple[int, int], segments: int, at: int
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """All records of one agent, each with its `measurement`: `curves` by kind, `probe` by features, `intervention`."""
     policy, env_id = agent.policy, agent.info["env"]
     options = {**(agent.info.get("env_options") or {}), **changes}
@@ -118,7 +113,7 @@ def measure(
     ]
 
 
-def draw(records: list[dict[str, Any]], folder: Path) -> None:
+def draw(records: list[Record], folder: Path) -> None:
     """All figures and the table, from the records alone."""
     curves = [r for r in records if r["measurement"] == "curves"]
     if not curves:
@@ -131,7 +126,7 @@ def draw(records: list[dict[str, Any]], folder: Path) -> None:
     print(interventions_table(meddled))
 
 
-def draw_curves(records: list[dict[str, Any]], measures: dict[str, str], path: Path) -> None:
+def draw_curves(records: list[Record], measures: dict[str, str], path: Path) -> None:
     """One row for each measure and K, one column for each world and kind of change that was met."""
     met = [r for r in records if r["decisions"]]
     places = [(w, k) for w in unique(met, "world") for k in KINDS if any(matching(met, world=w, kind=k))]
@@ -150,7 +145,7 @@ def draw_curves(records: list[dict[str, Any]], measures: dict[str, str], path: P
     finish(figure, axes, "segment of one decision (0: the state that is thought from)", path)
 
 
-def draw_probes(records: list[dict[str, Any]], path: Path) -> None:
+def draw_probes(records: list[Record], path: Path) -> None:
     """One row for each metric, one column for each K and world; controls in grey, averaged over the agents."""
     places = [(b, w) for b in unique(records, "segments") for w in unique(records, "world")]
     places = [(b, w) for b, w in places if any(matching(records, segments=b, world=w))]
@@ -170,7 +165,7 @@ def draw_probes(records: list[dict[str, Any]], path: Path) -> None:
     finish(figure, axes, "segment of one decision (0: the state that is thought from)", path)
 
 
-def draw_interventions(records: list[dict[str, Any]], path: Path) -> None:
+def draw_interventions(records: list[Record], path: Path) -> None:
     """Regret of the decisions after each intervention; the dashed lines are the untouched agents."""
     places = [(b, w) for b in unique(records, "segments") for w in unique(records, "world")]
     places = [(b, w) for b, w in places if any(matching(records, segments=b, world=w))]
@@ -189,49 +184,46 @@ def draw_interventions(records: list[dict[str, Any]], path: Path) -> None:
     finish(figure, axes, "decisions since the intervention (dashed: untouched)", path)
 
 
-def interventions_table(records: list[dict[str, Any]]) -> str:
+def interventions_table(records: list[Record]) -> str:
     """Markdown: success, and regret summed over the lags, means over seeds."""
-    names = [*(f"success: {c}" for c in COLUMNS.values()), *(f"regret: {c}" for c in COLUMNS.values())]
-    lines = ["| " + " | ".join(["agent", "K", "seeds", *names]) + " |", "|" + "---|" * (len(names) + 3)]
+    found = []
     for world in unique(records, "world"):
         for agent in unique(matching(records, world=world), "agent"):
             here = matching(records, world=world, agent=agent)
             rows = {name: matching(here, intervention=name) for name in COLUMNS}
-            success = [f"{np.mean([r['success'] for r in rows[name]]):.3f}" for name in COLUMNS]
-            regret = [f"{np.mean([total(r['regret']) for r in rows[name]]):.2f}" for name in COLUMNS]
-            title = agent if world == AS_TRAINED else f"{agent}, {world}"
-            cells = [title, str(here[0]["segments"]), str(len(rows["control"])), *success, *regret]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            row = {
+                "agent": agent if world == AS_TRAINED else f"{agent}, {world}",
+                "K": str(here[0]["segments"]),
+                "seeds": str(len(rows["control"])),
+            }
+            row |= {f"success: {c}": f"{np.mean([r['success'] for r in rows[n]]):.3f}" for n, c in COLUMNS.items()}
+            row |= {f"regret: {c}": f"{np.mean([total(r['regret']) for r in rows[n]]):.2f}" for n, c in COLUMNS.items()}
+            found.append(row)
+    return table(found)
 
 
 def total(values: list[float | None]) -> float:
     return sum(v for v in values if v is not None)
 
 
-def unique(records: list[dict[str, Any]], key: str) -> list[Any]:
+def unique(records: list[Record], key: str) -> list[Any]:
     """Values in the order of their first appearance, numbers in their own."""
     values = list(dict.fromkeys(r[key] for r in records))
     return sorted(values) if all(isinstance(v, int) for v in values) else values
 
 
-def matching(records: list[dict[str, Any]], **values: Any) -> list[dict[str, Any]]:
+def matching(records: list[Record], **values: Any) -> list[Record]:
     return [r for r in records if all(r[key] == value for key, value in values.items())]
 
 
 def panels(rows: int, columns: int, height: float = 1.9) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     size = (max(5.0, 1.2 + 2.3 * columns), 0.9 + height * rows)
-    return plt.subplots(rows, columns, figsize=size, sharex=True, sharey="row", squeeze=False, layout="constrained")
+    return figures.panels(rows, columns, size, sharex=True, sharey="row", squeeze=False)
 
 
 def draw_lines(
     ax: Any,
-    records: list[dict[str, Any]],
+    records: list[Record],
     measure: str,
     label_by: Callable[[dict[str, Any]], str] = label_of,
     color: str | None = None,
@@ -265,18 +257,12 @@ def band_of(rows: list[list[float | None]]) -> tuple[NDArray, NDArray, NDArray]:
 
 
 def finish(figure: Any, axes: Any, xlabel: str, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    handles: dict[str, Any] = {}
     for ax in axes.flat:
         ax.grid(alpha=0.25)
         ax.tick_params(labelsize=7)
-        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(name, handle)
     figure.supxlabel(xlabel, fontsize=9)
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    figures.legend_of_all(figure, axes.flat, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+    figures.save(figure, path)
 
 
 if __name__ == "__main__":

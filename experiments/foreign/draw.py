@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import study
+from experiments.engine.records import Record, load
+from experiments.engine.tables import success, table
 
 
 def tables(folder: Path) -> dict[str, str]:
-    path = folder / "lstm.json"
-    records = json.loads(path.read_text()) if path.exists() else []
-    return {"foreign_lstm": study.table([_row(r) for r in records])} if records else {}
+    return {"foreign_lstm": table([_row(r) for r in load(folder / "lstm.json")])}
 
 
-def _row(record: dict[str, Any]) -> dict[str, str]:
-    low, high = record["success_ci95"]
+def _row(record: Record) -> dict[str, str]:
     return {
         "agent": record["agent"],
         "environment": record["env"],
-        "success, 1,000 episodes": f"**{record['success']:.3f}** [{low:.3f}, {high:.3f}]",
+        "success, 1,000 episodes": success(record, bold=True),
         "random policy": f"{record['random_success']:.3f}",
         "frames": f"{record['frames']:,}",
         "training, processor time": f"{record['seconds']:.0f} s",
         "parameters": f"{record['parameters']:,}",
     }
-
-
-def figures(folder: Path) -> None:
-    config = yaml.safe_load((folder / "study.yaml").read_text())
-    study.draw_curves(folder, list(config["arms"]))

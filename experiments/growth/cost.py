@@ -1,6 +1,6 @@
 """What a decision and a training frame cost as the maze grows: milliseconds, multiply-adds, memory.
 
-    python experiments/growth/cost.py
+    python -m experiments.growth.cost
 
 Processor time of one thread, which other work on the machine disturbs less than the clock. The mixings take turns at
 every size, and the figures are medians over the rounds; how often a size is measured falls with the time that it takes.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.engine import turns
+from experiments.engine.machine import command
 from hrm_agent.cores.blocks import PositionMLPMixing, swiglu_width
 from hrm_agent.cores.sweep import GATE_GROUPS, SCAN_PRODUCTS
 from hrm_agent.launch.cli import compose_config
@@ -53,7 +54,7 @@ ROUND_SECONDS = 0.5
 MIN_ROUNDS, MAX_ROUNDS = 3, 41
 ACTIONS = 4
 WIDTH, INNER, LAYERS, PASSES, EXPANSION = 64, 128, 1, 2, 4.0
-"""Of the shipped core, for the arithmetic; `tests/test_growth_study.py` holds that they are what is built."""
+"""Of the shipped core, for the arithmetic; tests hold that they are what is built."""
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def main() -> None:
 def write(records: list[dict[str, Any]], ended: dict[str, str]) -> None:
     """All that has been measured, one record a line."""
     result = {
-        "command": "python experiments/growth/cost.py",
+        "command": command(),
         "machine": f"processor time of one core, shared {platform.machine()} server, no GPU; torch {torch.__version__}",
         "batch": {"decision": 1, "training_rows": ROWS, "training_steps": STEPS},
         "limits": {"seconds_of_a_call": CALL_LIMIT, "bytes_of_weights_and_gradients": WEIGHT_LIMIT},
@@ -165,9 +166,7 @@ def training(policy: Policy, side: int) -> Any:
 
 
 def seconds_of(call: Any) -> float:
-    begun = time.process_time()
-    call()
-    return time.process_time() - begun
+    return turns.turn(call, 0.0, "cpu").cpu
 
 
 def kept_bytes(policy: Policy, side: int) -> int:

@@ -1,6 +1,6 @@
 """An agent in the fast maze that it was trained in and, unchanged, on the same levels in NetHack.
 
-    python experiments/minihack/evaluate.py run=FOLDER [run=...] [agent=ID ...] [episodes=200] [seed=0] [out=FILE]
+    python -m experiments.minihack.evaluate run=FOLDER [run=...] [agent=ID ...] [episodes=200] [seed=0] [out=FILE]
 
 Greedy, on test levels. Every agent adds a record to `out` (results.json beside this file), or replaces its
 own; the table of README.md is redrawn from it. Needs the extra `minihack`.
@@ -8,9 +8,7 @@ own; the table of README.md is redrawn from it. Needs the extra `minihack`.
 
 from __future__ import annotations
 
-import json
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,14 +18,17 @@ import gymnasium as gym
 import numpy as np
 
 import hrm_agent
+from experiments.engine.machine import commit_of
+from experiments.engine.pages import draw
+from experiments.engine.records import put
+from experiments.engine.tables import table
+from experiments.minihack.draw import rows_of
 from hrm_agent.agents.agent import Agent
 from hrm_agent.environments.make import check_env_id
 from hrm_agent.evaluation.metrics import wilson_interval
 from hrm_agent.launch.cli import UsageError, usage_errors
-from hrm_agent.tensors.files import write_atomically
 
 FOLDER = Path(__file__).resolve().parent
-MARKS = ("<!-- table minihack -->", "<!-- /table -->")
 SPLIT = "test"
 
 
@@ -91,7 +92,7 @@ def compare(agent: Agent, name: str, episodes: int, seed: int) -> dict[str, Any]
         "minihack_outcomes": "".join("01"[s] for s in nethack["success"]),
         "versions": {"hrm_agent": hrm_agent.__version__, **_versions("nle", "minihack", "gymnasium", "torch")},
         "machine": platform.machine(),
-        "commit": _commit(),
+        "commit": commit_of(),
     }
 
 
@@ -109,53 +110,6 @@ def _versions(*packages: str) -> dict[str, str]:
     from importlib.metadata import version
 
     return {package: version(package) for package in packages}
-
-
-def _commit() -> str | None:
-    try:
-        run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=FOLDER, capture_output=True, text=True)
-    except OSError:
-        return None
-    return run.stdout.strip() or None
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    """The page's table: one row for each agent."""
-    lines = [
-        "| agent | trained on | levels | success there | in MiniHack | mean steps there | in MiniHack | "
-        "levels with the same actions throughout |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for r in records:
-        there, here = (_with_interval(r, prefix) for prefix in ("", "minihack_"))
-        lines.append(
-            f"| {r['agent']} | {r['env']} | {r['episodes']} | {there} | {here} | {r['steps']:.2f} | "
-            f"{r['minihack_steps']:.2f} | {r['same_actions']:.1%} |"
-        )
-    return "\n".join(lines)
-
-
-def _with_interval(record: dict[str, Any], prefix: str) -> str:
-    low, high = record[f"{prefix}success_ci95"]
-    return f"{record[f'{prefix}success']:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def filled(page: str, records: list[dict[str, Any]]) -> str:
-    """The page with its table drawn anew."""
-    before, _, rest = page.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    return f"{before}{MARKS[0]}\n{table(records)}\n{MARKS[1]}{after}"
-
-
-def load(file: Path) -> list[dict[str, Any]]:
-    """Its records; none where there is no file."""
-    return json.loads(file.read_text()) if file.is_file() else []
-
-
-def save(records: list[dict[str, Any]], file: Path) -> None:
-    """One record a line."""
-    lines = ",\n".join(json.dumps(r) for r in sorted(records, key=lambda r: (r["env"], r["agent"])))
-    write_atomically(file, f"[\n{lines}\n]\n".encode())
 
 
 def _options(arguments: list[str]) -> dict[str, Any]:
@@ -189,12 +143,10 @@ def main() -> None:
         options = _options(sys.argv[1:])
         for name, agent in _agents(options):
             record = compare(agent, name, options["episodes"], options["seed"])
-            kept = [r for r in load(options["out"]) if (r["agent"], r["env"]) != (name, record["env"])]
-            save([*kept, record], options["out"])
-            print(table([record]))
+            put(options["out"], [record], ("env", "agent"))
+            print(table(rows_of([record])))
     if options["out"] == FOLDER / "results.json":
-        page = FOLDER / "README.md"
-        write_atomically(page, filled(page.read_text(), load(options["out"])).encode())
+        draw(FOLDER)
 
 
 if __name__ == "__main__":

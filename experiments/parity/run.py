@@ -1,14 +1,13 @@
 """Every path against the authors' numbers, with one thread and with two, and kernels of every instruction set.
 
-    python experiments/parity/run.py FILE.safetensors ...
+    python -m experiments.parity.run FILE.safetensors ...
 
 Writes `parity.json`: the largest error of every file. Kernels of other sets than the processor's are compiled with
-their flags; AVX-512 runs in software where the processor has none (`tests/agent/instruction_sets`).
+their flags; AVX-512 runs in software where the processor has none (`tests/hrm_agent/kernels/instruction_sets`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -16,8 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments.engine.machine import command, commit_of_code, write
+from experiments.engine.records import ROOT
+from hrm_agent.parallel.threads import instruction_set
+
 HERE = Path(__file__).resolve().parent
-SHIM = HERE.parents[1] / "tests" / "agent" / "instruction_sets" / "avx512_in_software.h"
+SHIM = ROOT / "tests" / "hrm_agent" / "kernels" / "instruction_sets" / "avx512_in_software.h"
 SOFTWARE = f"-O1 -mno-avx512f -Wno-psabi -include {SHIM}"
 KERNELS = {
     "as the processor": "",
@@ -30,11 +33,11 @@ KERNELS = {
 def check(files: list[str], path: str, threads: int, flags: str = "") -> list[dict[str, Any]]:
     """One record a file."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HRM_AGENT_CXXFLAGS": flags}
-    command = [sys.executable, "-m", "hrm_agent.parity", "--path", path, *files]
-    told = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    found = re.findall(r"^(\S+)\n(?:  .*\n)*?  (agrees|DIFFERS)\D*([\d.e+-]+)", told.stdout, re.MULTILINE)
+    typed = [sys.executable, "-m", "hrm_agent.parity", "--path", path, *files]
+    answer = subprocess.run(typed, capture_output=True, text=True, env=environment, check=False)
+    found = re.findall(r"^(\S+)\n(?:  .*\n)*?  (agrees|DIFFERS)\D*([\d.e+-]+)", answer.stdout, re.MULTILINE)
     if len(found) != len(files):
-        raise SystemExit(f"{' '.join(command)}: {told.stdout[-500:]} {told.stderr[-500:]}")
+        raise SystemExit(f"{' '.join(typed)}: {answer.stdout[-500:]} {answer.stderr[-500:]}")
     return [{"file": Path(f).name, "agrees": word == "agrees", "largest_error": float(e)} for f, word, e in found]
 
 
@@ -50,12 +53,8 @@ def main() -> None:
                 own = {"path": path, "threads": threads, **({} if path == "plain" else {"kernels": name})}
                 records += [{**own, **record} for record in check(files, path, threads, flags)]
                 print(own, max(r["largest_error"] for r in records[-len(files) :]), flush=True)
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    from hrm_agent.parallel.threads import instruction_set
-
-    whole = {"command": "python experiments/parity/run.py FILES", "commit": commit, "processor": instruction_set()}
-    (HERE / "parity.json").write_text(json.dumps({**whole, "records": records}, indent=1) + "\n")
+    whole = {"command": command("FILES"), "commit": commit_of_code(), "processor": instruction_set()}
+    write(HERE / "parity.json", {**whole, "records": records})
     raise SystemExit(not all(r["agrees"] for r in records))
 
 

@@ -1,6 +1,6 @@
 """How much of a supervised model's latent survives reinforcement learning.
 
-    python experiments/rl_vs_supervised/latents.py [--draw-only]
+    python -m experiments.rl_vs_supervised.latents [--draw-only]
 
 For every world and seed whose runs of `run.py` are finished: the latents after one segment from the initial state, on
 the same views of levels that no run was trained on, of the supervised model, of the policies that started with its
@@ -15,26 +15,20 @@ is `path_of_next_seed`, the supervised model that shows how alike training of th
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-
-import study  # noqa: E402
-
-from hrm_agent.agents.agent import Agent  # noqa: E402
-from hrm_agent.evaluation.latents import think_on  # noqa: E402
-from hrm_agent.evaluation.probes import (  # noqa: E402
+from experiments.engine.records import load, save
+from experiments.engine.runner import Job
+from experiments.rl_vs_supervised.run import FINISHED, HERE, Study
+from hrm_agent.agents.agent import Agent
+from hrm_agent.evaluation.latents import think_on
+from hrm_agent.evaluation.probes import (
     RidgeProbe,
     auc,
     balanced_accuracy,
@@ -42,21 +36,19 @@ from hrm_agent.evaluation.probes import (  # noqa: E402
     token_latents,
     token_places,
 )
-from hrm_agent.evaluation.similarity import LinearCKA  # noqa: E402
-from hrm_agent.policies.encoders import GridEncoder, find_grid  # noqa: E402
-from hrm_agent.policies.policy import Policy  # noqa: E402
-from hrm_agent.supervised.model import PuzzleModel  # noqa: E402
-from hrm_agent.supervised.tasks.maze_views import MazeViewsTask, on_any_path  # noqa: E402
-from hrm_agent.tensors.files import write_atomically  # noqa: E402
-from hrm_envs import Cell  # noqa: E402
-from hrm_envs.planners import replan  # noqa: E402
+from hrm_agent.evaluation.similarity import LinearCKA
+from hrm_agent.policies.encoders import GridEncoder, find_grid
+from hrm_agent.policies.policy import Policy
+from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.supervised.tasks.maze_views import MazeViewsTask, on_any_path
+from hrm_envs import Cell
+from hrm_envs.planners import replan
 
 RESULTS = HERE / "latents.json"
 BATCH = 500
 FRESH_SEEDS = 1000
 """Of random weights: no run has such a seed."""
 SUPERVISED = "path"
-FINISHED = "eval.json"  # what a supervised run writes last
 
 Read = Callable[[Tensor], Tensor]
 """Views uint8 `[N, H, W]` -> latents float `[N, L, F]` of the L tokens of the grid."""
@@ -76,22 +68,23 @@ def main() -> None:
     parser.add_argument("--draw-only", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    config = yaml.safe_load((HERE / "arms.yaml").read_text())
+    study = Study(HERE)
     if not options.draw_only:
-        for world in config["worlds"]:
-            for seed in config["seeds"]:
-                measure(config, world, seed, *options.views)
-    study.draw(HERE, {"own_table": True})
+        for world in study.settings["worlds"]:
+            for seed in study.settings["seeds"]:
+                measure(study, world, seed, *options.views)
+    study.draw()
 
 
-def measure(config: dict[str, Any], world: str, seed: int, fit: int, test: int) -> None:
+def measure(study: Study, world: str, seed: int, fit: int, test: int) -> None:
     """Add what is missing of one world and seed, as far as its runs are finished."""
-    known = {(r["measurement"], r["world"], r["seed"], r["network"]) for r in study.load(RESULTS)}
+    config = study.settings
+    known = {(r["measurement"], r["world"], r["seed"], r["network"]) for r in load(RESULTS)}
     wanted = [n for n in networks_of(config) if ("probe", world, seed, n) not in known]
-    place = place_of(world, SUPERVISED, seed)
+    place = study.place(Job(SUPERVISED, seed, world))
     if not wanted or not (place / FINISHED).exists():
         return
-    readers = find_readers(config, world, seed)
+    readers = find_readers(study, world, seed)
     grid = grid_of(readers[SUPERVISED][1])
     views = held_out_views(config, world, seed, grid, fit, test)
     own = latents_of(readers[SUPERVISED][0], views[1])
@@ -106,15 +99,10 @@ def measure(config: dict[str, Any], world: str, seed: int, fit: int, test: int) 
                 cka.add(mine.flatten(0, 1), other.flatten(0, 1))
             records.append({"measurement": "cka", **about, "cka": round(cka.value(), 4)})
         print(world, seed, network, records[-1].get("cka", ""), flush=True)
-    everything = [*study.load(RESULTS), *records]
+    everything = [*load(RESULTS), *records]
     order = {name: number for number, name in enumerate(networks_of(config))}
     everything.sort(key=lambda r: (r["measurement"], r["world"], r["seed"], order[r["network"]]))
-    lines = ",\n".join(json.dumps(r) for r in everything)
-    write_atomically(RESULTS, f"[\n{lines}\n]\n".encode())
-
-
-def place_of(world: str, arm: str, seed: int) -> Path:
-    return study.place_of(HERE, f"{world}_{arm}", seed)
+    save(RESULTS, everything)
 
 
 def networks_of(config: dict[str, Any]) -> list[str]:
@@ -124,20 +112,21 @@ def networks_of(config: dict[str, Any]) -> list[str]:
     return [SUPERVISED, *started, "path_of_next_seed", *others, "random", "input"]
 
 
-def find_readers(config: dict[str, Any], world: str, seed: int) -> dict[str, tuple[Read, Any]]:
+def find_readers(study: Study, world: str, seed: int) -> dict[str, tuple[Read, Any]]:
     """Of every finished run: what reads its latents, and the network."""
     from hrm_agent.supervised import load_model
 
-    model = load_model(place_of(world, SUPERVISED, seed))
+    config = study.settings
+    model = load_model(study.place(Job(SUPERVISED, seed, world)))
     readers: dict[str, tuple[Read, Any]] = {SUPERVISED: (model_reader(model), model)}
     other_seed = next_seed(config["seeds"], seed)
-    following = place_of(world, SUPERVISED, other_seed)
+    following = study.place(Job(SUPERVISED, other_seed, world))
     if (following / FINISHED).exists():
         other = load_model(following)
         readers["path_of_next_seed"] = (model_reader(other), other)
     policy = None
     for arm, how in config["policies"].items():
-        place = place_of(world, arm, seed if how.get("from") else other_seed)
+        place = study.place(Job(arm, seed if how.get("from") else other_seed, world))
         if study.is_trained(place):
             policy = Agent.load(place, best=False).policy
             readers[arm] = (policy_reader(policy), policy)

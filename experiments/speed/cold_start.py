@@ -13,22 +13,22 @@ it. Writes `experiments/speed/cold_start.json`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+from experiments.engine import machine
+from experiments.engine.records import ROOT
+from experiments.engine.turns import by_turns
+
+HERE = Path(__file__).resolve().parent
 COMMAND = ["env=DynamicMaze-v0", "algo=ppo"]
-FLAGS = ("avx2", "avx512f", "avx512_bf16")
 FRAME = "@@ first frame"
 # Stands before the command: once the collector is imported, its first step says so and ends the process.
 WATCHED = f"""
@@ -102,21 +102,6 @@ def measure(checkout: Path, seed: int) -> dict[str, dict[str, float]]:
         return {name: start(checkout, Path(caches), seed) for name in ("cold", "warm")}
 
 
-def processor() -> dict[str, Any]:
-    """The model, and which of the instruction sets that matter here it has."""
-    told = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in told.splitlines())}
-    has = fields.get("Flags", "").split()
-    return {"model": fields.get("Model name", platform.processor()), **{flag: flag in has for flag in FLAGS}}
-
-
-def commit_of(checkout: Path) -> str:
-    answer = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=checkout, capture_output=True, text=True, check=False
-    )
-    return answer.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--old", type=Path, help="an earlier checkout, started by turns with this one")
@@ -125,21 +110,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "cold_start.json")
     given = parser.parse_args()
     checkouts = {**({"old": given.old.absolute()} if given.old else {}), "new": ROOT}
-    load = os.getloadavg()[0]
+    load = machine.load()
     for checkout in checkouts.values():  # so that no library is read from the disk for the first time below
         measure(checkout, given.seed)
-    rounds: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in checkouts}
-    for _ in range(given.rounds):
-        for name, checkout in checkouts.items():
-            rounds[name].append(measure(checkout, given.seed))
+    measures = {name: partial(measure, checkout, given.seed) for name, checkout in checkouts.items()}
+    rounds = by_turns(measures, given.rounds)
     result = {
-        "command": "python experiments/speed/cold_start.py" + (" --old CHECKOUT" if given.old else ""),
+        "command": machine.command(*(["--old", "CHECKOUT"] if given.old else [])),
         "started": "python -m hrm_agent.train " + " ".join(COMMAND),
         "seed": given.seed,
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-        "processor": processor(),
-        "load": round(load, 2),
-        "commits": {name: commit_of(checkout) for name, checkout in checkouts.items()},
+        "machine": machine.cores_and_kind(),
+        "processor": machine.processor(),
+        "load": load,
+        "commits": {name: machine.commit_of(checkout) for name, checkout in checkouts.items()},
         "medians": {
             name: {
                 kind: {key: round(statistics.median(r[kind][key] for r in runs), 2) for key in runs[0][kind]}
@@ -152,7 +135,7 @@ def main() -> None:
     for name, kinds in result["medians"].items():
         for kind, seconds in kinds.items():
             print(f"{name}, {kind}: first line {seconds['first_line']} s, first frame {seconds['first_frame']} s")
-    given.out.write_text(json.dumps(result, indent=2) + "\n")
+    machine.write(given.out, result, indent=2)
 
 
 if __name__ == "__main__":

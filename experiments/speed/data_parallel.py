@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 
+from experiments.engine import machine
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.parallel.processes import Processes, TorchProcesses, join
@@ -148,21 +148,21 @@ def median(rounds: list[dict[str, dict[str, Any]]], number: Callable[[dict[str, 
 
 def main(overrides: list[str]) -> None:
     torch.set_num_threads(1)
-    load, rounds = [os.getloadavg()[0]], []
+    load, rounds = [machine.load()], []
     folder = Path(tempfile.mkdtemp())
     kept = {arm: folder / f"{i}.safetensors" for i, arm in enumerate(ARMS)}
     for _ in range(ROUNDS):
         rounds.append({arm: start(*how, kept[arm], overrides) for arm, how in ARMS.items()})
-        load.append(os.getloadavg()[0])
+        load.append(machine.load())
         print({arm: round(found["frames_per_second"]) for arm, found in rounds[-1].items()}, flush=True)
     one, threads, two = ARMS
     speed, cost = "frames_per_second", "cpu_seconds_per_1000_frames"
     shares = {n: median(rounds, lambda r, n=n: r[two]["share_of_time_in_exchanges"][n]) for n in EXCHANGES}
     parameters = rounds[0][two]["parameters"]
     result = {
-        "command": " ".join(["python experiments/speed/data_parallel.py", *overrides]),
-        "machine": f"{os.cpu_count()}-core {platform.machine()} CPU, no GPU; gloo on one machine",
-        "load_average": {"before": round(load[0], 2), "after_each_round": [round(x, 2) for x in load[1:]]},
+        "command": machine.command(),
+        "machine": f"{machine.cores_and_kind()}; gloo on one machine",
+        "load_average": {"before": load[0], "after_each_round": load[1:]},
         "rounds": ROUNDS,
         "iterations": ITERATIONS,
         "frames_per_second": {arm: round(median(rounds, lambda r, a=arm: r[a][speed])) for arm in ARMS},
@@ -182,7 +182,7 @@ def main(overrides: list[str]) -> None:
         "each_round": rounds,
         "peak_memory_mb_of_a_process": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024),
     }
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    machine.write(Path(__file__).with_suffix(".json"), result, indent=2)
     print(json.dumps({key: value for key, value in result.items() if key != "each_round"}, indent=2))
 
 

@@ -13,21 +13,19 @@ Results go to `deep_supervision.json`.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from plain_recipe import PlainModel, PlainTraining
 
-from hrm_agent.kernels import use
+from experiments.engine.machine import command, machine, write
+from experiments.engine.turns import by_turns, turn
+from experiments.speed.plain_recipe import PlainModel, PlainTraining
 from hrm_agent.parallel.threads import Threads, available_cores
+from hrm_agent.recurrence import use
 from hrm_agent.supervised import ModelConfig, build_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.tasks.base import Examples, TaskSpec
@@ -100,30 +98,28 @@ def check(case: dict[str, Any], kernel: str, cores: int) -> float:
     return max(worst, difference)
 
 
-def rate(step: Callable[[], Any], seconds: float, batch: int, threads: int, now: Callable[[], float]) -> float:
-    """Samples per second."""
+def rate(step: Callable[[], Any], seconds: float, batch: int, threads: int, clock: str) -> float:
+    """Samples per second, after a step that does not count."""
     torch.set_num_threads(threads)
     step()
-    count, began = 0, now()
-    while now() - began < seconds:
-        step()
-        count += 1
-    return count * batch / (now() - began)
+    taken = turn(step, seconds, clock)
+    return taken.calls * batch / getattr(taken, clock)
 
 
 def measure(name: str, precision: str, kernel: str, options: argparse.Namespace) -> dict[str, Any]:
-    case, cores, batch, seconds, now = CASES[name], options.cores, options.batch, options.seconds, CLOCKS[options.clock]
+    case, cores, batch, seconds, clock = CASES[name], options.cores, options.batch, options.seconds, options.clock
     difference = check(case, kernel, cores)
     step, plain_step, ours, _ = competitors(case, batch, precision, kernel, cores)
-    pairs = [
-        (rate(step, seconds, batch, 1, now), rate(plain_step, seconds, batch, cores, now))
-        for _ in range(options.rounds)
-    ]
-    ratios = [a / b for a, b in pairs]
+    sides = {
+        "ours": lambda: rate(step, seconds, batch, 1, clock),
+        "plain": lambda: rate(plain_step, seconds, batch, cores, clock),
+    }
+    rates = by_turns(sides, options.rounds)
+    ratios = [a / b for a, b in zip(*rates.values(), strict=True)]
     record = {
         "case": name, "precision": precision, "kernel": kernel, "batch": batch,
         "parameters": sum(p.numel() for p in ours.model.parameters()),
-        "ours": statistics.median(a for a, _ in pairs), "plain": statistics.median(b for _, b in pairs),
+        **{side: statistics.median(found) for side, found in rates.items()},
         "ratio": statistics.median(ratios), "ratios": ratios, "largest_difference": difference,
     }  # fmt: skip
     print(f"{name} {precision} {kernel}: {record['ours']:.1f} against {record['plain']:.1f} "
@@ -144,15 +140,8 @@ def main() -> None:
     records = [
         measure(name, precision, kernel, options) for name in options.only for precision in DTYPES for kernel in KERNELS
     ]
-    machine = {
-        "processor": platform.machine(),
-        "cores": options.cores,
-        "torch": torch.__version__,
-        "load": os.getloadavg(),
-    }
-    command = " ".join(["python experiments/speed/deep_supervision.py", *sys.argv[1:]])
-    result = {"command": command, "machine": machine, "records": records}
-    (HERE / "deep_supervision.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = {"command": command(), "machine": machine(cores=options.cores), "records": records}
+    write(HERE / "deep_supervision.json", result)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -22,8 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.engine.machine import command, commit_of_code, load, write
+from experiments.engine.pages import draw
+from experiments.engine.runs import agent_info
+
 HERE = Path(__file__).resolve().parent
-JSON, PAGE = HERE / "default_run.json", HERE / "README.md"
 COMMAND = ["env=DynamicMaze-v0", "algo=ppo"]
 QUIET = ["test_episodes=0", "eval_every=0", "eval_episodes=1", "checkpoint_every=0", "log_every=1000000000"]
 
@@ -33,7 +35,7 @@ def train(settings: list[str], path: str, frames: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         given = [*COMMAND, *settings, *QUIET, f"kernel={path}", f"total_steps={frames}", f"hydra.run.dir={folder}/run"]
         subprocess.run([sys.executable, "-m", "hrm_agent.train", *given], check=True, capture_output=True)
-        info = json.loads((Path(folder) / "run" / "agents" / "last" / "agent.json").read_text())["info"]
+        info = agent_info(Path(folder) / "run")
     return {"kernel": info["kernel"], "frames": info["frames"], "seconds": info["seconds"]}
 
 
@@ -45,7 +47,7 @@ def whole_command(env: str) -> dict[str, Any]:
         subprocess.run([sys.executable, "-m", "hrm_agent.train", *given], check=True, capture_output=True)
         wall = time.monotonic() - began
         report = json.loads((Path(folder) / "run" / "eval.json").read_text())
-        info = json.loads((Path(folder) / "run" / "agents" / "last" / "agent.json").read_text())["info"]
+        info = agent_info(Path(folder) / "run")
     return {
         "env": env,
         "seconds": round(wall, 1),
@@ -107,7 +109,7 @@ def main() -> None:
 
     cores = available_cores()
     runs = {"default": [], **({"earlier": ["+earlier=november_2026"]} if given.earlier else {})}
-    load, limits = os.getloadavg()[0], [limit(cores)]
+    load_before, limits = load(), [limit(cores)]
     found: list[dict[str, Any]] = []
     for turn in range(given.rounds):
         for name, settings in runs.items():
@@ -118,41 +120,25 @@ def main() -> None:
                 print(record, flush=True)
     limits.append(limit(cores))
     commands = [whole_command(env) for env in ("DynamicMaze-v0", "PaperMaze-v0")] if given.whole else []
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
     summary = [
         summarise(found, name, path, operations_of_a_frame(settings), max(limits))
         for name, settings in runs.items()
         for path in given.paths
     ]
     whole = {
-        "command": " ".join(["python", "experiments/speed/default_run.py", *sys.argv[1:]]),
+        "command": command(),
         "seed": 0,
-        "commit": subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip(),
+        "commit": commit_of_code(),
         "instruction_set": instruction_set(),
         "cores": cores,
-        "load_before": round(load, 2),
+        "load_before": load_before,
         "limit_gflops": [round(value / 1e9, 1) for value in limits],
         "summary": summary,
         "whole_commands": commands,
         "runs": found,
     }
-    JSON.write_text(json.dumps(whole, indent=1) + "\n")
-    draw(whole)
-
-
-def draw(whole: dict[str, Any]) -> None:
-    lines = [
-        "| settings | `kernel=` | taken | frames a second, median | times the plain path (least, most) | of the limit |"
-    ]
-    lines.append("|" + "---|" * 6)
-    for row in whole["summary"]:
-        middle, least, most = row["x_plain"]
-        ratio = f"{middle:.2f} ({least:.2f}, {most:.2f})"
-        speed, share = f"{row['frames_per_second']:,.0f}", f"{row['share_of_limit']:.0%}"
-        lines.append(f"| {row['run']} | {row['path']} | {row['kernel']} | {speed} | {ratio} | {share} |")
-    before, rest = PAGE.read_text().split("<!-- table default_run -->")
-    behind = rest.split("<!-- /table default_run -->")[1]
-    PAGE.write_text("\n".join([f"{before}<!-- table default_run -->", *lines, f"<!-- /table default_run -->{behind}"]))
+    write(HERE / "default_run.json", whole)
+    draw(HERE)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ one process so that a busy machine slows both; medians are compared. Writes ``en
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -22,6 +21,8 @@ import minigrid  # noqa: F401 - registers its environments
 import numpy as np
 
 import hrm_envs  # noqa: F401 - registers its environments
+from experiments.engine.machine import command, write
+from experiments.engine.turns import by_turns
 
 NUM_ENVS = 1024
 
@@ -64,10 +65,14 @@ def main() -> None:
     # One round of each to load what is compiled and to leave the synchronised start behind.
     time_batch(batch, batch_actions)
     time_single(single, single_actions)
-    rounds = [(time_batch(batch, batch_actions), time_single(single, single_actions)) for _ in range(options.rounds)]
-    ours, theirs = (median(column) for column in zip(*rounds, strict=True))
+    measured = {
+        "ours": lambda: time_batch(batch, batch_actions),
+        "theirs": lambda: time_single(single, single_actions),
+    }
+    rounds = by_turns(measured, options.rounds)
+    ours, theirs = map(median, rounds.values())
     result = {
-        "command": "python experiments/speed/env_speed.py",
+        "command": command(),
         "seed": options.seed,
         "machine": options.machine,
         "python": platform.python_version(),
@@ -77,9 +82,9 @@ def main() -> None:
         "dynamic_maze_steps_per_second": round(ours),
         "minigrid_four_rooms_steps_per_second": round(theirs),
         "ratio": round(ours / theirs),
-        "all_rounds": [[round(a), round(b)] for a, b in rounds],
+        "all_rounds": [[round(a), round(b)] for a, b in zip(*rounds.values(), strict=True)],
     }
-    options.out.write_text(json.dumps(result, indent=2) + "\n")
+    write(options.out, result, indent=2)
     sys.stdout.write(
         f"DynamicMaze-v0 x {NUM_ENVS}: {ours:,.0f} steps/s; "
         f"MiniGrid-FourRooms-v0: {theirs:,.0f} steps/s; ratio {ours / theirs:,.0f}\n"

@@ -31,12 +31,12 @@ from hrm_agent.cuda import Accelerator, CudaConfig
 from hrm_agent.cuda.accelerator import build
 from hrm_agent.cuda.core import AGREEMENT, CoreForward, all_in_bf16, install
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.kernels import use
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.parallel.graphs import Again, CudaGraph, Replayed
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import Policy, to_tensors
+from hrm_agent.recurrence import use
 from hrm_agent.training.learners import build_env, build_learner
 
 HERE = Path(__file__).resolve().parent

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -22,8 +21,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+from experiments.engine import machine
+from experiments.engine.records import ROOT
+from experiments.engine.turns import ratios
+
+HERE = Path(__file__).resolve().parent
 COMMAND = ["-m", "hrm_agent.train", "env=DynamicMaze-v0", "algo=ppo"]
 
 
@@ -52,12 +54,6 @@ def run(checkout: Path, folder: Path, seed: int, extra: list[str]) -> dict[str, 
     }
 
 
-def commit_of(checkout: Path) -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True
-    ).stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--old", type=Path, help="an earlier checkout; without, this one with kernel=plain")
@@ -71,17 +67,14 @@ def main() -> None:
         runs["old"].append(run(old, folder / f"old_{seed}", seed, [] if given.old else ["kernel=plain"]))
         runs["new"].append(run(ROOT, folder / f"new_{seed}", seed, given.new_options))
     result = {
-        "command": "python experiments/speed/main_job.py" + (" --old CHECKOUT" if given.old else ""),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, no GPU",
-        "commits": {"old": commit_of(old), "new": commit_of(ROOT)},
+        "command": machine.command(*(["--old", "CHECKOUT"] if given.old else [])),
+        "machine": machine.cores_and_kind(),
+        "commits": {"old": machine.commit_of(old), "new": machine.commit_of(ROOT)},
         "runs": runs,
-        "ratio_training": [
-            round(a["training_seconds"] / b["training_seconds"], 2)
-            for a, b in zip(runs["old"], runs["new"], strict=True)
-        ],
-        "ratio_whole": [
-            round(a["whole_seconds"] / b["whole_seconds"], 2) for a, b in zip(runs["old"], runs["new"], strict=True)
-        ],
+        **{
+            f"ratio_{kind}": ratios(*([run[f"{kind}_seconds"] for run in runs[name]] for name in ("old", "new")))
+            for kind in ("training", "whole")
+        },
     }
     for name, records in runs.items():
         seconds = statistics.median(r["training_seconds"] for r in records)
@@ -89,7 +82,7 @@ def main() -> None:
         success = statistics.fmean(r["success"] for r in records)
         print(f"{name}: training {seconds:.0f} s, whole command {whole:.0f} s (medians), success {success:.3f} (mean)")
     print(f"ratios, training: {result['ratio_training']}; whole command: {result['ratio_whole']}")
-    (HERE / "main_job.json").write_text(json.dumps(result, indent=2) + "\n")
+    machine.write(HERE / "main_job.json", result, indent=2)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,11 @@ into the table in `README.md`.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import secrets
-import sys
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from experiments.engine.machine import command, machine, write
+from experiments.engine.pages import draw
 from hrm_agent.benchmarks.cases import Options, measure
 from hrm_agent.benchmarks.paths import COMPILED, PLAIN_BF16, available_paths
 from hrm_agent.benchmarks.peaks import matrix_peaks
@@ -33,7 +28,6 @@ from hrm_agent.parallel.threads import available_cores
 from hrm_agent.training.tracking import CLOCKS
 
 JSON = Path(__file__).with_suffix(".json")
-PAGE = JSON.with_name("README.md")
 AUTHORS = {
     ("decisions", "published"): 10.8,
     ("decisions", "published_bf16"): 23.4,
@@ -41,28 +35,6 @@ AUTHORS = {
     ("segments", "published_bf16"): 1 / 4.4,
 }
 """Per second, on two cores, batch 256: measured with the authors' code when this project was planned."""
-
-
-def table(result: dict[str, Any]) -> str:
-    """Markdown: a row for each path and kind of work."""
-    head = ["", "path", "per second", "authors' code, two cores", "x the recipe", "error", "allowed"]
-    lines = [head, ["---"] * len(head)]
-    for r in result["records"]:
-        theirs, error = r["authors_per_second"], r["error"]
-        rate, ratio = (f"{r['per_second']:.3g}", f"{r['ratio']:.2f}") if r["passed"] else ("FAIL", "")
-        checked = ["", ""] if error is None else [f"{error:.0e}", f"{r['tolerance']:.0e}"]
-        lines.append([r["name"], r["path"], rate, f"{theirs:.3g}" if theirs else "", ratio, *checked])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def filled(page: str, result: dict[str, Any]) -> str:
-    """The page with its table drawn from the result."""
-    begin, end = "<!-- table plain_hrm_agent -->\n", "\n<!-- /table plain_hrm_agent -->"
-    before, _, rest = page.partition(begin)
-    clock = {"cpu": "processor seconds", "wall": "wall clock"}[result["clock"]]
-    cores, rounds = result["machine"]["cores"], result["rounds"]
-    said = f"{cores} core{'s'[: cores != 1]}, {clock}, {rounds} round{'s'[: rounds != 1]}:"
-    return before + begin + f"{said}\n\n{table(result)}" + end + rest.partition(end)[2]
 
 
 def main() -> None:
@@ -90,22 +62,17 @@ def main() -> None:
             print(f"{r['name']}, {r['path']}: {rate}{beside}{error}", flush=True)
         records += found
     result = {
-        "command": " ".join(["python experiments/speed/plain_hrm_agent.py", *sys.argv[1:]]),
-        "machine": {
-            "processor": platform.machine(),
-            "cores": options.cores,
-            "torch": torch.__version__,
-            "load": os.getloadavg(),
-        },
+        "command": command(),
+        "machine": machine(cores=options.cores),
         "seed": seed,
         "clock": options.clock,
         "rounds": options.rounds,
         "peak_gflops": peaks,
         "records": records,
     }
-    options.out.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write(options.out, result)
     if options.out == JSON:
-        PAGE.write_text(filled(PAGE.read_text(), result))
+        draw(JSON.parent)
 
 
 if __name__ == "__main__":

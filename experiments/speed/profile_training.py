@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -25,6 +22,9 @@ from typing import Any
 
 import torch
 
+from experiments.engine.machine import command, machine, write
+from experiments.engine.pages import draw
+from experiments.engine.records import load
 from hrm_agent.benchmarks.networks import RUNS, RunParts, build_run
 from hrm_agent.benchmarks.paths import COMPILED, NoPath, available_paths, put_on
 from hrm_agent.evaluation import episodes
@@ -34,7 +34,6 @@ from hrm_agent.parallel.threads import Threads
 from hrm_agent.training.learners import DQNLearner, Learner, PPOLearner, build_learner
 
 JSON = Path(__file__).with_suffix(".json")
-PAGE = JSON.with_name("README.md")
 PAPER_ROWS = 16
 OVERRIDES = {
     "default": [],
@@ -183,24 +182,6 @@ def shares(found: dict[str, float]) -> dict[str, Any]:
     }
 
 
-def table(records: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each run, path and phase, the parts that took a hundredth of it or more."""
-    lines = ["| run | path | phase | time | of it |", "| --- | --- | --- | --- | --- |"]
-    for r in records:
-        for phase, found in r["phases"].items():
-            parts = {**found["share"], "elsewhere": found["share_elsewhere"]}
-            told = ", ".join(f"{name} {share:.0%}" for name, share in parts.items() if share >= 0.01)
-            lines.append(f"| {r['run']} | {r['path']} | {phase} | {found['seconds']:.2f} s | {told} |")
-    return "\n".join(lines)
-
-
-def filled(page: str, records: list[dict[str, Any]]) -> str:
-    """The page with its table drawn from the records."""
-    begin, end = "<!-- table profile -->\n", "\n<!-- /table profile -->"
-    before, _, rest = page.partition(begin)
-    return before + begin + table(records) + end + rest.partition(end)[2]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", choices=list(RUNS), default="default")
@@ -210,19 +191,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="of collection and update")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    machine = {"processor": platform.machine(), "threads": 1, "torch": torch.__version__, "load": os.getloadavg()}
-    command = " ".join(["python experiments/speed/profile_training.py", *sys.argv[1:]])
-    records = [r for r in json.loads(JSON.read_text()) if r.get("run") != options.run] if JSON.is_file() else []
+    about = {"command": command(), "machine": machine(threads=1), "seed": 0}
+    records = [r for r in load(JSON) if r.get("run") != options.run]
     for path in options.paths:
         try:
             found = profile(options.run, path, options.rounds)
         except NoPath as error:
             print(error)
             continue
-        records.append({"command": command, "machine": machine, "seed": 0, **found})
+        records.append({**about, **found})
         print(json.dumps(found, indent=1))
-    JSON.write_text(json.dumps(records, indent=1) + "\n")
-    PAGE.write_text(filled(PAGE.read_text(), records))
+    write(JSON, records)
+    draw(JSON.parent)
 
 
 if __name__ == "__main__":

@@ -15,26 +15,23 @@ Writes `experiments/speed/recurrent_ppo.json`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch is imported
+
+from experiments.baselines.throughput import ENV, Ours, Theirs, matched
+from experiments.engine import turns
+from experiments.engine.machine import command, commit_of_code, load, processor, write
+from hrm_agent import recurrence
+from hrm_agent.baselines.agents import RecurrentPPOSettings
+from hrm_agent.kernels.cpu.stack import instructions
+
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "baselines"), str(HERE.parent)]
-
-from study import commit_of_code  # noqa: E402
-from throughput import Ours, Theirs, matched  # noqa: E402
-from tune import ENV  # noqa: E402
-
-from hrm_agent import kernels  # noqa: E402
-from hrm_agent.baselines.agents import RecurrentPPOSettings  # noqa: E402
-from hrm_agent.kernels.cpu.stack import instructions  # noqa: E402
-
 SEED = 0  # of both
 
 
@@ -49,31 +46,24 @@ def pairs() -> dict[str, tuple[Ours, Theirs]]:
     return {"the library's": (as_large, library), "our shipped GRU's": (shipped, as_small)}
 
 
-def turn(agent: Ours | Theirs, seconds: float) -> dict[str, float]:
+def turn(name: str, agent: Ours | Theirs, seconds: float) -> dict[str, float]:
     """Frames by both clocks, over whole iterations."""
-    began, worked, iterations = time.perf_counter(), time.process_time(), 0
-    while iterations == 0 or time.perf_counter() - began < seconds:
-        agent.iterate()
-        iterations += 1
-    frames = iterations * agent.frames
+    taken = turns.turn(agent.iterate, seconds)
+    frames = taken.calls * agent.frames
+    print(f"  {name} {frames / taken.wall:,.0f} steps/s", flush=True)
     return {
-        "steps_per_second": round(frames / (time.perf_counter() - began), 1),
-        "steps_per_processor_second": round(frames / (time.process_time() - worked), 1),
+        "steps_per_second": round(frames / taken.wall, 1),
+        "steps_per_processor_second": round(frames / taken.cpu, 1),
     }
 
 
 def compare(ours: Ours, theirs: Theirs, rounds: int, seconds: float) -> dict[str, Any]:
     """Turns of both, and the ratios of neighbours."""
-    turns: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
-    for _ in range(rounds):
-        turns["ours"].append(turn(ours, seconds))
-        turns["theirs"].append(turn(theirs, seconds))
-        told = [f"{name} {done[-1]['steps_per_second']:,.0f}" for name, done in turns.items()]
-        print("  " + ", ".join(told) + " steps/s", flush=True)
+    agents = {"ours": ours, "theirs": theirs}
+    found = turns.by_turns({name: partial(turn, name, agent, seconds) for name, agent in agents.items()}, rounds)
 
     def ratios(clock: str) -> list[float]:
-        both = zip(turns["ours"], turns["theirs"], strict=True)
-        return [round(mine[clock] / other[clock], 2) for mine, other in both]
+        return turns.ratios(*([taken[clock] for taken in found[name]] for name in agents))
 
     wall, cpu = ratios("steps_per_second"), ratios("steps_per_processor_second")
     return {
@@ -83,29 +73,20 @@ def compare(ours: Ours, theirs: Theirs, rounds: int, seconds: float) -> dict[str
         "ratio": statistics.median(wall),
         "ratios": wall,
         "ratios_of_processor_time": cpu,
-        "turns": turns,
+        "turns": found,
     }
-
-
-def processor() -> str:
-    """Its name, where the system says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="of a turn, by the clock")
-    parser.add_argument("--kernel", choices=kernels.CHOICES, default="auto", help="of ours")
+    parser.add_argument("--kernel", choices=recurrence.CHOICES, default="auto", help="of ours")
     parser.add_argument("--out", type=Path, default=HERE / "recurrent_ppo.json")
     given = parser.parse_args()
     if given.rounds < 1:
         sys.exit(f"error: --rounds {given.rounds}: expected 1 or more")
-    load = os.getloadavg()[0]
+    load_before = load()
     commit, found = commit_of_code(), pairs()
     paths = {name: ours.settle_kernel(given.kernel) for name, (ours, _) in found.items()}
     for agents in found.values():
@@ -117,13 +98,13 @@ def main() -> None:
         measured[name] = compare(ours, theirs, given.rounds, given.seconds)
         print(f"  ours is {measured[name]['ratio']:.2f} times as fast", flush=True)
     result = {
-        "command": " ".join(["python experiments/speed/recurrent_ppo.py", *sys.argv[1:]]),
+        "command": command(),
         "commit": commit,
-        "processor": processor(),
+        "processor": processor()["model"],
         "instructions": instructions(),
         "cores": os.cpu_count(),
-        "load_before": round(load, 2),
-        "load_after": round(os.getloadavg()[0], 2),
+        "load_before": load_before,
+        "load_after": load(),
         "threads": 1,
         "clock": "wall",
         "seed": SEED,
@@ -132,7 +113,7 @@ def main() -> None:
         "same": found["the library's"][1].rollout,
         "pairs": measured,
     }
-    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    write(given.out, result)
 
 
 if __name__ == "__main__":

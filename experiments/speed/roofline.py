@@ -1,7 +1,6 @@
 """The floor under one segment of each core, and how far above it each path is.
 
     OMP_NUM_THREADS=1 python experiments/speed/roofline.py [--rounds 3] [--seconds 0.3]     measure, then draw
-    python experiments/speed/roofline.py --draw                                             tables and figure anew
 
 One thread. Floor: the larger of operations / rate of matrix products, and bytes / bandwidth; both rates are measured in
 the same run, the bandwidth at the size of what has to move. Bytes are those that any way of computing a segment moves:
@@ -14,16 +13,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import platform
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from experiments.engine.machine import command, machine, write
+from experiments.engine.pages import draw
 from hrm_agent.benchmarks.cases import Case, Competitor, Outputs, measure
 from hrm_agent.benchmarks.counting import count
 from hrm_agent.benchmarks.networks import HEADS, SHAPES, WIDTH, StackShape
@@ -33,8 +30,7 @@ from hrm_agent.cores import build_core
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve, settings
 
-HERE = Path(__file__).parent
-JSON, PAGE, FIGURE = HERE / "roofline.json", HERE / "README.md", HERE / "roofline.png"
+HERE = Path(__file__).resolve().parent
 MIXINGS = ("conv", "attention", "mlp")
 ATTENTION = {"positions": "rope", "num_heads": HEADS}
 PAPER = {
@@ -120,10 +116,8 @@ def measure_all(options: argparse.Namespace) -> dict[str, Any]:
                     records.append(floors(r, size, core, mixing, training, int(case.operations), least, eager))
                 print(case.name, *(f"{r['path']} {r['ratio']}" for r in records if r["name"] == case.name), flush=True)
     return {
-        "command": " ".join(["python experiments/speed/roofline.py", *sys.argv[1:]]),
-        "machine": {
-            "processor": platform.machine(), "threads": 1, "torch": torch.__version__, "load": os.getloadavg(),
-        },
+        "command": command(),
+        "machine": machine(threads=1),
         "peak_gflops": peaks,
         "bandwidth_gigabytes_per_second": bandwidths,
         "records": [record | floor_times(record, peaks, bandwidths) for record in records],
@@ -151,97 +145,14 @@ def floor_times(record: dict[str, Any], peaks: dict[str, float], at: dict[str, f
     return {"floor_operations": by_operations, "floor_bytes": by_bytes, "floor": floor, "above_floor": above}
 
 
-# The page
-
-
-def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Markdown by name: one table for each size, without and with the gradient, and the rates they rest on."""
-    rates = [f"| {p} matrix products | {rate:,.0f} GFLOP/s |" for p, rate in result["peak_gflops"].items()]
-    for size, rate in result["bandwidth_gigabytes_per_second"].items():
-        rates.append(f"| bandwidth within {int(size) / 2**20:g} MB | {rate:,.0f} GB/s |")
-    made = {"roofline rates": "\n".join(["| measured, one thread | |", "|---|---|", *rates])}
-    for size in SHAPES:
-        for training in (False, True):
-            rows = [r for r in result["records"] if (r["size"], r["training"]) == (size, training)]
-            made[f"roofline {size} {'training' if training else 'inference'}"] = table(rows)
-    return made
-
-
-def table(records: list[dict[str, Any]]) -> str:
-    paths = list(dict.fromkeys(r["path"] for r in records))
-    head = ["core", "multiply-adds", "bytes", "eager bytes", "operations per byte", "floor", *paths]
-    lines = [head, ["---"] * len(head)]
-    for name in dict.fromkeys(r["name"] for r in records):
-        own = {r["path"]: r for r in records if r["name"] == name}
-        r = own[PLAIN]
-        lines.append([
-            " ".join(filter(None, (r["core"], r["mixing"]))), f"{r['operations'] // 2:,}", told_bytes(r["bytes"]),
-            told_bytes(r["eager_bytes"]), f"{r['intensity']:.0f}", f"{1000 * r['floor']:.2f} ms",
-            *(told_time(own.get(path)) for path in paths),
-        ])  # fmt: skip
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def told_bytes(count: int) -> str:
-    return f"{count / 2**20:.1f} MB"
-
-
-def told_time(record: dict[str, Any] | None) -> str:
-    if record is None or record["seconds"] is None:
-        return ""
-    return f"{1000 * record['seconds']:.2f} ms ({record['above_floor']:.1f})"
-
-
-def filled(page: str, result: dict[str, Any]) -> str:
-    """The page with its tables drawn from the result."""
-    for name, text in tables(result).items():
-        begin, end = f"<!-- table {name} -->\n", f"\n<!-- /table {name} -->"
-        before, found, rest = page.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not (found and closed):
-            raise ValueError(f"{PAGE.name}: no place for table {name}")
-        page = before + begin + text + end + after
-    return page
-
-
-def draw(result: dict[str, Any]) -> None:
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
-    marks = dict(zip(dict.fromkeys(r["path"] for r in result["records"]), "oxs^Dv", strict=False))
-    fastest = max(result["bandwidth_gigabytes_per_second"].values())
-    for axis, training in zip(axes, (False, True), strict=True):
-        records = [r for r in result["records"] if r["training"] == training and r["seconds"]]
-        span = [min(r["intensity"] for r in records) / 2, max(r["intensity"] for r in records) * 2]
-        for (precision, peak), style in zip(result["peak_gflops"].items(), ("-", "--"), strict=True):
-            xs = sorted({*span, min(max(peak / fastest, span[0]), span[1])})
-            axis.plot(xs, [min(peak, x * fastest) for x in xs], f"k{style}", lw=1, label=f"limit, {precision}")
-        for path, mark in marks.items():
-            own = [r for r in records if r["path"] == path]
-            rates = [r["operations"] / r["seconds"] / 1e9 for r in own]
-            axis.scatter([r["intensity"] for r in own], rates, marker=mark, s=22, label=path, alpha=0.8)
-        axis.set(xscale="log", yscale="log", xlabel="operations per byte that must move")
-        axis.set_title("a segment" + (" with its gradient" if training else ""))
-    axes[0].set_ylabel("GFLOP/s, one thread")
-    axes[0].legend(fontsize=8)
-    figure.savefig(FIGURE, dpi=110)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=0.3, help="of a path in a round")
-    parser.add_argument("--draw", action="store_true", help="tables and figure from roofline.json, nothing measured")
     options = parser.parse_args()
-    if not options.draw:
-        torch.set_num_threads(1)
-        JSON.write_text(json.dumps(measure_all(options), indent=1, allow_nan=False) + "\n")
-    result = json.loads(JSON.read_text())
-    PAGE.write_text(filled(PAGE.read_text(), result))
-    draw(result)
+    torch.set_num_threads(1)
+    write(HERE / "roofline.json", measure_all(options))
+    draw(HERE)
 
 
 if __name__ == "__main__":

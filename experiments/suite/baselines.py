@@ -1,6 +1,6 @@
 """Measure what can be done on the levels of the suite without learning, and redraw the suite's table.
 
-    python experiments/suite/baselines.py [LEVEL ...] [--draw-only]
+    python -m experiments.suite.baselines [LEVEL ...] [--draw-only]
 
 Of every level (or of those named): a random policy, the BFS re-planner, the same re-planner with patience or with a
 memory where the level gives ground for it, and the clairvoyant bound, all on the same 1,000 test levels. The figures
@@ -11,22 +11,17 @@ records of trained agents in `results.json`, where there are any.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-from study import average, fill, load, mean_interval, table
-
+from experiments.engine.pages import draw, settings_of
+from experiments.engine.records import load, save
 from hrm_agent.evaluation.episodes import Episodes, RandomActor, ReplanActor, run_episodes
 from hrm_agent.evaluation.report import summarize, summarize_clairvoyant
 from hrm_agent.launch.cli import compose_config
@@ -42,7 +37,6 @@ UNLIMITED = 1000
 """Steps after which even an episode without a time limit ends; no reference but the memoryless one needs them."""
 
 LIMIT_FACTOR = 3
-AGENT_COLUMNS = ("ours [95%]", "our SPL", "frames", "training")
 KEPT = ("success", "success_ci95", "spl", "excess_steps", "episode_length")
 
 
@@ -100,12 +94,12 @@ def main() -> None:
         for name in options.levels or names:
             store(measure(name))
             print(f"measured {name}", flush=True)
-    draw()
+    draw(HERE)
 
 
 def level_names() -> list[str]:
     """The levels in the order of the study."""
-    return list(yaml.safe_load((HERE / "study.yaml").read_text())["arms"])
+    return list(settings_of(HERE)["arms"])
 
 
 def load_world(name: str) -> World:
@@ -190,66 +184,7 @@ def time_limit(world: World) -> int:
 def store(record: dict[str, Any]) -> None:
     """Put a record into `baselines.json` in place of the level's former one, in the order of the study."""
     known = {r["level"]: r for r in load(HERE / "baselines.json")} | {record["level"]: record}
-    lines = [json.dumps(known[name]) for name in level_names() if name in known]
-    (HERE / "baselines.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
-
-
-def draw() -> None:
-    (HERE / "README.md").write_text(filled(HERE / "README.md"))
-
-
-def filled(page: Path) -> str:
-    """What a page should say, with the suite's table in it."""
-    return fill(page.read_text(), NAME, suite_table())
-
-
-def suite_table() -> str:
-    return table(rows_of(load(HERE / "baselines.json"), load(HERE / "results.json")))
-
-
-def rows_of(baselines: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """One row a level; the columns of agents are there if any agent has a record."""
-    rows = []
-    for level in baselines:
-        row = row_of(level)
-        if results:
-            row |= agent_columns([r for r in results if r["agent"] == level["level"]])
-        rows.append(row)
-    return rows
-
-
-def row_of(level: dict[str, Any]) -> dict[str, str]:
-    bfs, bound, best = level["bfs_replanner"], level["clairvoyant"], level["best_reference"]
-    reference, share = level["references"][best], level["material_share"]
-    return {
-        "level": level["level"],
-        "time limit": str(level["env_options"]["max_episode_steps"]),
-        "random": f"{level['random']['success']:.3f}",
-        "BFS re-planner": f"{bfs['success']:.3f}",
-        "SPL": f"{bfs['spl']:.3f}",
-        "best reference": best,
-        "success": f"{reference['success']:.3f}",
-        "its SPL": f"{reference['spl']:.3f}",
-        "clairvoyant bound": f"{bound['success']:.3f}",
-        "arrival": f"{bound['steps']:.1f}",
-        "changes an episode": f"{level['changes_per_episode']:.1f}",
-        "material": "" if share is None else f"{share:.2f}",
-    }
-
-
-def agent_columns(runs: list[dict[str, Any]]) -> dict[str, str]:
-    """Our agents on one level: Wilson's interval of a single run, Student's over seeds of several."""
-    if not runs:
-        return dict.fromkeys(AGENT_COLUMNS, "")
-    mean = float(np.mean([r["success"] for r in runs]))
-    low, high = runs[0]["success_ci95"] if len(runs) == 1 else mean_interval([r["success"] for r in runs])[1:]
-    seconds = float(np.median([r["seconds"] for r in runs]))
-    return {
-        "ours [95%]": f"**{mean:.3f}** [{low:.3f}, {high:.3f}]",
-        "our SPL": average(runs, "spl"),
-        "frames": f"{runs[0]['frames']:,}",
-        "training": f"{seconds:.0f} s",
-    }
+    save(HERE / "baselines.json", [known[name] for name in level_names() if name in known])
 
 
 if __name__ == "__main__":

@@ -10,24 +10,21 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.engine.pages import draw
+from experiments.engine.turns import median_seconds
 from hrm_agent.supervised.tasks.maze import MazeTask
 from hrm_agent.supervised.tasks.maze_rules import PATH
 from hrm_agent.supervised.tasks.sudoku import SudokuTask
 from hrm_agent.supervised.tasks.sudoku_sets import Difficulty, make
 
-ROOT = Path(__file__).resolve().parents[2]
-RECORDS = Path(__file__).with_name("tasks.json")
-PAGE = ROOT / "docs" / "supervised" / "tasks.md"
-TABLE = re.compile(r"(?<=<!-- table tasks -->\n).*?(?=<!-- end -->)", re.DOTALL)
+HERE = Path(__file__).resolve().parent
 MAZES: dict[str, dict[str, Any]] = {
     "maze, 9x9 cells": {},
     "maze, 9x9 cells, loops 0.3, unique": {"loops": 0.3, "unique": True},
@@ -42,17 +39,6 @@ SUDOKUS = {
 }
 PUZZLES = 1000
 BATCH = 128
-
-
-def median_seconds(call: Callable[[], object], times: int = 30) -> float:
-    """Of one call, once compiled."""
-    call()
-    seconds = []
-    for _ in range(times):
-        begun = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begun)
-    return float(np.median(seconds))
 
 
 def summary(numbers: np.ndarray) -> dict[str, float]:
@@ -96,19 +82,6 @@ def measure_sets() -> dict[str, float]:
     }
 
 
-def table(measured: dict[str, Any]) -> str:
-    """The page's table."""
-    lines = [
-        "| puzzles | fresh ones per second | moves of the shortest path, or guesses: mean (5% to 95%) |",
-        "|---|---|---|",
-    ]
-    for record in measured["records"]:
-        of = record.get("path") or record["guesses"]
-        many = float(f"{record['per_second']:.2g}")
-        lines.append(f"| {record['puzzles']} | {many:,.0f} | {of['mean']:.1f} ({of['p5']:.0f} to {of['p95']:.0f}) |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     """Measure, write the records and the table."""
     with tempfile.TemporaryDirectory() as folder:
@@ -122,8 +95,8 @@ def main() -> None:
             "milliseconds_per_batch_from_a_set_of_1000": measure_sets(),
             "records": records,
         }
-    RECORDS.write_text(json.dumps(measured, indent=1) + "\n")
-    PAGE.write_text(TABLE.sub(lambda _: table(measured), PAGE.read_text()))
+    (HERE / "tasks.json").write_text(json.dumps(measured, indent=1) + "\n")
+    draw(HERE)
 
 
 if __name__ == "__main__":

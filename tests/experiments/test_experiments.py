@@ -2,57 +2,111 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
+from experiments.engine.pages import filled, pages_of, tables_of
+from experiments.engine.records import ROOT, load, put
+from experiments.engine.runner import Job, Study, chosen, study_of
+from experiments.engine.runs import POINTS, command_of, first_above, sampled_curve, thinned, validation_curve
+from experiments.engine.tables import REFERENCES
 from hrm_agent.launch.hydra_plugin import GENERIC_ALGO
 
-ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = sorted(page.parent for page in ROOT.glob("experiments/*/README.md"))
+STUDIES = [folder for folder in FOLDERS if (folder / "study.yaml").exists()]
 RECORDS = sorted(ROOT.glob("experiments/*/*.json"))
-STUDIES = sorted(p.parent for p in ROOT.glob("experiments/*/study.yaml"))
-REQUIRED = {
-    "agent", "env", "algo", "core", "carry", "segments", "seed", "frames", "seconds", "success", "success_ci95",
-    "spl", "commit",
-}  # fmt: skip
+MARK = re.compile(r"^<!-- table (.+) -->$", re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def study_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("study", ROOT / "experiments" / "study.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def name_of(path: Path) -> str:
+    return path.name
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
-    return yaml.safe_load((folder / "study.yaml").read_text())
+# Pages
 
 
-def test_memory_is_of_the_one_command_and_failures_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_tables_say_what_the_records_say(folder: Path) -> None:
+    tables, own, marked = tables_of(folder), folder / "README.md", set()
+    for page in pages_of(folder):
+        text = page.read_text()
+        assert text == filled(text, tables), page
+        marked |= set(MARK.findall(text))
+    assert set(MARK.findall(own.read_text())) <= set(tables)
+    assert {name for name in tables if not name.endswith(" short")} <= marked
+
+
+def test_every_table_of_the_readme_has_its_records() -> None:
+    drawn = {name for folder in STUDIES for name in (folder.name, f"{folder.name} short")}
+    drawn |= set(tables_of(ROOT / "experiments" / "carry_budget"))
+    assert set(MARK.findall((ROOT / "README.md").read_text())) <= drawn
+
+
+def test_a_table_that_does_not_end_is_refused() -> None:
+    text = "a\n<!-- table x -->\nold\n<!-- /table x -->\nb"
+    assert filled(text, {"x": "new", "y": "not here"}) == text.replace("old", "new")
+    with pytest.raises(ValueError, match="table x: expected <!-- /table x -->"):
+        filled(text.replace("/table x", "/table"), {"x": "new"})
+
+
+# Records
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=name_of)
+def test_records_are_whole_and_belong_to_the_study(folder: Path) -> None:
+    study = study_of(folder)
+    records = load(folder / study.results)
+    assert records
+    keys = [tuple(record.get(field) for field in study.key) for record in records]
+    assert len(keys) == len(set(keys))
+    for record, key in zip(records, keys, strict=True):
+        assert set(record) >= study.required
+        if key[0].removesuffix("_fog") not in REFERENCES:
+            assert record["seed"] in study.arm(key[0])["seeds"]
+        if "success" in record:
+            low, high = record["success_ci95"]
+            assert low <= record["success"] <= high
+
+
+@pytest.mark.parametrize("folder", STUDIES, ids=name_of)
+def test_outcomes_on_levels_and_lesions_belong_to_records(folder: Path) -> None:
+    study = study_of(folder)
+    records = {(r.get("agent"), r["seed"]): r for r in load(folder / study.results)}
+    for outcome in load(folder / "levels.json"):
+        won = outcome["success"]
+        assert won.count("1") / len(won) == pytest.approx(records[outcome["agent"], outcome["seed"]]["success"])
+    lesions = study.settings.get("lesions", {})
+    for lesion in load(folder / "lesions.json"):
+        assert (lesion["agent"], lesion["seed"]) in records
+        assert lesion["options"] == lesions[lesion["lesion"]]["options"]
+        assert lesion["agent"] in lesions[lesion["lesion"]]["arms"]
+
+
+# The engine
+
+
+def test_memory_is_of_the_one_command_and_failures_are_reported(tmp_path: Path) -> None:
     """In a process of its own: a child's peak is never below that of the process that began it."""
     program = f"""
 import subprocess, sys
-sys.path.insert(0, {str(ROOT / "experiments")!r})
-from study import run_logged
+from experiments.engine.runs import run_logged
 log = open({str(tmp_path / "log")!r}, "a")
-print(*(run_logged([sys.executable, "-c", f"print(len(bytearray({{mb}} << 20)))"], log) for mb in (300, 1)))
+for mb in (300, 1):
+    print(run_logged([sys.executable, "-c", f"print(len(bytearray({{mb}} << 20)))"], log).ru_maxrss // 1024)
 try:
     run_logged([sys.executable, "-c", "raise SystemExit(3)"], log)
 except subprocess.CalledProcessError as error:
     print(error.returncode)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     large, small, code = map(int, done.stdout.split())
     assert large > 300
@@ -61,37 +115,94 @@ except subprocess.CalledProcessError as error:
     assert (tmp_path / "log").read_text().split() == [str(300 << 20), str(1 << 20)]
 
 
-@pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
-def test_tables_say_what_the_records_say(folder: Path, study_module: ModuleType) -> None:
-    for page in (folder / "README.md", ROOT / "README.md"):
-        assert page.read_text() == study_module.filled(page, folder, settings_of(folder))
-    assert f"<!-- table {folder.name} -->" in (folder / "README.md").read_text()
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    arms, worlds = {"a": ["core=gru"], "b": {"overrides": [], "seeds": [1]}}, {"plain": {}, "fog": {"view": 2}}
+    settings = {"seeds": [0, 1], "base": ["env=X-v0"], "arms": arms, "worlds": worlds}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    made = Study(tmp_path, side_by_side=10**6)
+    made.key = ("agent", "seed", "world")
+    return made
 
 
-@pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
-def test_records_are_whole_and_belong_to_the_study(folder: Path, study_module: ModuleType) -> None:
-    study, records = settings_of(folder), study_module.load(folder / "results.json")
-    assert records or study.get("own_table")  # a page that stands on its references may wait for its first agent
-    for record in records:
-        assert set(record) >= REQUIRED
-        assert record["seed"] in study_module.arm_of(study, record["agent"])["seeds"]
-        low, high = record["success_ci95"]
-        assert low <= record["success"] <= high
-    keys = [(r["agent"], r["seed"]) for r in records]
-    assert len(keys) == len(set(keys))
+def test_one_seed_of_everything_before_the_next_and_nothing_twice(study: Study) -> None:
+    jobs = study.missing()
+    assert [str(job) for job in jobs] == ["a plain 0", "a fog 0", "a plain 1", "a fog 1", "b plain 1", "b fog 1"]
+    put(study.folder / study.results, [{"agent": "a", "seed": 0, "world": "fog"}], study.key)
+    assert study.missing() == [job for job in jobs if job != ("a", 0, "fog")]
+    assert [str(job) for job in study.missing([7])] == ["a plain 7", "a fog 7", "b plain 7", "b fog 7"]
+    assert study.overrides(jobs[1]) == [
+        "env=X-v0", "core=gru", "env.options.view=2", "seed=0", "test_episodes=0", "threads=1"
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("folder", STUDIES, ids=lambda p: p.name)
-def test_outcomes_on_levels_and_lesions_belong_to_records(folder: Path, study_module: ModuleType) -> None:
-    records = {(r["agent"], r["seed"]): r for r in study_module.load(folder / "results.json")}
-    for outcome in study_module.load(folder / "levels.json"):
-        won = outcome["success"]
-        assert won.count("1") / len(won) == pytest.approx(records[outcome["agent"], outcome["seed"]]["success"])
-    lesions = settings_of(folder).get("lesions", {})
-    for lesion in study_module.load(folder / "lesions.json"):
-        assert (lesion["agent"], lesion["seed"]) in records
-        assert lesion["options"] == lesions[lesion["lesion"]]["options"]
-        assert lesion["agent"] in lesions[lesion["lesion"]]["arms"]
+def test_words_choose_jobs_and_a_word_that_is_nothing_is_refused_in_one_line(
+    study: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = study.jobs()
+    assert chosen(jobs, jobs, []) == jobs
+    assert chosen(jobs, jobs, ["fog", "1"]) == [("a", 1, "fog"), ("b", 1, "fog")]
+    assert chosen(jobs, jobs, ["a", "b", "0"]) == [("a", 0, "plain"), ("a", 0, "fog")]
+    with pytest.raises(SystemExit) as exit_:
+        chosen(jobs, jobs, ["aa"])
+    assert exit_.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed == "error: --only aa: expected some of a, b, 0, 1, plain, fog\n"
+
+
+def test_a_failed_job_says_where_its_log_is_and_the_others_go_on(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(job: Job) -> list[dict[str, Any]]:
+        if job.arm == "a":
+            raise subprocess.CalledProcessError(3, ["python"])
+        return [{"agent": job.arm, "seed": job.seed, "world": job.world, "success": 0.5, "seconds": 1.0}]
+
+    monkeypatch.setattr(study, "measure", measure)
+    assert [study.run(job) for job in study.jobs()] == [False, False, False, False, True, True]
+    assert "a fog 1: failed with 3, see " in capsys.readouterr().out
+    assert {r["world"] for r in load(study.folder / study.results)} == {"plain", "fog"}
+
+
+def test_records_replace_those_of_the_same_key(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    put(path, [{"agent": "b", "seed": 0, "x": 1}, {"agent": "a", "seed": 1}], ("agent", "seed"))
+    put(path, [{"agent": "b", "seed": 0, "x": 2}], ("agent", "seed"))
+    assert load(path) == [{"agent": "a", "seed": 1}, {"agent": "b", "seed": 0, "x": 2}]
+    assert len(path.read_text().splitlines()) == 4  # one a line
+    put(path, [{"agent": "a", "seed": 0}], ("agent", "seed"), order=())
+    assert [r["seed"] for r in load(path)] == [1, 0, 0]
+
+
+def test_curves_know_the_time_with_or_without_a_line_that_says_it() -> None:
+    lines = [
+        {"frames": 100, "train/frames_per_second": 50.0},
+        {"frames": 200, "train/success": 0.5, "train/frames_per_second": 50.0},
+        {"frames": 200, "validation/success": 0.7},
+        {"frames": 400, "train/success": 0.95, "train/seconds": 9.0, "train/frames_per_second": 44.4},
+        {"frames": 600, "validation/success": 0.9},
+    ]
+    curve = sampled_curve(lines)
+    assert curve == [[200, 4.0, 0.5], [400, 9.0, 0.95]]
+    assert (first_above(curve), first_above(curve[:1])) == ([400, 9.0], [None, None])
+    assert validation_curve(lines) == [[200, 4.0, 0.7], [600, 13.5, 0.9]]
+    assert validation_curve(lines[2:3]) == []
+    long = [[i, float(i), 0.5] for i in range(1000)]
+    assert len(thinned(long)) <= POINTS
+    assert thinned(long)[-1] == long[-1]
+    assert thinned([]) == []
+
+
+@pytest.mark.parametrize("command", [["-m", "experiments.engine"], ["experiments/study.py"]])
+def test_a_folder_without_a_study_is_refused_in_one_line(command: list[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "envs")])}
+    done = subprocess.run(
+        [sys.executable, *command, "experiments/engine"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "expected a folder with a study.yaml" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 # Where the records come from
@@ -112,17 +223,17 @@ def _whole_history() -> None:
 def test_the_commit_of_a_record_is_there(file: Path) -> None:
     """In the history of what is checked out, or else named on the study's page."""
     page = file.with_name("README.md")
-    told = page.read_text() if page.exists() else ""
+    text = page.read_text() if page.exists() else ""
     for commit in set(re.findall(r'"commit": "([^"]*?)(?:-dirty)?"', file.read_text())):
-        if f"`{commit}`" not in told:
+        if f"`{commit}`" not in text:
             assert git("merge-base", "--is-ancestor", commit, "HEAD").returncode == 0, commit
 
 
 @pytest.mark.usefixtures("_whole_history")
 @pytest.mark.parametrize("agent", ["DoorKey", "MemoryS7", "MemoryS7-reset"])
-def test_a_command_leans_on_no_later_settings(agent: str, study_module: ModuleType) -> None:
+def test_a_command_leans_on_no_later_settings(agent: str) -> None:
     """What has shipped for an environment since the commit of the record is in the record's command."""
-    [record] = [r for r in study_module.load(ROOT / "experiments/foreign/results.json") if r["agent"] == agent]
+    [record] = [r for r in load(ROOT / "experiments/foreign/results.json") if r["agent"] == agent]
     earlier = yaml.safe_load((ROOT / "configs/earlier/november_2026.yaml").read_text())
     generic = set(leaves({"algo": {**GENERIC_ALGO["ppo"], **earlier["algo"]}}))  # as at these commits already
     for file in (f"configs/env/{record['env']}.yaml", f"configs/recommended/algo/{record['env']}/ppo.yaml"):
@@ -144,7 +255,7 @@ def leaves(node: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return found
 
 
-def test_a_record_has_the_command_that_was_typed(tmp_path: Path, study_module: ModuleType) -> None:
+def test_a_record_has_the_command_that_was_typed(tmp_path: Path) -> None:
     typed = "python -m hrm_agent.train env=X-v0 algo.gamma=0.98 hydra.run.dir=/somewhere/else seed=0"
     (tmp_path / "run.json").write_text(json.dumps({"command": typed}))
-    assert study_module.command_of(tmp_path) == "python -m hrm_agent.train env=X-v0 algo.gamma=0.98 seed=0"
+    assert command_of(tmp_path) == "python -m hrm_agent.train env=X-v0 algo.gamma=0.98 seed=0"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -11,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "experiments" / "speed" / "gpu.py"
+from experiments.engine.records import ROOT
+from experiments.speed import gpu
 
 
 def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(SCRIPT), "--device", "cpu", "--smoke", "--out", str(out), *arguments],
+        [sys.executable, "-m", "experiments.speed.gpu", "--device", "cpu", "--smoke", "--out", str(out), *arguments],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -62,10 +62,5 @@ def test_training_and_profile_are_written(tmp_path: Path) -> None:
 
 def test_the_papers_network_has_the_operations_that_were_counted_by_hand() -> None:
     """144 tokens of width 64, 24 blocks a segment, 8 segments: 4.65 billion."""
-    spec = importlib.util.spec_from_file_location("gpu", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    gpu = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(gpu)
     block = 2 * 144 * (4 * 64 * 64 + 3 * 64 * 256) + 4 * 144**2 * 64
     assert gpu.Paper(torch.device("cpu"), smoke=False).flops == block * 24 * 8

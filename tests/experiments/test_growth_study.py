@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.growth import cost, draw
 from hrm_agent.cores.sweep import SCAN_PRODUCTS
 
-FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "growth"
 SIDE = 13
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"growth_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def cost() -> ModuleType:
-    return load("cost")
-
-
 @pytest.mark.parametrize("name", ["attention", "mlp", "mlp_published", "conv", "sweep"])
-def test_multiply_adds_by_arithmetic_are_those_that_torch_counts(name: str, cost: ModuleType) -> None:
+def test_multiply_adds_by_arithmetic_are_those_that_torch_counts(name: str) -> None:
     policy, tokens = cost.build(name, SIDE), cost.tokens_of(SIDE)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         cost.decision(policy, SIDE)()
     counted = counter.get_total_flops() // 2
-    if name == "sweep":  # compiled: torch does not see it; tests/agent/test_sweep.py counts it
+    if name == "sweep":  # compiled: torch does not see it; tests/hrm_agent/cores/test_sweep.py counts it
         counted += cost.PASSES * cost.LAYERS * tokens * SCAN_PRODUCTS * cost.WIDTH
     assert counted == cost.macs_of_decision(name, tokens)
     over_positions = sum(p.numel() for n, p in policy.named_parameters() if "swiglu" in n)
     assert cost.LAYERS * cost.weights_of_mixing(name, tokens) == over_positions
 
 
-def test_kept_memory_of_a_training_call_grows_with_its_rows(cost: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_memory_of_a_training_call_grows_with_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = cost.build("conv", SIDE)
     once = cost.kept_bytes(policy, SIDE)
     latents = 4 * cost.tokens_of(SIDE) * cost.WIDTH * cost.ROWS * cost.STEPS
@@ -53,7 +35,7 @@ def test_kept_memory_of_a_training_call_grows_with_its_rows(cost: ModuleType, mo
 
 
 def test_a_line_ends_where_a_call_is_too_slow_or_weights_are_too_large(
-    cost: ModuleType, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cost, "ROUND_SECONDS", 0.0)
     monkeypatch.setattr(cost, "WEIGHT_LIMIT", 8 * cost.weights_of_mixing("mlp", cost.tokens_of(9)))
@@ -68,7 +50,6 @@ def test_a_line_ends_where_a_call_is_too_slow_or_weights_are_too_large(
 
 
 def test_exponents_are_slopes_over_the_large_sizes() -> None:
-    draw = load("draw")
     line = [{"side": s, "tokens": t, "ms": 3 * t**1.5} for s, t in ((9, 1), (33, 256), (65, 1024), (101, 2500))]
     assert draw.exponent(line, "ms") == pytest.approx(1.5)
     assert draw.exponent(line[:3], "ms") is None

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from test_experiments import REQUIRED, ROOT
 
+from experiments.engine import runner
+from experiments.engine.records import ROOT, load
+from experiments.engine.runner import SKILL, Job
+from experiments.rl_vs_supervised import draw, latents
+from experiments.rl_vs_supervised import run as script
+from experiments.rl_vs_supervised.run import HERE, Study
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.similarity import linear_cka
 from hrm_agent.launch.cli import compose_config, open_options
@@ -25,37 +27,8 @@ from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.path_policy import evaluate_path_policy
 from hrm_agent.tensors.files import save_tensors
 
-FOLDER = ROOT / "experiments" / "rl_vs_supervised"
-CONFIG = yaml.safe_load((FOLDER / "arms.yaml").read_text())
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"rl_vs_supervised_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def study() -> ModuleType:
-    return load_script("run")
-
-
-@pytest.fixture(scope="module")
-def latents() -> ModuleType:
-    return load_script("latents")
-
-
-@pytest.fixture
-def here(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The study in a folder of its own; its runs and locks too."""
-    monkeypatch.setattr(study, "HERE", tmp_path)
-    monkeypatch.setattr(study, "RESULTS", tmp_path / "results.json")
-    monkeypatch.setattr(study.study, "ROOT", tmp_path)
-    return tmp_path
+STUDY = Study(HERE)
+CONFIG = STUDY.settings
 
 
 def make_model() -> PuzzleModel:
@@ -67,61 +40,24 @@ def make_model() -> PuzzleModel:
     )  # fmt: skip
 
 
-def test_the_page_says_what_the_records_say(study: ModuleType) -> None:
-    page = FOLDER / "README.md"
-    assert page.read_text() == study.study.filled(page, FOLDER, {"own_table": True})
-    names = study.study.drawer_of(FOLDER).tables(FOLDER)
-    assert all(f"<!-- table {name} -->" in page.read_text() for name in names)
-
-
-def test_records_are_whole(study: ModuleType) -> None:
-    records = study.study.load(FOLDER / "results.json")
-    keys = [(r["world"], r["agent"], r["seed"]) for r in records]
-    assert len(keys) == len(set(keys))
-    for r in records:
-        assert set(r) >= REQUIRED | {"world", "labels", "labels_used", "segments_per_decision"}
+def test_records_are_of_their_world_and_by_the_same_clock() -> None:
+    for r in load(HERE / "results.json"):
         assert r["env_options"] == CONFIG["worlds"][r["world"]]
-        assert r["success_ci95"][0] <= r["success"] <= r["success_ci95"][1]
-        assert r["agent"] in (*study.arms_of(CONFIG), *study.REFERENCES)
-        if r["agent"] in study.arms_of(CONFIG):
-            assert r["seed"] in CONFIG["seeds"]
+        if r["agent"] in STUDY.arms():
             assert r["clock"] == "cpu"
             assert str(ROOT) not in r["command"]
 
 
-@pytest.mark.usefixtures("here")
-def test_one_seed_of_everything_before_the_next_and_nothing_twice(study: ModuleType) -> None:
-    jobs = study.missing(CONFIG, [0, 1])
-    assert [job.seed for job in jobs] == sorted(job.seed for job in jobs)
-    assert len(set(jobs)) == len(jobs) == 2 * len(CONFIG["worlds"]) * len(study.arms_of(CONFIG))
-    study.add([{"world": "fog", "agent": "ppo", "seed": 1}])
-    left = study.missing(CONFIG, [0, 1])
-    assert left == [job for job in jobs if job != ("fog", "ppo", 1)]
-    assert study.chosen(CONFIG, left, ["ppo", "0", "fog"]) == [("fog", "ppo", 0)]
-    assert {j.arm for j in study.chosen(CONFIG, left, ["ppo", "dqn", "fog"])} == {"ppo", "dqn"}
-    assert len(study.chosen(CONFIG, left, ["fog"])) == 2 * len(study.arms_of(CONFIG)) - 1
-
-
-@pytest.mark.usefixtures("here")
-def test_a_word_that_is_nothing_is_refused_in_one_line(study: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        study.chosen(CONFIG, [], ["pppo"])
-    printed = capsys.readouterr().err
-    assert exit_.value.code == 2
-    assert "no such arm, world or seed" in printed
-    assert printed.count("\n") == 1
-
-
 @pytest.mark.parametrize("world", CONFIG["worlds"])
 @pytest.mark.parametrize("arm", CONFIG["policies"])
-def test_policies_are_trained_in_the_same_world_by_the_same_clock(study: ModuleType, arm: str, world: str) -> None:
-    arguments = study.policy_command(CONFIG, arm, world, 2)
+def test_policies_are_trained_in_the_same_world_by_the_same_clock(arm: str, world: str) -> None:
+    arguments = STUDY.overrides(Job(arm, 2, world))
     start = [a for a in arguments if a.startswith("init_from=")]
     base = CONFIG["policies"][arm].get("from")
     assert start == ([f"init_from=runs/studies/rl_vs_supervised/{world}_{base}_seed2/models/last"] if base else [])
     run, policy, _ = settings(resolve(compose_config(open_options(arguments), "train")))
     assert (run.env, run.env_options, run.seed) == (CONFIG["env"], CONFIG["worlds"][world], 2)
-    assert (run.clock, run.max_seconds, run.threads, run.total_steps) == ("cpu", CONFIG["seconds"], 1, study.UNLIMITED)
+    assert (run.clock, run.max_seconds, run.threads, run.total_steps) == ("cpu", 60, 1, 10**9)
     assert (policy.core, policy.hidden_size, policy.encoder.crop, policy.encoder.patch_size) == ("trm", 64, 1, 2)
 
 
@@ -130,9 +66,7 @@ def test_every_reading_is_of_a_supervised_run_and_every_start_too() -> None:
     assert {arm["from"] for arm in CONFIG["policies"].values() if "from" in arm} <= set(CONFIG["supervised"])
 
 
-def test_a_reading_is_recorded_with_what_its_run_took(
-    study: ModuleType, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reading_is_recorded_with_what_its_run_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its run is trained once, whoever asks; references are played once a world."""
     trained: list[list[str]] = []
 
@@ -145,63 +79,49 @@ def test_a_reading_is_recorded_with_what_its_run_took(
         command = f"python -m {module} {' '.join(overrides)} hydra.run.dir={place}"
         (place / "run.json").write_text(json.dumps({"command": command}))
 
-    monkeypatch.setattr(study.study, "train", train)
+    study = Study(tmp_path)
+    study.settings = CONFIG
+    monkeypatch.setattr(runner, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(script, "train", train)
     monkeypatch.setattr("hrm_agent.supervised.load_model", lambda place: make_model())
     monkeypatch.setattr("hrm_agent.evaluation.report.TIMED_CALLS", 1)
-    monkeypatch.setattr(study, "LEVELS", 5)
+    monkeypatch.setattr(script, "LEVELS", 5)
     for arm in ("path_1", "path_1_carried"):
-        assert study.run(CONFIG, study.Job("fog", arm, 1), 1)
+        assert study.run(Job(arm, 1, "fog"))
     assert len(trained) == 1
     assert trained[0][0] == "hrm_agent.supervise"
     assert "++task.env_options.view=2" in trained[0]
-    records = study.study.load(here / "results.json")
+    records = load(tmp_path / "results.json")
     assert [(r["agent"], r["seed"]) for r in records] == [
         ("bfs_replanner", 0), ("clairvoyant", 0), ("path_1", 1), ("path_1_carried", 1), ("random", 0),
     ]  # fmt: skip
     for r in records:
-        assert set(r) >= REQUIRED | {"world", "labels", "labels_used", "segments_per_decision"}
+        assert set(r) >= study.required
     one, carried = records[2:4]
     assert (one["carry"], carried["carry"]) == ("reset", "full")
     assert (one["labels"], one["labels_used"], one["seconds"], one["frames"]) == (50, 128, 2.5, 0)
     assert one["command"].endswith("clock=cpu")
-    drawer = study.study.drawer_of(FOLDER)
-    assert "| path_1 | **" in drawer.results_table(records)
+    assert "| path_1 | **" in draw.results_table(records)
 
 
-def test_frames_to_90_are_of_those_who_act_themselves(study: ModuleType) -> None:
-    drawer = study.study.drawer_of(FOLDER)
+def test_frames_to_90_are_of_those_who_act_themselves() -> None:
     runs = [{"algo": "ppo", "frames_to_90": frames} for frames in (300, None, 100)]
-    assert drawer.frames_to_90(runs) == "300"
-    assert drawer.frames_to_90(runs[1:2]) == "never"
-    assert drawer.frames_to_90([{"algo": "bc", "frames_to_90": None}]) == ""
-    assert drawer.training_time([{"seconds_before": 150.0, "seconds": 149.6}]) == "150 + 150 s"
+    assert draw.frames_to_90(runs) == "300"
+    assert draw.frames_to_90(runs[1:2]) == "never"
+    assert draw.frames_to_90([{"algo": "bc", "frames_to_90": None}]) == ""
+    assert draw.training_time([{"seconds_before": 150.0, "seconds": 149.6}]) == "150 + 150 s"
 
 
-def test_labels_are_those_of_the_whole_run(study: ModuleType, tmp_path: Path) -> None:
+def test_labels_are_those_of_the_whole_run(tmp_path: Path) -> None:
     """As the newest checkpoint counts them: a line of the log comes before the end."""
-    assert study.labelled_steps(tmp_path) == 0
+    assert script.labelled_steps(tmp_path) == 0
     for frames, labels in ((100, 90), (200, 170)):
         path = tmp_path / "checkpoints" / f"{frames:012d}.safetensors"
         save_tensors(path, {"x": torch.zeros(1)}, {"learner": {"labels": labels}})
-    assert study.labelled_steps(tmp_path) == 170
+    assert script.labelled_steps(tmp_path) == 170
 
 
-def test_curves_know_the_time(study: ModuleType) -> None:
-    lines = [
-        {"frames": 100, "train/frames_per_second": 50.0},
-        {"frames": 200, "validation/success": 0.25},
-        {"frames": 210, "train/frames_per_second": 100.0, "train/success": 0.5},
-        {"frames": 400, "validation/success": 0.5},
-    ]
-    assert study.on_validation(lines) == [[200, 2.0, 0.25], [400, 4.0, 0.5]]
-    assert study.on_validation(lines[1:2]) == []
-    long = [[i, float(i), 0.5] for i in range(1000)]
-    assert len(study.thinned(long)) <= study.POINTS
-    assert study.thinned(long)[-1] == long[-1]
-    assert study.thinned([]) == []
-
-
-def test_probes_ask_where_the_input_does_not_answer(latents: ModuleType) -> None:
+def test_probes_ask_where_the_input_does_not_answer() -> None:
     """A token holds a cell, its east and south edges and their crossing."""
     grid = np.array(
         [
@@ -225,7 +145,7 @@ def test_probes_ask_where_the_input_does_not_answer(latents: ModuleType) -> None
     assert (path & known).reshape(3, 3).tolist() == [[False, True, False], [False, True, False], [False] * 3]
 
 
-def test_a_probe_reads_what_is_there_and_nothing_from_noise(latents: ModuleType) -> None:
+def test_a_probe_reads_what_is_there_and_nothing_from_noise() -> None:
     random = np.random.default_rng(0)
 
     def views(count: int) -> Any:
@@ -243,7 +163,7 @@ def test_a_probe_reads_what_is_there_and_nothing_from_noise(latents: ModuleType)
     assert 0.4 < noise["path_auc"] < 0.6
 
 
-def test_latents_of_a_model_and_of_a_policy_with_its_weights_are_the_same(latents: ModuleType) -> None:
+def test_latents_of_a_model_and_of_a_policy_with_its_weights_are_the_same() -> None:
     """What is compared is the same thing on both sides: with equal weights they agree, with others not."""
     model = make_model()
     env = make_vector_env("DynamicMaze-v0", 30)
@@ -265,7 +185,7 @@ def test_latents_of_a_model_and_of_a_policy_with_its_weights_are_the_same(latent
     assert linear_cka(*after) == pytest.approx(1)
 
 
-def test_networks_that_should_start_apart_have_other_seeds(latents: ModuleType) -> None:
+def test_networks_that_should_start_apart_have_other_seeds() -> None:
     seeds = CONFIG["seeds"]
     assert [latents.next_seed(seeds, seed) for seed in seeds] == [*seeds[1:], seeds[0]]
     assert max(seeds) < latents.FRESH_SEEDS
@@ -275,6 +195,4 @@ def test_networks_that_should_start_apart_have_other_seeds(latents: ModuleType) 
 
 def test_path_policies_are_measured_as_any_agent() -> None:
     """The records hold what the evaluator's report has."""
-    assert set(load_script("run").MEASURED) <= set(
-        evaluate_path_policy(make_model(), "DynamicMaze-v0", {}, 2, 1, baselines=False)
-    )
+    assert set(SKILL) <= set(evaluate_path_policy(make_model(), "DynamicMaze-v0", {}, 2, 1, baselines=False))

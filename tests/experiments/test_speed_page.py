@@ -2,74 +2,45 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from experiments.engine.records import ROOT
+from experiments.speed import roofline
 from hrm_agent.benchmarks.deciding import decision_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.published import PublishedAgent
 from hrm_agent.benchmarks.training import paper_segment, segment_operations
 
-ROOT = Path(__file__).resolve().parents[2]
 SPEED = ROOT / "experiments" / "speed"
 PAGE = (ROOT / "docs" / "scale.md").read_text()
 H100 = 800e12
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SPEED / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("name", ["roofline", "profile_training", "plain_hrm_agent"])
-def test_tables_say_what_the_records_say(name: str) -> None:
-    page = (SPEED / "README.md").read_text()
-    if not (SPEED / f"{name}.json").is_file():
-        assert f"<!-- table {name} -->\n\n<!-- /table {name} -->" in page
-        pytest.skip("not measured yet: its table is empty")
-    assert script(name).filled(page, json.loads((SPEED / f"{name}.json").read_text())) == page
-
-
-def test_the_table_of_the_default_run_says_what_its_record_says(tmp_path: Path) -> None:
-    module, page = script("default_run"), (SPEED / "README.md").read_text()
-    module.PAGE = tmp_path / "README.md"
-    module.PAGE.write_text(page)
-    module.draw(json.loads((SPEED / "default_run.json").read_text()))
-    assert module.PAGE.read_text() == page
-
-
 def test_floors_are_those_of_the_records_rates() -> None:
-    module, result = script("roofline"), json.loads((SPEED / "roofline.json").read_text())
+    result = json.loads((SPEED / "roofline.json").read_text())
     for r in result["records"]:
-        floors = module.floor_times(r, result["peak_gflops"], result["bandwidth_gigabytes_per_second"])
+        floors = roofline.floor_times(r, result["peak_gflops"], result["bandwidth_gigabytes_per_second"])
         assert {name: r[name] for name in floors} == floors
         assert r["passed"]
         assert r["above_floor"] > 1  # else it is no floor
     cores = {(r["size"], r["core"], r["mixing"], r["training"]) for r in result["records"]}
-    assert len(cores) == 2 * 2 * len(module.NAMES)
+    assert len(cores) == 2 * 2 * len(roofline.NAMES)
 
 
 def test_operations_and_bytes_of_the_rooflines_are_still_those() -> None:
-    module = script("roofline")
     records = json.loads((SPEED / "roofline.json").read_text())["records"]
     for core, mixing in (("trm", "conv"), ("gru", "")):
-        shape = module.SHAPES["default"]
+        shape = roofline.SHAPES["default"]
         [r] = [
             r for r in records
             if (r["size"], r["core"], r["mixing"], r["training"], r["path"])
             == ("default", core, mixing, True, "plain")
         ]  # fmt: skip
-        case = module.segment_case("default", shape, core, mixing, True, ["plain"])
+        case = roofline.segment_case("default", shape, core, mixing, True, ["plain"])
         assert r["operations"] == case.operations
-        assert r["bytes"] == module.least_bytes("default", shape, core, mixing, True)
+        assert r["bytes"] == roofline.least_bytes("default", shape, core, mixing, True)
 
 
 # docs/scale.md

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -146,15 +145,3 @@ def test_training_writes_its_test_evaluation_into_the_card(tmp_path: Path, monke
     assert info["command"] in page
     assert str(tmp_path) not in page
     assert f"| this agent | {report['success']:.3f} |" in page
-
-
-def test_the_page_of_the_shipped_agents_says_what_their_records_say() -> None:
-    path = Path(__file__).resolve().parents[3] / "experiments" / "shipped_agents" / "build.py"
-    spec = importlib.util.spec_from_file_location("build_shipped_agents", path)
-    assert spec is not None
-    assert spec.loader is not None
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-    page = build.PAGE.read_text()
-    assert page == build.filled(page, build.load_records())
-    assert build.load_records()

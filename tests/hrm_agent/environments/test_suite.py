@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,8 @@ import pytest
 import yaml
 from omegaconf import DictConfig
 
+from experiments.suite import baselines as suite
+from experiments.suite import draw
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import ReplanActor, run_episodes
 from hrm_agent.launch.cli import UsageError, compose_config
@@ -26,16 +26,6 @@ FOLDER = ROOT / "experiments" / "suite"
 LEVELS = sorted(path.stem for path in (ROOT / "configs" / "experiment" / "suite").glob("*.yaml"))
 BASELINES = {record["level"]: record for record in json.loads((FOLDER / "baselines.json").read_text())}
 STUDY = yaml.safe_load((FOLDER / "study.yaml").read_text())
-
-
-@pytest.fixture(scope="module")
-def suite() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("suite_baselines", FOLDER / "baselines.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @cache
@@ -57,7 +47,7 @@ def test_a_level_composes_and_builds_a_policy(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEVELS)
-def test_the_figures_are_those_of_the_level_as_it_is(name: str, suite: ModuleType) -> None:
+def test_the_figures_are_those_of_the_level_as_it_is(name: str) -> None:
     env, record = resolve(composed(name))["env"], BASELINES[name]
     assert (record["env"], record["env_options"]) == (env["id"], env["options"])
     assert record["env_options"]["max_episode_steps"] == record["time_limit_by_rule"]
@@ -68,7 +58,7 @@ def test_the_figures_are_those_of_the_level_as_it_is(name: str, suite: ModuleTyp
     assert (config.height, config.width) == (int(side), int(side))
 
 
-def test_the_references_play_in_the_world_that_agents_train_in(suite: ModuleType) -> None:
+def test_the_references_play_in_the_world_that_agents_train_in() -> None:
     env = resolve(composed("all_17"))["env"]
     assert suite.load_world("all_17") == (env["id"], env["options"])
 
@@ -111,26 +101,19 @@ def test_decoys_are_mostly_immaterial() -> None:
     assert record["material_share"] < 0.1
 
 
-def test_the_table_says_what_the_json_says(suite: ModuleType) -> None:
-    page = (FOLDER / "README.md").read_text()
-    assert page == suite.filled(FOLDER / "README.md")
-    for name in LEVELS:
-        assert f"\n| {name} | " in page
-
-
 @pytest.fixture
 def record() -> dict[str, Any]:
     return {"agent": "size_13", "success": 0.5, "success_ci95": [0.4, 0.6], "spl": 0.3, "frames": 1000, "seconds": 9.0}
 
 
-def test_agents_have_columns_only_if_there_are_records(suite: ModuleType, record: dict[str, Any]) -> None:
+def test_agents_have_columns_only_if_there_are_records(record: dict[str, Any]) -> None:
     levels = list(BASELINES.values())
-    without, rows = suite.rows_of(levels, []), suite.rows_of(levels, [record])
-    assert not set(suite.AGENT_COLUMNS) & set(without[0])
+    without, rows = draw.rows_of(levels, []), draw.rows_of(levels, [record])
+    assert not set(draw.AGENT_COLUMNS) & set(without[0])
     assert all(list(row) == list(rows[0]) for row in rows)
     assert rows[0]["ours [95%]"] == "**0.500** [0.400, 0.600]"
     assert rows[1]["ours [95%]"] == ""
-    twice = suite.agent_columns([record, {**record, "success": 0.7}])
+    twice = draw.agent_columns([record, {**record, "success": 0.7}])
     assert twice["ours [95%]"].startswith("**0.600** [0.000, 1.000]")
 
 
@@ -144,7 +127,7 @@ def test_an_unknown_level_is_refused_on_one_line(choice: str) -> None:
 SMALL = {"layout": "braid", "rows": 4, "cols": 4, "doors": 0, "max_episode_steps": 100}
 
 
-def test_on_a_tree_to_wait_at_the_door_is_best(suite: ModuleType) -> None:
+def test_on_a_tree_to_wait_at_the_door_is_best() -> None:
     world = {**SMALL, "doors": 6, "door_process": "periodic", "p_change": 0.1}
     played = run_episodes(ReplanActor(), "DynamicMaze-v0", world, 60, oracle=False)
     assert played.clairvoyant is not None
@@ -152,14 +135,14 @@ def test_on_a_tree_to_wait_at_the_door_is_best(suite: ModuleType) -> None:
     assert np.array_equal(played.steps[solvable], played.clairvoyant[solvable])
 
 
-def test_without_fog_memory_changes_nothing(suite: ModuleType) -> None:
+def test_without_fog_memory_changes_nothing() -> None:
     world = {**SMALL, "loops": 0.5, "doors": 3, "goal_process": "jump", "p_goal": 0.1}
     plain = run_episodes(ReplanActor(), "DynamicMaze-v0", world, 40, batch=16)
     remembering = run_episodes(suite.ReferenceActor(remembers=True), "DynamicMaze-v0", world, 40, batch=16)
     assert np.array_equal(plain.steps, remembering.steps)
 
 
-def test_who_remembers_explores_a_tree_to_its_end(suite: ModuleType) -> None:
+def test_who_remembers_explores_a_tree_to_its_end() -> None:
     world = {**SMALL, "view": 1}
     remembering = run_episodes(suite.ReferenceActor(remembers=True), "DynamicMaze-v0", world, 40, batch=16)
     # A walk that never enters a branch twice passes each of the 15 edges at most twice, two steps each way.
@@ -167,7 +150,7 @@ def test_who_remembers_explores_a_tree_to_its_end(suite: ModuleType) -> None:
     assert run_episodes(ReplanActor(), "DynamicMaze-v0", world, 40, oracle=False).success.mean() < 0.6
 
 
-def test_memory_holds_what_was_seen_last(suite: ModuleType) -> None:
+def test_memory_holds_what_was_seen_last() -> None:
     options = {**SMALL, "view": 2, "doors": 3, "p_change": 0.2, "goal_process": "walk", "p_goal": 0.3}
     env = make_vector_env("DynamicMaze-v0", 6, options)
     obs, _ = env.reset(seed=3)
@@ -190,7 +173,7 @@ def test_memory_holds_what_was_seen_last(suite: ModuleType) -> None:
     env.close()
 
 
-def test_who_waits_takes_no_notice_of_doors(suite: ModuleType) -> None:
+def test_who_waits_takes_no_notice_of_doors() -> None:
     world = {**SMALL, "loops": 1.0, "doors": 6, "door_process": "periodic", "p_change": 0.3}
     env = make_vector_env("DynamicMaze-v0", 32, world)
     obs, _ = env.reset(seed=0)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny import QUICK, tiny_policy
 
+from experiments.carry_budget import latents as script
 from hrm_agent.agents.agent import Agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation import latents, probes
@@ -30,18 +29,6 @@ from hrm_envs import Cell
 ENV = "DynamicMaze-v0"
 BUSY: dict[str, Any] = {"rows": 3, "cols": 3, "walls": 1, "doors": 3, "p_change": 0.4, "max_episode_steps": 9}
 SMALL = {**BUSY, "rows": 2, "walls": 0, "doors": 2}  # where an untrained agent ends some episodes early
-SCRIPT = Path(__file__).resolve().parents[3] / "experiments" / "carry_budget" / "latents.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("carry_budget_latents", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def maze_policy(carry: str = "full", options: dict[str, Any] | None = None, **changes: Any) -> Policy:
@@ -389,7 +376,7 @@ def test_cores_without_latents_are_refused() -> None:
 
 
 def test_one_command_measures_what_is_missing_and_redraws(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     runs = []
     for carry in ("reset", "full"):

@@ -1,0 +1,3 @@
+from experiments.engine.runner import main
+
+main()

@@ -1,0 +1,120 @@
+"""Markdown tables, and the rows that most studies have: their arms, then the policies that need no training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from experiments.engine.records import Record
+from experiments.engine.statistics import NEVER, Estimate, mean_of, median_of, success_interval
+
+EMPTY = "No record yet."
+REFERENCES = ("random", "bfs_replanner", "clairvoyant")
+LABELS = {"random": "random policy", "bfs_replanner": "BFS re-planner", "clairvoyant": "clairvoyant bound"}
+SHORT = ("agent", "success [95% over seeds]", "each seed", "frames", "training, median")
+"""Columns of the table that the project's README has."""
+
+
+def table(rows: Sequence[dict[str, str]], columns: Sequence[str] | None = None) -> str:
+    """Markdown with one line a row.
+
+    Args:
+        rows: cells by column; what a row lacks is left blank.
+        columns: which of them, in this order; those of the first row where None.
+    """
+    if not rows:
+        return EMPTY
+    names = columns or tuple(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join(lines + ["| " + " | ".join(row.get(name, "") for name in names) + " |" for row in rows])
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Blank for None."""
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def average(runs: Sequence[Record], name: str, digits: int = 3) -> str:
+    """Mean of a field over the runs that have it."""
+    return number(mean_of(run.get(name) for run in runs), digits)
+
+
+def estimate(value: Sequence[float] | None, bold: bool = True, digits: int = 3) -> str:
+    """`value [low, high]`; blank for None."""
+    if value is None:
+        return ""
+    middle, low, high = (f"{number:.{digits}f}" for number in value[:3])
+    return f"**{middle}** [{low}, {high}]" if bold else f"{middle} [{low}, {high}]"
+
+
+def success(record: Record, bold: bool = False, digits: int = 3) -> str:
+    """Success of one record with its interval over levels."""
+    return estimate(Estimate(record["success"], *record["success_ci95"]), bold, digits)
+
+
+def each_seed(runs: Sequence[Record], digits: int = 3) -> str:
+    return " ".join(f"{run['success']:.{digits}f}" for run in runs)
+
+
+def median(runs: Sequence[Record], name: str, digits: int = 0, unit: str = "") -> str:
+    """Median of a field over seeds; `never` where most runs did not get there."""
+    value = median_of(run[name] for run in runs)
+    return "never" if value == NEVER else f"{value:,.{digits}f}{unit}"
+
+
+def seconds(runs: Sequence[Record]) -> str:
+    """Median seconds of training."""
+    return f"{median_of(run['seconds'] for run in runs):.0f} s"
+
+
+def longest(runs: Sequence[Record]) -> str:
+    """The longest whole command, where that is known."""
+    walls = [run["wall_seconds"] for run in runs if run.get("wall_seconds") is not None]
+    return f"{max(walls):.0f} s" if walls else ""
+
+
+def by_agent(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Runs of every agent, the most successful agent first, those that need no training last."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record["agent"], []).append(record)
+    rank = {name: len(REFERENCES) - place for place, name in enumerate(REFERENCES)}
+    return dict(
+        sorted(groups.items(), key=lambda g: (rank.get(g[0], 0), -(mean_of(r["success"] for r in g[1]) or 0.0)))
+    )
+
+
+def arm_rows(records: Sequence[Record], arms: Sequence[str]) -> list[dict[str, str]]:
+    """One row an arm, then the references on the levels of its environment; from the records alone."""
+    rows: list[dict[str, str]] = []
+    seen = set()
+    for arm in arms:
+        runs = [record for record in records if record["agent"] == arm]
+        if not runs:
+            continue
+        rows.append(
+            {
+                "agent": arm,
+                "success [95% over seeds]": estimate(success_interval(runs)),
+                "each seed": each_seed(runs),
+                **({"return": average(runs, "return", 1)} if runs[0]["spl"] is None else {}),
+                "SPL": average(runs, "spl"),
+                "regret after a material change": average(runs, "regret_after_material_change"),
+                "frames": f"{runs[0]['frames']:,}",
+                "training, median": seconds(runs),
+                "whole command, longest": longest(runs),
+                "parameters": f"{runs[0]['parameters']:,}",
+            }
+        )
+        for key, name in LABELS.items():
+            known, label = runs[0][key], f"{name}, {runs[0]['env']}"
+            if known and (label, known["success"]) not in seen:
+                seen.add((label, known["success"]))
+                rows.append(
+                    {
+                        "agent": label,
+                        "success [95% over seeds]": success(known),
+                        "SPL": average([known], "spl"),
+                        "regret after a material change": average([known], "regret_after_material_change"),
+                    }
+                )
+    return rows
