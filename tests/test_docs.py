@@ -148,8 +148,8 @@ def do_bash(block: Block, monkeypatch: pytest.MonkeyPatch) -> None:
         elif words[0] == "torchrun":
             at = words.index("-m")
             check_command(words[at + 1], words[at + 2 :], monkeypatch, installed=block.mark != "not installed")
-        elif words[0] == "python" and words[1].startswith("experiments/"):
-            assert (ROOT / words[1]).is_file()
+        elif words[:2] == ["python", "-m"] and words[2].startswith("experiments."):
+            assert importlib.util.find_spec(words[2])
         else:
             text = " ".join(words)
             assert any(re.fullmatch(pattern, text) for pattern in SHELL), f"nothing runs or checks {text!r}"
