@@ -183,7 +183,10 @@ class GRUPlan:
     divides = False
 
     def supports(self, x: Tensor, state: Sequence[Tensor]) -> bool:
-        ready = x.dtype == torch.float32 and x.device.type == "cpu" and all(s.dtype == x.dtype for s in state)
+        core = self.core
+        numbers = (x, *state, core.h_init, *core.cell.parameters())
+        ready = all(t.dtype == torch.float32 and t.is_cpu for t in numbers)
+        # The kernels read the gates' products, which torch computes from weights of any layout.
         return ready and not (torch.is_autocast_enabled("cpu") or is_traced())
 
     def run_segments(self, tokens: Tensor, state: State, segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -1,7 +1,8 @@
 """Compiles the C++ kernels on the machine that runs them, once, into the user's cache folder.
 
 The library's name holds a hash of the source, the compiler and the processor, so that neither a new version nor a home
-folder shared by different machines meets a library made for another.
+folder shared by different machines meets a library made for another. Beside it lie its size and SHA-256: a library that
+was cut short is compiled anew, and one that another user could have written is not loaded.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import atexit
 import ctypes
 import hashlib
+import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,6 +26,7 @@ import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +82,7 @@ def is_ready() -> bool:
     if _lock.locked():
         return False
     try:
-        return _library.cache_info().currsize > 0 or _place(_compiler()).exists()
+        return _library.cache_info().currsize > 0 or _seal_of(_place(_compiler())).exists()
     except (NoKernels, OSError, RuntimeError):
         return True
 
@@ -104,7 +109,7 @@ def _library() -> ctypes.CDLL | str:
         compiler = _compiler()
         try:
             path = _place(compiler)
-            if not path.exists():
+            if not _is_whole(path):
                 _compile(compiler, path)
         except NoKernels:
             raise
@@ -123,7 +128,53 @@ def _place(compiler: str) -> Path:
     key = hashlib.sha256("\0".join([compiler, _version(compiler), *FLAGS, *_own_flags(), _processor()]).encode())
     for source in sorted(SOURCES.iterdir()):
         key.update(source.read_bytes())
-    return cache_folder() / f"stack-{key.hexdigest()[:16]}.so"
+    return cache_folder().absolute() / f"stack-{key.hexdigest()[:16]}.so"  # absolute: the loader searches for names
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there, as it was written; a damaged one is compiled anew.
+
+    Raises:
+        OSError: another user owns it, or could have written it.
+    """
+    if not path.exists():
+        return False
+    _check_owner(path.parent)
+    _check_owner(path)
+    data = path.read_bytes()
+    try:
+        seal = json.loads(_seal_of(path).read_text())
+        whole = seal == _seal(data)
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        _log.warning("%s is damaged, or of an earlier version: the C++ kernels are compiled anew", path)
+    return whole
+
+
+def _seal(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _check_owner(path: Path) -> None:
+    """As OpenSSH does with its keys: what is loaded must be ours alone to write.
+
+    Raises:
+        OSError: it is not.
+    """
+    if not hasattr(os, "getuid"):
+        return
+    found = path.lstat()
+    if stat.S_ISLNK(found.st_mode) or found.st_uid not in (os.getuid(), 0):
+        raise OSError(f"{path} belongs to another user, or is a link")
+    if found.st_mode & 0o022:
+        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+            raise OSError(f"{path} can be written by other users")
+        path.chmod(stat.S_IMODE(found.st_mode) & ~0o022)  # files in it are checked themselves
 
 
 def _load_uncached(compiler: str) -> ctypes.CDLL:
@@ -136,8 +187,9 @@ def _load_uncached(compiler: str) -> ctypes.CDLL:
 def _compiler() -> str:
     given = os.environ.get("CXX")
     for name in [given] if given else COMPILERS:
-        if found := shutil.which(name):
-            return found
+        words = shlex.split(name)  # "ccache g++"
+        if words and shutil.which(words[0]):
+            return name
     raise NoKernels(f"no C++ compiler found ({given or ', '.join(COMPILERS)})")
 
 
@@ -147,7 +199,7 @@ def _own_flags() -> list[str]:
 
 
 def _version(compiler: str) -> str:
-    answer = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    answer = subprocess.run([*shlex.split(compiler), "--version"], capture_output=True, text=True, check=False)
     return answer.stdout
 
 
@@ -164,21 +216,34 @@ def _processor() -> str:
 
 def _compile(compiler: str, path: Path) -> None:
     global _began
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             _began = time.monotonic()
             made = Path(folder) / path.name
             reason = ""
             for native in ("-march=native", "-mcpu=native"):  # x86, ARM
-                error = _compile_files([compiler, *FLAGS, native, *_own_flags()], made)
+                error = _compile_files([*shlex.split(compiler), *FLAGS, native, *_own_flags()], made)
                 if not error:
-                    os.replace(made, path)  # whole or not at all, also where two processes compile at once
+                    _keep(made, path)
                     return
                 reason = reason or " ".join(error.split())[:200]
     finally:
         _began = None
     raise NoKernels(f"{compiler} does not compile them: {reason}")
+
+
+def _keep(made: Path, path: Path) -> None:
+    """Move a library to its place: whole or not at all, also where two processes compile at once."""
+    seal = made.with_suffix(".json")
+    seal.write_text(json.dumps(_seal(made.read_bytes())))
+    for file in (made, seal):
+        file.chmod(0o600)
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())
+    os.replace(made, path)
+    os.replace(seal, _seal_of(path))
 
 
 def _compile_files(command: list[str], made: Path) -> str:

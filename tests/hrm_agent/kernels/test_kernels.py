@@ -206,6 +206,51 @@ def test_kernels_are_compiled_once_in_the_background_even_without_a_cache(
     assert told == ([] if cache == "cache" else ["the C++ kernels are compiled anew in every process"])
 
 
+@needs_kernels
+def test_a_damaged_library_is_made_anew_and_one_that_others_can_write_is_not_loaded(
+    no_compiler: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = next(filter(shutil.which, build.COMPILERS))
+    monkeypatch.setenv("CXX", f"env {compiler}")  # two words, as "ccache g++"
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "source")
+    build.SOURCES.mkdir()
+    (build.SOURCES / "small.cpp").write_text('extern "C" int nothing() { return 0; }\n')
+    cache = tmp_path / "cache"
+
+    def load() -> str:
+        """Where a new process has its library from, in an empty cache of functions."""
+        build._library.cache_clear()
+        return str(Path(build.library()._name).parent)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HRM_AGENT_CACHE", "cache")  # relative
+    assert load() == str(cache)
+    (library,) = cache.glob("*.so")
+    assert cache.stat().st_mode & 0o777 == 0o700
+    whole, seal = library.read_bytes(), library.with_suffix(".json")
+    assert load() == str(cache)
+    assert caplog.messages == []
+    for damage in (whole[: len(whole) // 2], b"", b"x" * len(whole)):
+        replacement = cache / "new"  # not written into: this process has it mapped
+        replacement.write_bytes(damage)
+        replacement.chmod(0o600)
+        replacement.replace(library)
+        assert load() == str(cache)
+        assert library.read_bytes() == whole
+        assert "is damaged" in caplog.messages.pop()
+    seal.write_text("[]")
+    assert load() == str(cache)
+    assert "is damaged" in caplog.messages.pop()
+    library.chmod(0o666)
+    assert load() != str(cache)
+    assert "can be written by other users" in caplog.messages.pop()
+    library.chmod(0o600)
+    library.rename(tmp_path / "elsewhere.so")
+    library.symlink_to(tmp_path / "elsewhere.so")
+    assert load() != str(cache)
+    assert "or is a link" in caplog.messages.pop()
+
+
 def test_an_unknown_kernel_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
