@@ -22,9 +22,9 @@ from hrm_agent.evaluation.report import (
 )
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.parallel.threads import Threads, available_cores
-from hrm_agent.policies.policy import to_tensors
 from hrm_agent.recurrence import check_kernel
 from hrm_agent.tensors.files import write_atomically
+from hrm_agent.tensors.trees import to_tensors
 from hrm_agent.training.kernel_choice import choose_for_playing
 from hrm_envs import MazeVectorEnv
 

@@ -22,22 +22,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor
 
 from hrm_agent.cores.blocks import BlockStack
-from hrm_agent.cuda import Accelerator, CudaConfig
-from hrm_agent.cuda.accelerator import build
 from hrm_agent.cuda.core import AGREEMENT, CoreForward, all_in_bf16, install
 from hrm_agent.environments.make import make_vector_env
+from hrm_agent.experience.collector import Collector
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve, settings
-from hrm_agent.parallel.graphs import Again, CudaGraph, Replayed
+from hrm_agent.parallel.cuda import CudaConfig
+from hrm_agent.parallel.graphs import graph_wrapper
 from hrm_agent.parallel.threads import Threads
-from hrm_agent.policies.policy import Policy, to_tensors
+from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import use
+from hrm_agent.tensors.trees import to_tensors
 from hrm_agent.training.learners import build_env, build_learner
+from hrm_agent.training.trainer import wrap_for
 
 HERE = Path(__file__).resolve().parent
 Decide = Callable[[], Tensor]
@@ -45,9 +46,8 @@ PATHS = ("eager float32", "eager", "compiled", "graph", "compiled graph", "trito
 SWITCHES: dict[str, dict[str, bool]] = {
     "all": {},
     "no graphs": {"graphs": False},
-    "no halves": {"halves": False},
     "no bf16": {"bf16": False},
-    "none": {"graphs": False, "halves": False, "bf16": False},
+    "none": {"graphs": False, "bf16": False},
     "all and triton": {"triton": True},
 }
 TINY = ["core.hidden_size=32", "core.H_layers=1", "core.L_layers=1", "core.inner_size=32", "segments=2"]
@@ -164,19 +164,16 @@ def decide_by(path: str, policy: Policy, inputs: tuple[Any, Any, Any]) -> Decide
             stack.compile(dynamic=False)
 
     @torch.no_grad()
-    def decide() -> Tensor:
-        return policy.step(*inputs).logits
+    def step(*given: Any) -> Tensor:
+        return policy.step(*given).logits
 
     if path == "triton" or path == "triton graph":
         forward.weights_changed()
-    if not path.endswith("graph"):
-        return decide
-    device = policy.device
-    replayed = Replayed("it", decide, CudaGraph(device) if device.type == "cuda" else Again(), lambda: (), said.append)
-    replayed()
+    decide = graph_wrapper(policy.device, said.append)("it", step) if path.endswith("graph") else step
+    decide(*inputs)
     if said:
         raise RuntimeError(said[0])
-    return replayed
+    return lambda: decide(*inputs)
 
 
 def decisions(records: Records, device: torch.device, limits: dict[str, float], options: argparse.Namespace) -> None:
@@ -230,22 +227,18 @@ class Training:
         values = resolve(compose_config(["env=PaperMaze-v0", "device=cpu", "shards=1", *sizes], "train"))
         trainer, config, algo = settings(values)
         self.said: list[str] = []
-        shards = Threads(1)
-        switched = replace(CudaConfig(), **switches)
-
-        def make(count: int) -> gym.vector.VectorEnv:
-            return build_env(algo, trainer.env, count, trainer.env_options)
-
+        threads, cuda = Threads(1), replace(CudaConfig(), **switches)
         torch.manual_seed(0)
-        env = build(switched, str(device), make, algo.num_envs)
+        env = build_env(algo, trainer.env, algo.num_envs, trainer.env_options)
         policy = Policy(config, env.single_observation_space, env.single_action_space).to(device)
         use(policy, kernel)
-        fast = Accelerator(switched, policy, self.said.append)
-        self.collector = fast.collector(env, 0, shards)
-        self.learner = build_learner(policy, algo, env.single_observation_space, self.collector, shards, 0)
-        self.learner.algo = fast.algorithm(self.learner.algo)
+        self.forward = install(policy.core, cuda.bf16, cuda.triton, self.said.append)
+        wrap = wrap_for(policy, algo, threads, self.said.append) if cuda.graphs else None
+        self.collector = Collector(env, policy, 0, threads, wrap=wrap)
+        self.learner = build_learner(policy, algo, env.single_observation_space, self.collector, threads, 0)
 
     def collect(self) -> None:
+        self.forward.weights_changed()
         self.learner.collect(self.collector, 0.0)
 
     def update(self) -> None:
@@ -255,7 +248,7 @@ class Training:
 def train(records: Records, device: torch.device, options: argparse.Namespace) -> None:
     """What each switch gives, in frames a second of collection, of the update, and of both."""
     rows = [(name, switches, "plain") for name, switches in SWITCHES.items()] + [("all", {}, "compiled")]
-    for name, switches, kernel in [rows[0], rows[4]] if options.smoke else rows:
+    for name, switches, kernel in [rows[0], rows[3]] if options.smoke else rows:
         key = {"what": "training", "switches": name, "kernel": kernel}
         if records.has(**key):
             continue

@@ -21,7 +21,6 @@ MSE; the rest is read off its code, github.com/LongDangHoang/HRM_RL_Agent at com
 from __future__ import annotations
 
 import copy
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,16 +29,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.algos.optim import AdamATan2, FusedAdamW, adamw, load_optimizer_tensors, optimizer_tensors
+from hrm_agent.algos.optim import (
+    OPTIMIZERS,
+    build_optimizer,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from hrm_agent.algos.update import Part, drift_sums, gradient_step, part_of
 from hrm_agent.experience.replay import Replay, Sequences
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState
-from hrm_agent.policies.encoders import Observation, map_observation
 from hrm_agent.policies.policy import Policy
-from hrm_agent.tensors.gradients import clip_gradients, set_gradients
+from hrm_agent.tensors import trees
 from hrm_agent.tensors.trees import flatten, unflatten
 
-OPTIMIZERS = ("adamw", "adam_atan2")
 LOSSES: dict[str, Callable[..., Tensor]] = {"huber": nn.functional.huber_loss, "mse": nn.functional.mse_loss}
 
 
@@ -132,29 +136,23 @@ class DQN:
     Args:
         policy: trained in place; `PolicyConfig.heads` must be `q`.
         config: see `DQNConfig`.
-        shards: threads that a batch is split over.
+        threads: that a batch is split over.
         seed: of the sampled sequences.
 
     Raises:
         ValueError: the policy has no Q-values.
     """
 
-    def __init__(self, policy: Policy, config: DQNConfig, shards: Threads, seed: int) -> None:
+    def __init__(self, policy: Policy, config: DQNConfig, threads: Threads, seed: int) -> None:
         if policy.config.heads != "q":
             raise ValueError(f"heads={policy.config.heads}: DQN trains Q-values; set heads=q")
-        self.policy, self.config, self.shards = policy, config, shards
+        self.policy, self.config, self.threads = policy, config, threads
         self.target = copy.deepcopy(policy).requires_grad_(False)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
-        self.optimizer = self._make_optimizer()
+        betas, lr = (config.beta1, config.beta2), config.learning_rate
+        self.optimizer = build_optimizer(config.optimizer, self.parameters, lr, betas, config.weight_decay, config.eps)
         self.generator = torch.Generator().manual_seed(seed)
         self.steps = 0  # optimizer steps taken
-
-    def _make_optimizer(self) -> FusedAdamW | torch.optim.Optimizer:
-        c = self.config
-        betas = (c.beta1, c.beta2)
-        if c.optimizer == "adam_atan2":
-            return AdamATan2(self.parameters, c.learning_rate, betas, c.weight_decay)
-        return adamw(self.parameters, c.learning_rate, betas, c.eps, c.weight_decay)
 
     def epsilon(self, progress: float) -> float:
         """Share of random actions when the fraction `progress` of the run is done."""
@@ -197,43 +195,39 @@ class DQN:
         """One optimizer step on a batch. Returns what was measured and the TD errors `[train, B]`."""
         rows = max(1, int(batch.mask.sum()))
 
-        def gradient(part: slice) -> Part:
-            return self._gradient(*self.loss(batch.columns(part), rows))
+        def part(columns: slice) -> tuple[Part, Tensor]:
+            return self._differentiate(*self.loss(batch.columns(columns), rows))
 
-        parts = self.shards.map(gradient, self.policy.slices(self.shards, batch.mask.shape[1], divisible=False))
-        return self._step(parts, progress), torch.cat([p[2] for p in parts], 1)
+        return self._step(self.threads.map(part, self._slices(batch)), progress)
 
     def _train_segments(self, batch: Sequences, progress: float) -> tuple[dict[str, float], Tensor]:
-        """One optimizer step at each segment of thought. Returns sums over them and the last one's TD errors."""
+        """One optimizer step after each segment. Returns sums over them and the last one's TD errors."""
         rows = max(1, int(batch.mask.sum()))
-        slices = self.policy.slices(self.shards, batch.mask.shape[1], divisible=False)
-        losses = self.shards.map(lambda part: self._segment_losses(batch.columns(part), rows), slices)
+        losses = self.threads.map(lambda part: self._segment_losses(batch.columns(part), rows), self._slices(batch))
         sums: dict[str, float] = defaultdict(float)
-        parts: list[Part] = []
+        errors = torch.zeros(0)
         for _ in range(self.policy.segments):
-            parts = self.shards.map(lambda each_loss: self._gradient(*next(each_loss)), losses)
-            for name, value in self._step(parts, progress).items():
+            parts = self.threads.map(lambda each_loss: self._differentiate(*next(each_loss)), losses)
+            measured, errors = self._step(parts, progress)
+            for name, value in measured.items():
                 sums[name] += value
-        return sums, torch.cat([p[2] for p in parts], 1)
+        return sums, errors
 
-    def _gradient(self, loss: Tensor, measured: dict[str, float], errors: Tensor) -> Part:
-        return torch.autograd.grad(loss, self.parameters, allow_unused=True), measured, errors
+    def _slices(self, batch: Sequences) -> list[slice]:
+        return self.policy.slices(self.threads, batch.mask.shape[1], divisible=False)
 
-    def _step(self, parts: list[Part], progress: float) -> dict[str, float]:
-        """One step of the optimizer and of the target network, the gradient summed over shards in a fixed order."""
-        set_gradients(self.parameters, (p[0] for p in parts))
-        norm = clip_gradients(self.parameters, self.config.max_grad_norm)
+    def _differentiate(self, loss: Tensor, measured: dict[str, Tensor], errors: Tensor) -> tuple[Part, Tensor]:
+        return part_of(loss, measured, self.parameters), errors
+
+    def _step(self, parts: list[tuple[Part, Tensor]], progress: float) -> tuple[dict[str, float], Tensor]:
+        """One step of the optimizer and of the target network. Returns what was measured and the TD errors."""
+        gradients, errors = zip(*parts, strict=True)
         learning_rate = self._learning_rate(progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
+        set_learning_rate(self.optimizer, learning_rate)
+        measured = gradient_step(self.parameters, [self.optimizer], gradients, self.config.max_grad_norm)
         self.steps += 1
         self._average()
-        total = {name: sum(p[1][name] for p in parts) for name in parts[0][1]}
-        if "drift_norm" in total:  # relative error of the stored states against the recomputed
-            error, scale = total.pop("drift_error"), total.pop("drift_norm")
-            total["state_drift"] = math.sqrt(error / scale) if scale > 0 else 0.0
-        return {**total, "gradient_norm": norm.item(), "learning_rate": learning_rate}
+        return {**measured, "learning_rate": learning_rate}, torch.cat(errors, 1)
 
     def _learning_rate(self, progress: float) -> float:
         c = self.config
@@ -247,8 +241,8 @@ class DQN:
         online: list[Tensor] = list(self.policy.parameters())
         torch._foreach_lerp_(target, online, 1 - self.config.target_ema)
 
-    def loss(self, batch: Sequences, rows: int) -> tuple[Tensor, dict[str, float], Tensor]:
-        """Sum over the batch's masked steps, divided by `rows`, so that the losses of a batch's shards add up.
+    def loss(self, batch: Sequences, rows: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Sum over the batch's masked steps, divided by `rows`, so that the losses of a batch's parts add up.
 
         Returns the loss (scalar with a graph), its parts, each divided by `rows` likewise, and the TD errors
         `[train, B]`.
@@ -256,26 +250,26 @@ class DQN:
         c = self.config
         state = self._burn_in(self.policy, batch)
         span = slice(c.burn_in, c.burn_in + c.train_steps)
-        decision = self.policy.unroll(_span(batch.obs, span), state, batch.episode_start[span])
+        decision = self.policy.unroll(trees.rows(batch.obs, span), state, batch.episode_start[span])
         online = None
         if c.double_q:
             online = self._continue(decision.logits, decision.state, batch)
         return self._error(decision.logits, decision.state, self.targets(batch, online), batch, rows)
 
-    def _segment_losses(self, batch: Sequences, rows: int) -> Iterator[tuple[Tensor, dict[str, float], Tensor]]:
+    def _segment_losses(self, batch: Sequences, rows: int) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
         """The losses of a batch of single steps, one for each segment; all have the target of before the first."""
         at = self.config.burn_in
         state = self._burn_in(self.policy, batch)
         online = self._bootstrap_q(self.policy, state, batch) if self.config.double_q else None
         targets = self.targets(batch, online)
-        obs = map_observation(lambda t: t[at], batch.obs)
+        obs = trees.rows(batch.obs, at)
         for segment in self.policy.segment_by_segment(obs, state, batch.episode_start[at]):
             q = segment.decision.logits.unsqueeze(0)
             yield self._error(q, segment.decision.state, targets, batch, rows)
 
     def _error(
         self, q: Tensor, state: PolicyState, targets: Tensor, batch: Sequences, rows: int
-    ) -> tuple[Tensor, dict[str, float], Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Loss, measurements and TD errors of Q-values `[train, B, A]` and the state `[B, ...]` after them."""
         span = slice(self.config.burn_in, self.config.burn_in + self.config.train_steps)
         chosen = q.gather(-1, batch.actions[span].unsqueeze(-1)).squeeze(-1)
@@ -284,17 +278,16 @@ class DQN:
         with torch.no_grad():
             errors = chosen - targets
             measured = {
-                "loss": loss.item(),
-                "q_mean": (chosen * batch.mask).sum().item() / rows,
-                "target_q": (targets * batch.mask).sum().item() / rows,
-                "td_error": (errors.abs() * batch.mask).sum().item() / rows,
+                "loss": loss.detach(),
+                "q_mean": (chosen * batch.mask).sum().double() / rows,
+                "target_q": (targets * batch.mask).sum().double() / rows,
+                "td_error": (errors.abs() * batch.mask).sum().double() / rows,
             }
             # At each segment but the last the state is not yet the one that was stored.
             if batch.next_state is not None and not self.config.each_segment:
                 whole = batch.mask.all(0)  # elsewhere the stored state is another episode's
-                both = [(s[whole], r[whole]) for s, r in zip(batch.next_state, state, strict=True)]
-                measured["drift_error"] = sum((s - r).square().sum().item() for s, r in both)
-                measured["drift_norm"] = sum(r.square().sum().item() for _, r in both)
+                stored, recomputed = trees.rows((batch.next_state, state), whole)
+                measured |= drift_sums(stored, recomputed, loss.device)
         return loss, measured, errors
 
     @torch.no_grad()
@@ -324,18 +317,18 @@ class DQN:
         burn_in = self.config.burn_in
         if burn_in == 0:
             return batch.state
-        return network.unroll(_span(batch.obs, slice(burn_in)), batch.state, batch.episode_start[:burn_in]).state
+        return network.unroll(trees.rows(batch.obs, slice(burn_in)), batch.state, batch.episode_start[:burn_in]).state
 
     @torch.no_grad()
     def _bootstrap_q(self, network: Policy, state: PolicyState, batch: Sequences) -> Tensor:
         """Q-values `[train + n_step, B, A]` from slot burn_in on; `state` is the network's own before that slot."""
         first = self.config.burn_in
         if not self.config.stored_bootstrap:
-            return network.unroll(_span(batch.obs, slice(first, None)), state, batch.episode_start[first:]).logits
+            return network.unroll(trees.rows(batch.obs, slice(first, None)), state, batch.episode_start[first:]).logits
         # The first slot's Q-values are not bootstrapped from: n_step is 1.
         assert batch.next_state is not None
         following = slice(first + 1, None)
-        q = network.unroll(_span(batch.obs, following), batch.next_state, batch.episode_start[following]).logits
+        q = network.unroll(trees.rows(batch.obs, following), batch.next_state, batch.episode_start[following]).logits
         return torch.cat([torch.zeros_like(q), q])
 
     @torch.no_grad()
@@ -344,7 +337,8 @@ class DQN:
         if self.config.stored_bootstrap:
             return self._bootstrap_q(self.policy, (), batch)
         last = slice(self.config.burn_in + self.config.train_steps, None)
-        tail = self.policy.unroll(_span(batch.obs, last), tuple(s.detach() for s in state), batch.episode_start[last])
+        state = trees.map_tensors(Tensor.detach, state)
+        tail = self.policy.unroll(trees.rows(batch.obs, last), state, batch.episode_start[last])
         return torch.cat([q.detach(), tail.logits])
 
     def tensors(self) -> dict[str, Tensor]:
@@ -368,10 +362,6 @@ class DQN:
         load_optimizer_tensors(self.optimizer, unflatten("optimizer", tensors))
         self.generator.set_state(tensors["generator"])
         self.steps = metadata["steps"]
-
-
-Part = tuple[tuple[Tensor, ...], dict[str, float], Tensor]
-"""Of one shard: gradients, measurements, TD errors."""
 
 
 def n_step_targets(rewards: Tensor, terminated: Tensor, ended: Tensor, values: Tensor, gamma: float, n: int) -> Tensor:
@@ -400,7 +390,3 @@ def n_step_targets(rewards: Tensor, terminated: Tensor, ended: Tensor, values: T
         targets = targets + gamma ** (k + 1) * torch.where(last & ~terminated[span], following, 0.0)
         going_on = going_on & ~ended[span]
     return targets + gamma**n * torch.where(going_on, values[n : n + count], 0.0)
-
-
-def _span(obs: Observation, span: slice) -> Observation:
-    return map_observation(lambda t: t[span], obs)

@@ -13,15 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrm_agent.algos.optim import adamw
-from hrm_agent.algos.ppo import drift_sums, pop_drift
+from hrm_agent.algos.optim import adamw, set_learning_rate
+from hrm_agent.algos.update import drift_sums, gradient_step, window_gradient
 from hrm_agent.experience.demonstrations import Demonstrations, LabelledWindows
-from hrm_agent.experience.rollout import draw_minibatches
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.distributions import Distribution
 from hrm_agent.policies.policy import Policy
-from hrm_agent.tensors.gradients import clip_gradients, set_gradients
 
 
 @dataclass(frozen=True)
@@ -94,15 +92,20 @@ class Imitation:
     Args:
         policy: trained in place; over a finite number of actions.
         config: see `ImitationConfig`.
-        shards: threads that a minibatch is split over.
+        threads: that a minibatch is split over.
         seed: of the minibatch order.
         processes: processes that train it together, each on its part of every minibatch.
     """
 
     def __init__(
-        self, policy: Policy, config: ImitationConfig, shards: Threads, seed: int, processes: Processes = SINGLE_PROCESS
+        self,
+        policy: Policy,
+        config: ImitationConfig,
+        threads: Threads,
+        seed: int,
+        processes: Processes = SINGLE_PROCESS,
     ) -> None:
-        self.policy, self.config, self.shards, self.processes = policy, config, shards, processes
+        self.policy, self.config, self.threads, self.processes = policy, config, threads, processes
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = adamw(self.parameters, config.learning_rate, eps=1e-5, weight_decay=config.weight_decay)
         self.generator = torch.Generator().manual_seed(seed)
@@ -117,10 +120,12 @@ class Imitation:
         """
         config = self.config
         learning_rate = config.learning_rate * (1.0 - progress if config.anneal else 1.0)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         windows = demonstrations.labelled_windows()
-        minibatches = [self._draw_minibatches(demonstrations) for _ in range(config.epochs)]
+        minibatches = [
+            demonstrations.draw_minibatches(config.minibatch_windows, self.generator, self.processes)
+            for _ in range(config.epochs)
+        ]
         own_rows = windows.labels.any(-1).sum(0)[torch.stack(minibatches)].sum(-1)  # labelled steps [epoch, minibatch]
         all_rows = self.processes.all_reduce(own_rows).tolist()
         sums: dict[str, float] = defaultdict(float)
@@ -150,39 +155,16 @@ class Imitation:
             "learning_rate": learning_rate,
         }
 
-    def _draw_minibatches(self, demonstrations: Demonstrations) -> Tensor:
-        """The columns of the own windows in each of an epoch's minibatches, int64 `[M, c]`."""
-        config, per_env = self.config, demonstrations.steps // demonstrations.window
-        drawn = draw_minibatches(config.num_envs, per_env, config.minibatch_windows, self.generator, self.processes)
-        return drawn.to(self.policy.device)
-
     def _train(self, batch: LabelledWindows, rows: int) -> dict[str, float]:
-        """One optimizer step on a minibatch, its gradient summed over shards and processes in a fixed order.
+        """One optimizer step on this process's part of a minibatch, which has `rows` labelled steps in all."""
+        part = window_gradient(batch, lambda part: self.loss(part, rows), self.policy, self.parameters, self.threads)
+        return gradient_step(self.parameters, [self.optimizer], [part], self.config.max_grad_norm, self.processes)
 
-        Args:
-            batch: the part of this process.
-            rows: labelled steps of the whole minibatch.
-        """
-
-        def gradient(part: slice) -> tuple[tuple[Tensor, ...], dict[str, float]]:
-            loss, measured = self.loss(batch.columns(part), rows)
-            return torch.autograd.grad(loss, self.parameters, allow_unused=True), measured
-
-        columns = batch.episode_start.shape[1]
-        parts = self.shards.map(gradient, self.policy.slices(self.shards, columns))
-        set_gradients(self.parameters, (gradients for gradients, _ in parts))
-        total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
-        total = self.processes.all_reduce_gradients(self.parameters, total)
-        norm = clip_gradients(self.parameters, self.config.max_grad_norm)
-        self.optimizer.step()
-        drift = pop_drift(total)
-        return {**total, "state_drift": drift, "gradient_norm": norm.item()}
-
-    def loss(self, batch: LabelledWindows, rows: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: LabelledWindows, rows: int) -> tuple[Tensor, dict[str, Tensor]]:
         """`-log` of the probability of all optimal actions together, over the labelled steps of the batch.
 
         It is the cross-entropy where one action is optimal, and asks for no particular one where several are. The sum
-        is divided by `rows`, so that the losses of a minibatch's shards add up.
+        is divided by `rows`, so that the losses of a minibatch's parts add up.
 
         Returns the loss (scalar with a graph) and its parts, and `drift_sums`.
         """
@@ -197,9 +179,9 @@ class Imitation:
             best = self.policy.distribution.best(decision.logits)
             agrees = batch.labels.gather(-1, best.unsqueeze(-1)).squeeze(-1)
             measured = {
-                "imitation_loss": loss.item(),
-                "agreement": agrees.sum().item() / rows,
-                **drift_sums(batch.next_state, decision.state),
+                "imitation_loss": loss.detach(),
+                "agreement": agrees.sum().double() / rows,
+                **drift_sums(batch.next_state, decision.state, loss.device),
             }
         return loss, measured
 

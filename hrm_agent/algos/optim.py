@@ -1,14 +1,32 @@
-"""Optimizers that torch does not have."""
+"""Optimizers: AdamW in one fused operation, and two that torch does not have."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+OPTIMIZERS = ("adamw", "adam_atan2")
+"""Names in settings, of what `build_optimizer` builds."""
+
+
+def build_optimizer(
+    name: str,
+    parameters: list[Parameter],
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    eps: float = 1e-8,
+    fused: bool = True,
+) -> Optimizer:
+    """One of `OPTIMIZERS`; `eps` and `fused` are of AdamW."""
+    if name == "adam_atan2":
+        return AdamATan2(parameters, lr, betas, weight_decay)
+    return adamw(parameters, lr, betas, eps, weight_decay, fused)
 
 
 def adamw(
@@ -17,11 +35,17 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0.0,
-) -> FusedAdamW | torch.optim.Optimizer:
-    """AdamW in one fused operation: `FusedAdamW` on a CPU, torch's own elsewhere, which CUDA graphs know."""
-    if all(p.device.type == "cpu" for p in parameters):
+    fused: bool = True,
+) -> Optimizer:
+    """AdamW in one fused operation: `FusedAdamW` on a CPU, torch's own elsewhere; or torch's that is not fused."""
+    if fused and all(p.device.type == "cpu" for p in parameters):
         return FusedAdamW(parameters, lr, betas, eps, weight_decay)
-    return torch.optim.AdamW(parameters, lr, betas, eps, weight_decay, fused=True)
+    return torch.optim.AdamW(parameters, lr, betas, eps, weight_decay, fused=fused or None)
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 class FusedAdamW:
@@ -87,6 +111,9 @@ class FusedAdamW:
             }
             for number, state in saved["state"].items()
         }
+
+
+Optimizer: TypeAlias = FusedAdamW | torch.optim.Optimizer
 
 
 class AdamATan2(torch.optim.Optimizer):
@@ -202,7 +229,7 @@ def _value_of(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def optimizer_tensors(optimizer: FusedAdamW | torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimizer's per-parameter state as named tensors; parameters are numbered."""
 
     def entries() -> Iterator[tuple[str, Tensor]]:
@@ -213,7 +240,7 @@ def optimizer_tensors(optimizer: FusedAdamW | torch.optim.Optimizer) -> dict[str
     return dict(entries())
 
 
-def load_optimizer_tensors(optimizer: FusedAdamW | torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     """Inverse of `optimizer_tensors`; the parameter groups' settings stay those of `optimizer`."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():

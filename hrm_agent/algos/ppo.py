@@ -7,20 +7,20 @@ true, so there is no padding and no splitting at the ends of episodes.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hrm_agent.algos.optim import adamw
-from hrm_agent.experience.rollout import Rollout, Windows, draw_minibatches
+from hrm_agent.algos.optim import adamw, set_learning_rate
+from hrm_agent.algos.update import Part, drift_sums, gradient_step, window_gradient
+from hrm_agent.experience.rollout import Rollout, Windows
+from hrm_agent.parallel.graphs import Wrap
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, moments
 from hrm_agent.parallel.threads import Threads
-from hrm_agent.policies.encoders import map_observation
 from hrm_agent.policies.policy import Policy
-from hrm_agent.tensors.gradients import clip_gradients, set_gradients
+from hrm_agent.tensors import trees
 
 
 @dataclass(frozen=True)
@@ -81,18 +81,27 @@ class PPO:
     Args:
         policy: trained in place.
         config: see `PPOConfig`.
-        shards: threads that a minibatch is split over.
+        threads: that a minibatch is split over.
         seed: of the minibatch order.
         processes: processes that train it together, each on its part of every minibatch.
+        wrap: puts a CUDA graph around the gradient of a minibatch.
     """
 
     def __init__(
-        self, policy: Policy, config: PPOConfig, shards: Threads, seed: int, processes: Processes = SINGLE_PROCESS
+        self,
+        policy: Policy,
+        config: PPOConfig,
+        threads: Threads,
+        seed: int,
+        processes: Processes = SINGLE_PROCESS,
+        wrap: Wrap | None = None,
     ) -> None:
-        self.policy, self.config, self.shards, self.processes = policy, config, shards, processes
+        self.policy, self.config, self.threads, self.processes = policy, config, threads, processes
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = adamw(self.parameters, config.learning_rate, eps=1e-5, weight_decay=config.weight_decay)
         self.generator = torch.Generator().manual_seed(seed)
+        self.wrapped = wrap is not None
+        self.gradient = self._gradient if wrap is None else wrap("the gradient of a minibatch", self._gradient)
 
     def update(self, rollout: Rollout, progress: float) -> dict[str, float]:
         """Train on one rollout. `progress`: fraction of the run that is done, for annealing.
@@ -104,11 +113,14 @@ class PPO:
         """
         config = self.config
         remaining = 1.0 - progress if config.anneal else 1.0
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * remaining
+        set_learning_rate(self.optimizer, config.learning_rate * remaining)
         advantages, returns = rollout.advantages(config.gamma, config.gae_lambda)
         windows = rollout.windows(advantages, returns)
-        batches = [self._draw_minibatches(rollout) for _ in range(config.epochs)]
+        entropy_coef = returns.new_tensor(config.entropy_coef * remaining)
+        batches = [
+            rollout.draw_minibatches(config.minibatch_windows, self.generator, self.processes)
+            for _ in range(config.epochs)
+        ]
         normalised = self._normalise(windows.advantages, torch.cat(batches)).split(len(batches[0]))
         sums: dict[str, float] = defaultdict(float)
         count = 0
@@ -118,8 +130,9 @@ class PPO:
                 windows = rollout.windows(advantages, returns)
             for number, (columns, advantage) in enumerate(zip(batches[epoch], normalised[epoch], strict=True)):
                 last = number == len(batches[epoch]) - 1  # the drift is measured on it alone: there it is the largest
-                batch = windows.columns(columns, next_state=last)._replace(advantages=advantage)
-                measured = self._train(batch, config.entropy_coef * remaining)
+                # All batches of a graph have the same tensors.
+                batch = windows.columns(columns, next_state=last or self.wrapped)._replace(advantages=advantage)
+                measured = self._train(batch, entropy_coef)
                 drift_of_batch = measured.pop("state_drift")
                 if last:
                     sums[f"state_drift_epoch{epoch}"] = drift_of_batch
@@ -136,14 +149,6 @@ class PPO:
             "learning_rate": config.learning_rate * remaining,
         }
 
-    def _draw_minibatches(self, rollout: Rollout) -> Tensor:
-        """The columns of the own windows in each of an epoch's minibatches, int64 `[M, c]`."""
-        config = self.config
-        drawn = draw_minibatches(
-            config.num_envs, rollout.steps // rollout.window, config.minibatch_windows, self.generator, self.processes
-        )
-        return drawn.to(self.policy.device)
-
     def _normalise(self, advantages: Tensor, batches: Tensor) -> Tensor:
         """Advantages `[k, B]` as minibatches `[M, k, c]`, each with mean 0 and deviation 1 over all processes."""
         chosen = advantages[:, batches].transpose(0, 1)
@@ -151,37 +156,23 @@ class PPO:
         deviation = (squares / (rows - 1)).sqrt()
         return (chosen - mean.float().view(-1, 1, 1)) / (deviation.float().view(-1, 1, 1) + 1e-8)
 
-    def _train(self, batch: Windows, entropy_coef: float) -> dict[str, float]:
-        """One optimizer step on a minibatch, its gradient summed over shards and processes in a fixed order.
+    def _train(self, batch: Windows, entropy_coef: Tensor) -> dict[str, float]:
+        """One optimizer step on this process's part of a minibatch, advantages normalised."""
+        part = self.gradient(batch, entropy_coef)
+        return gradient_step(self.parameters, [self.optimizer], [part], self.config.max_grad_norm, self.processes)
 
-        Args:
-            batch: the part of this process, advantages normalised.
-        """
+    def _gradient(self, batch: Windows, entropy_coef: Tensor) -> Part:
+        """The gradient of a minibatch: all of its tensors come in, and only tensors come out."""
         rows = batch.returns.numel() * self.processes.world_size
+        return window_gradient(
+            batch, lambda part: self.loss(part, entropy_coef, rows), self.policy, self.parameters, self.threads
+        )
 
-        def gradient(part: slice) -> tuple[tuple[Tensor, ...], dict[str, float]]:
-            loss, measured = self.loss(batch.columns(part), entropy_coef, rows)
-            return torch.autograd.grad(loss, self.parameters, allow_unused=True), measured
-
-        parts = self.shards.map(gradient, self.policy.slices(self.shards, batch.returns.shape[1]))
-        set_gradients(self.parameters, (gradients for gradients, _ in parts))
-        total = {name: sum(m[name] for _, m in parts) for name in parts[0][1]}
-        total = self.processes.all_reduce_gradients(self.parameters, total)
-        norm = clip_gradients(self.parameters, self.config.max_grad_norm)
-        self.optimizer.step()
-        drift = pop_drift(total)
-        return {**total, "state_drift": drift, "gradient_norm": norm.item()}
-
-    def loss(self, batch: Windows, entropy_coef: float, rows: int) -> tuple[Tensor, dict[str, float]]:
-        """Sum over the batch, divided by `rows`, so that the losses of a minibatch's shards add up.
+    def loss(self, batch: Windows, entropy_coef: float | Tensor, rows: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over the batch, divided by `rows`, so that the losses of a minibatch's parts add up.
 
         Returns the loss (scalar with a graph) and its parts, each divided by `rows` likewise, and `drift_sums`.
         """
-        loss, measured = self.tensor_loss(batch, entropy_coef, rows)
-        return loss, {name: value.item() for name, value in measured.items()}
-
-    def tensor_loss(self, batch: Windows, entropy_coef: float | Tensor, rows: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """`loss` without a look at any number: its parts are scalars on the policy's device."""
         config = self.config
         decision = self.policy.unroll(batch.obs, batch.state, batch.episode_start)
         log_prob, entropies = self.policy.distribution.evaluate(decision.logits, batch.actions)
@@ -200,7 +191,7 @@ class PPO:
                 # Low-variance estimator of the KL divergence: http://joschu.net/blog/kl-approx.html
                 "approx_kl": ((ratio - 1) - log_ratio).sum().double() / rows,
                 "clip_fraction": ((ratio - 1).abs() > config.clip_range).sum().double() / rows,
-                **drift_tensors(batch.next_state, decision.state[: len(batch.next_state)], batch.returns.device),
+                **drift_sums(batch.next_state, decision.state[: len(batch.next_state)], loss.device),
             }
         return loss, measured
 
@@ -209,33 +200,6 @@ class PPO:
         """Rebuild the stored states from the rollout's first with the current weights."""
         k = rollout.window
         for row in range(rollout.steps // k):
-            span = slice(row * k, (row + 1) * k)
-            obs = map_observation(lambda value, span=span: value[span], rollout.obs)
-            state = tuple(s[row] for s in rollout.states)
-            rollout.write_state(row + 1, self.policy.unroll(obs, state, rollout.episode_start[span]).state)
-
-
-def state_drift(stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...]) -> float:
-    """Relative error of the stored states against the recomputed: ||stored - new|| / ||new||; 0 for no state."""
-    return pop_drift(drift_sums(stored, recomputed))
-
-
-def drift_sums(stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...]) -> dict[str, float]:
-    """What `pop_drift` makes the drift of, in a form that adds up over the parts of a batch."""
-    return {name: value.item() for name, value in drift_tensors(stored, recomputed, torch.device("cpu")).items()}
-
-
-def drift_tensors(
-    stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...], device: torch.device
-) -> dict[str, Tensor]:
-    """`drift_sums` as float64 scalars; where there is no state they are on `device`."""
-    errors = [(s - r).square().sum().double() for s, r in zip(stored, recomputed, strict=True)]
-    norms = [r.square().sum().double() for r in recomputed]
-    nothing = [torch.zeros((), dtype=torch.float64, device=device)]
-    return {"drift_error": torch.stack(errors or nothing).sum(), "drift_norm": torch.stack(norms or nothing).sum()}
-
-
-def pop_drift(measured: dict[str, float]) -> float:
-    """The state drift, from the `drift_sums` among what was measured, which are taken out."""
-    error, norm = measured.pop("drift_error"), measured.pop("drift_norm")
-    return math.sqrt(error / norm) if norm > 0 else 0.0
+            obs, episode_start = trees.rows((rollout.obs, rollout.episode_start), slice(row * k, (row + 1) * k))
+            state = trees.rows(rollout.states, row)
+            rollout.write_state(row + 1, self.policy.unroll(obs, state, episode_start).state)

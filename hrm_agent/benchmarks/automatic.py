@@ -10,9 +10,9 @@ from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.paths import PLAIN
 from hrm_agent.benchmarks.training import policy_on
 from hrm_agent.parallel.threads import Threads
-from hrm_agent.policies.policy import to_tensors
 from hrm_agent.recurrence import candidates
 from hrm_agent.recurrence.measure import Size
+from hrm_agent.tensors.trees import to_tensors
 from hrm_agent.training.kernel_choice import Passes, PolicyWork, measure_policy, passes_of
 
 POLICIES: dict[str, list[str]] = {

@@ -20,7 +20,8 @@ from hrm_agent.evaluation.metrics import Changes, Decisions, Totals, action_regr
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.distributions import Categorical, build_distribution
-from hrm_agent.policies.policy import Policy, to_tensors
+from hrm_agent.policies.policy import Policy
+from hrm_agent.tensors.trees import to_tensors
 from hrm_envs import Cell
 from hrm_envs.planners import ReplanPolicy
 

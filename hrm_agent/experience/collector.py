@@ -20,12 +20,14 @@ from hrm_agent.environments.make import episode_statistics, episode_success
 from hrm_agent.experience.demonstrations import Demonstrations
 from hrm_agent.experience.replay import Replay
 from hrm_agent.experience.rollout import Rollout
-from hrm_agent.kernels import without_compile
+from hrm_agent.parallel.graphs import Wrap
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState
-from hrm_agent.policies.encoders import Observation, map_observation
-from hrm_agent.policies.policy import Decision, Policy, to_tensors
+from hrm_agent.policies.encoders import Observation
+from hrm_agent.policies.policy import Decision, Policy
+from hrm_agent.recurrence import without_compile
+from hrm_agent.tensors import trees
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 
 RECENT_EPISODES = 512
@@ -51,7 +53,7 @@ class Outcome(NamedTuple):
 class CutOff(NamedTuple):
     """Episodes that a time limit ended at one step of a rollout: M rows, their final observations and latest states."""
 
-    step: int
+    steps: Tensor  # int64 [M], that step
     rows: Tensor  # int64 [M], environments
     obs: Observation  # [M, ...]
     state: PolicyState  # tensors [M, ...]
@@ -63,8 +65,9 @@ class Collector:
     policy: decides; never changed here.
     seed: of the sampled actions and of the environments: environment i of N gets seed * N + i, so that no two
         seeds share a stream of levels.
-    shards: threads that a decision is split over.
+    threads: that a decision is split over.
     processes: the processes that the environments are dealt out over. Actions are those that one process would draw.
+    wrap: puts a CUDA graph around the decisions about all environments.
 
     Attributes:
         num_envs: N, the environments of all processes.
@@ -77,20 +80,25 @@ class Collector:
         env: gym.vector.VectorEnv,
         policy: Policy,
         seed: int,
-        shards: Threads,
+        threads: Threads,
         processes: Processes = SINGLE_PROCESS,
+        wrap: Wrap | None = None,
     ) -> None:
         if env.metadata.get("autoreset_mode") != gym.vector.AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"vector environment autoresets in mode {env.metadata.get('autoreset_mode')}: expected SAME_STEP"
             )
-        self.env, self.policy, self.shards, self.seed, self.processes = env, policy, shards, seed, processes
+        self.env, self.policy, self.threads, self.seed, self.processes = env, policy, threads, seed, processes
+        self.wrap = wrap
+        self.decide, self.act = self._decide, self._act
+        if wrap is not None:
+            self.decide, self.act = wrap("a decision", self._decide), wrap("a decision", self._act)
         self.num_envs = env.num_envs * processes.world_size
         self.device = policy.device
         self.generator = torch.Generator().manual_seed(seed)
         self.first_env = processes.local_slice(self.num_envs).start
         obs, infos = env.reset(seed=seed * self.num_envs + self.first_env)
-        self.obs = to_tensors(obs, self.device)
+        self.obs = trees.to_tensors(obs, self.device)
         self.optimal = self._optimal_actions(infos)  # bool [N, A] at `obs`, where the environment says
         self.state = policy.initial_state(env.num_envs)
         self.episode_start = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
@@ -132,11 +140,11 @@ class Collector:
                 rollout.write_state(t // rollout.window, self.state)
             rollout.write_obs(t, self.obs)
             rollout.episode_start[t] = self.episode_start
-            decision = self._decide(self.obs, self.state, self.episode_start)
+            uniforms = self._draw_uniforms()
+            decision, actions, log_probs = self.act(self.obs, self.state, self.episode_start, uniforms)
             if not torch.isfinite(decision.logits).all():
                 raise NonFiniteNumbers("the policy's logits are not finite")
-            actions, rollout.log_probs[t] = self._draw(decision.logits)
-            rollout.actions[t] = actions
+            rollout.actions[t], rollout.log_probs[t] = actions, log_probs
             rollout.values[t] = decision.value
             outcome = self._advance(actions, decision)
             rollout.rewards[t], rollout.terminated[t] = outcome.rewards, outcome.terminated
@@ -146,18 +154,17 @@ class Collector:
             self._write_final_values(rollout, cut_off)
         rollout.write_state(rollout.steps // rollout.window, self.state)
         # Only the value is used: the carry stays as it was, and the next rollout thinks from it.
-        rollout.last_values[:] = self._decide(self.obs, self.state, self.episode_start).value
+        rollout.last_values[:] = self.act(self.obs, self.state, self.episode_start, uniforms)[0].value
 
-    def _draw(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions `[n, *shape]` of the own environments, and their log-probabilities `[n]`.
+    def _draw_uniforms(self) -> Tensor:
+        """Uniform numbers `[n, u]` that choose the actions of this process's environments.
 
-        By uniform numbers, of which each process draws everybody's: few, and without anybody's parameters.
+        Each process draws those of all: they are few, and need nobody's parameters.
         """
-        distribution = self.policy.distribution
         # On the CPU, whatever the device, so that one stream of numbers serves everywhere.
-        uniforms = torch.rand(self.num_envs, distribution.uniforms, generator=self.generator, dtype=torch.float64)
-        actions = distribution.icdf(params, self.processes.local_rows(uniforms).to(params.device))
-        return actions, distribution.evaluate(params, actions)[0]
+        shape = (self.num_envs, self.policy.distribution.uniforms)
+        uniforms = torch.rand(shape, generator=self.generator, dtype=torch.float64)
+        return self.processes.local_rows(uniforms).to(self.device)
 
     @torch.no_grad()
     def explore(self, replay: Replay, steps: int, epsilon: float) -> None:
@@ -172,8 +179,8 @@ class Collector:
     def _explore(self, replay: Replay, steps: int, epsilon: float) -> None:
         for _ in range(steps):
             # Copied: the environment may write its next observations into the same memory.
-            obs, state, episode_start = map_observation(Tensor.clone, self.obs), self.state, self.episode_start
-            decision = self._decide(obs, state, episode_start)
+            obs, state, episode_start = trees.clone(self.obs), self.state, self.episode_start
+            decision = self.decide(obs, state, episode_start)
             actions = epsilon_greedy(decision.logits, epsilon, self.generator)
             outcome = self._advance(actions, decision)
             replay.add(
@@ -212,7 +219,7 @@ class Collector:
             demonstrations.episode_start[t] = self.episode_start
             labels = demonstrations.labels[t]
             labels[:] = False if self.optimal is None else self.optimal
-            decision = self._decide(self.obs, self.state, self.episode_start)
+            decision = self.decide(self.obs, self.state, self.episode_start)
             if not torch.isfinite(decision.logits).all():
                 raise NonFiniteNumbers("the policy's logits are not finite")
             actions = choose(self.processes.pad_to_global(labels), self.processes.pad_to_global(decision.logits))
@@ -225,15 +232,15 @@ class Collector:
 
     def _advance(self, actions: Tensor, decision: Decision) -> Outcome:
         """Step the environments; the collector then stands at the new observations."""
-        self.state = decision.state
+        self.state = decision.state if self.wrap is None else trees.clone(decision.state)
         self.segments = decision.segments.double().mean().item()
         obs, rewards, terminated, truncated, infos = self.env.step(self.policy.distribution.to_env(actions))
         ended = np.flatnonzero(terminated | truncated)
         final_obs = None
         if ended.size:
             stacked = stack_final_obs(infos["final_obs"], ended, self.env.single_observation_space)
-            final_obs = to_tensors(stacked, self.device)
-        self.obs = to_tensors(obs, self.device)
+            final_obs = trees.to_tensors(stacked, self.device)
+        self.obs = trees.to_tensors(obs, self.device)
         self.optimal = self._optimal_actions(infos)
         self.episode_start = torch.as_tensor(terminated | truncated, device=self.device)
         self.frames += self.num_envs
@@ -246,19 +253,22 @@ class Collector:
             final_obs,
         )
 
+    def _act(
+        self, obs: Observation, state: PolicyState, episode_start: Tensor, uniforms: Tensor
+    ) -> tuple[Decision, Tensor, Tensor]:
+        """A decision, actions `[n, *shape]` drawn from it by uniform numbers, and their log-probabilities `[n]`."""
+        decision, distribution = self._decide(obs, state, episode_start), self.policy.distribution
+        actions = distribution.icdf(decision.logits, uniforms)
+        return decision, actions, distribution.evaluate(decision.logits, actions)[0]
+
     def _decide(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         def part(rows: slice) -> Decision:
             with torch.no_grad():  # grad mode is per thread
-                return self.policy.step(
-                    map_observation(lambda value: value[rows], obs), tuple(s[rows] for s in state), episode_start[rows]
-                )
+                return self.policy.step(*trees.rows((obs, state, episode_start), rows))
 
-        parts = self.shards.map(part, self.policy.slices(self.shards, episode_start.shape[0]))
-        if len(parts) == 1:
-            return parts[0]
-        logits, values, states, segments = zip(*parts, strict=True)
-        kept = tuple(torch.cat(s) for s in zip(*states, strict=True))
-        return Decision(torch.cat(logits), torch.cat(values), kept, torch.cat(segments))
+        parts = self.threads.map(part, self.policy.slices(self.threads, episode_start.shape[0]))
+        joined: Decision = parts[0] if len(parts) == 1 else trees.cat(parts)
+        return joined
 
     def _cut_off(self, step: int, outcome: Outcome) -> list[CutOff]:
         """The episodes that were truncated at this step, none or one entry."""
@@ -267,16 +277,13 @@ class Collector:
         if not cut.any():
             return []
         assert outcome.final_obs is not None
-        # Copied: the environment may write its next final observations into the same memory.
-        final = map_observation(lambda value: value[cut].clone(), outcome.final_obs)
-        return [CutOff(step, rows[cut], final, tuple(s[rows[cut]] for s in self.state))]
+        # A mask copies: the environment may write its next final observations into the same memory.
+        final = trees.rows(outcome.final_obs, cut)
+        return [CutOff(torch.full_like(rows[cut], step), rows[cut], final, trees.rows(self.state, rows[cut]))]
 
     def _write_final_values(self, rollout: Rollout, cut_off: list[CutOff]) -> None:
         """V(final observation) where episodes were truncated, from the state before the reset, all in one decision."""
-        final = map_observation(lambda *parts: torch.cat(parts), *(c.obs for c in cut_off))
-        state = tuple(torch.cat(parts) for parts in zip(*(c.state for c in cut_off), strict=True))
-        rows = torch.cat([c.rows for c in cut_off])
-        steps = torch.cat([torch.full_like(c.rows, c.step) for c in cut_off])
+        steps, rows, final, state = trees.cat(cut_off)
         with without_compile(
             self.policy
         ):  # a batch of another size in every rollout, which would be compiled each time
@@ -299,10 +306,9 @@ class Collector:
         On rank 0 it is that of all processes, as one would have it that holds all environments; on others it is not
         to be used. Of an environment's own state every array that begins with `num_envs` is by environment.
         """
-        obs = self.obs if not isinstance(self.obs, Tensor) else {"": self.obs}
         by_env = {
-            **{f"obs/{key}": value for key, value in obs.items()},
-            **{f"state/{i}": value for i, value in enumerate(self.state)},
+            **trees.flatten("obs", {"": self.obs} if isinstance(self.obs, Tensor) else self.obs),
+            **trees.flatten("state", self.state),
             "episode_start": self.episode_start,
         }
         common = {"generator": self.generator.get_state()}
@@ -340,15 +346,15 @@ class Collector:
         self.generator.set_state(generator)
         self.state = state
         if hasattr(self.env, "set_state"):
-            self.env.set_state({key[4:]: t.numpy() for key, t in tensors.items() if key.startswith("env/")})
-            obs = {key[4:]: t.to(self.device) for key, t in tensors.items() if key.startswith("obs/")}
+            self.env.set_state({key: t.numpy() for key, t in trees.unflatten("env", tensors).items()})
+            obs = trees.to(trees.unflatten("obs", tensors), self.device)
             self.obs = obs[""] if isinstance(self.obs, Tensor) else obs
             self.episode_start = tensors["episode_start"].to(self.device)
             optimal = tensors.get("optimal_actions")
             self.optimal = None if optimal is None else optimal.to(self.device)
         else:
             obs, infos = self.env.reset(seed=_seed_after(self.seed, self.frames) + self.first_env)
-            self.obs = to_tensors(obs, self.device)
+            self.obs = trees.to_tensors(obs, self.device)
             self.optimal = self._optimal_actions(infos)
             self.episode_start = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
 

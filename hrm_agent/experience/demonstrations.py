@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hrm_agent.experience.rollout import Rollout
 from hrm_agent.policies.carry import PolicyState
-from hrm_agent.policies.encoders import Observation, map_observation
+from hrm_agent.policies.encoders import Observation
+from hrm_agent.tensors import trees
 
 
 class LabelledWindows(NamedTuple):
@@ -28,13 +29,7 @@ class LabelledWindows(NamedTuple):
 
     def columns(self, index: Tensor | slice) -> LabelledWindows:
         """Some of the B windows."""
-        return LabelledWindows(
-            map_observation(lambda value: value[:, index], self.obs),
-            self.labels[:, index],
-            self.episode_start[:, index],
-            tuple(t[index] for t in self.state),
-            tuple(t[index] for t in self.next_state),
-        )
+        return LabelledWindows(*trees.columns(self[:-2], index), *trees.rows(self[-2:], index))
 
 
 class Demonstrations(Rollout):
@@ -65,9 +60,6 @@ class Demonstrations(Rollout):
 
     def labelled_windows(self) -> LabelledWindows:
         """All windows: B = num_envs * T / k columns, ordered by (window, environment)."""
-        return LabelledWindows(
-            map_observation(self.fold, self.obs),
-            self.fold(self.labels),
-            self.fold(self.episode_start),
-            *self.folded_states(),
-        )
+        by_step = trees.map_tensors(self.fold, (self.obs, self.labels, self.episode_start))
+        fields = (*by_step, *self.folded_states())
+        return LabelledWindows(*fields)

@@ -8,7 +8,6 @@ observation after an episode's end belongs to the next episode; the final ones a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from hrm_agent.experience.rollout import allocate
 from hrm_agent.policies.carry import PolicyState
-from hrm_agent.policies.encoders import Observation, map_observation
+from hrm_agent.policies.encoders import Observation
+from hrm_agent.tensors import trees
 
 PRIORITY_ETA = 0.9  # share of the maximum in a sequence's priority, the rest is the mean (R2D2)
 PRIORITY_FLOOR = 1e-6  # a sequence without error can still be drawn (Schaul et al. 2016, arXiv 1511.05952)
@@ -44,28 +44,11 @@ class Sequences(NamedTuple):
 
     def columns(self, part: slice) -> Sequences:
         """Some of the B sequences."""
-        return self._map(lambda t: t[:, part], lambda t: t[part])
+        return Sequences(*trees.columns(self[:-4], part), *trees.rows(self[-4:], part))
 
     def to(self, device: torch.device | str) -> Sequences:
-        def move(t: Tensor) -> Tensor:
-            return t.to(device)
-
-        return self._map(move, move)._replace(drawn=self.drawn)
-
-    def _map(self, slots: Callable[[Tensor], Tensor], rows: Callable[[Tensor], Tensor]) -> Sequences:
-        return Sequences(
-            map_observation(slots, self.obs),
-            slots(self.actions),
-            slots(self.rewards),
-            slots(self.episode_start),
-            slots(self.terminated),
-            slots(self.ended),
-            slots(self.mask),
-            tuple(rows(t) for t in self.state),
-            None if self.next_state is None else tuple(rows(t) for t in self.next_state),
-            rows(self.drawn),
-            rows(self.weights),
-        )
+        moved: Sequences = trees.to(self, device)
+        return moved._replace(drawn=self.drawn)
 
 
 class Replay:
@@ -110,7 +93,7 @@ class Replay:
             name: torch.zeros(shape, dtype=torch.bool, device=device)
             for name in ("episode_start", "terminated", "truncated", "cut")
         }
-        self.states = tuple(torch.zeros(capacity // stride, *s.shape, dtype=s.dtype, device=device) for s in state)
+        self.states = trees.zeros(capacity // stride, tuple(state), device)
         self.priorities = torch.zeros(capacity // stride, num_envs)
         self.max_priority = 1.0
         self.final = FinalObservations(space, shape, device)
@@ -121,7 +104,7 @@ class Replay:
     def size(self) -> int:
         """Bytes of all buffers. Only the room for final observations can grow, where very many episodes end."""
         stores = [store for store, _ in self._stores(self.capacity).values()]
-        return sum(store.nbytes for store in (*stores, *named("final_obs", self.final.store).values()))
+        return sum(store.nbytes for store in (*stores, *trees.leaves(self.final.store)))
 
     @property
     def oldest(self) -> int:
@@ -163,7 +146,7 @@ class Replay:
         ended = (terminated | truncated).to(self.device)
         rows = final_obs_rows.nonzero().squeeze(-1) if final_obs_rows.dtype == torch.bool else final_obs_rows
         rows = rows.to(self.device)
-        given = 0 if final_obs is None else _length(final_obs)
+        given = len(next(trees.leaves(final_obs), ()))
         if given != rows.numel() or not torch.equal(rows.sort().values, ended.nonzero().squeeze(-1)):
             raise ValueError(
                 f"final observations: {given} given for final_obs_rows={rows.tolist()}, expected one for each episode "
@@ -172,14 +155,13 @@ class Replay:
         self._mark_cut(episode_start.to(self.device))
         self.final.forget(slot)
         self.final.add(slot, rows, final_obs)
-        map_observation(lambda store, value: store[slot].copy_(value), self.obs, obs)
+        trees.set_rows(self.obs, slot, obs)
         self.actions[slot], self.rewards[slot] = actions, rewards
         for name, flag in (("episode_start", episode_start), ("terminated", terminated), ("truncated", truncated)):
             self.flags[name][slot] = flag
         self.flags["cut"][slot] = False
         if slot % self.stride == 0:
-            for store, tensor in zip(self.states, state, strict=True):
-                store[slot // self.stride] = tensor
+            trees.set_rows(self.states, slot // self.stride, state)
             self.priorities[slot // self.stride] = self.max_priority
         self.added += 1
 
@@ -274,7 +256,7 @@ class Replay:
         found, first = self._first_step(where, envs, burn_in)
         final, known = self._final_obs(where, envs, burn_in)
         where = self._slot_of(begin + torch.maximum(torch.minimum(slots, final), first))
-        obs = map_observation(lambda store: store[where, envs], self.obs)
+        obs = trees.rows(self.obs, (where, envs))
         self._write_final(obs, self._slot_of(begin + final - 1), envs, (slots >= final) & known)
         real = (slots >= first) & (slots < final)
         return Sequences(
@@ -295,8 +277,8 @@ class Replay:
         return steps.clamp(min=self.oldest) % self.capacity
 
     def _state_before(self, steps: Tensor, envs: Tensor) -> PolicyState:
-        row = self._slot_of(steps) // self.stride
-        return tuple(store[row, envs] for store in self.states)
+        kept: PolicyState = trees.rows(self.states, (self._slot_of(steps) // self.stride, envs))
+        return kept
 
     def _first_step(self, where: Tensor, envs: Tensor, burn_in: int) -> tuple[Tensor, Tensor]:
         """Does the episode of slot `burn_in` begin in the burn-in or there (bool `[B]`), and in which slot, else 0."""
@@ -322,8 +304,7 @@ class Replay:
     def _write_final(self, obs: Observation, last: Tensor, envs: Tensor, where: Tensor) -> None:
         """Write into `obs` `[S, B, ...]` the final observations of the episodes that end in ring slots `last`."""
         slots, rows = where.nonzero(as_tuple=True)
-        kept = self.final.get(last[rows], envs[rows])
-        map_observation(lambda to, values: to.index_put_((slots, rows), values), obs, kept)
+        trees.set_rows(obs, (slots, rows), self.final.get(last[rows], envs[rows]))
 
     def update_priorities(self, drawn: Tensor, errors: Tensor, mask: Tensor) -> None:
         """Set the priorities of sampled sequences: 0.9 * the largest |TD error| of each + 0.1 * its mean (R2D2).
@@ -381,17 +362,17 @@ class Replay:
         steps = min(added, self.capacity)
         rows = -(-steps // self.stride)
         by_step = {
-            **named("obs", self.obs), "actions": self.actions, "rewards": self.rewards, **self.flags,
+            **trees.flatten("obs", self.obs), "actions": self.actions, "rewards": self.rewards, **self.flags,
             "final_ids": self.final.ids,
         }  # fmt: skip
-        by_row = {**{f"state/{i}": s for i, s in enumerate(self.states)}, "priorities": self.priorities}
+        by_row = {**trees.flatten("state", self.states), "priorities": self.priorities}
         return {**{n: (s, steps) for n, s in by_step.items()}, **{n: (s, rows) for n, s in by_row.items()}}
 
 
 def replay_size(capacity_frames: int, num_envs: int, space: gym.Space, state: PolicyState, stride: int) -> int:
     """`Replay.size` of a replay with these arguments, in bytes, without the memory for it."""
     small = Replay(2 * stride * num_envs, num_envs, space, state, stride, "meta")
-    apart = sum(store.nbytes for store in named("final_obs", small.final.store).values())
+    apart = sum(store.nbytes for store in trees.leaves(small.final.store))
     return apart + (small.size - apart) // 2 * (capacity_frames // num_envs // stride)
 
 
@@ -420,15 +401,15 @@ class FinalObservations:
         ids = torch.arange(self.following, self.following + envs.numel(), device=self.device)
         if self.following + envs.numel() - self.oldest > self.room:
             self._grow(self.following + envs.numel() - self.oldest)
-        map_observation(lambda store, value: store.index_put_((ids % self.room,), value.to(store)), self.store, obs)
+        trees.set_rows(self.store, ids % self.room, obs)
         self.ids[slot, envs] = ids
         self.counts[slot] = envs.numel()
         self.following += envs.numel()
 
     def get(self, slots: Tensor, envs: Tensor) -> Observation:
         """Final observations `[M, ...]` of the episodes of `envs` that ended in `slots`, both int64 `[M]`."""
-        at = self.ids[slots, envs] % self.room
-        return map_observation(lambda store: store[at], self.store)
+        kept: Observation = trees.rows(self.store, self.ids[slots, envs] % self.room)
+        return kept
 
     def _alive(self) -> Tensor:
         return torch.arange(self.oldest, self.following, device=self.device)
@@ -436,25 +417,16 @@ class FinalObservations:
     def _grow(self, needed: int) -> None:
         alive, room, kept = self._alive(), max(needed, 2 * self.room), self.store
         self.store = allocate(self.space, (room,), self.device)
-        map_observation(lambda new, old: new.index_put_((alive % room,), old[alive % self.room]), self.store, kept)
+        trees.set_rows(self.store, alive % room, trees.rows(kept, alive % self.room))
         self.room = room
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: store[self._alive() % self.room] for name, store in named("final_obs", self.store).items()}
+        return trees.flatten("final_obs", trees.rows(self.store, self._alive() % self.room))
 
     def restore(self, tensors: dict[str, Tensor], ids: list[int], counts: list[int]) -> None:
         self.oldest, self.following, self.counts = ids[0], ids[1], counts
         if self.following - self.oldest > self.room:
             self.room = self.following - self.oldest
             self.store = allocate(self.space, (self.room,), self.device)
-        for name, store in named("final_obs", self.store).items():
+        for name, store in trees.flatten("final_obs", self.store).items():
             store[self._alive() % self.room] = tensors[name].to(store)
-
-
-def _length(obs: Observation) -> int:
-    return len(obs if isinstance(obs, Tensor) else next(iter(obs.values())))
-
-
-def named(name: str, obs: Observation) -> dict[str, Tensor]:
-    """The tensors of an observation, by names that begin with `name`."""
-    return {name: obs} if isinstance(obs, Tensor) else {f"{name}/{key}": value for key, value in obs.items()}

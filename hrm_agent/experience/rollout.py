@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, moments
 from hrm_agent.policies.carry import PolicyState
-from hrm_agent.policies.encoders import Observation, map_observation
+from hrm_agent.policies.encoders import Observation
+from hrm_agent.tensors import trees
 
 
 class Windows(NamedTuple):
@@ -33,17 +34,8 @@ class Windows(NamedTuple):
 
     def columns(self, index: Tensor | slice, next_state: bool = True) -> Windows:
         """Some of the B windows; without `next_state` where that is not wanted."""
-        return Windows(
-            map_observation(lambda value: value[:, index], self.obs),
-            self.actions[:, index],
-            self.log_probs[:, index],
-            self.values[:, index],
-            self.episode_start[:, index],
-            self.advantages[:, index],
-            self.returns[:, index],
-            tuple(t[index] for t in self.state),
-            tuple(t[index] for t in self.next_state) if next_state else (),
-        )
+        states = (self.state, self.next_state if next_state else ())
+        return Windows(*trees.columns(self[:-2], index), *trees.rows(states, index))
 
 
 class Rollout:
@@ -86,18 +78,13 @@ class Rollout:
         self.final_values = torch.zeros(shape, device=device)  # V(final_obs) where truncated, else 0
         self.last_values = torch.zeros(num_envs, device=device)  # V of the observation after the rollout
         # Row w: kept before step w * window; the last row: kept after the last step.
-        self.states = tuple(torch.zeros(steps // window + 1, *s.shape, dtype=s.dtype, device=device) for s in state)
+        self.states = trees.zeros(steps // window + 1, tuple(state), device)
 
     def write_obs(self, t: int, obs: Observation) -> None:
-        if isinstance(obs, Tensor):
-            self.obs[t] = obs
-        else:
-            for key, value in obs.items():
-                self.obs[key][t] = value
+        trees.set_rows(self.obs, t, obs)
 
     def write_state(self, row: int, state: PolicyState) -> None:
-        for store, tensor in zip(self.states, state, strict=True):
-            store[row] = tensor
+        trees.set_rows(self.states, row, state)
 
     def advantages(self, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
         """Generalised advantage estimates and returns, both `[T, N]` (Schulman et al. 2015, arXiv 1506.02438).
@@ -119,16 +106,11 @@ class Rollout:
     def windows(self, advantages: Tensor, returns: Tensor) -> Windows:
         """All windows of the rollout: B = num_envs * T / k columns, ordered by (window, environment)."""
 
-        return Windows(
-            map_observation(self.fold, self.obs),
-            self.fold(self.actions),
-            self.fold(self.log_probs),
-            self.fold(self.values),
-            self.fold(self.episode_start),
-            self.fold(advantages),
-            self.fold(returns),
-            *self.folded_states(),
-        )
+        by_step = (
+            self.obs, self.actions, self.log_probs, self.values, self.episode_start, advantages, returns
+        )  # fmt: skip
+        fields = (*trees.map_tensors(self.fold, by_step), *self.folded_states())
+        return Windows(*fields)
 
     def fold(self, x: Tensor) -> Tensor:
         """`[T, N, ...]` -> `[k, T/k * N, ...]`."""
@@ -137,6 +119,14 @@ class Rollout:
     def folded_states(self) -> tuple[PolicyState, PolicyState]:
         """What was kept before the first and after the last step of every window, tensors `[T/k * N, ...]`."""
         return tuple(s[:-1].flatten(0, 1) for s in self.states), tuple(s[1:].flatten(0, 1) for s in self.states)
+
+    def draw_minibatches(self, size: int, generator: torch.Generator, processes: Processes = SINGLE_PROCESS) -> Tensor:
+        """A random partition of the windows into minibatches of `size`, of all processes: see `draw_minibatches`.
+
+        Returns the columns of this process's windows in each minibatch, int64 `[M, c]`.
+        """
+        num_envs, per_env = self.num_envs * processes.world_size, self.steps // self.window
+        return draw_minibatches(num_envs, per_env, size, generator, processes).to(self.values.device)
 
 
 class ReturnScaler:

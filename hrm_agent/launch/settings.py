@@ -15,7 +15,7 @@ from omegaconf.errors import MissingMandatoryValue
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.imitation import DAggerConfig, ImitationConfig
 from hrm_agent.algos.ppo import PPOConfig
-from hrm_agent.cuda import CudaConfig
+from hrm_agent.parallel.cuda import CudaConfig
 from hrm_agent.parallel.threads import available_cores
 from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.policies.policy import PolicyConfig
@@ -120,7 +120,9 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, AlgoC
         if isinstance(trainer.get(part_list), list):
             trainer[part_list] = ",".join(map(str, trainer[part_list]))
     if "cuda" in trainer:
-        trainer["cuda"] = typed(CudaConfig, dict(trainer["cuda"] or {}), "cuda")
+        cuda = dict(trainer["cuda"] or {})
+        cuda.pop("halves", None)  # of runs of before, which stepped the environments in two halves
+        trainer["cuda"] = typed(CudaConfig, cuda, "cuda")
     if trainer.get("init_from") is not None:
         trainer["init_from"] = str(trainer["init_from"])  # a folder may be called 0
     env = {"env": values["env"]["id"], "env_options": dict(values["env"]["options"] or {})}

@@ -8,7 +8,7 @@ so that a core which mixes over the grid finds the grid at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,16 +31,6 @@ PICTURE_TOKENS = 12
 """Patches along the longer side of a picture, unless `patch_size` says otherwise."""
 CLIP = 10.0
 """Standard deviations from its running mean beyond which a vector's entry is cut off."""
-
-
-def map_observation(function: Callable[..., Any], *observations: Any) -> Any:
-    """Apply a function to tensors, or to dictionaries' tensors entry by entry."""
-    first = observations[0]
-    if isinstance(first, Tensor):
-        return function(*observations)
-    return {key: function(*(obs[key] for obs in observations)) for key in first}
-
-
 SMALL_TABLE = 256
 """Rows of an embedding up to which its gradient is a matrix product."""
 MOST_CHOSEN = 2**24

@@ -8,7 +8,7 @@ every stage of thought.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.algos.optim import AdamATan2, SignSGD, load_optimizer_tensors, optimizer_tensors
-from hrm_agent.cores import State, map_state
+from hrm_agent.algos.optim import (
+    OPTIMIZERS,
+    Optimizer,
+    SignSGD,
+    build_optimizer,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from hrm_agent.algos.update import Part, gradient_step, part_of
+from hrm_agent.cores import State
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised.losses import CROSS_ENTROPIES, puzzle_loss
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Examples
-from hrm_agent.tensors.gradients import NonFiniteNumbers, clip_gradients, set_gradients
+from hrm_agent.tensors import trees
 from hrm_agent.tensors.trees import flatten, unflatten
 
 HALTINGS = ("halt_only", "q_learning")
@@ -82,7 +91,7 @@ class SupervisedConfig:
         choices = {
             "halting": HALTINGS,
             "cross_entropy": CROSS_ENTROPIES,
-            "optimizer": ("adam_atan2", "adamw"),
+            "optimizer": tuple(sorted(OPTIMIZERS)),
             "precision": PRECISIONS,
         }
         for name, known in choices.items():
@@ -98,7 +107,7 @@ class DeepSupervision:
         config: see `SupervisedConfig`.
         draw: where new puzzles come from.
         seed: of the puzzles drawn and of exploration.
-        threads: threads that a batch is split over.
+        threads: that a batch is split over.
         processes: processes that train it together. Each knows the whole batch and thinks about its share of the rows;
             of `state` only these are kept up.
 
@@ -125,7 +134,9 @@ class DeepSupervision:
             model.puzzles.sparse = True  # a gradient as large as the batch, not as the number of puzzles
             own = [model.puzzles.weight]
         self.weights = [p for p in self.parameters if all(p is not x for x in own)]
-        self.optimizer = build_optimizer(self.weights, config)
+        betas, lr = (config.beta1, config.beta2), config.learning_rate
+        # Not fused: earlier runs were not, and their numbers would differ by rounding.
+        self.optimizer = build_optimizer(config.optimizer, self.weights, lr, betas, config.weight_decay, fused=False)
         self.puzzle_optimizer = SignSGD(own, config.puzzle_learning_rate, config.puzzle_weight_decay) if own else None
         self.averages = [p.detach().clone() for p in self.weights] if config.ema else []
         self.steps = 0
@@ -133,7 +144,7 @@ class DeepSupervision:
         count = config.batch_size
         self.halted = torch.ones(count, dtype=torch.bool)
         self.segments = torch.zeros(count, dtype=torch.int64)  # that each puzzle has been thought about
-        self.state = map_state(Tensor.contiguous, model.initial_state(count))
+        self.state: State = trees.map_tensors(Tensor.contiguous, model.initial_state(count))
         self.batch: dict[str, Tensor] = {}
 
     def step(self, done: float) -> dict[str, float]:
@@ -152,13 +163,11 @@ class DeepSupervision:
         parts_of_own = self.threads.slices(own.stop - own.start, self.config.chunk_size or self.model.chunk_size)
         slices = [slice(own.start + part.start, own.start + part.stop) for part in parts_of_own]
         # Each worker looks at its own rows: their state is overwritten only when their gradient is known.
-        parts = self.threads.map(self._think, slices)
-        set_gradients(self.parameters, (p["gradients"] for p in parts))
-        totals = {name: sum(p["sums"][name] for p in parts) for name in parts[0]["sums"]}
-        totals = self.processes.all_reduce_gradients(self.parameters, totals)
+        parts, answers = zip(*self.threads.map(self._think, slices), strict=True)
         scale = self._schedule(done)
-        norm = self._take_step(scale)
-        says = torch.stack([torch.cat([p[name] for p in parts]).cpu() for name in ("halt", "continue", "exact")], 1)
+        totals = self._take_step(parts, scale)
+        norm = totals.pop("gradient_norm")
+        says = torch.cat([torch.stack(answer, 1) for answer in answers]).cpu()
         q_halt, q_continue, exact = self.processes.all_gather_rows(says).unbind(1)
         exact = exact.bool()
         self.segments += 1
@@ -182,20 +191,19 @@ class DeepSupervision:
         rows = rows.to(self.device)
         if not self.batch:
             self.batch = {name: value.clone() for name, value in new.items()}
-        for name, value in new.items():
-            self.batch[name][rows] = value
-        for kept, initial in zip(self.state, self.model.initial_state(1), strict=True):
-            kept[rows] = initial[0]
+        trees.set_rows(self.batch, rows, new)
+        trees.set_rows(self.state, rows, trees.rows(self.model.initial_state(1), 0))
         self.segments[self.halted] = 0
         self.seen += len(rows)
 
-    def _think(self, rows: slice) -> dict[str, Any]:
-        """One segment of some rows: their share of the gradient, and what they say; writes their new state."""
+    def _think(self, rows: slice) -> tuple[Part, tuple[Tensor, Tensor, Tensor]]:
+        """One segment of some rows: their share of the gradient, and float halting and continuing logits and whether
+        the answers are exact, each `[B]`; writes their new state."""
         config = self.config
-        batch = {name: value[rows] for name, value in self.batch.items()}
+        batch = trees.rows(self.batch, rows)
         # A copy: autograd counts writes per tensor, not per row, and other threads may write theirs before this one's
         # gradient is known.
-        state = map_state(lambda s: s[rows].clone(), self.state)
+        state = trees.clone(trees.rows(self.state, rows))
         with torch.enable_grad():  # grad mode is per thread
             with self._precision():
                 new, logits, q_halt, q_continue = self.model(state, batch)
@@ -208,25 +216,23 @@ class DeepSupervision:
                 target,
                 config.cross_entropy,
             )
-            gradients = torch.autograd.grad(loss.total / config.batch_size, self.parameters, allow_unused=True)
-        for kept, thought in zip(self.state, new, strict=True):
-            kept[rows] = thought.detach()
-        sums = {
-            "loss": loss.total.item(),
-            "answers_loss": loss.answers.item(),
-            "q_halt_loss": loss.q_halt.item(),
-            "q_continue_loss": loss.q_continue.item(),
-            "right": loss.right.sum().item(),
-            "labelled": loss.labelled.sum().item(),
-        }
-        says = {"halt": q_halt.detach().float(), "continue": q_continue.detach().float(), "exact": loss.exact}
-        return {"gradients": gradients, "sums": sums, **says}
+            measured = {
+                "loss": loss.total.detach(),
+                "answers_loss": loss.answers.detach(),
+                "q_halt_loss": loss.q_halt.detach(),
+                "q_continue_loss": loss.q_continue.detach(),
+                "right": loss.right.sum(),
+                "labelled": loss.labelled.sum(),
+            }
+            part = part_of(loss.total / config.batch_size, measured, self.parameters)
+        trees.set_rows(self.state, rows, trees.map_tensors(Tensor.detach, new))
+        return part, (q_halt.detach().float(), q_continue.detach().float(), loss.exact.float())
 
     @torch.no_grad()
     def _continue_target(self, state: State, batch: dict[str, Tensor], rows: slice) -> Tensor:
         """HRM's target: what the better choice after one more segment is worth; after the last, halting alone."""
         with self._precision():
-            _, _, q_halt, q_continue = self.model(map_state(Tensor.detach, state), batch)
+            _, _, q_halt, q_continue = self.model(trees.map_tensors(Tensor.detach, state), batch)
         last = (self.segments[rows] + 1 >= self.config.max_segments).to(q_halt.device)
         return torch.where(last, q_halt, torch.maximum(q_halt, q_continue)).float().sigmoid()
 
@@ -250,29 +256,19 @@ class DeepSupervision:
         warm = min(1.0, (self.steps + 1) / self.config.warmup) if self.config.warmup else 1.0
         return warm * (1.0 - done if self.config.anneal else 1.0)
 
-    def _take_step(self, scale: float) -> float:
-        norm = clip_gradients(self.weights, self.config.max_grad_norm)
-        self._check_puzzle_gradient()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * scale
-        self.optimizer.step()
+    def _take_step(self, parts: Sequence[Part], scale: float) -> dict[str, float]:
+        optimizers: list[Optimizer] = [self.optimizer]
+        set_learning_rate(self.optimizer, self.config.learning_rate * scale)
         if self.puzzle_optimizer is not None:
-            for group in self.puzzle_optimizer.param_groups:
-                group["lr"] = self.config.puzzle_learning_rate * scale
-            self.puzzle_optimizer.step()
+            optimizers.append(self.puzzle_optimizer)
+            set_learning_rate(self.puzzle_optimizer, self.config.puzzle_learning_rate * scale)
+        measured = gradient_step(self.parameters, optimizers, parts, self.config.max_grad_norm, self.processes)
         if self.averages:
             with torch.no_grad():
                 # A young average would be mostly the random weights that it began with.
                 decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
                 torch._foreach_lerp_(self.averages, list(self.weights), 1 - decay)
-        return float(norm)
-
-    def _check_puzzle_gradient(self) -> None:
-        """Raises: NonFiniteNumbers. The sign of what is not a number would stay in the embeddings for good."""
-        for group in self.puzzle_optimizer.param_groups if self.puzzle_optimizer is not None else ():
-            for p in group["params"]:
-                if p.grad is not None and not torch.isfinite(p.grad._values() if p.grad.is_sparse else p.grad).all():
-                    raise NonFiniteNumbers("the gradient of the puzzle embeddings is not finite")
+        return measured
 
     def averaged(self) -> AbstractContextManager[PuzzleModel]:
         """The model with the averaged weights, which are taken out again when the context ends."""
@@ -283,14 +279,15 @@ class DeepSupervision:
         saved = {
             **flatten("model", dict(self.model.state_dict())),
             **flatten("optimizer", optimizer_tensors(self.optimizer)),
-            **{f"average/{i}": a for i, a in enumerate(self.averages)},
-            **{
-                f"state/{i}": self.processes.gather_rows(self.processes.local_rows(s)) for i, s in enumerate(self.state)
-            },
+            **flatten("average", self.averages),
+            **flatten("state", trees.map_tensors(self._gather_rows, self.state)),
             "halted": self.halted,
             "segments": self.segments,
         }
         return {**saved, **flatten("batch", self.batch)}
+
+    def _gather_rows(self, values: Tensor) -> Tensor:
+        return self.processes.gather_rows(self.processes.local_rows(values))
 
     def metadata(self) -> dict[str, Any]:
         return {"steps": self.steps, "seen": self.seen, "generator": self.generator.bit_generator.state}
@@ -305,12 +302,10 @@ class DeepSupervision:
             raise ValueError(f"a batch of {len(tensors['halted'])} puzzles, expected {len(self.halted)}")
         self.model.load_state_dict(unflatten("model", tensors))
         load_optimizer_tensors(self.optimizer, unflatten("optimizer", tensors))
-        for i, average in enumerate(self.averages):
-            average.copy_(tensors[f"average/{i}"])
-        for i, kept in enumerate(self.state):
-            kept.copy_(tensors[f"state/{i}"])
+        for name, kept in {**flatten("average", self.averages), **flatten("state", self.state)}.items():
+            kept.copy_(tensors[name])
         self.halted, self.segments = tensors["halted"].clone(), tensors["segments"].clone()
-        self.batch = {name: t.to(self.device) for name, t in unflatten("batch", tensors).items()}
+        self.batch = trees.to(unflatten("batch", tensors), self.device)
         self.generator.bit_generator.state = metadata["generator"]
         self.steps, self.seen = metadata["steps"], metadata["seen"]
 
@@ -347,14 +342,6 @@ class _Averaged:
 
     def __exit__(self, *_: object) -> None:
         self._swap()
-
-
-def build_optimizer(weights: list[nn.Parameter], config: SupervisedConfig) -> torch.optim.Optimizer:
-    """The optimizer of everything but puzzle embeddings."""
-    betas = (config.beta1, config.beta2)
-    if config.optimizer == "adam_atan2":
-        return AdamATan2(weights, config.learning_rate, betas, config.weight_decay)
-    return torch.optim.AdamW(weights, config.learning_rate, betas, weight_decay=config.weight_decay)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:

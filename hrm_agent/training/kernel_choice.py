@@ -15,11 +15,12 @@ from hrm_agent.algos.imitation import ImitationConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.parallel.threads import Threads, instruction_set
 from hrm_agent.policies.carry import PolicyState
-from hrm_agent.policies.encoders import Observation, map_observation
+from hrm_agent.policies.encoders import Observation
 from hrm_agent.policies.policy import Decision, Policy
 from hrm_agent.recurrence import candidates, use
 from hrm_agent.recurrence.agreement import Outputs
 from hrm_agent.recurrence.measure import Choice, Job, Size, measure
+from hrm_agent.tensors import trees
 
 CHECKED_ROWS = 2
 STARTING = 0.125
@@ -163,12 +164,12 @@ class PolicyWork:
         parameters = [p for p in policy.parameters() if p.requires_grad]
 
         def part(rows: slice) -> None:
-            given = map_observation(lambda t: t[:, rows], obs), tuple(s[rows] for s in state), start[:, rows]
+            given = trees.columns(obs, rows), trees.rows(state, rows), start[:, rows]
             if not passes.gradient:
                 with torch.no_grad():  # grad mode is per thread
                     self._decide(policy, passes, *given)
             elif passes.each_segment:
-                first = map_observation(lambda t: t[0], given[0])
+                first = trees.rows(given[0], 0)
                 for segment in policy.segment_by_segment(first, given[1], given[2][0]):
                     torch.autograd.grad(_sum(segment.decision), parameters, allow_unused=True)
             else:
@@ -179,7 +180,7 @@ class PolicyWork:
     def _decide(self, policy: Policy, passes: Passes, obs: Observation, state: PolicyState, start: Tensor) -> Decision:
         if passes.steps:
             return policy.unroll(obs, state, start)
-        return policy.step(map_observation(lambda t: t[0], obs), state, start[0])
+        return policy.step(trees.rows(obs, 0), state, start[0])
 
     def draw(self, policy: Policy, steps: int, rows: int) -> tuple[Observation, PolicyState, Tensor]:
         """Observations `[k, B, ...]`, kept states `[B, ...]` and `episode_start` `[k, B]`; equal for equal sizes."""
@@ -193,7 +194,7 @@ class PolicyWork:
             kept = policy.initial_state(rows)
             state = tuple(torch.randn(s.shape, generator=generator).to(s) for s in kept)
             start = torch.rand(steps, rows, generator=generator) < STARTING
-            self._drawn[steps, rows] = map_observation(repeat, self.obs), state, start.to(policy.device)
+            self._drawn[steps, rows] = trees.map_tensors(repeat, self.obs), state, start.to(policy.device)
         return self._drawn[steps, rows]
 
     def outputs(self, policy: Policy, precision: str, steps: int, with_gradient: bool) -> Outputs:

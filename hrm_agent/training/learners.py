@@ -92,7 +92,7 @@ class PPOLearner(Learner):
     ) -> None:
         self.policy, self.processes = policy, collector.processes
         self.same_episodes = hasattr(collector.env, "set_state")  # a resumed run goes on in them
-        self.algo = PPO(policy, config, threads, seed, self.processes)
+        self.algo = PPO(policy, config, threads, seed, self.processes, collector.wrap)
         own_envs = collector.env.num_envs
         self.rollout = Rollout(
             config.rollout_steps,

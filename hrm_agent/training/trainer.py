@@ -8,25 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
 from hrm_agent import __version__
 from hrm_agent.agents.agent import Agent
-from hrm_agent.cuda import Accelerator, CudaConfig
-from hrm_agent.cuda.accelerator import build as build_halves
+from hrm_agent.algos.ppo import PPOConfig
+from hrm_agent.cuda.core import CoreForward, install
 from hrm_agent.environments.make import compile_env, is_compiled
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.experience.collector import Collector
 from hrm_agent.kernels.cpu import build
+from hrm_agent.parallel.cuda import CudaConfig
+from hrm_agent.parallel.graphs import Say, Wrap, graph_wrapper
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
-from hrm_agent.parallel.threads import instruction_set
+from hrm_agent.parallel.threads import Threads, instruction_set
+from hrm_agent.policies.encoders import Encoder
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.recurrence import available, has_kernels, use, without_compile
 from hrm_agent.recurrence.measure import Choice
@@ -92,8 +93,19 @@ def prepare(policy: Policy, config: TrainerConfig, fresh: bool) -> None:
     freeze(policy, parse_parts(config.freeze, "freeze"))
 
 
-def _build_env(algo: AlgoConfig, config: TrainerConfig, num_envs: int) -> gym.vector.VectorEnv:
-    return build_env(algo, config.env, num_envs, config.env_options)
+def wrap_for(policy: Policy, algo: AlgoConfig, threads: Threads, say: Say) -> Wrap | None:
+    """What puts a policy's decisions and PPO's gradients into CUDA graphs; None where they cannot be, which is said."""
+    if policy.config.stop != "fixed":
+        say(f"cuda.graphs: not used with stop={policy.config.stop}, whose batches change their size")
+        return None
+    if threads.count > 1:
+        say(f"cuda.graphs: not used with threads={threads.count}; expected 1, as threads=auto gives on a GPU")
+        return None
+    if not isinstance(algo, PPOConfig):
+        say("cuda.graphs: of the decisions alone; only algo=ppo has them for its update too")
+    for encoder in (m for m in policy.modules() if isinstance(m, Encoder)):
+        encoder.graphable = True
+    return graph_wrapper(policy.device, say)
 
 
 def _uses_kernels(policy: Policy, config: TrainerConfig) -> bool:
@@ -131,8 +143,7 @@ class Trainer(RunLoop):
     ) -> None:
         super().__init__(config, folder, processes)
         check_processes(algo_config, processes)
-        make = partial(_build_env, algo_config, config)
-        self.env = build_halves(config.cuda, config.device, make, algo_config.num_envs // processes.world_size)
+        self.env = build_env(algo_config, config.env, algo_config.num_envs // processes.world_size, config.env_options)
         if not is_compiled(self.env):
             with _waiting(console, lambda: COMPILES if build.compiling_for() is None else COMPILES_BOTH):
                 compile_env(self.env)
@@ -147,26 +158,26 @@ class Trainer(RunLoop):
                 available("fused")
         if config.kernel != "auto":
             self.kernel = use(self.policy, config.kernel)
-        fast = self._accelerator(console) if processes.world_size == 1 else None
-        if processes.world_size > 1 and console is not None and self.policy.device.type == "cuda":
-            console.say("several processes: without CUDA graphs, bfloat16 and halves (cuda.*), which know one process")
-        if fast is None:
-            self.collector = Collector(self.env, self.policy, config.seed, self.threads, processes)
-        else:
-            self.collector = fast.collector(self.env, config.seed, self.threads)
+        self.core_forward: CoreForward | None = None
+        wrap = self._accelerate(algo_config, print if console is None else console.say)
+        self.collector = Collector(self.env, self.policy, config.seed, self.threads, processes, wrap)
         self.learner = build_learner(self.policy, algo_config, space, self.collector, self.threads, config.seed)
-        if fast is not None:
-            self.learner.algo = fast.algorithm(self.learner.algo)
         self.algo = self.learner.algo
         self.updates = 0
         self.best = (-1.0, 0.0)  # success and return on validation levels
         self.validation: dict[str, Any] = {}
         self._validated_at = -1  # frames
 
-    def _accelerator(self, console: Console | None) -> Accelerator | None:
+    def _accelerate(self, algo: AlgoConfig, say: Say) -> Wrap | None:
+        """What a CUDA device is for beyond moving tensors: see `CudaConfig`."""
+        cuda = self.config.cuda
         if self.policy.device.type != "cuda":
             return None
-        return Accelerator(self.config.cuda, self.policy, print if console is None else console.say)
+        if self.processes.world_size > 1:
+            say("several processes: without CUDA graphs and bfloat16 (cuda.*), which know one process")
+            return None
+        self.core_forward = install(self.policy.core, cuda.bf16, cuda.triton, say)
+        return wrap_for(self.policy, algo, self.threads, say) if cuda.graphs else None
 
     @property
     def frames(self) -> int:
@@ -185,6 +196,8 @@ class Trainer(RunLoop):
 
     def iterate(self, log: RunLog, console: Console) -> None:
         before, done, began = self.frames, self.done, self.now()
+        if self.core_forward is not None:
+            self.core_forward.weights_changed()  # a replayed decision would not see it
         with self.naming_checkpoint():
             self.learner.collect(self.collector, done)
         collected = self.now()

@@ -98,7 +98,7 @@ def test_with_unchanged_weights_the_learner_has_the_q_values_of_collection(carry
 
 def drift(algo: DQN, batch: Sequences) -> float:
     """||stored - recomputed|| / ||recomputed|| of the states after the trained steps."""
-    measured = algo.loss(batch, 1)[1]
+    measured = {name: value.item() for name, value in algo.loss(batch, 1)[1].items()}
     return (measured["drift_error"] / max(measured["drift_norm"], 1e-9)) ** 0.5
 
 
@@ -150,7 +150,7 @@ def test_the_loss_equals_its_definition_step_by_step(changes: dict[str, Any]) ->
     batch = batch._replace(weights=torch.linspace(0.1, 1, 10))
     loss, measured, errors = filled.algo.loss(batch, int(batch.mask.sum()))
     assert loss.item() == pytest.approx(slow_loss(filled.algo, batch), rel=1e-4)
-    assert measured["td_error"] == pytest.approx(float(errors.abs()[batch.mask].mean()), rel=1e-5)
+    assert measured["td_error"].item() == pytest.approx(float(errors.abs()[batch.mask].mean()), rel=1e-5)
     assert errors.abs()[batch.mask].max() > 1  # both branches of Huber's
 
 

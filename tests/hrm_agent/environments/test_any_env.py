@@ -20,7 +20,8 @@ from hrm_agent.environments.make import make_vector_env
 from hrm_agent.launch.cli import UsageError, check_jobs, command_overrides, compose_config
 from hrm_agent.launch.hydra_plugin import GENERIC_READOUT, path_safe
 from hrm_agent.launch.settings import config_folder, resolve, settings
-from hrm_agent.policies.policy import Policy, to_tensors
+from hrm_agent.policies.policy import Policy
+from hrm_agent.tensors.trees import to_tensors
 from hrm_agent.train import check_run
 from hrm_envs import MazeVectorEnv
 

@@ -27,7 +27,7 @@ from hrm_agent.environments.wrappers import (
 )
 from hrm_agent.environments.wrappers.text import UNKNOWN_WORD_IDS, split_words, word_id
 from hrm_agent.policies.encoders import EncoderConfig, build_encoder
-from hrm_agent.policies.policy import to_tensors
+from hrm_agent.tensors.trees import to_tensors
 
 MISSIONS = ["MiniGrid-DoorKey-5x5-v0", "MiniGrid-MemoryS7-v0", "MiniGrid-Fetch-5x5-N2-v0", "BabyAI-GoToRedBall-v0"]
 

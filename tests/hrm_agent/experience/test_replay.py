@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hrm_agent.experience.replay import PRIORITY_FLOOR, Replay, Sequences, replay_size
-from hrm_agent.policies.encoders import map_observation
 from hrm_agent.tensors.files import load_tensors, save_tensors
 
 PLAIN = gym.spaces.Box(-1, 10_000, (3,), np.int32)
@@ -304,4 +303,3 @@ def test_bad_input_is_refused() -> None:
     assert all(torch.equal(t, before[name]) for name, t in replay.tensors().items())  # left as it was
     with pytest.raises(ValueError, match="replay obs of shape"):
         make(2, 16, 4).restore(replay.tensors(), {**replay.metadata(), "added": 3})
-    assert map_observation(torch.neg, {"a": torch.ones(1)})["a"].item() == -1

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hrm_agent import recurrence
 from hrm_agent.algos.optim import SignSGD
+from hrm_agent.algos.update import Part
 from hrm_agent.benchmarks.parity import TOLERANCE, Reference
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised import ModelConfig, PuzzleModel, load_model, puzzle_loss, save_model
@@ -433,9 +434,10 @@ def test_a_gradient_of_puzzles_that_is_not_finite_touches_no_weight() -> None:
     ours = learner()
     ours.step(0.0)
     assert ours.model.puzzles is not None
-    weight = ours.model.puzzles.weight
-    weight.grad = torch.sparse_coo_tensor([[1]], [[float("nan")] * 8], weight.shape)
+    puzzles = ours.model.puzzles.weight
+    bad = torch.sparse_coo_tensor([[1]], [[float("nan")] * 8], puzzles.shape)
+    gradients = tuple(bad if p is puzzles else torch.zeros_like(p) for p in ours.parameters)
     before = weights(ours)
     with pytest.raises(NonFiniteNumbers):
-        ours._take_step(1.0)
+        ours._take_step([Part(gradients, {"loss": torch.zeros(())})], 1.0)
     assert_same(weights(ours), before)

@@ -20,12 +20,13 @@ from hrm_agent.benchmarks.networks import build_run
 from hrm_agent.cores.blocks import BlockConfig, BlockStack
 from hrm_agent.parallel.processes import Processes
 from hrm_agent.parallel.threads import Threads, instruction_set
-from hrm_agent.policies.policy import Policy, to_tensors
+from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import cpu as windows
 from hrm_agent.recurrence import path_of
 from hrm_agent.recurrence.agreement import Outputs, agrees
 from hrm_agent.recurrence.measure import FEW_ROUNDS, MOST_ROUNDS, Choice, Job, Size, measure
 from hrm_agent.supervised.kernel_choice import measure_model
+from hrm_agent.tensors.trees import to_tensors
 from hrm_agent.training import kernel_choice
 from hrm_agent.training.kernel_choice import (
     Passes,
