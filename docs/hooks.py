@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from inspect import cleandoc, getdoc
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
@@ -23,10 +23,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "envs")]
 
-import hrm_envs  # noqa: E402
 from hrm_envs.registration import MAZES  # noqa: E402
 
-CONFIGS = {"MazeEnv": hrm_envs.MazeConfig, "CueMazeEnv": hrm_envs.CueConfig}
 EXPERIMENTS = "experiments"
 SHOWN = (".md", ".png", ".svg", ".gif")
 # An entry of a docstring's list, `name, name: text`, with the further lines of its text.
@@ -102,9 +100,9 @@ def _page_of(match: re.Match[str], folder: str) -> str:
 
 def environment_page(name: str) -> str:
     """An environment's page in the form that Gymnasium's own have, Markdown."""
-    env = gymnasium.make(name).unwrapped
-    kind = type(env)
-    what, sections = _split(kind.__doc__ or "")
+    env = gymnasium.make(name)
+    what, sections = _split(type(env.unwrapped).__doc__ or "")
+    config = replace(env.unwrapped.config, max_episode_steps=env.spec.max_episode_steps)
     parts = [
         f"# {name}",
         f"![{name}](../images/{name}.png){{ width=320 }}",
@@ -122,7 +120,7 @@ def environment_page(name: str) -> str:
     for title, text in sections.items():
         parts += [f"## {title}", text]
         if title == "Arguments":
-            parts += [_arguments(CONFIGS[kind.__name__], env.config), _difference(name)]
+            parts += [_arguments(config), _difference(name)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -134,14 +132,14 @@ def _split(docstring: str) -> tuple[str, dict[str, str]]:
     return what.strip(), dict(zip(texts[::2], texts[1::2], strict=True))
 
 
-def _arguments(config: type, values: Any) -> str:
-    """Each parameter with its value in this environment, and what its class says about it."""
-    told = {
+def _arguments(config: Any) -> str:
+    """Each parameter with its value in this environment and the description in its class."""
+    descriptions = {
         name: " ".join(text.split())
-        for names, text in ENTRY.findall(getdoc(config) or "")
+        for names, text in ENTRY.findall(getdoc(type(config)) or "")
         for name in names.split(", ")
     }
-    rows = [(f"`{f.name}`", f"`{getattr(values, f.name)!r}`", told[f.name]) for f in fields(config)]
+    rows = [(f"`{f.name}`", f"`{getattr(config, f.name)!r}`", descriptions[f.name]) for f in fields(config)]
     return _table(("parameter", "default", "meaning"), rows)
 
 

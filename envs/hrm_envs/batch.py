@@ -1,6 +1,6 @@
 """A batch of mazes and the calls into its kernel: what the vector and the single environment share."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -101,10 +101,6 @@ class Batch:
     def clairvoyant(self) -> NDArray[np.int32]:
         """Earliest possible arrival in steps from now: int32 [N], -1 where impossible in time."""
         raise NotImplementedError
-
-    def limit_episodes(self, max_episode_steps: int) -> None:
-        """Change the time limit, also of episodes under way."""
-        self.config = replace(self.config, max_episode_steps=max_episode_steps)
 
     def known_doors(self, i: int) -> list[int]:
         """Positions of environment i that hold a door for the whole episode, open or closed."""
@@ -213,11 +209,6 @@ class MazeBatch(Batch):
     def _advance(self, actions: NDArray[np.int64], autoreset: bool) -> int:
         command = STEP_AND_RESET if autoreset else STEP
         return run_batch(*self._arguments(actions, command))
-
-    def limit_episodes(self, max_episode_steps: int) -> None:
-        """Change the time limit, also of episodes under way."""
-        super().limit_episodes(max_episode_steps)
-        self.rules = build_rules(self.config)
 
     def known_doors(self, i: int) -> list[int]:
         """Positions of environment i that hold a door for the whole episode, open or closed."""

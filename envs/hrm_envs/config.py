@@ -9,6 +9,7 @@ DOOR_PROCESSES = ("reroll", "independent", "periodic")
 GOAL_PROCESSES = ("static", "jump", "walk")
 SPLITS = ("train", "validation", "test")
 MAX_SIDE = 64
+MAX_STEPS = 10**6
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -94,7 +95,7 @@ class MazeConfig:
             raise ValueError("rows=1, cols=1 leaves no cell for the goal; give at least two cells")
         for name in ("loops", "p_change", "p_goal"):
             check_fraction(name, getattr(self, name))
-        check_integer("max_episode_steps", self.max_episode_steps, 1, 10**6, "choose another time limit")
+        check_integer("max_episode_steps", self.max_episode_steps, 1, MAX_STEPS, "choose another time limit")
         if self.view != "full":
             check_integer("view", self.view, 1, None, "give 'full' or a radius in grid positions")
         if not isinstance(self.oracle, bool):

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from hrm_envs.batch import Batch, config_from
 from hrm_envs.cells import AGENT, EMPTY, GOAL, WALL
-from hrm_envs.config import MAX_SIDE, SPLITS, check_choice, check_integer
+from hrm_envs.config import MAX_SIDE, MAX_STEPS, SPLITS, check_choice, check_integer
 from hrm_envs.jit import assign, compile_for, hot_kernel, inner, is_cached
 from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD, build_outcome
+from hrm_envs.limits import Unlimited
 from hrm_envs.maze import MazeEnv
 from hrm_envs.rng import STREAM_LAYOUT, below, draw, level_seed
 from hrm_envs.vector import MazeVectorEnv
@@ -42,7 +43,7 @@ class CueConfig:
 
     def __post_init__(self) -> None:
         check_integer("length", self.length, 1, 2 * MAX_SIDE, "choose another corridor")
-        check_integer("max_episode_steps", self.max_episode_steps, 1, 10**6, "choose another time limit")
+        check_integer("max_episode_steps", self.max_episode_steps, 1, MAX_STEPS, "choose another time limit")
         check_choice("split", self.split, SPLITS)
         if not isinstance(self.oracle, bool):
             raise ValueError(f"oracle={self.oracle!r} is not a bool; give True or False")
@@ -254,3 +255,6 @@ class CueMazeEnv(MazeEnv):
 
     def _build_batch(self, parameters: dict[str, Any]) -> Batch:
         return CueBatch(1, config_from(CueConfig, parameters))
+
+
+make_cue_maze = Unlimited(CueMazeEnv)

@@ -1,60 +1,47 @@
-"""Make ``gymnasium.make(id, max_episode_steps=N)`` reach the environment itself.
+"""Time limits of single environments: the environment's own, and ``gymnasium.make``'s.
 
-``make`` keeps that argument for its ``TimeLimit`` wrapper and hands neither the constructor nor the spec of
-the unwrapped environment a word of it. A wrapper alone would cut episodes short behind the kernel's back,
-which then would report no episode statistics, and could never make them longer than the default limit.
+``max_episode_steps`` is a parameter of every environment of this package: the kernel truncates at that step, and the
+clairvoyant bound counts on no later one. It is in force in vector environments, to which ``gymnasium.make_vec`` passes
+it, and in single ones that are constructed directly.
+
+``gymnasium.make`` keeps its argument of that name, and the limit an id is registered with, for its ``TimeLimit``
+wrapper, and tells the environment nothing. What it makes of our ids therefore has no limit of its own (``Unlimited``),
+and the wrapper alone truncates, as it does for any environment: at the registered step, earlier, later or never (-1).
+``env.spec.max_episode_steps`` is the limit in force; ``clairvoyant`` then gives the earliest arrival whether or not
+that is in time.
 """
 
-import inspect
 from typing import Any
 
 import gymnasium
-from gymnasium.envs.registration import EnvSpec
 
 from hrm_envs.batch import Batch
+from hrm_envs.config import MAX_STEPS
 
 
-def requested_limit() -> int | None:
-    """The ``max_episode_steps`` of the ``gymnasium.make`` call that is two frames up, if there is one.
+class Unlimited:
+    """An entry point for ``gymnasium.register``: environments of a class, without a time limit of their own.
 
-    Meant for a ``spec`` setter, which ``make`` calls on the new environment before it wraps it. The code
-    object is compared, so no other caller is ever mistaken for ``make``.
+    Args:
+        kind: a class whose parameter ``max_episode_steps`` is then ``MAX_STEPS`` unless it is given.
     """
-    frame = inspect.currentframe()
-    caller = frame.f_back.f_back if frame is not None and frame.f_back is not None else None
-    if caller is None or caller.f_code is not gymnasium.make.__code__:
-        return None
-    limit = caller.f_locals.get("max_episode_steps")
-    if limit is None:
-        limit = getattr(caller.f_locals.get("env_spec"), "max_episode_steps", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+
+    def __init__(self, kind: Any) -> None:
+        self.kind, self.metadata = kind, kind.metadata  # ``gymnasium.make`` looks for the render modes here
+
+    def __call__(self, **parameters: Any) -> gymnasium.Env:
+        return self.kind(**{"max_episode_steps": MAX_STEPS, **parameters})
 
 
 class LevelEnv(gymnasium.Env):
-    """A single environment over a batch of one level, which obeys the time limit that ``gymnasium.make`` is given.
-
-    A subclass sets ``batch``, and leaves the setter of ``spec`` as it is: ``requested_limit`` counts frames.
-    """
+    """A single environment over a batch of one level. A subclass sets ``batch``."""
 
     batch: Batch
-    _spec: EnvSpec | None = None
 
     @property
     def config(self) -> Any:
         """The parameters in force."""
         return self.batch.config
-
-    @property
-    def spec(self) -> EnvSpec | None:
-        """The specification ``gymnasium.make`` built this environment from."""
-        return self._spec
-
-    @spec.setter
-    def spec(self, spec: EnvSpec | None) -> None:
-        self._spec = spec
-        limit = requested_limit()
-        if limit is not None:
-            self.batch.limit_episodes(limit)
 
     @property
     def level_seed(self) -> int:

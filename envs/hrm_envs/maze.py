@@ -11,7 +11,7 @@ from hrm_envs.batch import Batch, MazeBatch, check_seeds, config_from
 from hrm_envs.cells import Cell
 from hrm_envs.config import MazeConfig, check_choice
 from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD
-from hrm_envs.limits import LevelEnv
+from hrm_envs.limits import LevelEnv, Unlimited
 from hrm_envs.rendering import render_ansi, render_grid
 from hrm_envs.vector import RENDER_MODES
 
@@ -42,9 +42,9 @@ class MazeEnv(LevelEnv):
     +1 on reaching the goal, otherwise -0.01.
 
     ## Episode End
-    Terminated when agent and goal meet: the agent moves first, then the world changes. Truncated after
-    ``max_episode_steps``. ``info["is_success"]`` (the name that Stable-Baselines3 logs) then says which of the
-    two it was.
+    Terminated when agent and goal meet: the agent moves first, then doors and goal change. Truncated after
+    ``max_episode_steps`` (``hrm_envs.limits``: under ``gymnasium.make`` by its ``TimeLimit`` wrapper).
+    ``info["is_success"]`` (the name that Stable-Baselines3 logs) says at every step whether the goal was reached.
 
     ## Arguments
     Those of ``MazeConfig``, and ``render_mode``: ``rgb_array`` (uint8 [h, w, 3]) or ``ansi`` (a string). With
@@ -103,13 +103,11 @@ class MazeEnv(LevelEnv):
             raise gymnasium.error.ResetNeeded("no episode is under way; call reset() before step()")
         if np.ndim(action) != 0 or np.asarray(action).dtype.kind not in "iu":
             raise ValueError(f"action={action!r} is not an integer; give 0, 1, 2 or 3 (N, E, S, W)")
-        ended = batch.step(np.array([action], np.int64), False)
-        info = self._oracle_info()
+        batch.step(np.array([action], np.int64), False)
         terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
         success = bool(outcome.success[0])
-        if ended:
-            # "episode" is left to gymnasium.wrappers.RecordEpisodeStatistics, which refuses an info that has it.
-            info["is_success"] = success
+        # At every step, since a wrapper may truncate at any. "episode" is left to RecordEpisodeStatistics.
+        info = {**self._oracle_info(), "is_success": success}
         self._trail.append(int(batch.state.agent[0]))
         return self.observe(), GOAL_REWARD if success else STEP_REWARD, terminated, truncated, info
 
@@ -143,3 +141,6 @@ class MazeEnv(LevelEnv):
         if self.render_mode == "ansi":
             return render_ansi(self.batch.observations[0])
         return render_grid(self.batch.observations[0], trail=self._trail, doors=self.batch.known_doors(0))
+
+
+make_maze = Unlimited(MazeEnv)

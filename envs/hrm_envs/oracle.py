@@ -6,7 +6,7 @@ import numpy as np
 
 from hrm_envs.cells import DOOR, WALL
 from hrm_envs.jit import assign, kernel
-from hrm_envs.schedule import advance_doors, advance_goal
+from hrm_envs.schedule import STATIC, advance_doors, advance_goal
 
 CUT_OFF = -1
 
@@ -65,7 +65,10 @@ def clairvoyant_arrival(rules, geometry, state):
     here, following = np.empty(size, np.uint8), np.empty(size, np.uint8)
     queue, seen = np.empty(size, np.int32), np.empty(size, np.uint8)
     offsets = geometry.offsets
+    still = (len(doors) == 0 or rules.p_change == 0.0) and (rules.goal_process == STATIC or rules.goal_threshold == 0)
     for i in range(len(arrival)):
+        # A map that never changes is explored after as many steps as it has positions.
+        last = min(rules.limit, state.steps[i] + size) if still else rules.limit
         seed, goal = state.level_seed[i], np.int64(state.goal[i])
         assign(grid, state.grid[i])
         grid[state.agent[i]] = 0
@@ -79,7 +82,7 @@ def clairvoyant_arrival(rules, geometry, state):
         if state.agent[i] == goal:
             arrival[i] = 0
             continue
-        for step in range(state.steps[i] + 1, rules.limit + 1):
+        for step in range(state.steps[i] + 1, last + 1):
             following[:] = 0
             for position in range(size):
                 if here[position]:

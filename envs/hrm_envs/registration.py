@@ -4,6 +4,8 @@ from typing import Any
 
 import gymnasium
 
+from hrm_envs.config import MazeConfig
+
 # Parameters in which an id differs from ``MazeConfig``'s defaults; all can be overridden in ``make``.
 MAZES: dict[str, dict[str, Any]] = {
     "DynamicMaze-v0": {},
@@ -20,14 +22,17 @@ IN_MINIHACK = ("PaperMaze-v0", "PaperFourRooms-v0")
 def register_envs() -> None:
     """Register every environment of the package; calling it again changes nothing."""
     for name, parameters in MAZES.items():
-        _register(name, "hrm_envs.maze:MazeEnv", "hrm_envs.vector:MazeVectorEnv", parameters)
+        _register(name, "hrm_envs.maze:make_maze", "hrm_envs.vector:MazeVectorEnv", parameters)
     for name in IN_MINIHACK:
-        _register(f"MiniHack{name}", "hrm_envs.minihack.env:MiniHackMazeEnv", None, MAZES[name])
-    _register("CueMaze-v0", "hrm_envs.cue:CueMazeEnv", "hrm_envs.cue:CueMazeVectorEnv", {})
+        _register(f"MiniHack{name}", "hrm_envs.minihack.env:make_minihack_maze", None, MAZES[name])
+    _register("CueMaze-v0", "hrm_envs.cue:make_cue_maze", "hrm_envs.cue:CueMazeVectorEnv", {"max_episode_steps": 20})
 
 
 def _register(name: str, entry_point: str, vector_entry_point: str | None, parameters: dict[str, Any]) -> None:
     if name in gymnasium.registry:
         return
-    # No max_episode_steps here: truncation is the kernel's, which counts it into the episode statistics.
-    gymnasium.register(name, entry_point=entry_point, vector_entry_point=vector_entry_point, kwargs=dict(parameters))
+    kwargs = {"max_episode_steps": MazeConfig.max_episode_steps, **parameters}
+    limit = kwargs.pop("max_episode_steps")  # for the wrapper of a single environment, and a vector's kernel
+    gymnasium.register(
+        name, entry_point=entry_point, vector_entry_point=vector_entry_point, max_episode_steps=limit, kwargs=kwargs
+    )

@@ -136,12 +136,13 @@ def test_both_worlds_in_lockstep(name: str) -> None:
 
 @needs_minihack
 @pytest.mark.parametrize("name", IN_MINIHACK)
-def test_the_time_limit_of_make_is_the_environment_s(name: str) -> None:
-    """Where the limit is longer than the registered one too, and without a wrapper that would cut episodes short."""
-    for limit in (3, 500):
-        env = gymnasium.make(f"MiniHack{name}", max_episode_steps=limit)
-        assert env.unwrapped.config.max_episode_steps == limit
-        assert env.unwrapped.spec.id == f"MiniHack{name}"
+def test_make_limits_episodes_as_those_of_any_environment(name: str) -> None:
+    for limit, given in ((80, {}), (3, {"max_episode_steps": 3}), (100, {"max_episode_steps": 100})):
+        env = gymnasium.make(f"MiniHack{name}", **given)
+        assert env.spec.max_episode_steps == limit
+        env.reset(seed=1)
+        ends = [env.step(0)[3] for _ in range(limit)]
+        assert ends == [False] * (limit - 1) + [True]
         env.close()
 
 
@@ -179,7 +180,9 @@ def test_a_reset_in_the_middle_and_two_games_at_once() -> None:
 
 @needs_minihack
 def test_bad_calls() -> None:
-    env = gymnasium.make("MiniHackPaperMaze-v0", max_episode_steps=1).unwrapped
+    from hrm_envs.minihack import MiniHackMazeEnv
+
+    env = MiniHackMazeEnv(max_episode_steps=1)
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.step(0)
     env.reset(seed=0)

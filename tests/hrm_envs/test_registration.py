@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def test_environment_checker_has_nothing_to_say(name: str, render_mode: str) -> 
 def test_both_ways_to_make_agree(name: str) -> None:
     single = gymnasium.make(name, oracle=True)
     vector = gymnasium.make_vec(name, num_envs=2, vectorization_mode="vector_entry_point", oracle=True)
-    assert single.unwrapped.config == vector.config
+    assert single.spec.max_episode_steps == vector.config.max_episode_steps
+    assert replace(single.unwrapped.config, max_episode_steps=single.spec.max_episode_steps) == vector.config
     assert vector.single_observation_space == single.observation_space
     assert vector.metadata["autoreset_mode"] == gymnasium.vector.AutoresetMode.SAME_STEP
     observations, infos = vector.reset(seed=3)
@@ -50,30 +52,69 @@ def test_both_ways_to_make_agree(name: str) -> None:
 
 
 def test_paper_mazes_have_the_paper_s_sizes() -> None:
-    maze = gymnasium.make("PaperMaze-v0").unwrapped
-    assert maze.observation_space.shape == (11, 13)
+    maze = gymnasium.make_vec("PaperMaze-v0")
+    assert maze.single_observation_space.shape == (11, 13)
     assert maze.config == MazeConfig(rows=5, cols=6, walls=10, doors=5, max_episode_steps=80)
-    rooms = gymnasium.make("PaperFourRooms-v0").unwrapped
-    assert rooms.observation_space.shape == (13, 13)
+    rooms = gymnasium.make_vec("PaperFourRooms-v0")
+    assert rooms.single_observation_space.shape == (13, 13)
     assert (rooms.config.doors, rooms.config.p_change) == (1, 0.05)
 
 
-@pytest.mark.parametrize("limit", [5, 150])
-def test_make_s_max_episode_steps_is_the_kernel_s_limit(limit: int) -> None:
-    env = gymnasium.make("DynamicMaze-v0", max_episode_steps=limit)
-    assert env.unwrapped.config.max_episode_steps == limit
-    assert gymnasium.make(env.spec).unwrapped.config.max_episode_steps == limit
-    for mode in ("sync", "vector_entry_point"):
-        vector = gymnasium.make_vec("DynamicMaze-v0", num_envs=2, vectorization_mode=mode, max_episode_steps=limit)
-        config = vector.envs[0].unwrapped.config if mode == "sync" else vector.config
-        assert config.max_episode_steps == limit
-    # Seed 1 does not happen upon the goal by walking into the north wall.
-    env.reset(seed=1)
-    for step in range(1, limit + 1):
+def truncated_at(env: gymnasium.Env) -> int:
+    """Steps until an episode is truncated whose agent walks into the north wall."""
+    env.reset(seed=1)  # does not happen upon the goal by that
+    for step in range(1, 1000):
         *_, terminated, truncated, info = env.step(0)
         assert not terminated
-        assert truncated == (step == limit)
-    assert info["is_success"] is False
+        assert info["is_success"] is False
+        if truncated:
+            return step
+    return -1
+
+
+@pytest.mark.parametrize(("name", "registered"), [("DynamicMaze-v0", 60), ("PaperMaze-v0", 80)])
+@pytest.mark.parametrize("asked", [None, 5, 150])
+def test_max_episode_steps_of_make_means_what_it_does_for_any_environment(
+    name: str, registered: int, asked: int | None
+) -> None:
+    given, limit = ({} if asked is None else {"max_episode_steps": asked}), asked or registered
+    env = gymnasium.make(name, **given)
+    assert gymnasium.spec(name).max_episode_steps == registered
+    assert env.spec.max_episode_steps == gymnasium.make(env.spec).spec.max_episode_steps == limit
+    assert truncated_at(env) == truncated_at(gymnasium.make(env.spec)) == limit
+    vector = gymnasium.make_vec(name, num_envs=2, **given)
+    assert vector.config.max_episode_steps == limit
+    sync = gymnasium.make_vec(name, num_envs=2, vectorization_mode="sync", **given)
+    for batch in (vector, sync):
+        batch.reset(seed=[1, 1])
+        ends = [batch.step(np.zeros(2, np.int64))[3].all() for _ in range(limit)]
+        assert ends == [False] * (limit - 1) + [True]
+    assert truncated_at(gymnasium.make(name, max_episode_steps=-1)) == -1
+    with pytest.raises((ValueError, AssertionError), match="positive"):  # the latter before Gymnasium 1.4
+        gymnasium.make(name, max_episode_steps=0)
+
+
+def test_an_environment_that_is_constructed_directly_has_its_own_limit() -> None:
+    assert truncated_at(hrm_envs.MazeEnv()) == 60
+    assert truncated_at(hrm_envs.MazeEnv(max_episode_steps=7)) == 7
+    spec = gymnasium.envs.registration.EnvSpec("Mine-v0", "hrm_envs.maze:MazeEnv", kwargs={"max_episode_steps": 7})
+    assert truncated_at(gymnasium.make(spec)) == 7
+    assert truncated_at(gymnasium.make(spec, max_episode_steps=3)) == 3
+
+
+def test_the_bound_of_an_environment_that_make_limits_is_the_earliest_arrival_of_all() -> None:
+    made, direct = gymnasium.make("DynamicMaze-v0", max_episode_steps=5), hrm_envs.MazeEnv(max_episode_steps=5)
+    bounds = []
+    for seed in range(30):
+        made.reset(seed=seed)
+        direct.reset(seed=seed)
+        arrival = made.unwrapped.clairvoyant()
+        assert direct.clairvoyant() == (arrival if arrival <= 5 else -1)
+        bounds.append(arrival)
+    assert min(bounds) <= 5 < max(bounds)
+    cut_off = gymnasium.make("DynamicMaze-v0", doors=19, p_change=0.0)  # every edge is a wall or a closed door
+    cut_off.reset(seed=0)
+    assert cut_off.unwrapped.clairvoyant() == -1
 
 
 def test_gymnasium_s_statistics_wrapper_works() -> None:
@@ -82,11 +123,6 @@ def test_gymnasium_s_statistics_wrapper_works() -> None:
     for _ in range(3):
         *_, info = env.step(0)
     assert info["episode"]["l"] == 3
-
-
-def test_sync_vectorisation_keeps_registered_limits() -> None:
-    vector = gymnasium.make_vec("PaperMaze-v0", num_envs=1, vectorization_mode="sync")
-    assert vector.envs[0].unwrapped.config.max_episode_steps == 80
 
 
 def test_the_former_name_of_split_is_accepted() -> None:

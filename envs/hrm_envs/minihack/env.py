@@ -14,7 +14,7 @@ from hrm_envs.batch import MazeBatch, check_seeds, config_from
 from hrm_envs.cells import MOVES, Cell
 from hrm_envs.config import MazeConfig, check_choice
 from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD
-from hrm_envs.limits import LevelEnv
+from hrm_envs.limits import LevelEnv, Unlimited
 from hrm_envs.minihack.des_file import MAX_DOORS, MAX_HEIGHT, MAX_WIDTH, write_des_file
 from hrm_envs.minihack.doors import DoorSchedule
 from hrm_envs.minihack.glyphs import build_translation, translate
@@ -159,8 +159,7 @@ class MiniHackMazeEnv(LevelEnv):
             self._move_doors()
         truncated = not arrived and self._steps >= self.config.max_episode_steps
         self._playing = not (arrived or truncated)
-        facts = {} if self._playing else {"is_success": arrived}
-        return self.observe(), GOAL_REWARD if arrived else STEP_REWARD, arrived, truncated, facts
+        return self.observe(), GOAL_REWARD if arrived else STEP_REWARD, arrived, truncated, {"is_success": arrived}
 
     def observe(self) -> NDArray[np.uint8]:
         """The current observation uint8 [H, W]."""
@@ -201,6 +200,9 @@ class MiniHackMazeEnv(LevelEnv):
         """End the game and remove NLE's temporary files."""
         self._playing = False
         self._game.close()
+
+
+make_minihack_maze = Unlimited(MiniHackMazeEnv)
 
 
 def _check_fits(config: MazeConfig) -> None:
