@@ -46,9 +46,9 @@ RENAMED = (("", "shards", "threads"), ("training", "rows_at_once", "chunk_size")
 
 
 def rename_overrides(overrides: Iterable[str]) -> list[str]:
-    """`shards=2` -> `threads=2`."""
+    """`shards=2` -> `threads=2`; `cuda.halves=false` is dropped: environments are no longer stepped in two halves."""
     patterns = {rf"^([+]*{group}{'[.]' * bool(group)}){old}(?==)": rf"\1{new}" for group, old, new in RENAMED}
-    renamed = list(overrides)
+    renamed = [override for override in overrides if not re.match(r"[+]*cuda\.halves=", override)]
     for pattern, present in patterns.items():
         renamed = [re.sub(pattern, present, override) for override in renamed]
     return renamed
@@ -61,6 +61,8 @@ def rename_settings(values: dict[str, Any]) -> None:
         if isinstance(part, dict) and old in part:
             former = part.pop(old)
             part[new] = former if part.get(new, 0) in (0, "auto") else part[new]
+    if isinstance(values.get("cuda"), dict):
+        values["cuda"].pop("halves", None)
 
 
 def config_folder() -> Path:
@@ -120,9 +122,7 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, AlgoC
         if isinstance(trainer.get(part_list), list):
             trainer[part_list] = ",".join(map(str, trainer[part_list]))
     if "cuda" in trainer:
-        cuda = dict(trainer["cuda"] or {})
-        cuda.pop("halves", None)  # of runs of before, which stepped the environments in two halves
-        trainer["cuda"] = typed(CudaConfig, cuda, "cuda")
+        trainer["cuda"] = typed(CudaConfig, dict(trainer["cuda"] or {}), "cuda")
     if trainer.get("init_from") is not None:
         trainer["init_from"] = str(trainer["init_from"])  # a folder may be called 0
     env = {"env": values["env"]["id"], "env_options": dict(values["env"]["options"] or {})}

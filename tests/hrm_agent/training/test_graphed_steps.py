@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tiny import MAZE, QUICK, make_dqn_trainer, make_ppo, make_trainer, tiny_policy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -221,7 +222,12 @@ def test_the_switches_are_settings() -> None:
     values["cuda"] = {"bf16": "yes"}
     with pytest.raises(ValueError, match=r"cuda.bf16='yes': expected bool"):
         settings(values)
-    values["cuda"] = {"bf16": False, "halves": True}  # of a run of before
-    assert settings(values)[0].cuda == CudaConfig(bf16=False)
-    values.pop("cuda")
+    values.pop("cuda")  # a run of before
     assert settings(values)[0].cuda == CudaConfig()
+
+
+def test_the_switch_of_two_halves_of_the_environments_is_ignored() -> None:
+    values = resolve(compose_config(["cuda.halves=false", "cuda.bf16=false"], "train"))
+    assert settings(values)[0].cuda == CudaConfig(bf16=False)
+    before = {**values, "cuda": {"bf16": False, "halves": True}}  # of a run of before
+    assert settings(resolve(OmegaConf.create(before)))[0].cuda == CudaConfig(bf16=False)
