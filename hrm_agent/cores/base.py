@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from hrm_agent.tensors.trees import map_tensors
+
 State = tuple[Tensor, ...]
 """A core's latent: a NamedTuple of tensors whose first dimension is the batch; it may have no fields."""
 
@@ -64,9 +66,7 @@ class Core(nn.Module):
 
 def map_state(function: Callable[..., Tensor], *states: State) -> State:
     """Apply a function field by field: `map_state(Tensor.detach, state)` is a state of the same type."""
-    fields = [function(*tensors) for tensors in zip(*states, strict=True)]
-    make = getattr(type(states[0]), "_make", tuple)
-    made: State = make(fields)
+    made: State = map_tensors(function, *states)
     return made
 
 

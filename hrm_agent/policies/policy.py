@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -319,10 +318,3 @@ def agent_token(found: tuple[GridEncoder, str | None, int], obs: Observation, ag
     """
     encoder, key, before = found
     return encoder.token_of(obs if isinstance(obs, Tensor) else obs[key or ""], agent_id) + before
-
-
-def to_tensors(obs: Any, device: torch.device | str = "cpu") -> Observation:
-    """Arrays of a vector environment -> tensors; dictionaries entry by entry."""
-    if isinstance(obs, dict):
-        return {key: to_tensors(value, device) for key, value in obs.items()}  # type: ignore[misc]
-    return torch.as_tensor(np.require(obs, requirements="W"), device=device)  # torch wants memory it could write to

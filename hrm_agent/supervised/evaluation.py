@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hrm_agent.cores import map_state
 from hrm_agent.evaluation.metrics import wilson_interval
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.recurrence import without_compile
 from hrm_agent.supervised.deep_supervision import autocast, to_batch
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Answers, Examples, Task
+from hrm_agent.tensors import trees
 
 EVALUATION_BATCH = 256
 
@@ -79,8 +79,7 @@ class Solver:
                 tokens[segment + 1 :], q[:, segment + 1 :] = tokens[segment], q[:, segment, None]
                 break
             if not keep.all():
-                state = map_state(lambda s, on=on: s[on], state)
-                batch = {name: value[on] for name, value in batch.items()}
+                state, batch = trees.rows((state, batch), on)
         return Answers(tokens, q[0], thought, q[1])
 
 
