@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
+from hrm_agent.launch.solve import solve
 from hrm_agent.supervised.evaluation import format_report
-from hrm_agent.supervised.solve import solve
 
 
 def main() -> None:

@@ -25,8 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrm_agent.cores.blocks import BlockStack
-from hrm_agent.cuda.core import AGREEMENT, CoreForward, all_in_bf16, install
+from hrm_agent.cores import Core, State
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.experience.collector import Collector
 from hrm_agent.launch.cli import compose_config
@@ -36,6 +35,7 @@ from hrm_agent.parallel.graphs import graph_wrapper
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import use
+from hrm_agent.recurrence.cuda import AGREEMENT, CUDACore, all_in_bf16, use_cuda
 from hrm_agent.tensors.trees import to_tensors
 from hrm_agent.training.learners import build_env, build_learner
 from hrm_agent.training.trainer import wrap_for
@@ -156,12 +156,11 @@ def decide_by(path: str, policy: Policy, inputs: tuple[Any, Any, Any]) -> Decide
         RuntimeError: the path does not work here.
     """
     said: list[str] = []
-    forward = install(policy.core, path != "eager float32", path.startswith("triton"), said.append)
+    if path.startswith("compiled"):
+        use(policy, "compiled")
+    forward = use_cuda(policy, path != "eager float32", path.startswith("triton"), said.append)
     if said:
         raise RuntimeError(said[0])
-    if path.startswith("compiled"):
-        for stack in [m for m in policy.core.modules() if isinstance(m, BlockStack)]:
-            stack.compile(dynamic=False)
 
     @torch.no_grad()
     def step(*given: Any) -> Tensor:
@@ -184,9 +183,9 @@ def decisions(records: Records, device: torch.device, limits: dict[str, float], 
         with torch.no_grad():
             exact = copy.deepcopy(paper.policy).step(*inputs).logits
             rough = copy.deepcopy(paper.policy)
-            rough.core.forward = CoreForward(rough.core, bf16=True)  # type: ignore[method-assign]
+            rough.backend = CUDACore(bf16=True)
             products = relative(rough.step(*inputs).logits, exact)
-            rough.core.forward = all_in_bf16(paper.policy.core)  # type: ignore[method-assign]
+            rough.backend = CUDACore(False, kernel=in_bf16(paper.policy.core))
             everything = relative(rough.step(*inputs).logits, exact)
         for path in options.paths:
             if records.has(what="decisions", path=path, batch=batch):
@@ -213,6 +212,19 @@ def decisions(records: Records, device: torch.device, limits: dict[str, float], 
             )
 
 
+def in_bf16(core: Core) -> Callable[[Tensor, State, int], tuple[Tensor, State]]:
+    """Segments of the core all in bfloat16, as a kernel computes them."""
+    once = all_in_bf16(core)
+
+    def run(x: Tensor, state: State, segments: int) -> tuple[Tensor, State]:
+        output = x
+        for _ in range(segments):
+            output, state = once(x, state)
+        return output, state
+
+    return run
+
+
 def relative(given: Tensor, exact: Tensor) -> float:
     return float((given - exact).norm() / exact.norm())
 
@@ -232,7 +244,7 @@ class Training:
         env = build_env(algo, trainer.env, algo.num_envs, trainer.env_options)
         policy = Policy(config, env.single_observation_space, env.single_action_space).to(device)
         use(policy, kernel)
-        self.forward = install(policy.core, cuda.bf16, cuda.triton, self.said.append)
+        self.forward = use_cuda(policy, cuda.bf16, cuda.triton, self.said.append)
         wrap = wrap_for(policy, algo, threads, self.said.append) if cuda.graphs else None
         self.collector = Collector(env, policy, 0, threads, wrap=wrap)
         self.learner = build_learner(policy, algo, env.single_observation_space, self.collector, threads, 0)

@@ -34,9 +34,11 @@ class Backend:
     Attributes:
         path: its name.
         threads: that the kernels divide a batch over.
+        outer: wraps what computes the stacks of blocks, and stays where `use` changes that.
     """
 
     threads = 1
+    outer = False
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -145,7 +147,7 @@ def _build(path: str) -> Backend | None:
 def set_backend(module: nn.Module, backend: Backend | None) -> None:
     """Have a module and all of its parts computed by a backend."""
     for part in module.modules():
-        if hasattr(part, "backend"):
+        if hasattr(part, "backend") and not getattr(part.backend, "outer", False):
             part.backend = backend  # type: ignore[assignment]
 
 
@@ -160,7 +162,8 @@ def reference_kernels(module: nn.Module) -> Iterator[None]:
     """Compute a module in eager torch for a while: to count its operations or to export it."""
     backends = {part: part.backend for part in module.modules() if hasattr(part, "backend")}
     try:
-        set_backend(module, None)
+        for part in backends:
+            part.backend = None  # type: ignore[assignment]
         yield
     finally:
         for part, backend in backends.items():

@@ -20,12 +20,14 @@ numbers off where a GPU rounds them; a kernel that is wrong is some fifty times 
 
 
 class CUDACore(Backend):
-    """A core's segments; what comes out has the dtypes of what went in.
+    """A policy's segments; what comes out has the dtypes of what went in.
 
     Args:
         bf16: matrix products in bfloat16 (autocast: weights stay float32, so do residuals, norms and gradients).
         kernel: called where no gradient is wanted (`hrm_agent.recurrence.triton.SegmentKernel`); None: the core is.
     """
+
+    outer = True
 
     def __init__(self, bf16: bool, kernel: Any = None) -> None:
         super().__init__("plain")
@@ -55,6 +57,17 @@ class CUDACore(Backend):
         if self.kernel is not None:
             self.kernel.invalidate()
             self.kernel.refresh()
+
+
+def use_cuda(policy: Any, bf16: bool, triton: bool, say: Callable[[str], None]) -> CUDACore:
+    """Have a policy's segments computed so, with the kernel where it is wanted, there, and in agreement.
+
+    Args:
+        policy: `hrm_agent.policies.policy.Policy`, on its device.
+        say: is told in one line why the kernel is not used.
+    """
+    policy.backend = CUDACore(bf16, checked_kernel(policy.core, say) if triton else None)
+    return policy.backend
 
 
 def checked_kernel(core: Core, say: Callable[[str], None]) -> Any:

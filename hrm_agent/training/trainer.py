@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from hrm_agent import __version__
 from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.ppo import PPOConfig
-from hrm_agent.cuda.core import CoreForward, install
 from hrm_agent.environments.make import compile_env, is_compiled
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
@@ -30,6 +29,7 @@ from hrm_agent.parallel.threads import Threads, instruction_set
 from hrm_agent.policies.encoders import Encoder
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.recurrence import available, has_kernels, use, without_compile
+from hrm_agent.recurrence.cuda import CUDACore, use_cuda
 from hrm_agent.recurrence.measure import Choice
 from hrm_agent.tensors.trees import flatten, unflatten
 from hrm_agent.training.kernel_choice import measure_policy, passes_of
@@ -158,7 +158,7 @@ class Trainer(RunLoop):
                 available("fused")
         if config.kernel != "auto":
             self.kernel = use(self.policy, config.kernel)
-        self.core_forward: CoreForward | None = None
+        self.cuda: CUDACore | None = None
         wrap = self._accelerate(algo_config, print if console is None else console.say)
         self.collector = Collector(self.env, self.policy, config.seed, self.threads, processes, wrap)
         self.learner = build_learner(self.policy, algo_config, space, self.collector, self.threads, config.seed)
@@ -176,7 +176,7 @@ class Trainer(RunLoop):
         if self.processes.world_size > 1:
             say("several processes: without CUDA graphs and bfloat16 (cuda.*), which know one process")
             return None
-        self.core_forward = install(self.policy.core, cuda.bf16, cuda.triton, say)
+        self.cuda = use_cuda(self.policy, cuda.bf16, cuda.triton, say)
         return wrap_for(self.policy, algo, self.threads, say) if cuda.graphs else None
 
     @property
@@ -196,8 +196,8 @@ class Trainer(RunLoop):
 
     def iterate(self, log: RunLog, console: Console) -> None:
         before, done, began = self.frames, self.done, self.now()
-        if self.core_forward is not None:
-            self.core_forward.weights_changed()  # a replayed decision would not see it
+        if self.cuda is not None:
+            self.cuda.weights_changed()  # a replayed decision would not see it
         with self.naming_checkpoint():
             self.learner.collect(self.collector, done)
         collected = self.now()

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from hrm_agent.cores import CORES
 from hrm_agent.launch.runs import run_errors
 from hrm_agent.launch.settings import config_folder
+from hrm_agent.launch.solve import solve
 from hrm_agent.supervise import CHANGEABLE
 from hrm_agent.supervised import ModelConfig, build_model, load_model, save_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision
@@ -29,7 +30,6 @@ from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import find_model
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.published import export_published
-from hrm_agent.supervised.solve import solve
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.trainer import SupervisedTrainer
 from hrm_agent.tensors.files import load_tensors, save_tensors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import gymnasium as gym
@@ -12,8 +11,10 @@ import torch
 from torch import Tensor
 
 from hrm_agent.cores import HRM
-from hrm_agent.cuda.core import AGREEMENT, CoreForward, checked_kernel, disagreement
 from hrm_agent.policies.encoders import EncoderConfig, build_encoder
+from hrm_agent.policies.policy import Policy, PolicyConfig
+from hrm_agent.recurrence import path_of, run_segments, use
+from hrm_agent.recurrence.cuda import AGREEMENT, CUDACore, checked_kernel, disagreement, use_cuda
 
 
 def test_bf16_leaves_the_dtypes_and_the_weights_as_they_are() -> None:
@@ -21,17 +22,11 @@ def test_bf16_leaves_the_dtypes_and_the_weights_as_they_are() -> None:
     core = HRM(8, 6, H_layers=1, L_layers=1, num_heads=2, inner_size=8, cycle_gradient="all")
     x, state = torch.randn(3, 6, 8, requires_grad=True), core.initial_state(3)
     exact = core(x, state)[0]
-    core.forward = CoreForward(core, bf16=True)  # type: ignore[method-assign]
-    output, after = core(x, state)
+    output, after = run_segments(core, x, state, 1, CUDACore(bf16=True))
     assert output.dtype == after[1].dtype == torch.float32
     assert 1e-4 < (output - exact).abs().max() < 0.3
     output.square().mean().backward()
     assert all(p.grad is not None and p.grad.dtype == p.dtype == torch.float32 for p in core.parameters())
-    other = copy.deepcopy(core)
-    with torch.no_grad():
-        for p in core.parameters():
-            p.zero_()
-    torch.testing.assert_close(other(x, state)[0], output)  # a copy thinks with weights of its own
 
 
 def test_a_kernel_is_used_without_gradient_only_and_only_where_it_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,11 +38,11 @@ def test_a_kernel_is_used_without_gradient_only_and_only_where_it_agrees(monkeyp
 
     own, least = disagreement(core, bad)
     assert own > 3 * AGREEMENT * least > 0
-    forward = CoreForward(core, False, kernel=bad)
+    backend = CUDACore(False, kernel=lambda x, state, segments: bad(x, state))
     x, state = torch.randn(2, 6, 8), core.initial_state(2)
     with torch.no_grad():
-        assert forward(x, state)[0] is x
-    assert forward(x, state)[0] is not x
+        assert run_segments(core, x, state, 1, backend)[0] is x
+    assert run_segments(core, x, state, 1, backend)[0] is not x
     said: list[str] = []
     assert checked_kernel(core, said.append) is None  # no triton, or a width that it has no kernel for
     assert len(said) == 1
@@ -70,3 +65,12 @@ def test_lookups_that_a_graph_can_hold_are_the_usual_ones() -> None:
     torch.testing.assert_close(tokens, usual)
     for one, other in zip(torch.autograd.grad(tokens.square().sum(), weights), gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_it_stays_whatever_computes_the_stacks() -> None:
+    grid, config = gym.spaces.Box(0, 5, (5, 7), np.uint8), PolicyConfig(core="trm", hidden_size=16, carry="reset")
+    policy = Policy(config, grid, gym.spaces.Discrete(4))
+    backend = use_cuda(policy, bf16=True, triton=False, say=print)
+    assert use(policy, "plain") == "plain"
+    assert policy.backend is backend
+    assert path_of(policy) == "plain"

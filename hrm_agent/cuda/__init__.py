@@ -1,1 +1,0 @@
-"""How a core is computed where `device=cuda`."""
