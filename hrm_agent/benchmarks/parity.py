@@ -8,8 +8,8 @@ files by 4e-3 after three segments. Agreement to 1e-4 therefore needs the author
 may be lost on a machine whose matrix products round differently.
 
 `--path PATH` checks a fast path (`hrm_agent.recurrence`), whose order of operations is its own. Every segment, and
-every environment step, then starts from the latents in the file, so that rounding is amplified in one of them at most, and
-what is left is measured by a yardstick: a path may be as far from the file as twice what eager torch is in double
+every environment step, then starts from the latents in the file, so that rounding is amplified in one of them at most,
+and what is left is measured by a yardstick: a path may be as far from the file as twice what eager torch is in double
 precision (`fused`, `compiled`) or in bfloat16 (`fused_bf16`), or 1e-4, whichever is more.
 
 Exit code: 0 where every error is at most 1e-4, 1 where one is above, 2 where a file cannot be used.
