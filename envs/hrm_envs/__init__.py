@@ -1,7 +1,7 @@
 """Mazes whose doors and goals move, for reinforcement learning: Gymnasium environments on a numba kernel.
 
 Importing the package registers the environments, so that ``gymnasium.make("DynamicMaze-v0")`` and
-``gymnasium.make_vec("DynamicMaze-v0", num_envs=64)`` work. Nothing is compiled before it is used.
+``gymnasium.make_vec("DynamicMaze-v0", num_envs=64)`` work. Importing compiles nothing.
 """
 
 from hrm_envs.cells import Cell

@@ -1,4 +1,4 @@
-"""A batch of mazes and the calls into its kernel: what the vector and the single environment share."""
+"""A batch of mazes behind one kernel, shared by the vector and the single environment."""
 
 from dataclasses import fields
 from difflib import get_close_matches
@@ -36,9 +36,12 @@ RENAMED = {"seed_band": "split"}
 
 
 def config_from(kind: type, parameters: dict[str, Any]) -> Any:
-    """Build a configuration; an unknown name is a ``ValueError`` that gives the nearest known one.
+    """Build a configuration of class ``kind``.
 
-    A former name (``RENAMED``) is accepted, and ignored beside the present one.
+    A former name (``RENAMED``) is accepted, and ignored if the current one is given too.
+
+    Raises:
+        ValueError: an unknown name (the message gives the nearest known one), or a value out of range.
     """
     parameters = {RENAMED.get(k, k): v for k, v in parameters.items() if RENAMED.get(k) not in parameters}
     known = [field.name for field in fields(kind)]
@@ -73,11 +76,11 @@ class Batch:
     ``_advance`` and ``clairvoyant``.
 
     Attributes:
-        config: the family's parameters.
-        state: named tuple of arrays, all that the future depends on.
-        outcome: what the last step handed out, overwritten by the next.
-        observations: uint8 [N, H, W], a window on the state.
-        final_observations: uint8 [N, H, W], a window on the outcome.
+        config: the parameters of all N environments.
+        state: named tuple of arrays: the complete state.
+        outcome: results of the last step; the next step overwrites them.
+        observations: uint8 [N, H, W], a view of the state.
+        final_observations: uint8 [N, H, W], a view of the outcome.
     """
 
     config: Any
@@ -95,7 +98,7 @@ class Batch:
         raise NotImplementedError
 
     def _advance(self, actions: NDArray[np.int64], autoreset: bool) -> int:
-        """Step; how many ended, or ``-1 - i`` if action i is none."""
+        """Step; the number of episodes that ended, or ``-1 - i`` if action i is invalid."""
         raise NotImplementedError
 
     def clairvoyant(self) -> NDArray[np.int32]:
@@ -103,21 +106,21 @@ class Batch:
         raise NotImplementedError
 
     def known_doors(self, i: int) -> list[int]:
-        """Positions of environment i that hold a door for the whole episode, open or closed."""
+        """Flat positions of the doors that environment i keeps for the whole episode, open or closed."""
         return []
 
     def is_compiled(self) -> bool:
-        """Whether the first reset and step are as fast as any, rather than seconds of compilation."""
+        """Whether the machine code of reset and step is available, so that neither has to compile for seconds."""
         raise NotImplementedError
 
     def compile(self) -> None:
-        """Compile what reset and step call, or load it; either would do so itself."""
+        """Compile or load the kernels of reset and step, which they would otherwise do on their first call."""
         raise NotImplementedError
 
     def reset(self, seed: Any, generator: np.random.Generator | None) -> None:
         """Begin episode 0 of ``seed``, or each environment's next episode when ``seed`` is None.
 
-        Where nothing was ever seeded, ``generator`` draws the seed.
+        If no seed was ever given, ``generator`` draws one.
         """
         if seed is None and not self.seeded:
             assert generator is not None
@@ -129,7 +132,7 @@ class Batch:
         self._begin()
 
     def step(self, actions: NDArray[np.int64], autoreset: bool) -> int:
-        """Step every environment; returns how many ended. ``actions``: int64 [N]."""
+        """Step every environment and return the number of episodes that ended. ``actions``: int64 [N]."""
         ended = self._advance(actions, autoreset)
         if ended < 0:
             i = -1 - ended
@@ -137,7 +140,7 @@ class Batch:
         return int(ended)
 
     def oracle_info(self, final: bool = False) -> dict[str, NDArray]:
-        """The oracle's values now, or (``final``) at the end of the episodes that just ended."""
+        """The oracle's values for the current state, or (``final``) for the last state of episodes that just ended."""
         masks = self.outcome.final_masks if final else self.outcome.masks
         distance = self.outcome.final_distance if final else self.outcome.distance
         return {
@@ -149,16 +152,16 @@ class Batch:
         }
 
     def get_state(self) -> dict[str, NDArray]:
-        """Copies of all that the future depends on."""
+        """Copies of the arrays of the complete state, by name."""
         saved = {name: np.copy(array) for name, array in zip(self.state._fields, self.state, strict=True)}
         return {**saved, "seeded": np.array([self.seeded])}
 
     def set_state(self, state: dict[str, NDArray]) -> None:
-        """Take back what ``get_state`` returned, once every array is known to fit."""
+        """Restore what ``get_state`` returned; every array is checked before any is changed."""
         expected = {**self.state._asdict(), "seeded": np.array([self.seeded])}
         for name, array in expected.items():
             if name not in state:
-                raise ValueError(f"the state lacks {name!r}; pass what get_state() of a like environment gave")
+                raise ValueError(f"the state lacks {name!r}; pass the result of get_state()")
             given = np.asarray(state[name])
             if given.shape != array.shape or given.dtype != array.dtype:
                 raise ValueError(
@@ -171,11 +174,11 @@ class Batch:
 
 
 class MazeBatch(Batch):
-    """N mazes of one family.
+    """N mazes with the same parameters.
 
     Args:
         num_envs: N.
-        config: the family.
+        config: the parameters.
     """
 
     def __init__(self, num_envs: int, config: MazeConfig) -> None:
@@ -192,11 +195,11 @@ class MazeBatch(Batch):
         self.final_observations = self.outcome.final_obs.reshape(self.observations.shape)
 
     def is_compiled(self) -> bool:
-        """Whether the first reset and step are as fast as any, rather than seconds of compilation."""
+        """Whether the machine code of reset and step is available, so that neither has to compile for seconds."""
         return is_cached(run_batch, *self._arguments(_NO_ACTIONS, RESET))
 
     def compile(self) -> None:
-        """Compile what reset and step call, or load it; either would do so itself."""
+        """Compile or load the kernels of reset and step, which they would otherwise do on their first call."""
         compile_for(run_batch, *self._arguments(_NO_ACTIONS, RESET))
 
     def _arguments(self, actions: NDArray[np.int64], command: int) -> tuple[Any, ...]:
@@ -211,7 +214,7 @@ class MazeBatch(Batch):
         return run_batch(*self._arguments(actions, command))
 
     def known_doors(self, i: int) -> list[int]:
-        """Positions of environment i that hold a door for the whole episode, open or closed."""
+        """Flat positions of the doors that environment i keeps for the whole episode, open or closed."""
         return [] if self.config.door_process == "reroll" else self.state.doors[i].tolist()
 
     def clairvoyant(self) -> NDArray[np.int32]:

@@ -1,10 +1,10 @@
-"""The categorical ids an observation is made of."""
+"""The cell ids of an observation, and the moves."""
 
 from enum import IntEnum
 
 
 class Cell(IntEnum):
-    """What a grid position shows. ``DOOR`` is a closed door; an open one is ``EMPTY``."""
+    """Content of a grid position. ``DOOR`` is a closed door; an open door is ``EMPTY``."""
 
     EMPTY = 0
     WALL = 1
@@ -14,7 +14,7 @@ class Cell(IntEnum):
     UNKNOWN = 5
 
 
-# Plain integers: numba folds module-level ints into the machine code, enum members it would box.
+# Plain integers, because numba compiles module-level ints as constants but boxes enum members.
 EMPTY, WALL, DOOR, AGENT, GOAL, UNKNOWN = (int(cell) for cell in Cell)
 
 # Row and column step of the actions N, E, S, W.

@@ -1,4 +1,4 @@
-"""The parameters of a maze, checked before any work is done."""
+"""The parameters of a maze, and their checks."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -39,33 +39,33 @@ def check_fraction(name: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class MazeConfig:
-    """Everything that defines a family of mazes.
+    """The parameters that define a distribution of mazes.
 
     Attributes:
         rows, cols: cells of the maze; the grid has ``2 * rows + 1`` by ``2 * cols + 1`` positions.
         walls: fixed walls among the edges of a ``scatter`` maze. ``None`` takes 5 of every 24 edges (5 on
-            4x4 cells, 10 on 5x6). ``braid`` and ``four_rooms`` lay their own walls: leave it ``None`` or 0.
-        doors: doors of the level: closed at any time under ``reroll``, existing under the other processes.
+            4x4 cells, 10 on 5x6). ``braid`` and ``four_rooms`` have their own walls: use ``None`` or 0.
+        doors: number of doors: those closed at any time under ``reroll``, all doors under the other processes.
             ``None`` takes 3, or 1 for ``four_rooms``.
-        layout: ``scatter`` (random walls; start and goal are connected by walls alone), ``braid`` (a
+        layout: ``scatter`` (random walls, which never separate start and goal), ``braid`` (a
             spanning tree drawn by random depth-first search) or ``four_rooms``.
         loops: fraction of the tree's dead ends that ``braid`` opens.
         door_process: ``reroll`` (with probability ``p_change`` a step, all closed doors are redrawn among the
             edges that are not walls), ``independent`` (each of a fixed set of doors flips with probability
             ``p_change``; closed at first with probability 1/2) or ``periodic`` (each of a fixed set of doors
-            has an open and a closed span, each uniform in ``[0.5, 1.5] / p_change`` steps, at least 1, and a
-            random phase; with ``p_change=0`` it stays as drawn).
+            is open and closed for fixed spans, each uniform in ``[0.5, 1.5] / p_change`` steps, at least 1, and a
+            random phase; with ``p_change=0`` it never changes).
         p_change: see ``door_process``.
         goal_process: ``static``, ``jump`` (with probability ``p_goal`` a step the goal moves to a random
-            other cell that walls do not cut off) or ``walk`` (to a neighbouring cell, not through walls).
+            other cell that walls do not cut off) or ``walk`` (the same, to a neighbouring cell, not through walls).
         p_goal: see ``goal_process``.
-        view: ``"full"``, or the radius (Chebyshev, in grid positions) beyond which all is ``UNKNOWN``.
-        oracle: put the oracle's values into ``info``.
+        view: ``"full"``, or the radius (Chebyshev, in grid positions) beyond which positions are ``UNKNOWN``.
+        oracle: add the oracle's values to ``info``.
         max_episode_steps: steps after which an episode is truncated.
         split: ``train``, ``validation`` or ``test``: disjoint sets of levels.
 
     Raises:
-        ValueError: for a value out of range; one line that says what was given, expected, and what to do.
+        ValueError: a value out of range. The message is one line: what was given, what is expected, what to do.
     """
 
     rows: int = 4
@@ -105,16 +105,16 @@ class MazeConfig:
         self._settle_walls_and_doors()
 
     def _settle_walls_and_doors(self) -> None:
-        """Fill in the defaults that depend on the layout, and check that everything fits on the edges."""
+        """Set the defaults that depend on the layout, and check that walls and doors fit on the edges."""
         auto_walls = int(self.edges * 5 / 24 + 0.5) if self.layout == "scatter" else 0
         auto_doors = 1 if self.layout == "four_rooms" else 3
-        # Frozen for its users; this is still construction.
+        # The dataclass is frozen, but this is still its construction.
         object.__setattr__(self, "walls", auto_walls if self.walls is None else self.walls)
         object.__setattr__(self, "doors", auto_doors if self.doors is None else self.doors)
         assert self.walls is not None
         assert self.doors is not None
         if self.layout != "scatter" and self.walls != 0:
-            raise ValueError(f"walls={self.walls!r} has no meaning for layout={self.layout!r}; leave it out")
+            raise ValueError(f"walls={self.walls!r} does not apply to layout={self.layout!r}; leave it out")
         check_integer("walls", self.walls, 0, max(self.edges - 1, 0), "a maze needs one edge without a wall")
         check_integer("doors", self.doors, 0, None, "choose another number of doors")
         if self.layout == "scatter" and self.walls + self.doors > self.edges:
@@ -141,5 +141,5 @@ class MazeConfig:
 
     @property
     def edges(self) -> int:
-        """Pairs of neighbouring cells."""
+        """Number of pairs of neighbouring cells."""
         return self.rows * (self.cols - 1) + self.cols * (self.rows - 1)

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
 # Kernels carry no annotations: numba infers their types; docstrings give shapes and dtypes.
-"""A memory test: a cue shown in the first observation alone says which arm of a T holds the goal."""
+"""A memory test: only the first observation shows which arm of a T-maze holds the goal."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class CueConfig:
     Attributes:
         length: positions of the corridor before the junction; ``length + 1`` steps reach an arm's end.
         max_episode_steps: steps after which an episode is truncated.
-        oracle: put the oracle's values into ``info``.
+        oracle: add the oracle's values to ``info``.
         split: ``train``, ``validation`` or ``test``.
 
     Raises:
@@ -60,7 +60,7 @@ class CueConfig:
 
 
 class CueState(NamedTuple):
-    """Everything that the future of N environments depends on; ``grid`` is what is shown."""
+    """Complete state of N environments; ``grid`` is the observation."""
 
     env_seed: NDArray[np.int64]  # [N]
     episode: NDArray[np.int64]  # [N]
@@ -73,8 +73,8 @@ class CueState(NamedTuple):
 
 
 @inner
-def _consult(width, state, outcome, i):
-    """Oracle of environment i: along the corridor, then into the right arm. Nothing ever changes."""
+def _update_oracle(width, state, outcome, i):
+    """The oracle's values of environment i: along the corridor, then into the goal's arm. Nothing ever changes."""
     outcome.masks[i] = False
     column = state.agent[i] % width
     if state.agent[i] == state.goal[i]:
@@ -102,7 +102,7 @@ def _reset_one(template, width, split, oracle, state, outcome, i):
     state.grid[i, state.agent[i]] = AGENT
     state.grid[i, state.goal[i]] = GOAL
     if oracle:
-        _consult(width, state, outcome, i)
+        _update_oracle(width, state, outcome, i)
 
 
 @hot_kernel
@@ -113,7 +113,7 @@ def _reset_all(template, width, split, oracle, state, outcome):
 
 @hot_kernel
 def _step_all(template, width, split, oracle, limit, state, outcome, actions, autoreset):
-    """Step every environment; the number that ended, or ``-1 - i`` if action i is none."""
+    """Step every environment; the number of episodes that ended, or ``-1 - i`` if action i is invalid."""
     for i in range(len(actions)):
         if actions[i] < 0 or actions[i] > 3:
             return -1 - i
@@ -138,7 +138,7 @@ def _step_all(template, width, split, oracle, limit, state, outcome, actions, au
         outcome.episode_return[i] = 0.0
         outcome.episode_length[i] = 0
         if oracle:
-            _consult(width, state, outcome, i)
+            _update_oracle(width, state, outcome, i)
         if terminated or truncated:
             count += 1
             assign(outcome.final_obs[i], state.grid[i])
@@ -156,7 +156,7 @@ def _step_all(template, width, split, oracle, limit, state, outcome, actions, au
 
 
 class CueBatch(Batch):
-    """N memory tests of one family."""
+    """N memory tests with the same parameters."""
 
     def __init__(self, num_envs: int, config: CueConfig) -> None:
         super().__init__(num_envs)
@@ -185,12 +185,12 @@ class CueBatch(Batch):
         return self._template, config.width, SPLITS.index(config.split), config.oracle
 
     def compile(self) -> None:
-        """Compile what reset and step call, or load it; either would do so itself."""
+        """Compile or load the kernels of reset and step, which they would otherwise do on their first call."""
         compile_for(_reset_all, *self._fixed, self.state, self.outcome)
         compile_for(_step_all, *self._step_arguments(np.zeros(self.num_envs, np.int64), True))
 
     def is_compiled(self) -> bool:
-        """Whether the first reset and step are as fast as any, rather than seconds of compilation."""
+        """Whether the machine code of reset and step is available, so that neither has to compile for seconds."""
         return is_cached(_step_all, *self._step_arguments(np.zeros(self.num_envs, np.int64), True))
 
     def _begin(self) -> None:
@@ -204,7 +204,7 @@ class CueBatch(Batch):
         return _step_all(*self._step_arguments(actions, autoreset))
 
     def clairvoyant(self) -> NDArray[np.int32]:
-        """Steps to the right arm's end: int32 [N], -1 where impossible in time."""
+        """Earliest arrival at the goal in steps from now: int32 [N], -1 where impossible in time."""
         width, state = self.config.width, self.state
         steps = np.where(state.agent == state.goal, 0, width - 1 - state.agent % width)
         wrong_arm = (state.agent // width != _MIDDLE) & (state.agent != state.goal)
@@ -220,15 +220,15 @@ class CueMazeVectorEnv(MazeVectorEnv):
 
 
 class CueMazeEnv(MazeEnv):
-    """A T-maze that only an agent with a memory can solve.
+    """A T-maze that requires memory.
 
     ## Description
     A corridor of ``length`` positions leads east to a junction with an arm to the north and one to the south.
-    The goal is at one arm's end, with probability 1/2 each, and is shown in the first observation alone;
-    afterwards both ends look empty. Without memory no policy succeeds in more than half of the episodes.
+    The goal is at the end of either arm, with probability 1/2 each. Only the first observation shows it;
+    afterwards both ends look empty. A memoryless policy succeeds in half of the episodes at best.
 
     ## Action Space
-    ``Discrete(4)``: 0 north, 1 east, 2 south, 3 west. A blocked move stays and counts as a step.
+    ``Discrete(4)``: 0 north, 1 east, 2 south, 3 west. A blocked move leaves the agent where it is and counts as a step.
 
     ## Observation Space
     ``Box(0, 5, (5, length + 3), uint8)`` of ``Cell`` ids.
@@ -237,10 +237,10 @@ class CueMazeEnv(MazeEnv):
     The agent at the corridor's west end; the goal's arm is a hash of (seed, episode).
 
     ## Rewards
-    +1 for entering the goal's arm, otherwise -0.01.
+    +1 for entering the goal's arm, otherwise -0.01 per step.
 
     ## Episode End
-    Terminated in either arm (``info["is_success"]`` says which); truncated after
+    Terminated in either arm (``info["is_success"]`` says whether it was the goal's); truncated after
     ``max_episode_steps``.
 
     ## Arguments

@@ -1,5 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
-"""One decorator for every compiled function of the package."""
+"""Decorators that compile the package's kernels with numba, and their cache on disk."""
 
 import logging
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from numba import njit, typeof
 from numba.core.types import unliteral
 
 _log = logging.getLogger(__name__)
-_told: list[str] = []  # why there is no cache, once it was said
+_warned: list[str] = []  # the reason, once a warning was logged
 
 _KERNEL_FILES = (
     "cells.py",
@@ -33,13 +33,13 @@ def _source_stamp(*more: Path) -> tuple[tuple[int, int], ...]:
 
 
 class _Cache:
-    """numba's cache of one kernel: machine code on disk. A folder that cannot be used costs the cache, not the run.
+    """numba's cache of one kernel's machine code on disk; without a usable folder, kernels work uncached.
 
-    numba's is private. Should it change shape, what is asked of it here falls back to what it does itself.
+    numba's cache class is private. If its attributes change, the calls here fall back to numba's own behaviour.
 
     Args:
-        own: numba's; None where it found no folder to write into.
-        loads_bare: machine code from disk needs nothing of numba's runtime (see ``hot_kernel``).
+        own: numba's cache; None if numba found no writable folder.
+        loads_bare: whether cached machine code needs nothing of numba's runtime (see ``hot_kernel``).
     """
 
     def __init__(self, own: Any, loads_bare: bool) -> None:
@@ -50,14 +50,14 @@ class _Cache:
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         if self._own is None:
-            _say_uncached("numba finds no folder that it can write into; NUMBA_CACHE_DIR names one")
+            _warn_uncached("numba finds no writable folder; set NUMBA_CACHE_DIR to one")
             return None
-        # numba fills its tables of everything that it can compile first, which takes a second, most of it imports.
+        # numba would first load its tables of all supported functions, which takes a second, mostly for imports.
         load = getattr(self._own, "_load_overload", None) if self._loads_bare else None
         try:
             return (load or self._own.load_overload)(signature, target)
         except OSError as error:
-            _say_uncached(str(error))
+            _warn_uncached(str(error))
             return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
@@ -65,10 +65,10 @@ class _Cache:
             if self._own is not None:
                 self._own.save_overload(signature, compiled)
         except OSError as error:
-            _say_uncached(str(error))
+            _warn_uncached(str(error))
 
     def holds(self, signature: Any, target: Any) -> bool:
-        """Whether the machine code for a signature is there, compiled from the sources as they are."""
+        """Whether machine code for a signature is cached, compiled from the current sources."""
         try:
             key = self._own._index_key(signature, target.codegen())
             return key in self._own._cache_file._load_index()
@@ -76,24 +76,24 @@ class _Cache:
             return False
 
 
-def _say_uncached(reason: str) -> None:
-    if _told:
+def _warn_uncached(reason: str) -> None:
+    if _warned:
         return
-    _told.append(reason)
+    _warned.append(reason)
     _log.warning("the environments are compiled anew in every process, their cache cannot be used: %s", reason)
 
 
 def kernel(function: Callable[..., Any], allocates: bool = True) -> Any:
     """Compile a function that Python calls: on its first call, with the machine code cached on disk.
 
-    numba's cache looks at the defining file alone, but a kernel also holds the inlined code of functions
-    from other files: editing those would leave stale machine code behind. The stamp therefore covers every
-    file that holds kernels, and the function's own, which may lie in another package. Should numba's private
-    cache object change shape, numba's own stamp is kept.
+    numba's cache checks the defining file only, but a kernel also contains inlined functions of other files,
+    so editing those would leave stale machine code behind. The stamp therefore covers every file with kernels
+    and the function's own file, which may be in another package. If numba's private cache object changes,
+    numba's own stamp is kept.
     """
     options: dict[str, Any] = {"_nrt": allocates}
     dispatcher = njit(**options)(function)
-    if not hasattr(dispatcher, "enable_caching"):  # the function itself, under NUMBA_DISABLE_JIT
+    if not hasattr(dispatcher, "enable_caching"):  # the plain function, under NUMBA_DISABLE_JIT
         return dispatcher
     try:
         dispatcher.enable_caching()
@@ -108,40 +108,40 @@ def kernel(function: Callable[..., Any], allocates: bool = True) -> Any:
 
 
 def is_cached(kernel: Any, *arguments: Any) -> bool:
-    """Whether a call of ``kernel`` compiles nothing: it was called so before, or the machine code lies on disk.
+    """Whether calling ``kernel`` with such arguments needs no compilation: it is compiled or cached on disk.
 
-    True as well where there is no compiler to wait for (``NUMBA_DISABLE_JIT``).
+    Also true if nothing is ever compiled (``NUMBA_DISABLE_JIT``).
     """
-    held = getattr(kernel, "_cache", None)
-    if not isinstance(held, _Cache):
+    cache = getattr(kernel, "_cache", None)
+    if not isinstance(cache, _Cache):
         return True
     signature = tuple(typeof(argument) for argument in arguments)
-    return signature in kernel.overloads or held.holds(signature, kernel.targetctx)
+    return signature in kernel.overloads or cache.holds(signature, kernel.targetctx)
 
 
 def compile_for(kernel: Any, *arguments: Any) -> None:
-    """Compile ``kernel`` for calls with such arguments, or load the machine code, without calling it."""
+    """Compile ``kernel`` for such arguments, or load its machine code, without calling it."""
     if hasattr(kernel, "compile"):
         kernel.compile(tuple(typeof(argument) for argument in arguments))
 
 
 def hot_kernel(function: Callable[..., Any]) -> Any:
-    """``kernel`` without reference counts, for a function that allocates no array.
+    """``kernel`` without reference counting, for a function that allocates no array.
 
-    Counting references costs an atomic operation for every array handed to another function and every row
-    taken, which for the small rows of a maze is most of the time of a step, and of the compilation.
+    Reference counting costs an atomic operation for every array passed to a function and every row taken.
+    With the small rows of a maze, that is most of the time of a step, and of compilation.
     """
     return kernel(function, allocates=False)
 
 
 def inner(function: Callable[..., Any]) -> Any:
-    """Compile a function that only kernels call: without the wrapper that would unpack Python objects.
+    """Compile a function that only kernels call, without the wrappers that unpack Python objects.
 
-    The wrappers are a third of the compilation time. Its code goes into its callers' cache. It counts no
-    references (see ``hot_kernel``) and therefore cannot allocate.
+    Those wrappers take a third of the compilation time. The code is cached with its callers'. It has no
+    reference counting (see ``hot_kernel``) and so must not allocate.
 
-    numba compiles it once for each combination of the constants that it is called with, ``draw`` two dozen times.
-    What is optimised with its callers gains nothing by that: the types alone count here.
+    numba would specialise it for every combination of constant arguments, ``draw`` two dozen times. It is optimised
+    together with its callers anyway, so one version per combination of types is enough.
     """
     options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "_nrt": False}
     dispatcher = njit(**options)(function)
@@ -157,8 +157,8 @@ def inner(function: Callable[..., Any]) -> Any:
 def assign(target, source):
     """``target[:] = source`` for rows of equal length.
 
-    A loop, because numba's own array assignment brings the formatting of its error message into the machine
-    code, which makes up half of the compilation time of everything here.
+    A loop, because numba's own array assignment compiles the formatting of its error message as well, which
+    would double the compilation time of the whole package.
     """
     for k in range(len(target)):
         target[k] = source[k]

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
 # Kernels carry no annotations: numba infers their types; docstrings give shapes and dtypes.
-"""The one implementation of a maze's rules: reset and step of a whole batch over struct-of-arrays state."""
+"""The only implementation of a maze's rules: reset and step of a batch over struct-of-arrays state."""
 
 from typing import NamedTuple
 
@@ -19,12 +19,12 @@ GOAL_REWARD = 1.0
 STEP_REWARD = -0.01
 FULL_VIEW = -1
 RESET, STEP, STEP_AND_RESET = range(3)
-# Columns of the oracle's masks: optimal actions, the same on the map before this step's change, two flags.
+# Columns of the oracle's masks: optimal actions, those on the map before this step's change, and two flags.
 OPTIMAL, STALE, CHANGED, MATERIAL = slice(0, 4), slice(4, 8), 8, 9
 
 
 class Rules(NamedTuple):
-    """A ``MazeConfig`` in the numbers the kernel works with (probabilities also as 53-bit thresholds)."""
+    """A ``MazeConfig`` as numbers for the kernel (probabilities also as 53-bit thresholds)."""
 
     layout: int
     walls: int
@@ -41,9 +41,9 @@ class Rules(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything that the future of N environments depends on; one row each. G grid positions, D doors.
+    """Complete state of N environments, one row each; G grid positions, E edges, D doors.
 
-    ``shown`` is [N, 0] with a full view (the grid itself is shown), ``spans`` [N, 0, 3] unless doors are
+    ``shown`` is [N, 0] with a full view (the grid is the observation), ``spans`` [N, 0, 3] unless doors are
     periodic, and ``distances`` [N, 0] without the oracle.
     """
 
@@ -53,19 +53,19 @@ class State(NamedTuple):
     steps: NDArray[np.int32]  # [N] steps taken in this episode
     agent: NDArray[np.int32]  # [N] flat grid position
     goal: NDArray[np.int32]  # [N] flat grid position
-    done: NDArray[np.uint8]  # [N] ended and not yet reset (single environments only)
-    grid: NDArray[np.uint8]  # [N, G] the true map with agent, goal and the doors in force
-    shown: NDArray[np.uint8]  # [N, G] what the fog leaves of it
-    open_edges: NDArray[np.int32]  # [N, E] where doors may stand: the first open_count entries
+    done: NDArray[np.uint8]  # [N] episode over and not yet reset (single environments only)
+    grid: NDArray[np.uint8]  # [N, G] the full map with agent, goal and closed doors
+    shown: NDArray[np.uint8]  # [N, G] the part of it that fog does not hide
+    open_edges: NDArray[np.int32]  # [N, E] where doors may be: the first open_count entries
     open_count: NDArray[np.int32]  # [N]
     doors: NDArray[np.int32]  # [N, D] positions of the scheduled doors
-    closed: NDArray[np.uint8]  # [N, D] whether the schedule wants them closed
+    closed: NDArray[np.uint8]  # [N, D] whether they are closed under the schedule
     spans: NDArray[np.int32]  # [N, D, 3] closed span, open span, phase
     distances: NDArray[np.int32]  # [N, G] from every position to the goal
 
 
 class Outcome(NamedTuple):
-    """What a step hands out; every array is overwritten by the next one."""
+    """Results of a step; the next step overwrites every array."""
 
     reward: NDArray[np.float32]  # [N]
     terminated: NDArray[np.bool_]  # [N]
@@ -82,7 +82,7 @@ class Outcome(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Working memory of the kernel, which allocates nothing; meaningless between calls."""
+    """Scratch memory of the kernel, which allocates nothing; undefined between calls."""
 
     queue: NDArray[np.int32]  # [G]
     seen: NDArray[np.uint8]  # [G]
@@ -90,12 +90,12 @@ class Scratch(NamedTuple):
 
 
 def build_scratch(size: int) -> Scratch:
-    """Allocate working memory for grids of ``size`` positions."""
+    """Allocate scratch memory for grids of ``size`` positions."""
     return Scratch(np.zeros(size, np.int32), np.zeros(size, np.uint8), np.zeros(size, np.uint8))
 
 
 def build_rules(config: MazeConfig) -> Rules:
-    """Translate a configuration for the kernel."""
+    """The rules of a configuration."""
     assert config.walls is not None
     return Rules(
         layout=LAYOUTS.index(config.layout),
@@ -114,14 +114,14 @@ def build_rules(config: MazeConfig) -> Rules:
 
 
 class Parts(NamedTuple):
-    """Which parts of the rules a family can ever need, as arguments of the kernel: None or True.
+    """The parts of the rules that a configuration needs, as arguments of the kernel: None or True.
 
-    numba drops what stands behind ``if part is not None`` where the argument is None, before it compiles anything. The
-    default maze needs less than half of the rules, and its first step comes that much earlier.
+    numba removes the code behind ``if part is not None`` before compilation if the argument is None. The default maze
+    needs less than half of the rules, and compiles that much sooner.
 
     Attributes:
-        rare: layouts other than ``scatter``, doors other than ``reroll``, goals that move, fog. The oracle is compiled
-            with them, wanted or not, so that there are three kernels and not four.
+        rare: layouts other than ``scatter``, doors other than ``reroll``, moving goals, fog. The oracle is always
+            compiled with them, so that there are three variants of the kernel, not four.
         oracle: the oracle.
     """
 
@@ -130,7 +130,7 @@ class Parts(NamedTuple):
 
 
 def needed_parts(config: MazeConfig) -> Parts:
-    """The least that steps ``config``."""
+    """The smallest ``Parts`` for ``config``."""
     common = ("scatter", "reroll", "static", "full")
     if (config.layout, config.door_process, config.goal_process, config.view) != common:
         return Parts(True, True)
@@ -138,7 +138,7 @@ def needed_parts(config: MazeConfig) -> Parts:
 
 
 def build_state(config: MazeConfig, geometry: Geometry, num_envs: int) -> State:
-    """Allocate the state of ``num_envs`` environments that are still to be seeded and reset."""
+    """Allocate the state of ``num_envs`` environments, to be seeded and reset."""
     assert config.doors is not None
     size = len(geometry.template)
     edges = max(len(geometry.edges), 4)
@@ -163,8 +163,8 @@ def build_state(config: MazeConfig, geometry: Geometry, num_envs: int) -> State:
 
 
 def build_outcome(num_envs: int, size: int, oracle: bool) -> Outcome:
-    """Allocate what a step of ``num_envs`` environments with ``size`` grid positions hands out."""
-    watched = num_envs if oracle else 0
+    """Allocate the results of a step of ``num_envs`` environments with ``size`` grid positions."""
+    judged = num_envs if oracle else 0
     return Outcome(
         reward=np.zeros(num_envs, np.float32),
         terminated=np.zeros(num_envs, np.bool_),
@@ -174,16 +174,16 @@ def build_outcome(num_envs: int, size: int, oracle: bool) -> Outcome:
         final_obs=np.zeros((num_envs, size), np.uint8),
         episode_return=np.zeros(num_envs, np.float64),
         episode_length=np.zeros(num_envs, np.int64),
-        distance=np.zeros(watched, np.int32),
-        masks=np.zeros((watched, 10), np.bool_),
-        final_distance=np.zeros(watched, np.int32),
-        final_masks=np.zeros((watched, 10), np.bool_),
+        distance=np.zeros(judged, np.int32),
+        masks=np.zeros((judged, 10), np.bool_),
+        final_distance=np.zeros(judged, np.int32),
+        final_masks=np.zeros((judged, 10), np.bool_),
     )
 
 
 @inner
 def _show(rules, state, i, before, width):
-    """Move the window of what is seen from around ``before`` (-1: nothing seen yet) to around the agent."""
+    """Move the visible window from position ``before`` (-1: none yet) to the agent."""
     shown, grid, radius = state.shown[i], state.grid[i], rules.radius
     height = len(grid) // width
     if before < 0:
@@ -201,7 +201,7 @@ def _show(rules, state, i, before, width):
 
 @inner
 def _begin_oracle(geometry, state, outcome, i, queue):
-    """Fill in the oracle's values of environment i, whose episode begins."""
+    """Set the oracle's values of environment i at the start of an episode."""
     agent, distances, mask = state.agent[i], state.distances[i], outcome.masks[i]
     shortest_distances(state.grid[i], geometry.offsets, state.goal[i], distances, queue)
     optimal_actions(geometry.offsets, distances, agent, mask[0:4])
@@ -240,8 +240,8 @@ def _reset_one(rules, geometry, state, outcome, i, queue, seen, rare, oracle):
 
 
 @inner
-def _change_world(rules, geometry, state, i, queue, seen, rare):
-    """Doors and goal of the current step, where something may be due."""
+def _advance_schedule(rules, geometry, state, i, queue, seen, rare):
+    """Advance doors and goal to the current step."""
     grid, agent = state.grid[i], state.agent[i]
     advance_doors(
         state.level_seed[i], state.steps[i], rules.door_process, rules.p_change, rules.change_threshold,
@@ -254,7 +254,7 @@ def _change_world(rules, geometry, state, i, queue, seen, rare):
 
 @inner
 def _move_goal(rules, geometry, state, i, queue, seen):
-    """The goal of the current step."""
+    """Advance the goal to the current step."""
     grid = state.grid[i]
     goal = advance_goal(
         state.level_seed[i], state.steps[i], rules.goal_process, rules.goal_threshold, grid, geometry.is_cell,
@@ -268,15 +268,15 @@ def _move_goal(rules, geometry, state, i, queue, seen):
 
 
 @inner
-def _consult_oracle(geometry, state, outcome, i, before, queue):
-    """Fill in the oracle's values of environment i; ``before`` is the grid before the world changed."""
+def _update_oracle(geometry, state, outcome, i, before, queue):
+    """Set the oracle's values of environment i; ``before`` is the grid after the move, before doors and goal change."""
     grid, agent, distances, mask = state.grid[i], state.agent[i], state.distances[i], outcome.masks[i]
     changed = False
     for position in range(len(grid)):
         if grid[position] != before[position]:
             changed = True
             break
-    # The goal may have landed on the agent: no grid position differs there, but the goal has left its own.
+    # If the goal moved onto the agent, the grid is the same there, but the goal's old position differs.
     optimal_actions(geometry.offsets, distances, agent, mask[4:8])
     distance = distances[agent]
     if changed:
@@ -292,7 +292,7 @@ def _consult_oracle(geometry, state, outcome, i, before, queue):
 
 @inner
 def _record_end(rules, state, outcome, i, rare, oracle):
-    """Keep the last observation and the statistics of an episode that has just ended."""
+    """Record the last observation and the statistics of an episode that has just ended."""
     assign(outcome.final_obs[i], state.grid[i])
     if rare is not None and rules.radius != FULL_VIEW:
         assign(outcome.final_obs[i], state.shown[i])
@@ -307,24 +307,24 @@ def _record_end(rules, state, outcome, i, rare, oracle):
 
 @hot_kernel
 def run_batch(rules, geometry, state, outcome, scratch, actions, command, rare, oracle):
-    """Reset or step every environment: one entry point, so that its code is compiled once.
+    """Reset or step every environment. Both are one function, so that their common code is compiled once.
 
     Args:
         actions: int64 [N], each 0 to 3 (N, E, S, W).
         command: RESET (begin each environment's next episode; actions are ignored), STEP, or STEP_AND_RESET
             (environments that end begin their next episode at once).
-        rare, oracle: the family's ``Parts``.
+        rare, oracle: ``Parts`` of the configuration.
 
     Returns:
-        The number of environments that ended, or ``-1 - i`` (and nothing stepped) if action i is no action.
+        The number of episodes that ended, or ``-1 - i`` if action i is invalid (then no environment has been stepped).
     """
     queue, seen, before = scratch.queue, scratch.seen, scratch.before
     if command != RESET:
         for i in range(len(actions)):
             if actions[i] < 0 or actions[i] > 3:
                 return -1 - i
-    # Arrays that every step touches become local names, and what happens rarely goes into functions that
-    # take the whole tuples: handing those over costs a reference count for each of their arrays.
+    # Arrays that every step uses are local names. Rare events are functions of the whole tuples, since passing
+    # a tuple costs a reference count for each of its arrays.
     grid, agent, goal, steps = state.grid, state.agent, state.goal, state.steps
     doors, closed, level_seeds = state.doors, state.closed, state.level_seed
     reward, terminated, truncated = outcome.reward, outcome.terminated, outcome.truncated
@@ -349,7 +349,7 @@ def run_batch(rules, geometry, state, outcome, scratch, actions, command, rare, 
             assign(before, grid[i])
         if not arrived:
             if moved and not is_cell[old]:
-                # A door that waited for the agent closes behind it.
+                # A door whose closing was delayed by the agent closes behind it.
                 for k in range(doors.shape[1]):
                     if doors[i, k] == old and closed[i, k]:
                         grid[i, old] = DOOR
@@ -357,10 +357,10 @@ def run_batch(rules, geometry, state, outcome, scratch, actions, command, rare, 
                 level_seeds[i], steps[i], rules.door_process, rules.change_threshold, rules.goal_process,
                 rules.goal_threshold,
             ):  # fmt: skip
-                _change_world(rules, geometry, state, i, queue, seen, rare)
+                _advance_schedule(rules, geometry, state, i, queue, seen, rare)
                 arrived = agent[i] == goal[i]
         if oracle is not None and rules.oracle:
-            _consult_oracle(geometry, state, outcome, i, before, queue)
+            _update_oracle(geometry, state, outcome, i, before, queue)
         if rare is not None and rules.radius != FULL_VIEW:
             _show(rules, state, i, old, offsets[2])
         timeout = not arrived and steps[i] >= rules.limit

@@ -1,9 +1,9 @@
 # mypy: disable-error-code="no-untyped-def"
 # Kernels carry no annotations: numba infers their types; docstrings give shapes and dtypes.
-"""Layouts: the fixed geometry of a maze family, and the drawing of one level.
+"""Layouts: the geometry that all levels of a configuration share, and the generation of one level.
 
-A level is written into the rows of the state: ``grid[G]`` (walls and open positions only) and
-``open_edges[E]``, whose first ``count`` entries are the positions where a door may stand.
+A level is written into rows of the state: ``grid[G]`` (walls and open positions only) and
+``open_edges[E]``, whose first ``count`` entries are the positions where a door may be.
 """
 
 from typing import NamedTuple
@@ -17,15 +17,15 @@ from hrm_envs.jit import assign, inner
 from hrm_envs.rng import STREAM_LAYOUT, below, draw
 
 SCATTER, BRAID, FOUR_ROOMS = range(len(LAYOUTS))
-# Random wall sets tried before the path is laid first. On the default maze 1 in 8 sets cuts the goal off.
+# Random wall sets tried before a path is fixed first. On the default maze 1 in 8 sets cuts off the goal.
 _TRIES = 64
 
 
 class Geometry(NamedTuple):
-    """What all levels of a family share. Positions are flat grid indices.
+    """What all levels of a configuration share. Positions are flat grid indices.
 
     Attributes:
-        template: uint8 [G], the grid before a level's own walls: WALL or EMPTY.
+        template: uint8 [G], the grid without a level's own walls: WALL or EMPTY.
         cells: int32 [C], positions where an agent may start and a goal may be.
         is_cell: uint8 [G], 1 at ``cells``.
         edges: int32 [E], positions between neighbouring cells (no entries in ``four_rooms``).
@@ -40,7 +40,7 @@ class Geometry(NamedTuple):
 
 
 def build_geometry(config: MazeConfig) -> Geometry:
-    """Lay out the positions that every level of ``config`` shares."""
+    """The geometry that every level of ``config`` shares."""
     height, width = config.height, config.width
     grid = np.full((height, width), WALL, np.uint8)
     row, col = np.indices((height, width))
@@ -64,7 +64,7 @@ def build_geometry(config: MazeConfig) -> Geometry:
 
 @inner
 def flood(grid, offsets, source, target, queue, seen):
-    """Visit what walls leave connected to ``source``; stop early at ``target`` (-1: visit everything).
+    """Visit every position that walls do not separate from ``source``; stop at ``target`` (-1: visit all).
 
     ``queue`` int32 [G] receives the visited positions in order; ``seen`` uint8 [G] is scratch. Returns their
     number, or -1 when ``target`` was reached.
@@ -134,7 +134,7 @@ def _protect_path(seed, open_edges, start, goal, width):
 
 @inner
 def _scatter(seed, template, cells, edges, offsets, walls, grid, open_edges, queue, seen):
-    """Random walls that leave start and goal connected: rejection, then a path laid before the walls."""
+    """Random walls that leave start and goal connected: rejection sampling, then walls around a fixed path."""
     total = len(edges)
     start, goal = _draw_pair(seed, 0, cells)
     for attempt in range(_TRIES):
@@ -149,13 +149,13 @@ def _scatter(seed, template, cells, edges, offsets, walls, grid, open_edges, que
         distance = abs(start // width - goal // width) // 2 + abs(start % width - goal % width) // 2
         if distance <= total - walls:
             break
-        # So many walls that only nearer pairs can be joined; neighbours always can (walls < edges).
+        # With so many walls only closer pairs can be connected; neighbours always can (walls < edges).
         start, goal = _draw_pair(seed, 2**21 + attempt, cells)
     assign(grid, template)
     assign(open_edges, edges)
     length = _protect_path(seed, open_edges, start, goal, width)
     _choose_walls(seed, 2**22, grid, open_edges, total - length, walls)
-    # The walls lie just before the path: swap them to the very end.
+    # The walls are stored just before the path: swap them to the end.
     for k in range(min(length, walls)):
         path_at, wall_at = total - 1 - k, total - length - walls + k
         open_edges[path_at], open_edges[wall_at] = open_edges[wall_at], open_edges[path_at]
@@ -258,11 +258,11 @@ def draw_level(seed, template, cells, edges, offsets, layout, walls, loops, grid
 
     Args:
         seed: int64, the level seed.
-        template, cells, edges, offsets: of the family's ``Geometry``.
+        template, cells, edges, offsets: of ``Geometry``.
         layout: index into LAYOUTS. ``walls``: int. ``loops``: float.
         grid: uint8 [G], overwritten. ``open_edges``: int32 [E], overwritten.
         queue, seen: scratch, int32 [G] and uint8 [G].
-        rare: None where the layout is SCATTER (``hrm_envs.kernel.Parts``).
+        rare: None if the layout is SCATTER (``hrm_envs.kernel.Parts``).
 
     Returns:
         (start, goal, count): two positions, and the number of valid entries of ``open_edges``.

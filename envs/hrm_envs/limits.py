@@ -1,14 +1,14 @@
 """Time limits of single environments: the environment's own, and ``gymnasium.make``'s.
 
 ``max_episode_steps`` is a parameter of every environment of this package: the kernel truncates at that step, and the
-clairvoyant bound counts on no later one. It is in force in vector environments, to which ``gymnasium.make_vec`` passes
+clairvoyant bound counts no later arrival. It is in force in vector environments, to which ``gymnasium.make_vec`` passes
 it, and in single ones that are constructed directly.
 
 ``gymnasium.make`` keeps its argument of that name, and the limit an id is registered with, for its ``TimeLimit``
-wrapper, and tells the environment nothing. What it makes of our ids therefore has no limit of its own (``Unlimited``),
-and the wrapper alone truncates, as it does for any environment: at the registered step, earlier, later or never (-1).
-``env.spec.max_episode_steps`` is the limit in force; ``clairvoyant`` then gives the earliest arrival whether or not
-that is in time.
+wrapper and passes neither to the environment. The single environments it makes of this package's ids therefore have no
+limit of their own (``Unlimited``), and the wrapper alone truncates, as for any environment: at the registered step,
+earlier, later or never (-1). ``env.spec.max_episode_steps`` is then the limit in force, and ``clairvoyant`` gives the
+earliest arrival whether or not it is in time.
 """
 
 from typing import Any
@@ -45,5 +45,5 @@ class LevelEnv(gymnasium.Env):
 
     @property
     def level_seed(self) -> int:
-        """The level being played; its two highest bits are the split."""
+        """The current level; its two highest bits are the split."""
         return int(self.batch.state.level_seed[0])

@@ -17,17 +17,17 @@ from hrm_envs.vector import RENDER_MODES
 
 
 class MazeEnv(LevelEnv):
-    """A maze whose doors, and whose goal if so wished, move while the agent walks.
+    """A maze whose doors, and optionally its goal, move while the agent walks.
 
     ## Description
     ``rows x cols`` cells lie at the odd positions of a ``(2 * rows + 1) x (2 * cols + 1)`` grid. Between two
-    neighbouring cells is an edge: open, a fixed wall, or a door. The agent goes one grid position a step, so
-    from cell to cell in two. Doors and goal follow a schedule that is a function of the level and the step
-    alone, whatever the agent does; a door does not close on the agent but waits until the position is free.
+    neighbouring cells is an edge: open, a fixed wall, or a door. The agent moves one grid position per step, so
+    from cell to cell in two steps. Doors and goal follow a schedule that depends on the level and the step
+    alone, not on the actions; a door that is due to close on the agent closes when the agent has left.
 
     ## Action Space
-    ``Discrete(4)``: 0 north, 1 east, 2 south, 3 west. A blocked move leaves the agent where it is, costs the
-    same and counts as a step.
+    ``Discrete(4)``: 0 north, 1 east, 2 south, 3 west. A blocked move leaves the agent where it is, and is
+    rewarded and counted as any other step.
 
     ## Observation Space
     ``Box(0, 5, (H, W), uint8)`` of ``Cell`` ids: 0 empty (or an open door), 1 wall, 2 closed door, 3 agent,
@@ -35,11 +35,11 @@ class MazeEnv(LevelEnv):
 
     ## Starting State
     A new level in every episode: layout, doors, and two distinct random cells for agent and goal. With the
-    ``scatter`` layout walls alone never cut the goal off at the start; doors may. Seed s fixes the levels of
-    all following episodes; the level of an episode is a hash of (s, episode) within ``split``.
+    ``scatter`` layout, walls never separate agent and goal at the start; doors may. Seed s determines the levels
+    of all following episodes; the level of an episode is a hash of (s, episode) within ``split``.
 
     ## Rewards
-    +1 on reaching the goal, otherwise -0.01.
+    +1 on reaching the goal, otherwise -0.01 per step.
 
     ## Episode End
     Terminated when agent and goal meet: the agent moves first, then doors and goal change. Truncated after
@@ -48,18 +48,18 @@ class MazeEnv(LevelEnv):
 
     ## Arguments
     Those of ``MazeConfig``, and ``render_mode``: ``rgb_array`` (uint8 [h, w, 3]) or ``ansi`` (a string). With
-    ``oracle=True``, ``info`` holds, on the true map even under fog: ``distance`` (shortest path in steps past
-    walls and closed doors as they stand, -1 if cut off), ``optimal_actions`` (bool [4]), ``changed`` (doors
+    ``oracle=True``, ``info`` holds, of the full map even under fog: ``distance`` (shortest path in steps around
+    walls and doors that are closed now, -1 if cut off), ``optimal_actions`` (bool [4]), ``changed`` (doors
     or goal changed at this step), ``material`` (the change altered distance or optimal actions at the agent)
-    and ``stale_optimal_actions`` (bool [4]: those from here on the map before this step's change).
+    and ``stale_optimal_actions`` (bool [4]: those from this position on the map before this step's change).
 
     ## Version History
     * v0: first version.
 
     ## References
     ``PaperMaze-v0`` and ``PaperFourRooms-v0`` follow the mazes of HRM-Agent (arXiv 2510.22832), with doors
-    that are seeded, shown from the first observation on, and never close on the agent, and with blocked
-    moves that count towards the time limit.
+    that are seeded, visible from the first observation on and never close on the agent, and with blocked moves
+    that count towards the time limit.
 
     Raises:
         ValueError: for a parameter, seed or action out of range.
@@ -83,7 +83,7 @@ class MazeEnv(LevelEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Begin episode 0 of ``seed``, or without one the next episode. ``options`` is not used."""
+        """Begin episode 0 of ``seed``, or the next episode if it is None. ``options`` is not used."""
         if seed is not None:
             check_seeds(seed, 1)
         super().reset(seed=seed)
@@ -92,7 +92,7 @@ class MazeEnv(LevelEnv):
         return self.observe(), self._oracle_info()
 
     def step(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Move, then let the world change.
+        """Move, then advance doors and goal.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first reset, and after an episode's end.
@@ -100,7 +100,7 @@ class MazeEnv(LevelEnv):
         """
         batch, outcome = self.batch, self.batch.outcome
         if batch.state.episode[0] < 0 or batch.state.done[0]:
-            raise gymnasium.error.ResetNeeded("no episode is under way; call reset() before step()")
+            raise gymnasium.error.ResetNeeded("no episode is in progress; call reset() before step()")
         if np.ndim(action) != 0 or np.asarray(action).dtype.kind not in "iu":
             raise ValueError(f"action={action!r} is not an integer; give 0, 1, 2 or 3 (N, E, S, W)")
         batch.step(np.array([action], np.int64), False)
@@ -122,20 +122,20 @@ class MazeEnv(LevelEnv):
         return self.batch.observations[0].copy()
 
     def clairvoyant(self) -> int:
-        """Earliest possible arrival in steps from now, knowing the schedule; -1 if impossible in time."""
+        """Earliest possible arrival in steps from now, given the future schedule; -1 if impossible in time."""
         return int(self.batch.clairvoyant()[0])
 
     def get_state(self) -> dict[str, NDArray]:
-        """Everything the future depends on, as arrays by name; ``set_state`` takes it back exactly."""
+        """The complete state as arrays by name; ``set_state`` restores it exactly."""
         return self.batch.get_state()
 
     def set_state(self, state: dict[str, NDArray]) -> None:
-        """Go on from ``get_state`` of an environment with the same parameters (``ValueError`` otherwise)."""
+        """Restore ``get_state`` of an environment with the same parameters (``ValueError`` otherwise)."""
         self.batch.set_state(state)
         self._trail = [int(self.batch.state.agent[0])]
 
     def render(self) -> Any:
-        """The current picture, by ``render_mode``; None without one."""
+        """The current frame, by ``render_mode``; None without one."""
         if self.render_mode is None:
             return None
         if self.render_mode == "ansi":

@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
 # Kernels carry no annotations: numba infers their types; docstrings give shapes and dtypes.
-"""What a planner with perfect knowledge would say: shortest distances, optimal actions, earliest arrival."""
+"""Shortest distances, optimal actions and earliest arrival, given perfect knowledge."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ CUT_OFF = -1
 
 @kernel
 def shortest_distances(grid, offsets, goal, distances, queue):
-    """Steps to the goal from every position, past walls and closed doors as they stand.
+    """Steps to the goal from every position, around walls and doors that are closed now.
 
     Args:
         grid: uint8 [G] of Cell ids. ``offsets``: int32 [4]. ``goal``: position.
@@ -46,17 +46,17 @@ def optimal_actions(offsets, distances, position, mask):
 
 @kernel
 def clairvoyant_arrival(rules, geometry, state):
-    """Earliest possible arrival of every environment, by forward reachability over time.
+    """Earliest possible arrival in every environment, by forward reachability over time.
 
-    Knows the schedule of doors and goal up to the time limit. An agent can wait only by bumping into
-    something, so a position is kept from one step to the next only where one of its neighbours is blocked at
-    that time. Doors stay open for an agent that stands in them.
+    Uses the schedule of doors and goal up to the time limit. An agent can wait only by a blocked move, so a
+    position stays reachable from one step to the next only if one of its neighbours is blocked at that time. A
+    door stays open while an agent stands in it.
 
     Args:
-        rules, geometry, state: of a batch of N mazes; nothing is changed.
+        rules, geometry, state: of a batch of N mazes; not changed.
 
     Returns:
-        int32 [N]: steps from now, -1 where no sequence of actions arrives in time.
+        int32 [N]: steps from now, -1 if no sequence of actions arrives in time.
     """
     size = state.grid.shape[1]
     arrival = np.full(len(state.agent), CUT_OFF, np.int32)

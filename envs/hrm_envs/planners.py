@@ -1,6 +1,6 @@
 # mypy: disable-error-code="no-untyped-def"
 # Kernels carry no annotations: numba infers their types; docstrings give shapes and dtypes.
-"""Baselines that do not learn: uniformly random actions, and breadth-first re-planning at every step."""
+"""Baselines without learning: uniformly random actions, and breadth-first re-planning at every step."""
 
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ _MOVES = np.array(MOVES, np.int64)
 
 @inner
 def _search(grid, through_doors, distances, queue):
-    """Steps to the target from everywhere, int32 [H, W], -1 where cut off.
+    """Steps to the target from every position into ``distances`` int32 [H, W], -1 where cut off.
 
-    The target is the goal, or where it is out of sight, whatever is unknown. The unknown counts as free
+    The target is the goal or, if it is not visible, every unknown position. Unknown positions count as free
     except on the grid's border.
     """
     height, width = grid.shape
@@ -49,7 +49,7 @@ def _search(grid, through_doors, distances, queue):
 
 @inner
 def _first_step(grid, distances):
-    """The first action in the order N, E, S, W that leads nearer to the target; -1 if there is none."""
+    """The first action in the order N, E, S, W that reduces the distance to the target; -1 if there is none."""
     height, width = grid.shape
     for row in range(1, height - 1):
         for col in range(1, width - 1):
@@ -76,7 +76,7 @@ def _replan(observations, actions):
 
 @inner
 def _follow(grid, distances, path):
-    """Mark the way from the agent to the target, the first of N, E, S, W at every step."""
+    """Mark the path from the agent to the target; ties go to the first of N, E, S, W."""
     height, width = grid.shape
     path[:] = 0
     for row in range(1, height - 1):
@@ -119,8 +119,8 @@ class RandomPolicy:
     """Uniformly random actions.
 
     Args:
-        num_envs: environments it acts for.
-        seed: of its own random stream.
+        num_envs: number of environments.
+        seed: of its own random generator.
     """
 
     def __init__(self, num_envs: int, seed: int = 0) -> None:
@@ -134,11 +134,11 @@ class RandomPolicy:
 
 
 class ReplanPolicy:
-    """A shortest path on what the observation shows, planned anew at every step.
+    """Follow a shortest path on the observed map, re-planned at every step.
 
-    Closed doors count as walls and the unknown as free. Where doors cut off every path, it follows the
-    shortest path past walls alone and waits in front of the closed door. Where the goal is out of sight, it
-    goes to the nearest unknown position. Ties go to the first of N, E, S, W. It has no memory.
+    Closed doors count as walls and unknown positions as free. If doors block every path, it follows the shortest
+    path that ignores doors and waits in front of the closed one. If the goal is not visible, it goes to the
+    nearest unknown position. Ties go to the first of N, E, S, W. It has no memory.
     """
 
     def act(self, observations: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -150,13 +150,13 @@ class ReplanPolicy:
 
 
 class Plans(NamedTuple):
-    """What `ReplanPolicy` has in mind at N observations.
+    """The plans of `ReplanPolicy` for N observations.
 
     Attributes:
-        path: bool [N, H, W], the way it would go, from the agent to the target, both included; the agent alone where
-            there is none.
-        distances: int32 [N, H, W], steps to the nearest target under the same rules, -1 where cut off; past closed
-            doors where the agent is cut off otherwise.
+        path: bool [N, H, W], the planned path from the agent to the target, both included; only the agent's
+            position if there is none.
+        distances: int32 [N, H, W], steps to the nearest target under the same rules, -1 where cut off; through
+            closed doors if there is no other path.
     """
 
     path: NDArray[np.bool_]
@@ -170,7 +170,7 @@ def replan(observations: NDArray[np.uint8]) -> Plans:
         observations: uint8 [N, H, W] of Cell ids.
 
     Raises:
-        ValueError: anything else.
+        ValueError: another dtype or shape.
     """
     array = _check(observations, None)
     path, distances = np.empty(array.shape, np.bool_), np.empty(array.shape, np.int32)

@@ -1,4 +1,4 @@
-"""The ids that ``gymnasium.make`` and ``gymnasium.make_vec`` know."""
+"""Registration of the environments with Gymnasium."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ MAZES: dict[str, dict[str, Any]] = {
     "PaperMaze-v0": {"rows": 5, "cols": 6, "walls": 10, "doors": 5, "max_episode_steps": 80},
     "PaperFourRooms-v0": {"rows": 6, "cols": 6, "layout": "four_rooms", "doors": 1, "max_episode_steps": 80},
 }
-# The paper's mazes in MiniHack, which is imported when one is made.
+# Mazes that exist in MiniHack too, which is imported when one is made.
 IN_MINIHACK = ("PaperMaze-v0", "PaperFourRooms-v0")
 
 
@@ -31,8 +31,9 @@ def register_envs() -> None:
 def _register(name: str, entry_point: str, vector_entry_point: str | None, parameters: dict[str, Any]) -> None:
     if name in gymnasium.registry:
         return
+    # The limit of a single environment's wrapper and of a vector's kernel: ``hrm_envs.limits``.
     kwargs = {"max_episode_steps": MazeConfig.max_episode_steps, **parameters}
-    limit = kwargs.pop("max_episode_steps")  # for the wrapper of a single environment, and a vector's kernel
+    limit = kwargs.pop("max_episode_steps")
     gymnasium.register(
         name, entry_point=entry_point, vector_entry_point=vector_entry_point, max_episode_steps=limit, kwargs=kwargs
     )

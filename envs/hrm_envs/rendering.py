@@ -25,7 +25,7 @@ TRAIL: Colour = (108, 160, 246)
 ARROW: Colour = (214, 40, 118)
 WHITE: Colour = (255, 255, 255)
 
-# Steps after which a trail has faded to its faintest.
+# Steps after which a trail has faded completely.
 _TRAIL_MEMORY = 30
 _SYMBOLS = {
     Cell.EMPTY: "  ",
@@ -38,7 +38,7 @@ _SYMBOLS = {
 
 
 def render_ansi(grid: NDArray[np.uint8]) -> str:
-    """A grid uint8 [H, W] as text, two characters for each position; doors orange, goal green, agent blue."""
+    """A grid uint8 [H, W] as text, two characters per position; doors orange, goal green, agent blue."""
     colours = {Cell.DOOR: "33", Cell.AGENT: "1;34", Cell.GOAL: "1;32", Cell.UNKNOWN: "90"}
     lines = []
     for row in grid:
@@ -146,27 +146,27 @@ _SIDES = (
 
 
 def _draw_door(canvas: _Canvas, grid: NDArray[np.uint8], r: int, c: int, closed: bool) -> None:
-    """A bar across the passage, or for an open door what is left of it at the two jambs."""
-    beside = grid[r, max(c - 1, 0)], grid[r, min(c + 1, grid.shape[1] - 1)]
-    lies = all(value in (WALL, UNKNOWN, DOOR) for value in beside)
+    """A closed door as a bar across the passage, an open one as two stubs at its jambs."""
+    neighbours = grid[r, max(c - 1, 0)], grid[r, min(c + 1, grid.shape[1] - 1)]
+    horizontal = all(value in (WALL, UNKNOWN, DOOR) for value in neighbours)
     if closed:
         for near, colour in ((0.24, DOOR_SHADE), (0.30, DOOR_CLOSED)):
             across, along = (near, 1 - near), (0.0 if near < 0.3 else 0.05, 1.0 if near < 0.3 else 0.95)
-            rows, cols = (across, along) if lies else (along, across)
+            rows, cols = (across, along) if horizontal else (along, across)
             canvas.rounded((r + rows[0], c + cols[0], r + rows[1], c + cols[1]), 0.08, colour)
-        knob = (r + 0.5, c + 0.76) if lies else (r + 0.76, c + 0.5)
+        knob = (r + 0.5, c + 0.76) if horizontal else (r + 0.76, c + 0.5)
         canvas.disc(*knob, 0.07, WHITE, 0.9)
         return
     for start, end in ((0.0, 0.2), (0.8, 1.0)):
         across, along = (0.30, 0.70), (start, end)
-        rows, cols = (across, along) if lies else (along, across)
+        rows, cols = (across, along) if horizontal else (along, across)
         canvas.rounded((r + rows[0], c + cols[0], r + rows[1], c + cols[1]), 0.05, DOOR_OPEN)
 
 
 def _draw_trail(canvas: _Canvas, trail: Sequence[int], width: int) -> None:
-    """Where the agent has been, fading with age."""
+    """The agent's past positions, fading with age."""
     points = [(p // width + 0.5, p % width + 0.5) for p in trail]
-    # Oldest first, so that the fresh end lies on top.
+    # Oldest first, so that the newest is drawn on top.
     for age in range(min(len(points) - 1, 400), 0, -1):
         start, end = points[-age - 1], points[-age]
         if start == end:
@@ -183,7 +183,7 @@ def _draw_goal(canvas: _Canvas, r: int, c: int) -> None:
 
 
 def _draw_arrows(canvas: _Canvas, r: int, c: int, probabilities: NDArray[np.float64]) -> None:
-    """Four wedges around the agent, as long as their action is probable."""
+    """Four wedges around the agent, each as long as its action is probable."""
     base = 0.40
     for (dr, dc), probability in zip(MOVES, probabilities, strict=True):
         if probability < 0.01:
@@ -222,22 +222,21 @@ def render_grid(
     Args:
         grid: uint8 [H, W] of ``Cell`` ids.
         trail: flat grid positions (row * W + column) the agent has stood on, oldest first.
-        scale: pixels for each grid position, 4 or more.
+        scale: pixels per grid position, 4 or more.
         action_probabilities: [4], N E S W, drawn as wedges at the agent.
-        doors: flat positions of doors known to exist; those that stand open are drawn light.
+        doors: flat positions of known doors; open ones are drawn light.
 
     Returns:
         uint8 [H * scale, W * scale, 3], RGB.
 
     Raises:
-        ValueError: for a grid that is no grid of ``Cell`` ids, a scale below 4, or a wrong number of
-            probabilities.
+        ValueError: values that are not ``Cell`` ids, a scale below 4, or a wrong number of probabilities.
     """
     grid = np.asarray(grid)
     if grid.ndim != 2 or grid.size == 0 or grid.min() < 0 or grid.max() > UNKNOWN:
-        raise ValueError(f"grid of shape {list(grid.shape)} is not an [H, W] array of Cell ids 0 to 5; give one")
+        raise ValueError(f"grid of shape {list(grid.shape)} is not an [H, W] array of Cell ids; give ids from 0 to 5")
     if scale < 4:
-        raise ValueError(f"scale={scale} is below 4 pixels for a grid position; give a larger one")
+        raise ValueError(f"scale={scale} is below 4 pixels per grid position; give a larger scale")
     canvas = _Canvas(grid.shape[0], grid.shape[1], scale)
     width = grid.shape[1]
     _draw_ground(canvas, grid)

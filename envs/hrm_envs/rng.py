@@ -3,14 +3,14 @@
 """Counter-based random numbers: a value is a function of (seed, stream, step, index), with no state.
 
 The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators,
-OOPSLA 2014). Because nothing is consumed, what an agent does can never shift what a level draws.
+OOPSLA 2014). Since there is no state, actions cannot shift a level's random numbers.
 """
 
 import numpy as np
 
 from hrm_envs.jit import inner
 
-# Streams keep the questions asked of one level apart.
+# One stream per use of a level's random numbers, so that uses are independent.
 STREAM_LAYOUT, STREAM_DOOR_DUE, STREAM_DOOR_PICK, STREAM_DOOR_SPAN, STREAM_GOAL_DUE, STREAM_GOAL_PICK = range(6)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -32,7 +32,7 @@ def mix(x):
 
 @inner
 def draw(seed, stream, step, index):
-    """64 random bits for one question: uint64."""
+    """64 random bits for a seed, stream, step and index: uint64."""
     return mix(np.uint64(seed) + _GOLDEN * np.uint64(step) + _STREAM * np.uint64(stream) + _INDEX * np.uint64(index))
 
 
@@ -50,7 +50,7 @@ def happens(bits, threshold):
 
 @inner
 def level_seed(env_seed, episode, split):
-    """The level of an episode: two bits that say the split over 61 bits of hash, as a non-negative int64.
+    """The level of an episode: the split in the two highest bits above 61 bits of hash, as a non-negative int64.
 
     No two splits (0 train, 1 validation, 2 test) therefore share a level seed.
     """

@@ -1,8 +1,8 @@
 # mypy: disable-error-code="no-untyped-def"
 # Kernels carry no annotations: numba infers their types; docstrings give shapes and dtypes.
-"""The exogenous schedule: how doors and goal move, as a function of (level seed, step) alone.
+"""The exogenous schedule: doors and goal as functions of (level seed, step) alone.
 
-These functions serve the environment, which stamps doors around the agent, and the clairvoyant bound, which
+They are used by the environment, where a door does not close on the agent, and by the clairvoyant bound, which
 looks ahead on a scratch copy without an agent (``agent=-1``).
 """
 
@@ -51,15 +51,15 @@ def _draw_span(seed, door, index, p_change):
 
 
 @inner
-def _stamp(grid, position, closed, agent):
-    """Show a door as closed or open. A door never closes on the agent: it waits until the cell is free."""
+def _set_door(grid, position, closed, agent):
+    """Close or open a door in the grid. A door at the agent's position stays open until the agent leaves."""
     if position != agent:
         grid[position] = DOOR if closed else EMPTY
 
 
 @inner
 def _start_door(seed, process, p_change, k, closed, spans):
-    """Draw whether door ``k`` of a fixed set is closed at step 0, and its spans where it has any."""
+    """Draw whether door ``k`` of a fixed set is closed at step 0, and the spans of a periodic one."""
     if process == INDEPENDENT or p_change == 0.0:
         closed[k] = below(draw(seed, STREAM_DOOR_SPAN, k, 0), 2)
     else:
@@ -73,19 +73,19 @@ def _start_door(seed, process, p_change, k, closed, spans):
 def start_doors(seed, process, p_change, open_edges, count, grid, agent, doors, closed, spans, rare):
     """Draw the doors of step 0 into ``doors`` int32 [D], ``closed`` uint8 [D], ``spans`` int32 [D, 3].
 
-    ``rare`` is None where the process is REROLL (``hrm_envs.kernel.Parts``).
+    ``rare`` is None if the process is REROLL (``hrm_envs.kernel.Parts``).
     """
     _pick_doors(seed, 0, open_edges, count, doors)
     for k in range(len(doors)):
         closed[k] = 1
         if rare is not None and process != REROLL:
             _start_door(seed, process, p_change, k, closed, spans)
-        _stamp(grid, doors[k], closed[k], agent)
+        _set_door(grid, doors[k], closed[k], agent)
 
 
 @inner
 def may_change(seed, step, door_process, change_threshold, goal_process, goal_threshold):
-    """False if nothing changes at ``step`` for sure: most steps, told apart for the price of two draws."""
+    """False if certainly nothing changes at ``step``, which holds for most steps and costs two draws to find out."""
     now = np.int64(step)
     return (
         door_process != REROLL
@@ -99,10 +99,10 @@ def _reroll_doors(seed, step, threshold, open_edges, count, grid, agent, doors):
     if len(doors) == 0 or not happens(draw(seed, STREAM_DOOR_DUE, step, 0), threshold):
         return False
     for k in range(len(doors)):
-        _stamp(grid, doors[k], np.uint8(0), agent)
+        _set_door(grid, doors[k], np.uint8(0), agent)
     _pick_doors(seed, step, open_edges, count, doors)
     for k in range(len(doors)):
-        _stamp(grid, doors[k], np.uint8(1), agent)
+        _set_door(grid, doors[k], np.uint8(1), agent)
     return True
 
 
@@ -114,25 +114,25 @@ def _turn_doors(seed, step, process, p_change, threshold, grid, agent, doors, cl
         for k in range(len(doors)):
             if happens(draw(seed, STREAM_DOOR_DUE, step, k), threshold):
                 closed[k] ^= 1
-                _stamp(grid, doors[k], closed[k], agent)
+                _set_door(grid, doors[k], closed[k], agent)
                 changed = True
     elif p_change > 0.0:
         for k in range(len(doors)):
             now = (np.int64(step) + spans[k, 2]) % (np.int64(spans[k, 0]) + spans[k, 1]) < spans[k, 0]
             if now != closed[k]:
                 closed[k] = now
-                _stamp(grid, doors[k], closed[k], agent)
+                _set_door(grid, doors[k], closed[k], agent)
                 changed = True
     return changed
 
 
 @inner
 def advance_doors(seed, step, process, p_change, threshold, open_edges, count, grid, agent, doors, closed, spans, rare):
-    """Bring the doors from ``step - 1`` to ``step``; True if the schedule drew a change.
+    """Advance the doors from ``step - 1`` to ``step``; True if the schedule has a change.
 
-    ``rare`` is None where the process is REROLL (``hrm_envs.kernel.Parts``).
+    ``rare`` is None if the process is REROLL (``hrm_envs.kernel.Parts``).
     """
-    # One width of integers, as at the start of an episode, so that what both call is compiled once.
+    # The integer width used at the start of an episode, so that the functions called by both are compiled once.
     now, where = np.int64(step), np.int64(agent)
     if rare is not None and process != REROLL:
         return _turn_doors(seed, now, process, p_change, threshold, grid, where, doors, closed, spans)
@@ -141,7 +141,7 @@ def advance_doors(seed, step, process, p_change, threshold, open_edges, count, g
 
 @inner
 def advance_goal(seed, step, process, threshold, grid, is_cell, offsets, goal, queue, seen):
-    """The goal's position at ``step``, given its position at ``step - 1``. Writes nothing into the grid."""
+    """The goal's position at ``step``, given its position at ``step - 1``. Does not change the grid."""
     if process == STATIC or not happens(draw(seed, STREAM_GOAL_DUE, step, 0), threshold):
         return goal
     choices = 0

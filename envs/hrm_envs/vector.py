@@ -17,7 +17,7 @@ RENDER_MODES = ("rgb_array", "ansi")
 
 
 def as_actions(actions: Any, num_envs: int) -> NDArray[np.int64]:
-    """Check an action batch's kind and shape: any integers of shape [N], as int64 [N]."""
+    """Integer actions of shape [N] as int64 [N]; ``ValueError`` for another dtype or shape."""
     array = np.asarray(actions)
     if array.dtype.kind not in "iu" or array.shape != (num_envs,):
         raise ValueError(
@@ -31,7 +31,7 @@ class MazeVectorEnv(VectorEnv):
     """N dynamic mazes in Gymnasium's SAME_STEP autoreset mode.
 
     Environment i, seeded s, behaves exactly as a single ``MazeEnv`` seeded s + i. The rules are those of
-    ``MazeEnv``; only what differs in a batch is said here.
+    ``MazeEnv``; only the differences are listed here.
 
     ## Action Space
     ``MultiDiscrete([4] * N)``: any integer array [N]; 0 N, 1 E, 2 S, 3 W.
@@ -40,21 +40,21 @@ class MazeVectorEnv(VectorEnv):
     ``Box(0, 5, (N, H, W), uint8)`` of ``Cell`` ids.
 
     ## Rewards
-    float32 [N]: +1 on reaching the goal, otherwise -0.01.
+    float32 [N]: +1 on reaching the goal, otherwise -0.01 per step.
 
     ## Episode End
-    Where an episode ended, the observation returned is the first of the next one, and ``infos`` holds
+    Where an episode ended, the returned observation is the first of the next episode, and ``infos`` holds
 
     - ``final_obs`` uint8 [N, H, W] (rows are valid where ``_final_obs`` bool [N]),
     - ``episode``: ``r`` float64 [N], ``l`` int64 [N], ``success`` bool [N] (valid where ``_episode``),
-    - ``final_info``: the same statistics, and the oracle's values at the episode's end (``_final_info``).
+    - ``final_info``: the same statistics, and the oracle's values at the end of the episode (``_final_info``).
 
-    ``infos`` is empty on steps at which nothing ended, but for the oracle.
+    On steps at which no episode ended, ``infos`` holds the oracle's values only.
 
     ## Arguments
-    num_envs: N. copy: return fresh arrays; with False, arrays are reused buffers that the next step
-    overwrites (faster, for callers that copy anyway; never write into them). render_mode: ``rgb_array`` or
-    ``ansi``; ``render()`` returns a tuple with one frame for each environment. Everything else:
+    num_envs: N. copy: return copies; with False, the arrays are buffers that the next step overwrites (faster
+    for callers that copy anyway; never write into them). render_mode: ``rgb_array`` or
+    ``ansi``; ``render()`` returns a tuple of N frames. Everything else:
     ``MazeConfig``.
     """
 
@@ -92,7 +92,7 @@ class MazeVectorEnv(VectorEnv):
 
         Args:
             seed: an integer s (environment i takes s + i) or a list of N integers: episode 0 of those seeds.
-                None goes on to each environment's next episode (the first time, from a random seed).
+                None begins each environment's next episode (the first time, of a random seed).
             options: not used.
         """
         if seed is not None:
@@ -106,10 +106,10 @@ class MazeVectorEnv(VectorEnv):
     def step(
         self, actions: Any
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
-        """Step every environment once; see the class for what comes back.
+        """Step every environment once; see the class for the returned values.
 
         Raises:
-            ValueError: for actions of a wrong shape, kind or range; nothing has moved then.
+            ValueError: actions of a wrong shape, dtype or range; then no environment has been stepped.
         """
         if self.batch.state.episode[0] < 0:
             raise ValueError("step() was called before reset(); call reset() first")
@@ -151,23 +151,23 @@ class MazeVectorEnv(VectorEnv):
         return self.batch.observations.copy() if self._copy else self.batch.observations
 
     def clairvoyant(self) -> NDArray[np.int32]:
-        """Earliest possible arrival in steps from now, knowing the schedule: int32 [N], -1 if impossible."""
+        """Earliest possible arrival in steps from now, given the future schedule: int32 [N], -1 if impossible."""
         return self.batch.clairvoyant()
 
     @property
     def level_seeds(self) -> NDArray[np.int64]:
-        """The level each environment is playing: int64 [N]; its two highest bits are the split."""
+        """The current level of each environment: int64 [N]; its two highest bits are the split."""
         return self.batch.state.level_seed.copy()
 
     def get_state(self) -> dict[str, NDArray]:
-        """Everything the future depends on, as arrays by name; ``set_state`` takes it back exactly."""
+        """The complete state as arrays by name; ``set_state`` restores it exactly."""
         return self.batch.get_state()
 
     def set_state(self, state: dict[str, NDArray]) -> None:
-        """Go on from ``get_state`` of an environment with the same parameters and N.
+        """Restore ``get_state`` of an environment with the same parameters and N.
 
         Raises:
-            ValueError: where an array is missing or does not fit; nothing has changed then.
+            ValueError: an array is missing or does not fit; then nothing has changed.
         """
         self.batch.set_state(state)
         self._trails = [[int(position)] for position in self.batch.state.agent]

@@ -1,4 +1,4 @@
-"""The memory test: solvable with one remembered bit, and not without."""
+"""The memory test: solvable with one bit of memory, and not without."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def play(env: CueMazeVectorEnv, remember: bool) -> np.ndarray:
     return infos["episode"]["success"]
 
 
-def test_memory_solves_it_and_guessing_is_at_chance() -> None:
+def test_memory_solves_it_and_guessing_succeeds_by_chance() -> None:
     assert play(CueMazeVectorEnv(2000), remember=True).all()
     assert 0.46 < play(CueMazeVectorEnv(2000), remember=False).mean() < 0.54
 
@@ -40,7 +40,7 @@ def test_wrong_arm_ends_without_reward() -> None:
         assert env.clairvoyant() == -1
 
 
-def test_the_clairvoyant_heeds_the_limit() -> None:
+def test_the_bound_respects_the_time_limit() -> None:
     env = CueMazeEnv(length=4, max_episode_steps=5)
     env.reset(seed=0)
     assert env.clairvoyant() == 5

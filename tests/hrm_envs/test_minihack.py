@@ -1,4 +1,4 @@
-"""The mazes in NetHack are the mazes of the kernel: level for level, step for step."""
+"""The mazes in NetHack equal those of the kernel at every level and step."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ needs_minihack = pytest.mark.skipif(
     reason="needs the extra minihack",
 )
 
-WORLDS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "paper": MAZES["PaperMaze-v0"],
-    "paper, restless": {**MAZES["PaperMaze-v0"], "p_change": 0.5, "split": "test"},
+    "paper, frequent changes": {**MAZES["PaperMaze-v0"], "p_change": 0.5, "split": "test"},
     "paper, four rooms": {**MAZES["PaperFourRooms-v0"], "p_change": 0.3},
     "independent": {"rows": 4, "cols": 7, "doors": 9, "door_process": "independent", "p_change": 0.3},
     "periodic": {"rows": 9, "cols": 3, "layout": "braid", "loops": 0.5, "doors": 6, "door_process": "periodic",
@@ -36,15 +36,15 @@ WORLDS: dict[str, dict[str, Any]] = {
 
 
 def assert_schedules_agree(config: dict[str, Any], seed: int, steps: int) -> None:
-    """The schedule beside the kernel, under random moves: the doors of every step are the same."""
+    """`DoorSchedule` and the kernel have the same doors at every step of random moves."""
     env, batch = MazeEnv(**config), MazeBatch(1, MazeConfig(**config))
     env.reset(seed=seed)
     batch.reset(seed, None)
     schedule = DoorSchedule(batch)
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     state = env.batch.state
     for _ in range(steps):
-        _, _, terminated, truncated, _ = env.step(int(dice.integers(4)))
+        _, _, terminated, truncated, _ = env.step(int(rng.integers(4)))
         if terminated:
             return
         before = schedule.grid.copy()
@@ -58,10 +58,10 @@ def assert_schedules_agree(config: dict[str, Any], seed: int, steps: int) -> Non
             return
 
 
-@pytest.mark.parametrize("name", ["paper, restless", "paper, four rooms", "independent", "periodic", "tiny"])
-def test_the_schedule_is_the_kernel_s(name: str) -> None:
+@pytest.mark.parametrize("name", ["paper, frequent changes", "paper, four rooms", "independent", "periodic", "tiny"])
+def test_the_schedule_equals_the_kernels(name: str) -> None:
     for seed in range(20):
-        assert_schedules_agree(WORLDS[name], seed, 90)
+        assert_schedules_agree(CONFIGS[name], seed, 90)
 
 
 def test_a_level_as_a_des_file() -> None:
@@ -78,15 +78,15 @@ def test_a_level_as_a_des_file() -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"view": 2}, r"view=2 is not to be had in NetHack; use view='full'"),
+        ({"view": 2}, r"view=2 is not supported in NetHack; use view='full'"),
         ({"goal_process": "jump", "p_goal": 0.1}, r"goal_process='jump' .* use goal_process='static'"),
         ({"oracle": True}, r"oracle=True .* use oracle=False"),
         ({"rows": 10, "cols": 4}, r"rows=10, cols=4 is too large"),
-        ({"rows": 9, "cols": 20}, r"a level of NetHack 120"),
+        ({"rows": 9, "cols": 20}, r"a NetHack level at most 120"),
         ({"door": 3}, r"did you mean 'doors'"),
     ],
 )
-def test_what_nethack_cannot_play_is_refused_on_one_line(parameters: dict[str, Any], message: str) -> None:
+def test_unsupported_parameters_are_one_line_that_helps(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         gymnasium.make("MiniHackPaperMaze-v0", **{"walls": None, "doors": None, **parameters})
     assert "\n" not in str(error.value)
@@ -99,14 +99,14 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
 
 
 @needs_minihack
-@pytest.mark.parametrize("name", WORLDS)
-def test_both_worlds_in_lockstep(name: str) -> None:
-    """Observation, reward, ends and info are equal at every step, for a player who wanders and one who plans."""
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nethack_equals_the_kernel_at_every_step(name: str) -> None:
+    """Observation, reward, ends and info are equal at every step, for random and for planned actions."""
     from hrm_envs.minihack import MiniHackMazeEnv
 
-    fast, nethack = MazeEnv(**WORLDS[name]), MiniHackMazeEnv(**WORLDS[name])
-    dice, planner = np.random.default_rng(0), ReplanPolicy()
-    endings, moved, waited = set(), 0, 0
+    fast, nethack = MazeEnv(**CONFIGS[name]), MiniHackMazeEnv(**CONFIGS[name])
+    rng, planner = np.random.default_rng(0), ReplanPolicy()
+    endings, moved, delayed = set(), 0, 0
     for seed in range(10):
         seen, _ = fast.reset(seed=seed)
         shown, info = nethack.reset(seed=seed)
@@ -115,23 +115,23 @@ def test_both_worlds_in_lockstep(name: str) -> None:
         assert shown in nethack.observation_space
         ended = False
         while not ended:
-            planned = seed % 2 and dice.random() < 0.8
-            action = int(planner.act(seen[None])[0]) if planned else int(dice.integers(4))
+            planned = seed % 2 and rng.random() < 0.8
+            action = int(planner.act(seen[None])[0]) if planned else int(rng.integers(4))
             before = seen
-            seen, *fact = fast.step(action)
-            shown, *told = nethack.step(action)
+            seen, *expected = fast.step(action)
+            shown, *rest = nethack.step(action)
             np.testing.assert_array_equal(shown, seen)
-            assert told == fact
+            assert rest == expected
             state = fast.batch.state
             moved += ((before == hrm_envs.Cell.DOOR) != (seen == hrm_envs.Cell.DOOR)).any()
-            waited += (state.closed[0] & (state.doors[0] == state.agent[0])).any()
-            ended = fact[1] or fact[2]
-        endings.add("arrived" if fact[1] else "late")
+            delayed += (state.closed[0] & (state.doors[0] == state.agent[0])).any()
+            ended = expected[1] or expected[2]
+        endings.add("arrived" if expected[1] else "late")
     nethack.close()
     assert moved > 0
     assert "arrived" in endings
-    if name == "paper, restless":
-        assert waited > 0  # a closed door waited for the agent on it
+    if name == "paper, frequent changes":
+        assert delayed > 0  # a door did not close on the agent
 
 
 @needs_minihack
@@ -148,7 +148,7 @@ def test_make_limits_episodes_as_those_of_any_environment(name: str) -> None:
 
 @needs_minihack
 @pytest.mark.parametrize("name", IN_MINIHACK)
-def test_made_by_its_id(name: str) -> None:
+def test_an_environment_made_by_id_has_the_same_levels(name: str) -> None:
     env = gymnasium.make(f"MiniHack{name}", split="validation", max_episode_steps=3)
     fast = gymnasium.make(name, split="validation")
     for seed in (7, None):  # the first episode of a seed, and the next
@@ -161,11 +161,11 @@ def test_made_by_its_id(name: str) -> None:
 
 
 @needs_minihack
-def test_a_reset_in_the_middle_and_two_games_at_once() -> None:
-    """Games do not share terrain: each has its own copy of NetHack, loaded anew at every reset."""
+def test_a_reset_within_an_episode_and_two_games_at_once() -> None:
+    """Games do not share terrain: each has its own copy of NetHack, reloaded at every reset."""
     from hrm_envs.minihack import MiniHackMazeEnv
 
-    config = WORLDS["paper, restless"]
+    config = CONFIGS["paper, frequent changes"]
     pairs = [(MazeEnv(**config), MiniHackMazeEnv(**config)) for _ in range(2)]
     for seed in (1, 2):
         for i, (fast, nethack) in enumerate(pairs):
@@ -196,11 +196,11 @@ def test_bad_calls() -> None:
 
 
 @needs_minihack
-def test_a_level_that_lies_otherwise_in_memory_is_refused() -> None:
+def test_an_unexpected_memory_layout_is_refused() -> None:
     from hrm_envs.minihack import MiniHackMazeEnv
     from hrm_envs.minihack.terrain import Terrain
 
-    env = MiniHackMazeEnv(**WORLDS["paper"])
+    env = MiniHackMazeEnv(**CONFIGS["paper"])
     env.reset(seed=0)
     terrain = Terrain(env._game.nethack.dlpath)
     level = env._doors

@@ -1,4 +1,4 @@
-"""The oracle and the planners against plain-Python searches."""
+"""The oracle and the planners compared with plain-Python searches."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def test_oracle_equals_a_plain_search(parameters: dict[str, Any], seed: int) -> 
         action = rng.integers(0, 4)
         _, _, terminated, truncated, info = env.step(action)
         ended = terminated or truncated
-        # The old map, with the agent where it is now: what it would think best had nothing changed.
+        # The old map, with the agent where it is now: its optimal actions if nothing had changed.
         there = row_and_column(env, int(state.agent[0]))
         stale = distances_to(before, goal)
         assert info["stale_optimal_actions"].tolist() == optimal_mask(stale, there)
@@ -82,9 +82,9 @@ def test_clairvoyant_bound_equals_brute_force(parameters: dict[str, Any], seed: 
     assert bound == earliest_by_brute_force(env)
 
 
-def test_clairvoyant_cannot_wait_in_the_open() -> None:
-    # Where nothing blocks a move, t steps reach only the positions whose distance has t's parity, and a goal
-    # that jumps at every step is met there or not at all.
+def test_the_bound_allows_no_waiting_in_the_open() -> None:
+    # Where nothing blocks a move, t steps reach only positions whose distance has the parity of t, so that a goal
+    # that jumps at every step can only be met there.
     parameters: dict[str, Any] = {"rows": 12, "cols": 12, "layout": "four_rooms", "doors": 0}
     env = MazeVectorEnv(6000, goal_process="jump", p_goal=1.0, max_episode_steps=4, **parameters)
     env.reset(seed=0)
@@ -92,12 +92,12 @@ def test_clairvoyant_cannot_wait_in_the_open() -> None:
     row, col = state.agent // width, state.agent % width
     middle = (np.abs(row % 12 - 6) <= 1) & (np.abs(col % 12 - 6) <= 1)
     expected, undecided = np.full(6000, -1), middle.copy()
-    # At step 4, the limit, the vector moves on to new levels: the first three are compared.
+    # At step 4, the limit, the vector begins new levels: the first three steps are compared.
     for t in range(1, 4):
         arrived = np.zeros(6000, bool)
         for meeting in range(2):
             if meeting:
-                # Everyone keeps near the start, so that few episodes end by chance: those are left out.
+                # All agents stay near the start, so that few episodes end by chance; those are left out.
                 _, _, terminated, _, _ = env.step(np.full(6000, 0 if t % 2 else 2))
                 middle &= ~terminated
             distance = np.abs(state.goal // width - row) + np.abs(state.goal % width - col)
@@ -124,7 +124,7 @@ def first_episodes(env: MazeVectorEnv, policy: Any, seed: int) -> tuple[np.ndarr
 
 @settings(max_examples=25, **RELAXED)
 @given(parameters=maze_parameters(), seed=st.integers(0, 2**40))
-def test_nobody_arrives_before_the_clairvoyant(parameters: dict[str, Any], seed: int) -> None:
+def test_no_policy_arrives_before_the_bound(parameters: dict[str, Any], seed: int) -> None:
     env = MazeVectorEnv(64, **parameters)
     env.reset(seed=seed)
     bound = env.clairvoyant()
@@ -143,7 +143,7 @@ def test_nobody_arrives_before_the_clairvoyant(parameters: dict[str, Any], seed:
         ({"layout": "four_rooms"}, 0.99),
     ],
 )
-def test_the_replanner_solves_what_can_be_seen(parameters: dict[str, Any], expected: float) -> None:
+def test_the_replanner_solves_most_levels(parameters: dict[str, Any], expected: float) -> None:
     env = MazeVectorEnv(2000, split="test", **parameters)
     success, _ = first_episodes(env, ReplanPolicy(), 0)
     assert success.mean() >= expected
@@ -173,7 +173,7 @@ def test_the_replanner_explores_fog_and_waits_at_doors() -> None:
         ReplanPolicy().act(grid)
 
 
-def test_the_random_policy_repeats_with_its_seed() -> None:
+def test_the_random_policy_depends_on_its_seed_only() -> None:
     observations = np.zeros((50, 3, 3), np.uint8)
     first, second = (RandomPolicy(50, seed=3).act(observations) for _ in range(2))
     assert (first == second).all()

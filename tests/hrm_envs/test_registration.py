@@ -1,4 +1,4 @@
-"""What ``gymnasium.make`` sees: the environment checker, parameters, and limits."""
+"""``gymnasium.make``: the environment checker, parameters, time limits, and what is compiled and cached."""
 
 import importlib.util
 import os
@@ -30,7 +30,7 @@ IDS = (
 @pytest.mark.parametrize("name", IDS)
 @pytest.mark.parametrize("render_mode", ["rgb_array", "ansi"])
 @pytest.mark.filterwarnings("error")
-def test_environment_checker_has_nothing_to_say(name: str, render_mode: str) -> None:
+def test_the_environment_checker_reports_nothing(name: str, render_mode: str) -> None:
     env = gymnasium.make(name, render_mode=render_mode)
     check_env(env.unwrapped)
     env.reset(seed=0)
@@ -51,7 +51,7 @@ def test_both_ways_to_make_agree(name: str) -> None:
     assert {"distance", "optimal_actions", "changed", "material"} <= set(infos)
 
 
-def test_paper_mazes_have_the_paper_s_sizes() -> None:
+def test_paper_mazes_have_the_sizes_of_the_paper() -> None:
     maze = gymnasium.make_vec("PaperMaze-v0")
     assert maze.single_observation_space.shape == (11, 13)
     assert maze.config == MazeConfig(rows=5, cols=6, walls=10, doors=5, max_episode_steps=80)
@@ -61,8 +61,8 @@ def test_paper_mazes_have_the_paper_s_sizes() -> None:
 
 
 def truncated_at(env: gymnasium.Env) -> int:
-    """Steps until an episode is truncated whose agent walks into the north wall."""
-    env.reset(seed=1)  # does not happen upon the goal by that
+    """Steps until truncation of an episode in which the agent always moves north; -1 if there is none."""
+    env.reset(seed=1)  # here that does not lead to the goal
     for step in range(1, 1000):
         *_, terminated, truncated, info = env.step(0)
         assert not terminated
@@ -73,11 +73,11 @@ def truncated_at(env: gymnasium.Env) -> int:
 
 
 @pytest.mark.parametrize(("name", "registered"), [("DynamicMaze-v0", 60), ("PaperMaze-v0", 80)])
-@pytest.mark.parametrize("asked", [None, 5, 150])
-def test_max_episode_steps_of_make_means_what_it_does_for_any_environment(
-    name: str, registered: int, asked: int | None
+@pytest.mark.parametrize("requested", [None, 5, 150])
+def test_max_episode_steps_of_make_is_honoured_as_for_any_environment(
+    name: str, registered: int, requested: int | None
 ) -> None:
-    given, limit = ({} if asked is None else {"max_episode_steps": asked}), asked or registered
+    given, limit = ({} if requested is None else {"max_episode_steps": requested}), requested or registered
     env = gymnasium.make(name, **given)
     assert gymnasium.spec(name).max_episode_steps == registered
     assert env.spec.max_episode_steps == gymnasium.make(env.spec).spec.max_episode_steps == limit
@@ -94,7 +94,7 @@ def test_max_episode_steps_of_make_means_what_it_does_for_any_environment(
         gymnasium.make(name, max_episode_steps=0)
 
 
-def test_an_environment_that_is_constructed_directly_has_its_own_limit() -> None:
+def test_a_directly_constructed_environment_has_its_own_limit() -> None:
     assert truncated_at(hrm_envs.MazeEnv()) == 60
     assert truncated_at(hrm_envs.MazeEnv(max_episode_steps=7)) == 7
     spec = gymnasium.envs.registration.EnvSpec("Mine-v0", "hrm_envs.maze:MazeEnv", kwargs={"max_episode_steps": 7})
@@ -102,7 +102,7 @@ def test_an_environment_that_is_constructed_directly_has_its_own_limit() -> None
     assert truncated_at(gymnasium.make(spec, max_episode_steps=3)) == 3
 
 
-def test_the_bound_of_an_environment_that_make_limits_is_the_earliest_arrival_of_all() -> None:
+def test_the_bound_of_a_made_environment_ignores_the_wrappers_limit() -> None:
     made, direct = gymnasium.make("DynamicMaze-v0", max_episode_steps=5), hrm_envs.MazeEnv(max_episode_steps=5)
     bounds = []
     for seed in range(30):
@@ -117,7 +117,7 @@ def test_the_bound_of_an_environment_that_make_limits_is_the_earliest_arrival_of
     assert cut_off.unwrapped.clairvoyant() == -1
 
 
-def test_gymnasium_s_statistics_wrapper_works() -> None:
+def test_gymnasiums_statistics_wrapper_works() -> None:
     env = gymnasium.wrappers.RecordEpisodeStatistics(gymnasium.make("DynamicMaze-v0", max_episode_steps=3))
     env.reset(seed=1)
     for _ in range(3):
@@ -142,7 +142,7 @@ def test_registering_twice_changes_nothing() -> None:
     [
         ({"walls": 25}, "walls=25 is not an integer from 0 to 23"),
         ({"walls": 22, "doors": 3}, "walls=22 and doors=3 do not fit on the 24 edges"),
-        ({"layout": "braid", "walls": 3}, "walls=3 has no meaning for layout='braid'"),
+        ({"layout": "braid", "walls": 3}, "walls=3 does not apply to layout='braid'"),
         ({"layout": "four_rooms", "doors": 5}, "doors=5 is more than the 4 places"),
         ({"layout": "brad"}, "did you mean 'braid'"),
         ({"door_process": "rerol"}, "did you mean 'reroll'"),
@@ -185,7 +185,7 @@ def test_importing_compiles_nothing_and_needs_no_torch() -> None:
     assert best < 0.5
 
 
-def test_a_kernel_is_cached_once_it_was_compiled_from_what_lies_there(tmp_path: Path) -> None:
+def test_a_kernel_is_cached_until_its_source_changes(tmp_path: Path) -> None:
     (tmp_path / "doubling.py").write_text("def double(x):\n    return 2 * x\n")
     spec = importlib.util.spec_from_file_location("doubling", tmp_path / "doubling.py")
     assert spec is not None
@@ -196,14 +196,14 @@ def test_a_kernel_is_cached_once_it_was_compiled_from_what_lies_there(tmp_path: 
     assert not is_cached(fresh, 2)
     assert fresh(2) == 4
     assert is_cached(fresh, 2)
-    assert is_cached(kernel(module.double), 2)  # as in the next process: nothing loaded yet
+    assert is_cached(kernel(module.double), 2)  # as in another process: nothing is loaded yet
     assert not is_cached(kernel(module.double), 2.0)
-    os.utime(tmp_path / "doubling.py", (0, 0))  # another source, as far as anybody knows
+    os.utime(tmp_path / "doubling.py", (0, 0))  # changes the source's stamp
     assert not is_cached(kernel(module.double), 2)
     assert is_cached(module.double, 2)  # plain Python under NUMBA_DISABLE_JIT: nothing will be compiled
 
 
-# Steps what an environment of each `hrm_envs.kernel.Parts` needs, and prints which functions that compiled.
+# Resets and steps an environment, and prints whether it is compiled and which functions were compiled for it.
 COMPILED = """
 import sys
 import gymnasium, numba.core.event as event
@@ -218,7 +218,7 @@ env.step(env.action_space.sample())
 print(env.unwrapped.batch.is_compiled(), *sorted(n for n in Recorder.names if n != "impl"))
 """
 COMMON = [
-    "_change_world",
+    "_advance_schedule",
     "_choose_walls",
     "_draw_pair",
     "_pick_doors",
@@ -227,7 +227,7 @@ COMMON = [
     "_reroll_doors",
     "_reset_one",
     "_scatter",
-    "_stamp",
+    "_set_door",
     "advance_doors",
     "assign",
     "assign",
@@ -242,30 +242,30 @@ COMMON = [
     "run_batch",
     "start_doors",
 ]
-ORACLE = ["_begin_oracle", "_consult_oracle", "assign", "optimal_actions", "shortest_distances"]
+ORACLE = ["_begin_oracle", "_update_oracle", "assign", "optimal_actions", "shortest_distances"]
 
 
 def run_apart(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A program of its own, with more in its environment."""
+    """Run a program in another process, with additional environment variables."""
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
-def test_only_what_a_family_can_need_is_compiled_and_once_for_each_type(tmp_path: Path) -> None:
+def test_only_needed_functions_are_compiled_and_once_per_type(tmp_path: Path) -> None:
     cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
     plain = run_apart(COMPILED, "{}", **cache)
     assert plain.stdout.split()[1:] == COMMON, plain.stderr
     judged = run_apart(COMPILED, "{'oracle': True}", **cache)
     assert judged.stdout.split()[1:] == sorted(COMMON + ORACLE), judged.stderr
-    assert run_apart(COMPILED, "{}", **cache).stdout.split() == ["True"]  # from the disk
+    assert run_apart(COMPILED, "{}", **cache).stdout.split() == ["True"]  # from the cache
 
 
 @pytest.mark.parametrize("locators", ["UserProvidedCacheLocator", "UserProvidedCacheLocator,UserWideCacheLocator"])
 def test_a_cache_that_cannot_be_written_costs_the_cache_alone(locators: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
-    file.touch()  # nothing can lie below it, whoever asks
+    file.touch()  # not a folder, so nothing can be written below it
     nowhere = {name: str(file / "cache") for name in ("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME")}
     code = "import hrm_envs, numpy; print(*hrm_envs.ReplanPolicy().act(numpy.zeros((2, 3, 3), numpy.uint8)))"
     done = run_apart(code, NUMBA_CACHE_LOCATOR_CLASSES=locators, **nowhere)
@@ -285,7 +285,7 @@ def test_a_cache_that_is_lost_after_import_costs_the_cache_alone(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["DynamicMaze-v0", "CueMaze-v0"])
-def test_an_environment_that_nobody_has_compiled_says_so(name: str, tmp_path: Path) -> None:
+def test_an_uncompiled_environment_reports_so(name: str, tmp_path: Path) -> None:
     code = (
         f"import gymnasium; env = gymnasium.make_vec('hrm_envs:{name}', num_envs=1); "
         "print(env.unwrapped.batch.is_compiled())"

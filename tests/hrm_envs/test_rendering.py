@@ -1,4 +1,4 @@
-"""Pictures show what they should, where they should."""
+"""Frames show the grid, trails, doors and probabilities in the right places."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def corridor() -> np.ndarray:
     return grid
 
 
-def test_every_kind_of_position_looks_different() -> None:
+def test_every_cell_id_looks_different() -> None:
     image = render_grid(corridor())
     assert image.shape == (72, 216, 3)
     assert image.dtype == np.uint8
@@ -28,7 +28,7 @@ def test_every_kind_of_position_looks_different() -> None:
     assert door[0] > door[2] + 40
 
 
-def test_trail_open_doors_and_arrows_are_drawn_where_they_belong() -> None:
+def test_trails_open_doors_and_arrows_are_drawn_in_place() -> None:
     grid = corridor()
     plain = render_grid(grid).astype(int)
     trail = render_grid(grid, trail=[9 + 1, 9 + 2]).astype(int)
@@ -42,7 +42,7 @@ def test_trail_open_doors_and_arrows_are_drawn_where_they_belong() -> None:
     assert east > west + 3
 
 
-def test_environments_render_what_they_observe() -> None:
+def test_environments_render_their_observations() -> None:
     vector = MazeVectorEnv(2, render_mode="rgb_array", view=2, door_process="periodic")
     vector.reset(seed=0)
     vector.step([0, 1])

@@ -1,4 +1,4 @@
-"""Invariants of the rules, held over a million steps of random mazes."""
+"""Invariants of the rules over a million steps of random mazes."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def test_a_million_steps_keep_every_rule(parameters: dict[str, Any], seed: int) 
         check_level(env, ended)
         walls[ended] = state.grid[ended] == Cell.WALL
         assert ((state.grid == Cell.WALL) == walls).all()
-        # The move itself: one position on, unless the map before the step says wall or closed door.
+        # The move itself: one position, unless the map before the step has a wall or closed door there.
         wanted = agent + offsets[action]
         blocked = np.isin(grid[every, wanted], (Cell.WALL, Cell.DOOR))
         expected = np.where(blocked, agent, wanted)
@@ -43,13 +43,13 @@ def test_a_million_steps_keep_every_rule(parameters: dict[str, Any], seed: int) 
         assert (state.steps[ended] == 0).all()
         check_position(env)
         if ended.any():
-            # Reaching the goal by one's own move always ends an episode with success.
+            # Moving onto the goal always ends an episode with success.
             assert (terminated[grid[every, expected] == Cell.GOAL]).all()
             assert (infos["episode"]["success"] == terminated)[ended].all()
 
 
 def check_level(env: MazeVectorEnv, fresh: np.ndarray) -> None:
-    """Levels that have just begun: declared numbers, start and goal apart, and connected by walls alone."""
+    """New levels: the given numbers of walls and doors, distinct start and goal, which walls do not separate."""
     config, state = env.config, env.batch.state
     grids = state.grid[fresh].reshape(-1, config.height, config.width)
     if config.layout == "scatter":
@@ -76,7 +76,7 @@ def check_level(env: MazeVectorEnv, fresh: np.ndarray) -> None:
 
 
 def check_position(env: MazeVectorEnv) -> None:
-    """The map in force now: one agent, one goal, and exactly the scheduled doors but one under the agent."""
+    """The current map: one agent, one goal, and exactly the scheduled doors, except one under the agent."""
     state, config = env.batch.state, env.config
     every = np.arange(env.num_envs)
     assert (state.grid[every, state.agent] == Cell.AGENT).all()
@@ -122,7 +122,7 @@ def test_schedule_does_not_depend_on_actions(parameters: dict[str, Any], seed: i
     assert compared > 0
 
 
-def test_doors_change_as_often_as_declared() -> None:
+def test_doors_change_at_the_given_rate() -> None:
     for process, per_door in (("reroll", False), ("independent", True)):
         env = MazeVectorEnv(2000, door_process=process, p_change=0.1, doors=2, max_episode_steps=50)
         env.reset(seed=0)
@@ -147,7 +147,7 @@ def test_periodic_doors_repeat() -> None:
     for _ in range(80):
         history.append(env.batch.state.closed.copy())
         env.step(np.zeros(50, np.int64))
-    # Walking north ends in a corner at most: whoever is still in the first episode saw 80 steps of it.
+    # Moving north ends at a wall: environments still in their first episode have run 80 steps of it.
     stayed = env.batch.state.episode == episode
     assert stayed.sum() > 20
     spans, closed = env.batch.state.spans, np.array(history)
@@ -159,23 +159,23 @@ def test_periodic_doors_repeat() -> None:
             assert 3 <= shut <= 8
 
 
-def test_a_door_waits_for_the_agent_and_closes_behind_it() -> None:
+def test_a_door_closes_behind_the_agent_not_on_it() -> None:
     env = MazeVectorEnv(500, walls=0, doors=12, p_change=0.5)
     env.reset(seed=5)
     rng, state = np.random.default_rng(0), env.batch.state
-    waited = 0
+    delayed = 0
     for _ in range(40):
         under = ((state.doors == state.agent[:, None]) & (state.closed == 1)).any(1)
         agent, episode = state.agent.copy(), state.episode.copy()
         env.step(rng.integers(0, 4, 500))
         still = ((state.doors == agent[:, None]) & (state.closed == 1)).any(1)
         left = under & still & (state.agent != agent) & (state.episode == episode)
-        waited += int(left.sum())
+        delayed += int(left.sum())
         assert (state.grid[left, agent[left]] == Cell.DOOR).all()
-    assert waited > 20
+    assert delayed > 20
 
 
-def test_walls_as_many_as_fit_still_leave_a_path() -> None:
+def test_as_many_walls_as_fit_leave_a_path() -> None:
     for walls in (20, 22, 23):
         env = MazeVectorEnv(300, walls=walls, doors=0)
         env.reset(seed=1)

@@ -1,4 +1,4 @@
-"""The batch against single environments, seeds, statistics, and saved states."""
+"""Vector and single environments agree; seeds, statistics and saved states."""
 
 from typing import Any
 
@@ -73,12 +73,12 @@ def test_a_saved_state_replays_identically(parameters: dict[str, Any], seed: int
     other.set_state(saved)
     assert (other.observe() == env.observe()).all()
     for action in actions[20:]:
-        expected, given_back = env.step(action), other.step(action)
-        for left, right in zip(expected[:4], given_back[:4], strict=True):
+        expected, found = env.step(action), other.step(action)
+        for left, right in zip(expected[:4], found[:4], strict=True):
             assert (left == right).all()
     left, right = env.get_state(), other.get_state()
     assert all((left[name] == right[name]).all() for name in left)
-    # A later reset goes on with the same levels as well: the seed counters travel along.
+    # Later resets begin the same levels too: the state includes the episode counters.
     assert (env.reset()[0] == other.reset()[0]).all()
     assert not any(np.shares_memory(saved[name], array) for name, array in env.batch.state._asdict().items())
 
@@ -123,7 +123,7 @@ def test_episode_statistics_add_up() -> None:
     assert finished > 300
 
 
-def test_later_resets_go_on_to_other_levels_and_seeds_repeat() -> None:
+def test_later_resets_begin_other_levels_and_seeds_repeat() -> None:
     env = MazeVectorEnv(8)
     first, _ = env.reset(seed=7)
     second, _ = env.reset()
@@ -149,7 +149,7 @@ def test_splits_are_disjoint() -> None:
     assert tops == {"train": {0}, "validation": {1}, "test": {2}}
 
 
-def test_copies_are_the_callers_own() -> None:
+def test_returned_arrays_are_copies_unless_copy_is_false() -> None:
     env = MazeVectorEnv(4, max_episode_steps=2)
     first, _ = env.reset(seed=0)
     kept = first.copy()
@@ -162,7 +162,7 @@ def test_copies_are_the_callers_own() -> None:
     assert np.shares_memory(one, two)
 
 
-def test_bad_actions_and_seeds_are_refused_before_anything_moves() -> None:
+def test_bad_actions_and_seeds_are_refused_before_any_step() -> None:
     env = MazeVectorEnv(3)
     with pytest.raises(ValueError, match=r"call reset\(\) first"):
         env.step([0, 0, 0])

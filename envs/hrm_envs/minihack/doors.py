@@ -1,4 +1,4 @@
-"""The doors of one level, step by step, from the functions that the fast environment uses."""
+"""The doors of one level at every step, computed by the functions of ``MazeEnv``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hrm_envs.schedule import advance_doors
 def _advance(  # type: ignore[no-untyped-def]  # a kernel: numba infers its types
     seed, step, process, p_change, threshold, open_edges, count, grid, agent, left, doors, closed, spans
 ):
-    """Bring ``grid`` uint8 [G] from ``step - 1`` to ``step``; ``left`` is the position the agent has just left."""
+    """Advance ``grid`` uint8 [G] from ``step - 1`` to ``step``; ``left`` is the agent's previous position."""
     if left != agent:
-        # A door that waited for the agent closes behind it.
+        # A door whose closing was delayed by the agent closes behind it.
         for k in range(len(doors)):
             if doors[k] == left and closed[k]:
                 grid[left] = DOOR
@@ -30,14 +30,14 @@ def _advance(  # type: ignore[no-untyped-def]  # a kernel: numba infers its type
 
 
 class DoorSchedule:
-    """A level of the fast environment and its doors over time, wherever the agent is.
+    """A level of ``MazeEnv`` and its doors over time.
 
     Args:
-        batch: of one maze, just reset; copied from, never stepped.
+        batch: of one maze, just reset; copied, never stepped.
 
     Attributes:
-        grid: uint8 [H, W], walls and the doors in force; agent and goal are not in it.
-        edges: int32 [E], flat positions where a door may stand.
+        grid: uint8 [H, W], walls and closed doors, without agent and goal.
+        edges: int32 [E], flat positions where a door may be.
         start, goal: flat positions.
     """
 
@@ -53,7 +53,7 @@ class DoorSchedule:
         self._doors, self._closed, self._spans = (a[0].copy() for a in (state.doors, state.closed, state.spans))
 
     def advance(self, agent: int) -> list[tuple[int, bool]]:
-        """The next step, with the agent at a flat position: which doors are now otherwise, as (position, closed)."""
+        """Advance one step, with the agent at a flat position; returns the doors that changed as (position, closed)."""
         self._step += 1
         before = self.grid.copy()
         _advance(

@@ -1,4 +1,4 @@
-"""The environment: a maze of ours, played in NetHack."""
+"""The environment: a dynamic maze in NetHack."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from hrm_envs.minihack.terrain import Terrain
 from hrm_envs.rendering import render_grid
 from hrm_envs.vector import RENDER_MODES
 
-# Nothing asks, nothing is picked up, nobody follows, and doors stay shut when walked into. Names of NetHack's options.
+# NetHack's options: no prompts, no pickup, no pet, and a closed door stays closed when walked into.
 _OPTIONS = ("nobones", "nolegacy", "nocmdassist", "nosparkle", "runmode:teleport", "mention_walls",
             "!autopickup", "!autoopen", "pettype:none")  # fmt: skip
 _NO_LIMIT = 10**9
-# Any level: the one to be played is compiled at reset.
+# Any level: the actual one is compiled at reset.
 _FIRST_LEVEL = write_des_file(np.array([[1] * 4, [1, 0, 0, 1], [1] * 4], np.uint8), (), (1, 1), (1, 2))
 
 
 def build_game() -> Any:
-    """A MiniHack task with the four moves N, E, S, W that ends on the stairs down, and keeps its last picture.
+    """A MiniHack task with the moves N, E, S, W that ends on the stairs down and keeps its last screen.
 
     Raises:
-        ModuleNotFoundError: MiniHack is not installed; one line that says how to.
+        ModuleNotFoundError: MiniHack is not installed; the message says how to install it.
     """
     missing = [name for name in ("nle", "minihack", "pkg_resources") if importlib.util.find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(
-            f"the MiniHack mazes need {missing[0]}, which is not installed; see the extra: "
+            f"the MiniHack mazes need {missing[0]}, which is not installed; install the extra: "
             "pip install 'hrm-agent[minihack]'",
             name=missing[0],
         )
@@ -48,7 +48,7 @@ def build_game() -> Any:
 
     class Game(MiniHackNavigation):
         def _quit_game(self, observation: Any, done: bool) -> None:
-            """Not here: the questions at the end of a game would overwrite the picture of the arrival."""
+            """Do nothing: the prompts at the end of a game would overwrite the last screen."""
 
     compass = nethack.CompassDirection
     return Game(
@@ -56,36 +56,36 @@ def build_game() -> Any:
         observation_keys=("glyphs", "tty_chars", "blstats"),
         actions=(compass.N, compass.E, compass.S, compass.W),
         options=_OPTIONS,
-        max_episode_steps=_NO_LIMIT,  # counted here, where a redrawing does not count
+        max_episode_steps=_NO_LIMIT,  # counted by MiniHackMazeEnv, because NLE would count redraws
     )
 
 
 class MiniHackMazeEnv(LevelEnv):
-    """A dynamic maze in NetHack, level for level the one of ``MazeEnv``.
+    """``MazeEnv`` in NetHack, with the same levels.
 
     ## Description
-    The level that ``MazeEnv`` would play under the same parameters, seed and episode is written as a des-file, which
-    NetHack loads: its walls, a doorway on every edge without a wall, NetHack's own doors in the doorways that are
-    closed, stairs down as the goal. While the agent walks, doors close and open on the schedule of ``MazeEnv``: the
-    game's own doors are changed between two moves (``hrm_envs.minihack.terrain``).
+    The level of ``MazeEnv`` with the same parameters, seed and episode is written as a des-file, which NetHack loads:
+    its walls, a doorway on every edge without a wall, a NetHack door in every closed doorway, stairs down as the goal.
+    Doors close and open on the schedule of ``MazeEnv``: the game's doors are changed between two moves
+    (``hrm_envs.minihack.terrain``).
 
     ## Action Space
-    ``Discrete(4)``: the keys with which NetHack moves north, east, south and west.
+    ``Discrete(4)``: 0 north, 1 east, 2 south, 3 west, sent as NetHack's keys.
 
     ## Observation Space
     ``Box(0, 5, (H, W), uint8)`` of ``Cell`` ids, translated from NetHack's glyphs. The whole map is known.
 
     ## Rewards, Starting State, Episode End
-    As in ``MazeEnv``, but NetHack says whether the stairs were reached. A game that ends otherwise raises
-    ``RuntimeError``: nothing in these levels can end it.
+    As in ``MazeEnv``, but NetHack decides whether the stairs were reached. ``RuntimeError`` if a game ends in any
+    other way, which nothing in these levels can cause.
 
     ## Arguments
     Those of ``MazeConfig`` with ``view="full"``, ``goal_process="static"`` and ``oracle=False``, on mazes of at most
     9 x 37 cells and 120 edges without a wall. ``render_mode``: ``rgb_array``, or ``ansi`` for NetHack's own screen.
 
     ## Differences from ``MazeEnv``
-    NetHack's clock stands still when a move is blocked; the environment counts the step. An open door is an empty
-    doorway, as in ``MazeEnv``, not NetHack's open door. The game cannot be saved and restored.
+    NetHack's clock stops while a move is blocked; the environment counts the step. An open door is an empty
+    doorway, as in ``MazeEnv``, not NetHack's open door. There is no ``get_state`` and no ``set_state``.
 
     ## Version History
     * v0: first version.
@@ -107,7 +107,7 @@ class MiniHackMazeEnv(LevelEnv):
         self.render_mode = render_mode
         config = config_from(MazeConfig, parameters)
         _check_fits(config)
-        self.batch = MazeBatch(1, config)  # of the fast environment: it lays out the levels and is never stepped
+        self.batch = MazeBatch(1, config)  # generates the levels; never stepped
         shape = (self.config.height, self.config.width)
         self.observation_space = spaces.Box(0, int(max(Cell)), shape, np.uint8)
         self.action_space = spaces.Discrete(4)
@@ -118,20 +118,20 @@ class MiniHackMazeEnv(LevelEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Begin episode 0 of ``seed``, or without one the next episode. ``options`` is not used."""
+        """Begin episode 0 of ``seed``, or the next episode if it is None. ``options`` is not used."""
         if seed is not None:
             check_seeds(seed, 1)
         super().reset(seed=seed)
-        self._playing = False  # should NetHack refuse the level, no step reaches into the game before
+        self._playing = False  # if NetHack rejects the level, step() raises instead of playing the game before
         self.batch.reset(seed, None if seed is not None else self.np_random)
         level = self._doors = DoorSchedule(self.batch)
         width = self.config.width
         start, goal = divmod(level.start, width), divmod(level.goal, width)
         self._game.update(write_des_file(level.grid, level.edges, start, goal))
-        dice = self.level_seed % 2**31
-        self._game.seed(dice, dice)  # of whatever NetHack rolls, such as the hero's strength: the same game every time
+        seed_of_game = self.level_seed % 2**31
+        self._game.seed(seed_of_game, seed_of_game)  # of all that NetHack draws, such as the hero's strength
         self._game.reset()
-        self._look(self._game.last_observation)
+        self._read_screen(self._game.last_observation)
         self._corner = (self._at[0] - start[1], self._at[1] - start[0])
         self._terrain = Terrain(self._game.nethack.dlpath)
         self._terrain.check(level.grid, level.edges, self._to_nethack(0))
@@ -139,22 +139,22 @@ class MiniHackMazeEnv(LevelEnv):
         return self.observe(), {}
 
     def step(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Move, then let the doors change.
+        """Move, then advance the doors.
 
         Raises:
             gymnasium.error.ResetNeeded: before the first reset, and after an episode's end.
             ValueError: for an action that is not 0, 1, 2 or 3.
         """
         if not self._playing:
-            raise gymnasium.error.ResetNeeded("no episode is under way; call reset() before step()")
+            raise gymnasium.error.ResetNeeded("no episode is in progress; call reset() before step()")
         if np.ndim(action) != 0 or np.asarray(action).dtype.kind not in "iu" or not 0 <= int(action) < len(MOVES):
             raise ValueError(f"action={action!r} is not 0, 1, 2 or 3; give N, E, S or W")
         _, _, ended, _, info = self._game.step(int(action))
         self._steps += 1
-        self._look(self._game.last_observation)
+        self._read_screen(self._game.last_observation)
         arrived = info["end_status"] == self._game.StepStatus.TASK_SUCCESSFUL
         if ended and not arrived:
-            raise RuntimeError(f"the game of NetHack ended by itself at step {self._steps}: {info['end_status']!r}")
+            raise RuntimeError(f"NetHack ended the game at step {self._steps}: {info['end_status']!r}")
         if not arrived:
             self._move_doors()
         truncated = not arrived and self._steps >= self.config.max_episode_steps
@@ -174,22 +174,22 @@ class MiniHackMazeEnv(LevelEnv):
         if changes:
             from nle import nethack
 
-            observation, _ = self._game.nethack.step(int(nethack.Command.REDRAW))  # takes no time in the game
-            self._look(observation)
+            observation, _ = self._game.nethack.step(int(nethack.Command.REDRAW))  # takes no game time
+            self._read_screen(observation)
 
     def _to_nethack(self, position: int) -> tuple[int, int]:
-        """NetHack's (x, y) of a flat position. NLE leaves out NetHack's first column, which is never used."""
+        """NetHack's (x, y) of a flat position. NLE omits NetHack's first column, which is unused."""
         row, col = divmod(position, self.config.width)
         return self._corner[0] + col + 1, self._corner[1] + row
 
-    def _look(self, observation: tuple[NDArray, ...]) -> None:
-        """Take over what NLE shows: its buffers are overwritten by the next key."""
+    def _read_screen(self, observation: tuple[NDArray, ...]) -> None:
+        """Copy what is needed of NLE's observation; the next key overwrites its buffers."""
         seen = dict(zip(self._game._observation_keys, observation, strict=True))
         self._glyphs, self._screen = seen["glyphs"].copy(), seen["tty_chars"]
         self._at = (int(seen["blstats"][0]), int(seen["blstats"][1]))
 
     def render(self) -> Any:
-        """The current picture, by ``render_mode``; None without one."""
+        """The current frame, by ``render_mode``; None without one."""
         if self.render_mode is None or not hasattr(self, "_glyphs"):
             return None
         if self.render_mode == "ansi":
@@ -206,18 +206,18 @@ make_minihack_maze = Unlimited(MiniHackMazeEnv)
 
 
 def _check_fits(config: MazeConfig) -> None:
-    """Raises: ValueError for a maze that cannot be built in NetHack."""
+    """Raises: ValueError for a maze that NetHack cannot hold."""
     for name, wanted in (("view", "full"), ("goal_process", "static"), ("oracle", False)):
         if getattr(config, name) != wanted:
-            raise ValueError(f"{name}={getattr(config, name)!r} is not to be had in NetHack; use {name}={wanted!r}")
+            raise ValueError(f"{name}={getattr(config, name)!r} is not supported in NetHack; use {name}={wanted!r}")
     if config.height > MAX_HEIGHT or config.width > MAX_WIDTH:
         raise ValueError(
-            f"rows={config.rows}, cols={config.cols} is too large for a level of NetHack; use at most "
+            f"rows={config.rows}, cols={config.cols} is too large for a NetHack level; use at most "
             f"{MAX_HEIGHT // 2} rows and {MAX_WIDTH // 2} columns"
         )
     passages = {"scatter": config.edges - int(config.walls or 0), "braid": config.edges, "four_rooms": 4}[config.layout]
     if passages > MAX_DOORS:
         raise ValueError(
-            f"rows={config.rows}, cols={config.cols} has up to {passages} places for doors, and a level of NetHack "
+            f"rows={config.rows}, cols={config.cols} has up to {passages} places for doors, a NetHack level at most "
             f"{MAX_DOORS}; use a smaller maze"
         )

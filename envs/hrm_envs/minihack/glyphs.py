@@ -1,41 +1,41 @@
-"""NetHack's picture as the ids of ``hrm_envs.Cell``."""
+"""NetHack's glyphs as ``hrm_envs.Cell`` ids."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hrm_envs.cells import AGENT, DOOR, EMPTY, GOAL, WALL
 
-# Indices of NetHack's map symbols (defsym in its drawing.c): first and last of each kind, and what they are to us.
+# Indices of NetHack's map symbols (defsym in its drawing.c): first and last of each kind, and their ``Cell`` id.
 _SYMBOLS = (
     (0, 11, WALL),  # solid rock, then walls of every shape
     (12, 14, EMPTY),  # a doorway without a door, open doors
     (15, 16, DOOR),  # closed doors
     (19, 22, EMPTY),  # floors and corridors, lit or not
-    (23, 23, EMPTY),  # stairs up: nothing to our agents
+    (23, 23, EMPTY),  # stairs up: no meaning here
     (24, 24, GOAL),  # stairs down
 )
-_STRANGE = 255
+_UNUSED = 255
 
 
 def build_translation() -> NDArray[np.uint8]:
-    """A table from glyph to ``Cell``; 255 where our mazes have nothing that NetHack could show so."""
+    """A table from glyph to ``Cell`` id; 255 for glyphs that these mazes do not contain."""
     from nle import nethack
 
-    table = np.full(nethack.MAX_GLYPH + 1, _STRANGE, np.uint8)
+    table = np.full(nethack.MAX_GLYPH + 1, _UNUSED, np.uint8)
     for first, last, cell in _SYMBOLS:
         table[nethack.GLYPH_CMAP_OFF + first : nethack.GLYPH_CMAP_OFF + last + 1] = cell
-    # The agent is shown as a monster of its role. There is no other: no pet, none placed, none generated.
+    # The agent appears as a monster. There are no others: no pet, none placed, none generated.
     table[nethack.GLYPH_MON_OFF : nethack.GLYPH_PET_OFF] = AGENT
     return table
 
 
 def translate(glyphs: NDArray[np.int16], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """``Cell`` ids of a piece of NetHack's map, same shape.
+    """``Cell`` ids of a part of NetHack's map, same shape.
 
     Raises:
-        RuntimeError: something is shown that does not belong in a maze.
+        RuntimeError: a glyph that does not belong in a maze.
     """
     cells = table[glyphs]
-    if (cells == _STRANGE).any():
-        raise RuntimeError(f"NetHack shows glyph {glyphs[cells == _STRANGE][0]}, which does not belong in a maze")
+    if (cells == _UNUSED).any():
+        raise RuntimeError(f"NetHack shows glyph {glyphs[cells == _UNUSED][0]}, which does not belong in a maze")
     return cells
