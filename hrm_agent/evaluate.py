@@ -9,26 +9,17 @@ from typing import Any
 from hrm_agent.agents.agent import Agent
 from hrm_agent.agents.registry import load_agent
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.evaluation.episodes import PolicyActor, RandomActor, ReplanActor, run_in_threads
+from hrm_agent.evaluation.cost import measure_cost
+from hrm_agent.evaluation.episodes import PolicyActor
 from hrm_agent.evaluation.level_sets import find_level_set
-from hrm_agent.evaluation.report import (
-    describe_agent,
-    format_report,
-    list_levels,
-    measure_cost,
-    summarize,
-    summarize_clairvoyant,
-    to_json,
-)
+from hrm_agent.evaluation.report import BATCH, REFERENCES, Levels, compare, describe_agent, format_report, to_json
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_agent.recurrence import check_kernel
 from hrm_agent.tensors.files import write_atomically
 from hrm_agent.tensors.trees import to_tensors
 from hrm_agent.training.kernel_choice import choose_for_playing
-from hrm_envs import MazeVectorEnv
 
-BATCH = 256
 DEFAULT_LEVELS = {"episodes": 1000, "seed": 0, "split": "test", "env": None, "env_options": None}
 
 
@@ -58,8 +49,8 @@ def evaluate(
         run: folder of a training run or of an agent; or give `agent`.
         episodes: levels `seed ... seed + episodes - 1`, the first episode of each.
         out: file for the JSON, written whole or not at all.
-        carry, segments, stop, stop_threshold: a lesion: another carry rule, number of segments or rule for when
-            to stop thinking than the agent was trained with.
+        carry, segments, stop, stop_threshold: override the carry rule, the number of segments and the rule for
+            stopping early that the agent was trained with.
         seed: number of the first level.
         split: `train`, `validation` or `test` levels, where the environment has splits.
         env: another environment than the agent was trained on; only the size of its grid may differ
@@ -73,11 +64,8 @@ def evaluate(
             what computed the agent in training, where that was on such a processor; elsewhere decisions are measured.
 
     Returns:
-        What is written: the agent's metrics (`report.summarize`), outcome on each level (`report.list_levels`)
-        and cost (`report.measure_cost`) beside `sampled` (the same with actions drawn from the policy; None where it
-        has Q-values), `random`, `bfs_replanner` (None where observations are not
-        mazes), `clairvoyant`, and what was evaluated on what. A metric without ground (no oracle, no success)
-        is None.
+        What is written: `report.compare`, with `sampled` for actions drawn from the policy (None where it has
+        Q-values), and `report.describe_agent`. A metric that is not defined (no oracle, no success) is None.
 
     Raises:
         ValueError: no agent there, a file of it damaged, an agent that does not fit the environment, a level set
@@ -86,18 +74,25 @@ def evaluate(
     check_kernel(kernel)
     if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
         raise ValueError(f"out={out}: expected a file in a folder that exists")
-    lesion = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
-    player = load_agent(run, agent, best, **lesion)
-    level = _choose_levels(player, episodes, seed, split, env, env_options or None, level_set)
-    probe = make_vector_env(level["env_id"], 1, level["env_options"])
+    overrides = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
+    player = load_agent(run, agent, best, **overrides)
+    levels = _choose_levels(player, episodes, seed, split, env, env_options or None, level_set)
+    probe = make_vector_env(levels.env_id, 1, levels.env_options)
     player = player.fit(probe.single_observation_space)
     player.check_fits(probe.single_observation_space, probe.single_action_space)
     obs = to_tensors(probe.reset(seed=0)[0])
-    rows, threads = min(BATCH, level["episodes"]), Threads(available_cores())
-    used = choose_for_playing(player.policy, kernel, obs, rows, threads, player.info)
-    is_maze = isinstance(probe.unwrapped, MazeVectorEnv)
     probe.close()
-    played = _play(player, level, is_maze, baselines, threads)
+    threads, policy = Threads(available_cores()), player.policy
+    used = choose_for_playing(policy, kernel, obs, min(BATCH, levels.episodes), threads, player.info)
+    draws = policy.config.heads != "q"  # Q-values are no distribution to draw from
+    played = compare(
+        lambda: PolicyActor(policy),
+        levels,
+        lambda segments_used: measure_cost(policy, player.observation_space, BATCH, segments_used),
+        {"sampled": (lambda: PolicyActor(policy, deterministic=False)) if draws else None},
+        REFERENCES if baselines else (),
+        threads,
+    )
     report = {**played, "level_set": level_set, **describe_agent(player, run, agent), "kernel": used}
     if out is not None:
         write_atomically(Path(out), to_json(report))
@@ -112,50 +107,17 @@ def _choose_levels(
     env: str | None,
     env_options: dict[str, Any] | None,
     level_set: str | None,
-) -> dict[str, Any]:
-    """The arguments of `run_in_threads` that say what is played."""
+) -> Levels:
+    """The levels that the settings name."""
     if level_set is None:
         env_id, options = agent.environment(env, env_options)
-        return {"env_id": env_id, "env_options": options, "episodes": episodes, "seed": seed, "split": split}
+        return Levels(env_id, options, episodes, seed, split)
     given = {"episodes": episodes, "seed": seed, "split": split, "env": env, "env_options": env_options}
     changed = [name for name, value in given.items() if value != DEFAULT_LEVELS[name]]
     if changed:
         raise ValueError(f"level_set={level_set} says which levels are played; leave out {', '.join(changed)}")
     levels = find_level_set(level_set)
-    return {
-        "env_id": levels.env,
-        "env_options": levels.env_options,
-        "episodes": levels.count,
-        "seed": levels.first,
-        "split": levels.split,
-    }
-
-
-def _play(agent: Agent, level: dict[str, Any], is_maze: bool, baselines: bool, threads: Threads) -> dict[str, Any]:
-    policy, actions = agent.policy, agent.action_space
-    played = run_in_threads(lambda: PolicyActor(policy), **level, batch=BATCH, threads=threads)
-    draws = policy.config.heads != "q"  # Q-values are no distribution to draw from
-    sampled = None
-    if draws:
-        sampled = run_in_threads(
-            lambda: PolicyActor(policy, deterministic=False), **level, batch=BATCH, threads=threads
-        )
-    at_random = run_in_threads(lambda: RandomActor(actions), **level, batch=BATCH) if baselines else None
-    replanned = run_in_threads(ReplanActor, **level, batch=BATCH) if baselines and is_maze else None
-    summary = summarize(played)
-    return {
-        **summary,
-        **measure_cost(policy, agent.observation_space, BATCH, summary["segments_per_decision"]),
-        "sampled": None if sampled is None else {**summarize(sampled), "levels": list_levels(sampled)},
-        "random": None if at_random is None else summarize(at_random),
-        "bfs_replanner": None if replanned is None else summarize(replanned),
-        "clairvoyant": summarize_clairvoyant(played),
-        "levels": list_levels(played),
-        "seeds": {"first": int(played.seeds[0]), "count": level["episodes"]},
-        "split": played.split,
-        "env": level["env_id"],
-        "env_options": level["env_options"],
-    }
+    return Levels(levels.env, levels.env_options, levels.count, levels.first, levels.split)
 
 
 def main() -> None:

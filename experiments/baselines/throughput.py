@@ -35,7 +35,7 @@ from hrm_agent.baselines import actor
 from hrm_agent.baselines.agents import RecurrentPPOSettings, build_model, layout_of
 from hrm_agent.baselines.vec_env import SB3VecEnv
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.evaluation import report
+from hrm_agent.evaluation import cost
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.training.trainer import Trainer
@@ -84,7 +84,7 @@ class Ours:
 
     def count_macs(self) -> int:
         space = self.trainer.env.single_observation_space
-        return report.measure_cost(self.trainer.policy, space, 1)["macs_per_decision"]
+        return cost.measure_cost(self.trainer.policy, space, 1)["macs_per_decision"]
 
 
 class Theirs:

@@ -64,7 +64,7 @@ def whole_command(env: str) -> dict[str, Any]:
 def operations_of_a_frame(settings: list[str]) -> float:
     """A decision, and forward and backward of every pass over the rollout; the backward counts twice the forward."""
     from hrm_agent.benchmarks.networks import build_run
-    from hrm_agent.evaluation.report import measure_cost
+    from hrm_agent.evaluation.cost import measure_cost
 
     parts = build_run("default", settings)
     macs = measure_cost(parts.policy, parts.env.single_observation_space, batch=1)["macs_per_decision"]

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from experiments.engine.machine import command, machine, write
 from experiments.engine.pages import draw
 from hrm_agent.benchmarks.cases import Case, Competitor, Outputs, measure
-from hrm_agent.benchmarks.counting import count
 from hrm_agent.benchmarks.networks import HEADS, SHAPES, WIDTH, StackShape
 from hrm_agent.benchmarks.paths import COMPILED, PLAIN, available_paths, put_on
 from hrm_agent.benchmarks.peaks import BANDWIDTH_BYTES, bandwidth, matrix_peaks
 from hrm_agent.cores import build_core
+from hrm_agent.evaluation.cost import count
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve, settings
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.policies import BasePolicy
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from hrm_agent.baselines.observations import View
-from hrm_agent.evaluation.report import median_ms
+from hrm_agent.evaluation.cost import count_operations, decision_cost
 
 
 class SB3Actor:
@@ -54,40 +53,30 @@ def count_parameters(model: BaseAlgorithm) -> int:
 
 
 def measure_cost(model: BaseAlgorithm, view: View, batch: int = 256) -> dict[str, Any]:
-    """What one greedy decision costs; the fields of `evaluation.report.measure_cost`.
+    """What one greedy decision costs; see `evaluation.cost.decision_cost`.
 
-    `macs_per_decision` counts matrix products and convolutions on the way to the action; the value's network takes no
-    part in it. The times are those of the network alone, observations already being tensors.
+    `macs_per_decision` counts matrix products and convolutions on the way to the action, not the value's network. The
+    times are those of the network alone, with observations that are tensors already.
     """
-    one, many = _Decision(model.policy, view, 1), _Decision(model.policy, view, batch)
-    return {
-        "macs_per_decision": one.count_macs(),
-        "ms_per_decision": median_ms(one),
-        "ms_per_decision_batched": median_ms(many) / batch,
-        "batch": batch,
-    }
+    # The fused LSTM of oneDNN is one operation, of which no count is known.
+    with torch.backends.mkldnn.flags(enabled=False):
+        macs = count_operations(_decision(model, view, 1)) // 2
+    return decision_cost(lambda rows: _decision(model, view, rows), macs, batch)
 
 
-class _Decision:
-    """A call that decides, in mid-episode, for `batch` copies of an observation."""
-
-    def __init__(self, policy: BasePolicy, view: View, batch: int) -> None:
-        policy.set_training_mode(False)
-        view.space.seed(0)
-        obs = np.stack([np.asarray(view.space.sample())] * batch)
-        self.policy, self.options = policy, {}
-        self.obs, _ = policy.obs_to_tensor(obs)
-        shape = getattr(policy, "lstm_hidden_state_shape", None)
-        if shape is not None:
-            zeros = torch.zeros(shape[0], batch, shape[2])
-            self.options = {"lstm_states": (zeros, zeros), "episode_starts": torch.zeros(batch)}
+def _decision(model: BaseAlgorithm, view: View, rows: int) -> Callable[[], None]:
+    """A call that decides, in mid-episode, on `rows` copies of an observation."""
+    policy, options = model.policy, {}
+    policy.set_training_mode(False)
+    view.space.seed(0)
+    obs, _ = policy.obs_to_tensor(np.stack([np.asarray(view.space.sample())] * rows))
+    shape = getattr(policy, "lstm_hidden_state_shape", None)
+    if shape is not None:
+        zeros = torch.zeros(shape[0], rows, shape[2])
+        options = {"lstm_states": (zeros, zeros), "episode_starts": torch.zeros(rows)}
 
     @torch.no_grad()
-    def __call__(self) -> None:
-        self.policy._predict(self.obs, deterministic=True, **self.options)
+    def decide() -> None:
+        policy._predict(obs, deterministic=True, **options)
 
-    def count_macs(self) -> int:
-        # The fused LSTM of oneDNN is one operation that the counter does not know.
-        with torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as counter:
-            self()
-        return counter.get_total_flops() // 2
+    return decide

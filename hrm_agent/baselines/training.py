@@ -16,15 +16,12 @@ from hrm_agent.baselines.actor import SB3Actor, count_parameters, measure_cost
 from hrm_agent.baselines.agents import BASELINES, Settings, build_model, layout_of
 from hrm_agent.baselines.vec_env import SB3VecEnv
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.evaluation.episodes import Actor, RandomActor, ReplanActor, run_in_threads
-from hrm_agent.evaluation.report import list_levels, summarize, summarize_clairvoyant
+from hrm_agent.evaluation.episodes import Actor, run_in_threads
+from hrm_agent.evaluation.report import BATCH, Levels, compare, summarize
 from hrm_agent.experience.collector import RECENT_EPISODES
 from hrm_agent.launch.cli import nearest
 from hrm_agent.launch.settings import typed
 from hrm_agent.training.tracking import CLOCKS, RunLog
-from hrm_envs import MazeVectorEnv
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,6 @@ class BaselineRun:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         env = make_vector_env(config.env, config.settings.num_envs, config.env_options)
-        self.is_maze = isinstance(env.unwrapped, MazeVectorEnv)
         self.venv = SB3VecEnv(env, layout_of(config.settings))
         self.model = build_model(config.baseline, config.settings, self.venv, config.seed)
         self.seconds = 0.0
@@ -161,25 +157,9 @@ class BaselineRun:
     def evaluate(self) -> dict[str, Any]:
         """The record of `hrm_agent.evaluate` on test levels, for this model: the same levels, metrics and fields."""
         c = self.config
-        level: dict[str, Any] = {"env_id": c.env, "env_options": c.env_options, "episodes": c.test_episodes}
-        played = run_in_threads(self.actor, **level, batch=BATCH)
-        actions = self.venv.env.single_action_space
-        at_random = run_in_threads(lambda: RandomActor(actions), **level, batch=BATCH)
-        replanned = run_in_threads(ReplanActor, **level, batch=BATCH) if self.is_maze else None
-        return {
-            "agent": c.baseline,
-            **summarize(played),
-            **measure_cost(self.model, self.venv.view, BATCH),
-            "random": summarize(at_random),
-            "bfs_replanner": None if replanned is None else summarize(replanned),
-            "clairvoyant": summarize_clairvoyant(played),
-            "levels": list_levels(played),
-            "seeds": {"first": int(played.seeds[0]), "count": c.test_episodes},
-            "split": played.split,
-            "env": c.env,
-            "env_options": c.env_options,
-            **self.describe(),
-        }
+        levels = Levels(c.env, c.env_options, c.test_episodes)
+        played = compare(self.actor, levels, lambda _: measure_cost(self.model, self.venv.view, BATCH))
+        return {"agent": c.baseline, **played, **self.describe()}
 
     def describe(self) -> dict[str, Any]:
         """What was trained, and for how long."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hrm_agent.benchmarks.cases import Case, Competitor, Options, Outputs
-from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.paths import PLAIN
 from hrm_agent.benchmarks.training import policy_on
+from hrm_agent.evaluation.cost import count_operations
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.recurrence import candidates
 from hrm_agent.recurrence.measure import Size
@@ -54,7 +54,9 @@ def auto_case(name: str, overrides: list[str], options: Options) -> Case:
 
         return Competitor(lambda: work.run(policy, training, whole), outputs)
 
-    chosen = measure_policy(parts.policy, candidates(parts.policy, allow_bf16=True), passes_of(parts.algo), obs, threads)
+    chosen = measure_policy(
+        parts.policy, candidates(parts.policy, allow_bf16=True), passes_of(parts.algo), obs, threads
+    )
     title = f"{name}, {training.rows} windows of {training.steps}"
     operations = _operations(parts, training, whole, work)
     return Case("auto", title, make, options.paths, operations, 1, "minibatches", cores=options.cores, auto=chosen)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from hrm_agent.benchmarks import inputs
 from hrm_agent.benchmarks.cases import CHECKED_ROWS, EXACT, Case, Competitor, Options, Outputs
-from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.paths import put_on
+from hrm_agent.evaluation.cost import count_operations
 from hrm_agent.experience.collector import Collector
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.autograd import grad
 
 from hrm_agent.benchmarks.cases import CHECKED_ROWS, Case, Competitor, Options, Outputs
-from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.networks import SHAPES, WIDTH, StackShape
 from hrm_agent.benchmarks.paths import PLAIN, put_on
 from hrm_agent.cores.blocks import Angles, BlockStack
+from hrm_agent.evaluation.cost import count_operations
 
 MIXINGS = ("conv", "attention", "mlp")
 

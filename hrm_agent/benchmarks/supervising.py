@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from hrm_agent.benchmarks.cases import CHECKED_ROWS, Case, Competitor, Options, Outputs
-from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.paths import put_on
 from hrm_agent.benchmarks.training import gradients
+from hrm_agent.evaluation.cost import count_operations
 from hrm_agent.launch.cli import compose_config
 from hrm_agent.launch.settings import resolve
 from hrm_agent.launch.supervised_settings import settings

@@ -13,9 +13,9 @@ from hrm_agent.algos.dqn import DQN
 from hrm_agent.algos.ppo import PPO
 from hrm_agent.benchmarks import inputs
 from hrm_agent.benchmarks.cases import CHECKED_ROWS, Case, Competitor, Options, Outputs
-from hrm_agent.benchmarks.counting import count_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.paths import DOUBLE, PLAIN, put_on
+from hrm_agent.evaluation.cost import count_operations
 from hrm_agent.experience.collector import Collector
 from hrm_agent.experience.replay import Replay
 from hrm_agent.experience.rollout import Rollout

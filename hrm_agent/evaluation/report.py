@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from hrm_agent import __version__
 from hrm_agent.agents.agent import Agent
+from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation import metrics
-from hrm_agent.evaluation.episodes import Episodes, PolicyActor, run_in_threads
+from hrm_agent.evaluation.episodes import Actor, Episodes, PolicyActor, RandomActor, ReplanActor, run_in_threads
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads
-from hrm_agent.policies.encoders import Observation
 from hrm_agent.policies.policy import Policy
-from hrm_agent.recurrence import reference_kernels
+from hrm_envs import MazeVectorEnv
 
-TIMED_CALLS = 40
-WARM_UP_CALLS = 5
+BATCH = 256
+"""Environments stepped together in a comparison."""
+REFERENCES = ("random", "bfs_replanner")
+"""Players that need no training, by their entries in a report."""
+
+
+class Levels(NamedTuple):
+    """What is played: the levels `seed ... seed + episodes - 1` of a split, the first episode of each."""
+
+    env_id: str
+    env_options: dict[str, Any]
+    episodes: int
+    seed: int = 0
+    split: str = "test"
 
 
 def summarize(episodes: Episodes) -> dict[str, Any]:
-    """The metrics of some episodes; those that the environment gives no ground for are None.
+    """The metrics of some episodes; None where the environment does not define one.
 
     `success_ci95` is Wilson's interval; `spl` and `excess_steps` are against the clairvoyant arrival; means
     are over episodes, change-locked ones over material changes (`metrics.Changes`) or, where they are given for
@@ -92,7 +98,7 @@ def list_levels(episodes: Episodes) -> dict[str, Any]:
 
 
 def describe_agent(agent: Agent, run: str | None, agent_id: str | None = None) -> dict[str, Any]:
-    """Who was played: its folder or its registered id, the settings it thinks with, how it was trained, the version."""
+    """Which agent was evaluated: its folder or registered id, settings, training, and the version of this package."""
     config = agent.policy.config
     names = ("core", "carry", "segments", "stop", "stop_threshold", "time_gradient")
     return {
@@ -116,7 +122,7 @@ def to_json(record: dict[str, Any]) -> bytes:
 
 
 def summarize_clairvoyant(episodes: Episodes) -> dict[str, Any] | None:
-    """What an agent that knows the future would reach on these levels; None where nobody can tell."""
+    """What an agent that knows the future would reach on these levels; None where that is not known."""
     if episodes.clairvoyant is None:
         return None
     arrives = episodes.clairvoyant >= 0
@@ -125,6 +131,68 @@ def summarize_clairvoyant(episodes: Episodes) -> dict[str, Any] | None:
         "success": successes / len(episodes),
         "success_ci95": list(metrics.wilson_interval(successes, len(episodes))),
         "steps": metrics.mean_or_none(episodes.clairvoyant[arrives]),
+    }
+
+
+def play_references(levels: Levels, names: Sequence[str] = REFERENCES) -> dict[str, dict[str, Any] | None]:
+    """`summarize` for each of `REFERENCES`; None for those not named, and for the re-planner outside mazes."""
+    env = make_vector_env(levels.env_id, 1, levels.env_options)
+    actions, is_maze = env.single_action_space, isinstance(env.unwrapped, MazeVectorEnv)
+    env.close()
+    actors: dict[str, Callable[[], Actor]] = {"random": lambda: RandomActor(actions)}
+    if is_maze:
+        actors["bfs_replanner"] = ReplanActor
+    found: dict[str, dict[str, Any] | None] = dict.fromkeys(REFERENCES)
+    for name in set(names) & set(actors):
+        found[name] = summarize(run_in_threads(actors[name], *levels, batch=BATCH))
+    return found
+
+
+def compare(
+    actor: Callable[[], Actor],
+    levels: Levels,
+    cost: Callable[[float | None], dict[str, Any]],
+    others: Mapping[str, Callable[[], Actor] | None] | None = None,
+    references: Sequence[str] = REFERENCES,
+    threads: Threads | None = None,
+) -> dict[str, Any]:
+    """An actor and the reference players on the same levels.
+
+    Args:
+        actor: makes the actor; one for each thread.
+        levels: that all play.
+        cost: from the actor's mean segments per decision (None: it counts none) to the cost of its decisions, see
+            `hrm_agent.evaluation.cost.decision_cost`.
+        others: actors reported under their names, with their levels; None: entries that stay empty.
+        references: which of `REFERENCES` play; the entries of the rest are None.
+        threads: threads to deal the levels of `actor` and `others` over.
+
+    Returns:
+        The actor's `summarize`, its cost and its `levels` (`list_levels`); `others`, `random` and `bfs_replanner`
+        (None where observations are not mazes); `clairvoyant`; and what was played: `seeds`, `split`, `env`,
+        `env_options`.
+    """
+
+    def play(make: Callable[[], Actor]) -> Episodes:
+        return run_in_threads(make, *levels, batch=BATCH, threads=threads)
+
+    def with_levels(make: Callable[[], Actor]) -> dict[str, Any]:
+        episodes = play(make)
+        return {**summarize(episodes), "levels": list_levels(episodes)}
+
+    played = play(actor)
+    summary = summarize(played)
+    return {
+        **summary,
+        **cost(summary["segments_per_decision"]),
+        **{name: None if make is None else with_levels(make) for name, make in (others or {}).items()},
+        **play_references(levels, references),
+        "clairvoyant": summarize_clairvoyant(played),
+        "levels": list_levels(played),
+        "seeds": {"first": int(played.seeds[0]), "count": levels.episodes},
+        "split": played.split,
+        "env": levels.env_id,
+        "env_options": levels.env_options,
     }
 
 
@@ -197,87 +265,9 @@ def _join(own: Episodes | None, levels: range, processes: Processes) -> Episodes
     )
 
 
-def measure_cost(
-    policy: Policy, observation_space: gym.Space, batch: int = 256, segments_used: float | None = None
-) -> dict[str, Any]:
-    """What one decision costs.
-
-    Args:
-        policy: with its number of segments, or the rule by which it stops.
-        observation_space: of a single environment; a sample of it is decided on.
-        batch: for `ms_per_decision_batched`.
-        segments_used: mean segments per decision of a policy that stops by itself; None: all it may think.
-
-    Returns:
-        `macs_per_decision`, multiply-adds of matrix products and convolutions (half of torch's count of
-        operations; look-ups, elementwise work and the question whether to stop are not counted), for
-        `segments_used` segments;
-        `ms_per_decision`, the median over `TIMED_CALLS` calls with one observation; `ms_per_decision_batched`,
-        the median with `batch` observations, divided by them. Times are those of the sample, for which a policy
-        that stops by itself may need more or fewer segments than on the levels.
-    """
-    one, many = _decision(policy, observation_space, 1), _decision(policy, observation_space, batch)
-    return {
-        "macs_per_decision": _count_macs(policy, observation_space, segments_used),
-        "ms_per_decision": median_ms(one),
-        "ms_per_decision_batched": median_ms(many) / batch,
-        "batch": batch,
-    }
-
-
-def _count_macs(policy: Policy, space: gym.Space, segments_used: float | None) -> int:
-    """Multiply-adds of one decision; those of a fractional number of segments lie on the line through 1 and 2."""
-    config = policy.config
-    if config.stop == "fixed":
-        return _macs(policy, space)
-    used = config.segments if segments_used is None else segments_used
-    actions = gym.spaces.Discrete(policy.policy_head.out_features)
-    with torch.random.fork_rng(devices=[]):  # building a policy draws its weights, which do not matter here
-        fixed = [Policy(replace(config, segments=k, stop="fixed"), space, actions) for k in (1, 2)]
-    first, both = (_macs(copy, space) for copy in fixed)
-    return round(first + (used - 1) * (both - first))
-
-
-def _macs(policy: Policy, space: gym.Space) -> int:
-    decide = _decision(policy, space, 1)
-    # Only attention's plain form is made of products that the counter knows on every device.
-    with reference_kernels(policy), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        decide()
-    return counter.get_total_flops() // 2
-
-
-def _decision(policy: Policy, space: gym.Space, batch: int) -> Callable[[], None]:
-    """A call that decides, in mid-episode, for `batch` copies of an observation."""
-    device = next(policy.parameters()).device
-    space.seed(0)
-    sample = space.sample()
-    sample = sample if isinstance(sample, dict) else {"": sample}
-    copies = {key: torch.as_tensor(value, device=device)[None] for key, value in sample.items()}
-    tensors = {key: value.expand(batch, *value.shape[1:]).contiguous() for key, value in copies.items()}
-    obs: Observation = tensors[""] if list(tensors) == [""] else tensors
-    state, start = policy.initial_state(batch), torch.zeros(batch, dtype=torch.bool, device=device)
-
-    def decide() -> None:
-        with torch.no_grad():
-            policy.step(obs, state, start).logits.cpu()  # to the CPU: waits until the device is done
-
-    return decide
-
-
-def median_ms(call: Callable[[], None]) -> float:
-    """Median duration of `TIMED_CALLS` calls in milliseconds, after `WARM_UP_CALLS` that do not count."""
-    for _ in range(WARM_UP_CALLS):
-        call()
-    times = []
-    for _ in range(TIMED_CALLS):
-        begun = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - begun)
-    return 1000 * statistics.median(times)
-
-
 Column = tuple[str, str, int, str]
 """Heading, key in the record, width and format."""
+NAME_WIDTH = 18
 MAZE_COLUMNS: tuple[Column, ...] = (
     ("SPL", "spl", 8, ".3f"),
     ("excess", "excess_steps", 9, ".2f"),
@@ -304,15 +294,15 @@ def format_report(report: dict[str, Any]) -> str:
         f"{report['env']}: {seeds['count']:,} {split + ' ' if split else ''}levels "
         f"(seeds {seeds['first']} to {last}){trained}",
         "",
-        f"{'':18}{'success':>9}{'95% interval':>18}" + "".join(f"{head:>{width}}" for head, _, width, _ in columns),
+        table_head(columns),
     ]
     rows = {"agent, greedy": report, "agent, sampled": report.get("sampled"), "random": report["random"]}
     for name, row in {**rows, "BFS re-planner": report["bfs_replanner"]}.items():
         if row is not None:
-            lines.append(_table_row(name, row, columns))
+            lines.append(table_row(name, row, columns))
     if report["clairvoyant"] is not None:
         lines.append(
-            _table_row("clairvoyant bound", {"spl": report["clairvoyant"]["success"], **report["clairvoyant"]}, columns)
+            table_row("clairvoyant bound", {"spl": report["clairvoyant"]["success"], **report["clairvoyant"]}, columns)
         )
     segments = round(report["segments_per_decision"], 2)
     lines += [
@@ -326,10 +316,16 @@ def format_report(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table_row(name: str, row: dict[str, Any], columns: Sequence[Column]) -> str:
+def table_head(columns: Sequence[Column], width: int = NAME_WIDTH) -> str:
+    """Headings of a table whose rows are named in `width` characters."""
+    return f"{'':{width}}{'success':>9}{'95% interval':>18}" + "".join(f"{head:>{w}}" for head, _, w, _ in columns)
+
+
+def table_row(name: str, row: dict[str, Any], columns: Sequence[Column], width: int = NAME_WIDTH) -> str:
+    """A player's row: success, its interval, and the columns; `-` where a number is None."""
     low, high = row["success_ci95"]
-    cells = [f"{name:18}", f"{row['success']:>9.1%}", f"{f'{low:.1%} to {high:.1%}':>18}"]
-    for _, key, width, form in columns:
+    cells = [f"{name:{width}}", f"{row['success']:>9.1%}", f"{f'{low:.1%} to {high:.1%}':>18}"]
+    for _, key, wide, form in columns:
         value = row.get(key)
-        cells.append(f"{'-' if value is None else format(value, form):>{width}}")
+        cells.append(f"{'-' if value is None else format(value, form):>{wide}}")
     return "".join(cells)

@@ -13,12 +13,22 @@ from typing import Any
 
 from hrm_agent.agents.agent import Agent
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.evaluation.episodes import PolicyActor, ReplanActor, run_in_threads
-from hrm_agent.evaluation.report import list_levels, summarize, summarize_clairvoyant
+from hrm_agent.evaluation.episodes import PolicyActor, run_in_threads
+from hrm_agent.evaluation.report import (
+    BATCH,
+    MAZE_COLUMNS,
+    Column,
+    Levels,
+    list_levels,
+    play_references,
+    summarize,
+    summarize_clairvoyant,
+    table_head,
+    table_row,
+)
 from hrm_agent.parallel.threads import Threads
 from hrm_envs import MazeConfig
 
-BATCH = 256
 SIZE_STEP = 2
 CHANGE_RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 DOOR_PROCESSES = ("reroll", "independent", "periodic")
@@ -182,7 +192,8 @@ def run_shifts(
         if reason is not None:
             yield {**described, "skipped": reason}
             continue
-        yield {**described, "skipped": None, **_play(fitted, env_id, options, episodes, seed, split, threads)}
+        levels = Levels(env_id, options, episodes, seed, split)
+        yield {**described, "skipped": None, **_play(fitted, levels, threads)}
 
 
 def why_not(base: MazeConfig, point: Point) -> str | None:
@@ -204,43 +215,33 @@ def _fit(agent: Agent, env_id: str, options: dict[str, Any]) -> Agent:
     return fitted
 
 
-def _play(
-    agent: Agent, env_id: str, options: dict[str, Any], episodes: int, seed: int, split: str, threads: Threads | None
-) -> dict[str, Any]:
-    level: dict[str, Any] = {
-        "env_id": env_id,
-        "env_options": options,
-        "episodes": episodes,
-        "seed": seed,
-        "split": split,
-        "batch": BATCH,
-    }
-    played = run_in_threads(lambda: PolicyActor(agent.policy), **level, threads=threads)
+def _play(agent: Agent, levels: Levels, threads: Threads | None) -> dict[str, Any]:
+    played = run_in_threads(lambda: PolicyActor(agent.policy), *levels, batch=BATCH, threads=threads)
     return {
         **summarize(played),
         "levels": list_levels(played),
-        "bfs_replanner": summarize(run_in_threads(ReplanActor, **level)),
+        "bfs_replanner": play_references(levels, ["bfs_replanner"])["bfs_replanner"],
         "clairvoyant": summarize_clairvoyant(played),
     }
 
 
+NAME_WIDTH = 22
+COLUMNS: tuple[Column, ...] = (
+    *(column for column in MAZE_COLUMNS if column[0] in ("SPL", "regret")),
+    ("BFS re-planner", "bfs_replanner", 16, ".1%"),
+    ("clairvoyant", "clairvoyant", 13, ".1%"),
+)
+
+
 def format_header() -> str:
     """The head of the table whose rows `format_point` gives."""
-    columns = ("success", "95% interval", "SPL", "regret", "BFS re-planner", "clairvoyant")
-    widths = (9, 18, 8, 9, 16, 13)
-    return f"{'':22}" + "".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True))
+    return table_head(COLUMNS, NAME_WIDTH)
 
 
 def format_point(record: dict[str, Any]) -> str:
     """A record as one row; regret is that after a material change, in steps."""
-    name = f"{record['value']:22}"
     if record["skipped"] is not None:
         reason = record["skipped"]
-        return f"{name}  skipped: {reason if len(reason) <= 86 else reason[:83] + '...'}"
-    low, high = record["success_ci95"]
-    regret = record["regret_after_material_change"]
-    return (
-        f"{name}{record['success']:>9.1%}{f'{low:.1%} to {high:.1%}':>18}{record['spl']:>8.3f}"
-        f"{'-' if regret is None else format(regret, '.2f'):>9}"
-        f"{record['bfs_replanner']['success']:>16.1%}{record['clairvoyant']['success']:>13.1%}"
-    )
+        return f"{record['value']:22}  skipped: {reason if len(reason) <= 86 else reason[:83] + '...'}"
+    bounds = {name: record[name]["success"] for name in ("bfs_replanner", "clairvoyant")}
+    return table_row(record["value"], {**record, **bounds}, COLUMNS, NAME_WIDTH)

@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from hrm_agent import __version__
 from hrm_agent.cores import CORES, State, map_state
 from hrm_agent.cores.base import check_at_least, check_choice
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.evaluation.episodes import MOVES, RandomActor, ReplanActor, run_in_threads
-from hrm_agent.evaluation.report import list_levels, median_ms, summarize, summarize_clairvoyant
+from hrm_agent.evaluation.cost import count_macs, decision_cost
+from hrm_agent.evaluation.episodes import MOVES
+from hrm_agent.evaluation.report import BATCH, REFERENCES, Levels, compare
 from hrm_agent.parallel.threads import Threads
-from hrm_agent.recurrence import path_of, reference_kernels
+from hrm_agent.recurrence import path_of
 from hrm_agent.supervised.deep_supervision import HALTINGS
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_envs import Cell, MazeVectorEnv
@@ -145,7 +144,6 @@ def evaluate_path_policy(
     seed: int = 0,
     split: str = "test",
     baselines: bool = True,
-    batch: int = 256,
     threads: Threads | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -159,7 +157,6 @@ def evaluate_path_policy(
         seed: number of the first level.
         split: `train`, `validation` or `test`.
         baselines: play the random policy and the re-planner too; without, they are None.
-        batch: environments stepped together.
         threads: threads to deal the levels over.
         about: what the report says of how the model was trained: `run`, `frames` (for a supervised model, labelled
             examples seen), `seconds`, `training_seed`.
@@ -172,27 +169,19 @@ def evaluate_path_policy(
     """
     options = dict(env_options or {})
     check_fits(model, env, options)
-    level: dict[str, Any] = {"env_id": env, "env_options": options, "episodes": episodes, "seed": seed, "split": split}
-    played = run_in_threads(lambda: PathActor(model, segments, carry, halting), **level, batch=batch, threads=threads)
-    at_random = run_in_threads(RandomActor, **level, batch=batch) if baselines else None
-    replanned = run_in_threads(ReplanActor, **level, batch=batch) if baselines else None
-    summary = summarize(played)
-    return {
-        **summary,
-        **measure_path_cost(model, env, options, segments, batch, halting, summary["segments_per_decision"]),
-        "sampled": None,  # it has answers, no distribution
-        "random": None if at_random is None else summarize(at_random),
-        "bfs_replanner": None if replanned is None else summarize(replanned),
-        "clairvoyant": summarize_clairvoyant(played),
-        "levels": list_levels(played),
-        "seeds": {"first": int(played.seeds[0]), "count": episodes},
-        "split": played.split,
-        "kernel": path_of(model),
-        "env": env,
-        "env_options": options,
-        "level_set": None,
-        **describe(model, segments, carry, halting, about or {}),
-    }
+    mazes = make_vector_env(env, BATCH, options)
+    views, _ = mazes.reset(seed=0)
+    mazes.close()
+    played = compare(
+        lambda: PathActor(model, segments, carry, halting),
+        Levels(env, options, episodes, seed, split),
+        lambda used: measure_path_cost(model, views, segments, halting, used),
+        {"sampled": None},  # it has answers, no distribution
+        REFERENCES if baselines else (),
+        threads,
+    )
+    about = about or {}
+    return {**played, "level_set": None, **describe(model, segments, carry, halting, about), "kernel": path_of(model)}
 
 
 def describe(
@@ -217,43 +206,23 @@ def describe(
 
 def measure_path_cost(
     model: PuzzleModel,
-    env_id: str,
-    env_options: dict[str, Any],
+    views: NDArray[np.uint8],
     segments: int,
-    batch: int = 256,
     halting: str | None = None,
     segments_used: float | None = None,
 ) -> dict[str, Any]:
-    """What one decision costs, entries and units as of `hrm_agent.evaluation.report.measure_cost`.
+    """What one decision costs, entries and units as of `hrm_agent.evaluation.cost.decision_cost`.
 
     Args:
         model, segments, halting: see `PathActor`.
-        env_id, env_options: whose first views are decided on.
-        batch: for `ms_per_decision_batched`.
+        views: uint8 `[N, H, W]`; decisions of a batch are on all of them.
         segments_used: mean segments of a decision, which `macs_per_decision` is for; None: all.
     """
-    env = make_vector_env(env_id, batch, env_options)
-    views, _ = env.reset(seed=0)
-    env.close()
-    one, many = _decision(model, views[:1], segments, halting), _decision(model, views, segments, halting)
-    # Only attention's plain form is made of products that the counter knows on every device.
-    with reference_kernels(model), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        _decision(model, views[:1], 1)()
+
+    def decide(rows: int, actor: PathActor) -> Callable[[], object]:
+        return lambda: actor.act(views[:rows])
+
+    macs = count_macs(model, decide(1, PathActor(model, 1)))
     used = segments if segments_used is None else segments_used
-    return {
-        "macs_per_decision": round(counter.get_total_flops() // 2 * used),
-        "ms_per_decision": median_ms(one),
-        "ms_per_decision_batched": median_ms(many) / batch,
-        "batch": batch,
-    }
-
-
-def _decision(
-    model: PuzzleModel, views: NDArray[np.uint8], segments: int, halting: str | None = None
-) -> Callable[[], None]:
     actor = PathActor(model, segments, halting=halting)
-
-    def decide() -> None:
-        actor.act(views)
-
-    return decide
+    return decision_cost(lambda rows: decide(rows, actor), round(macs * used), len(views))

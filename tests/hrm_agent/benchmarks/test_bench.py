@@ -26,15 +26,14 @@ from hrm_agent.benchmarks import (
     worlds,
 )
 from hrm_agent.benchmarks.cases import Case, Competitor, Options, error_between
-from hrm_agent.benchmarks.counting import count
 from hrm_agent.benchmarks.networks import SHAPES, build_run
 from hrm_agent.benchmarks.published import PublishedAgent, PublishedTraining
 from hrm_agent.benchmarks.recipe import published
 from hrm_agent.benchmarks.suites import SUITES
 from hrm_agent.cores.blocks import BlockStack
-from hrm_agent.evaluation.report import measure_cost
-from hrm_agent.kernels.measure import Choice
+from hrm_agent.evaluation.cost import count, measure_cost
 from hrm_agent.parallel.threads import instruction_set
+from hrm_agent.recurrence.measure import Choice
 
 QUICK = Options((paths.PLAIN, "other"), cores=1, quick=True)
 

@@ -15,6 +15,7 @@ from played import BUSY, CORE, MAZE, TIMINGS, assert_same, make_policy, save_age
 from hrm_agent import Agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
+from hrm_agent.evaluation.cost import measure_cost
 from hrm_agent.evaluation.episodes import (
     PolicyActor,
     RandomActor,
@@ -24,7 +25,7 @@ from hrm_agent.evaluation.episodes import (
     run_in_threads,
 )
 from hrm_agent.evaluation.level_sets import LevelSet
-from hrm_agent.evaluation.report import evaluate_policy, format_report, list_levels, measure_cost, summarize, to_json
+from hrm_agent.evaluation.report import evaluate_policy, format_report, list_levels, summarize, to_json
 from hrm_agent.evaluation.video import END_FRAMES, encode_gif, record_episodes
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.distributions import Categorical
@@ -38,7 +39,7 @@ DEFAULTS = {"p_change": 0.05, "goal_process": "static", "p_goal": 0.0, "max_epis
 
 @pytest.fixture(autouse=True)
 def few_timed_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hrm_agent.evaluation.report.TIMED_CALLS", 2)
+    monkeypatch.setattr("hrm_agent.evaluation.cost.TIMED_CALLS", 2)
 
 
 class Replanning(torch.nn.Module):

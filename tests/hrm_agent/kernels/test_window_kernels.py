@@ -15,7 +15,7 @@ from window_cases import SPACE, assert_near, make, results, window
 
 from hrm_agent import recurrence
 from hrm_agent.cores.trm import TRM
-from hrm_agent.evaluation.report import measure_cost
+from hrm_agent.evaluation.cost import measure_cost
 from hrm_agent.kernels.cpu import window as window_kernel
 from hrm_agent.kernels.cpu.memory import Pool
 from hrm_agent.parallel.threads import Threads

@@ -27,7 +27,7 @@ TINY = {"mixing": "conv", "layers": 1, "H_cycles": 1, "L_cycles": 1, "inner_size
 
 @pytest.fixture(autouse=True)
 def few_timed_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hrm_agent.evaluation.report.TIMED_CALLS", 2)
+    monkeypatch.setattr("hrm_agent.evaluation.cost.TIMED_CALLS", 2)
 
 
 class Thoughts(NamedTuple):
