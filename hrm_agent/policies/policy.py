@@ -26,7 +26,7 @@ from hrm_agent.policies.encoders import (
     build_encoder,
     find_grid,
 )
-from hrm_agent.recurrence import Backend, Rules, Unrolled, run_segments, unroll
+from hrm_agent.recurrence import Backend, Rules, Steps, Unrolled, run_segments, unroll
 from hrm_agent.recurrence.unroll import STOPS, read_token, to_carried
 
 READOUTS = ("agent", "mean", "first", "last")
@@ -250,7 +250,7 @@ class Policy(nn.Module):
         self, tokens: Tensor, state: PolicyState, episode_start: Tensor, index: Tensor | None, detach: bool
     ) -> Unrolled:
         rules = replace(self.rules, detach=detach)
-        return unroll(self.core, self.carry, tokens, state, episode_start, rules, index, self.backend)
+        return unroll(self.core, self.carry, Steps(tokens, state, episode_start, index), rules, self.backend)
 
     @property
     def rules(self) -> Rules:

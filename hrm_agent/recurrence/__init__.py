@@ -17,13 +17,14 @@ from hrm_agent.recurrence.backends import (
     use,
     without_compile,
 )
-from hrm_agent.recurrence.unroll import Rules, Unrolled, relative_change, run_segments, unroll
+from hrm_agent.recurrence.unroll import Rules, Steps, Unrolled, relative_change, run_segments, unroll
 
 __all__ = [
     "CHOICES",
     "PATHS",
     "Backend",
     "Rules",
+    "Steps",
     "Unrolled",
     "available",
     "candidates",

@@ -18,7 +18,7 @@ from hrm_agent.cores import Core, GRUCore, State
 from hrm_agent.cores.blocks import BlockStack
 from hrm_agent.kernels.cpu.build import NoKernels
 from hrm_agent.kernels.cpu.stack import has_bfloat16
-from hrm_agent.recurrence.unroll import Rules, Unrolled, run_segments
+from hrm_agent.recurrence.unroll import Rules, Steps, Unrolled, run_segments
 
 _log = logging.getLogger(__name__)
 PATHS = ("plain", "fused", "fused_bf16", "compiled")
@@ -51,16 +51,7 @@ class Backend:
         """See `hrm_agent.recurrence.run_segments`."""
         return run_segments(core, tokens, latent, segments)
 
-    def unroll(
-        self,
-        core: Core,
-        carry: Any,
-        tokens: Tensor,
-        state: tuple[Tensor, ...],
-        episode_start: Tensor,
-        rules: Rules,
-        index: Tensor | None,
-    ) -> Unrolled | None:
+    def unroll(self, core: Core, carry: Any, steps: Steps, rules: Rules) -> Unrolled | None:
         """See `hrm_agent.recurrence.unroll`."""
         return None
 

@@ -18,9 +18,9 @@ from hrm_agent.cores.two_latents import TwoLatentCore
 from hrm_agent.kernels.cpu.gru import pool_tokens, run_gru
 from hrm_agent.kernels.cpu.patches import Patches, embed, find
 from hrm_agent.kernels.cpu.stack import Shape, has_bfloat16, run_stack
-from hrm_agent.kernels.cpu.window import FULL, Network, Rule, Schedule, Segment, run_window
+from hrm_agent.kernels.cpu.window import FULL, Network, Rule, Schedule, Segment, WindowOutput, run_window
 from hrm_agent.recurrence.backends import Backend
-from hrm_agent.recurrence.unroll import Rules, Unrolled
+from hrm_agent.recurrence.unroll import Rules, Steps, Unrolled
 
 
 class CPUKernels(Backend):
@@ -46,27 +46,19 @@ class CPUKernels(Backend):
         output, after = plan.run_segments(tokens, latent, segments)
         return output, map_state(lambda _, new: new, latent, after)
 
-    def unroll(
-        self,
-        core: Core,
-        carry: Any,
-        tokens: Tensor,
-        state: tuple[Tensor, ...],
-        episode_start: Tensor,
-        rules: Rules,
-        index: Tensor | None,
-    ) -> Unrolled | None:
+    def unroll(self, core: Core, carry: Any, steps: Steps, rules: Rules) -> Unrolled | None:
         found = self._window(core, carry, rules)
-        if found is None or not found[1].supports(tokens) or not found[0].supports(tokens, state):
+        tokens, index = steps.tokens, steps.read
+        if found is None or not found[1].supports(tokens) or not found[0].supports(tokens, steps.state):
             return None
         if index is None and rules.readout != "mean":
             index = torch.full(tokens.shape[:2], 0 if rules.readout == "first" else -1)
         schedule = Schedule(
             rules.segments, rules.threshold if rules.stop == "latent_change" else 0.0, rules.detach, self.threads
         )
-        starts = episode_start.to(torch.bool).expand(tokens.shape[:2])
+        starts = steps.episode_start.to(torch.bool).expand(tokens.shape[:2])
         plan, rule = found
-        return Unrolled(*plan.run(rule, schedule, tokens, state, starts, index))
+        return Unrolled(*plan.run(rule, schedule, Steps(tokens, steps.state, starts, index)))
 
     def divides(self, core: Core, carry: Any, rules: Rules) -> bool:
         found = self._window(core, carry, rules)
@@ -114,15 +106,7 @@ class Plan(Protocol):
     def run_segments(self, tokens: Tensor, state: State, segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The core's output `[B, L, D]` and its state after some segments on tokens `[B, L, D]`."""
 
-    def run(
-        self,
-        rule: Rule,
-        schedule: Schedule,
-        tokens: Tensor,
-        state: tuple[Tensor, ...],
-        episode_start: Tensor,
-        read: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    def run(self, rule: Rule, schedule: Schedule, steps: Steps) -> WindowOutput:
         """See `hrm_agent.kernels.cpu.window.run_window`."""
 
 
@@ -162,16 +146,8 @@ class TwoLatentPlan:
         after = run_window(self._segment(), FULL, Schedule(segments), tokens[None], state, no_start, anywhere).state
         return after[0], after
 
-    def run(
-        self,
-        rule: Rule,
-        schedule: Schedule,
-        tokens: Tensor,
-        state: tuple[Tensor, ...],
-        episode_start: Tensor,
-        read: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        return run_window(self._segment(), rule, schedule, tokens, state, episode_start, read)
+    def run(self, rule: Rule, schedule: Schedule, steps: Steps) -> WindowOutput:
+        return run_window(self._segment(), rule, schedule, *steps)
 
 
 @dataclass(frozen=True)
@@ -194,16 +170,9 @@ class GRUPlan:
         h = self._memories(pool_tokens(tokens[None], None)[0], state[0], no_start, Schedule(segments))[0]
         return self.core.answer(tokens, h[:, None]), (h,)
 
-    def run(
-        self,
-        rule: Rule,
-        schedule: Schedule,
-        tokens: Tensor,
-        state: tuple[Tensor, ...],
-        episode_start: Tensor,
-        read: Tensor | None,
-    ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    def run(self, rule: Rule, schedule: Schedule, steps: Steps) -> WindowOutput:
         """Rules are `full` and `reset`, and all segments are run."""
+        tokens, state, episode_start, read = steps
         carries = rule.kind == "full"
         before = state[0] if carries else self.core.initial_state(tokens.shape[1]).h
         starts = episode_start if carries else torch.ones_like(episode_start)
@@ -214,7 +183,7 @@ class GRUPlan:
         else:
             reads = self.core.answer(token, memories)
         after = (memories[-1],) if carries else ()
-        return reads, after, torch.full(tokens.shape[:2], schedule.segments)
+        return WindowOutput(reads, after, torch.full(tokens.shape[:2], schedule.segments))
 
     def _memories(self, pooled: Tensor, before: Tensor, starts: Tensor, schedule: Schedule) -> Tensor:
         cell = self.core.cell

@@ -51,6 +51,23 @@ class Rules:
         return self.stop != "fixed" and self.threshold > 0
 
 
+class Steps(NamedTuple):
+    """k environment steps of B environments.
+
+    Attributes:
+        tokens: float `[k, B, L, D]` of the observations.
+        state: what is carried into the first step.
+        episode_start: bool `[k, B]`; there the core starts from its initial state.
+        read: int64 `[k, B]`, the token that is read after each step; below 0 it counts back from the end. None: the
+            one that `Rules.readout` names.
+    """
+
+    tokens: Tensor
+    state: tuple[Tensor, ...]
+    episode_start: Tensor
+    read: Tensor | None = None
+
+
 class Unrolled(NamedTuple):
     """The outcome of a window: float `[k, B, D]`, what is read after each step; the state to carry after the last;
     int64 `[k, B]`, segments used by each row."""
@@ -60,30 +77,18 @@ class Unrolled(NamedTuple):
     segments: Tensor
 
 
-def unroll(
-    core: Core,
-    carry: Any,
-    tokens: Tensor,
-    state: tuple[Tensor, ...],
-    episode_start: Tensor,
-    rules: Rules,
-    index: Tensor | None = None,
-    backend: Backend | None = None,
-) -> Unrolled:
+def unroll(core: Core, carry: Any, steps: Steps, rules: Rules, backend: Backend | None = None) -> Unrolled:
     """Run k environment steps in a row; the only place where a policy's core is called.
 
     Args:
         carry: rule that turns the state after a step into the one before the next (`hrm_agent.policies.carry.Carry`).
-        tokens: float `[k, B, L, D]` of the observations.
-        state: what is carried into the first step.
-        episode_start: bool `[k, B]`; there the core starts from its initial state.
-        index: int64 `[k, B]`, the token that is read after each step; below 0 it counts back from the end.
         backend: what computes; None: eager torch.
     """
     if backend is not None:
-        done = backend.unroll(core, carry, tokens, state, episode_start, rules, index)
+        done = backend.unroll(core, carry, steps, rules)
         if done is not None:
             return done
+    tokens, state, episode_start, index = steps
     reads, segments = [], []
     # unbind, not tokens[t]: its backward stacks the steps' gradients once, instead of adding k zero-padded ones.
     for t, step_tokens in enumerate(tokens.unbind(0)):
