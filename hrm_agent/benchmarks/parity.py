@@ -36,12 +36,8 @@ from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.recurrence import PATHS, check_kernel, use
 from hrm_agent.supervised.losses import puzzle_loss
-from hrm_agent.supervised.model import (
-    PuzzleModel,
-    load_published,
-    model_from_published,
-    name_from_published,
-)
+from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.supervised.published import load_published, model_from_published, name_from_published
 
 TOLERANCE = 1e-4
 Module = TypeVar("Module", bound=nn.Module)

@@ -2,7 +2,8 @@
 
 from hrm_agent.supervised.files import ModelConfig, build_model, load_model, save_model
 from hrm_agent.supervised.losses import PuzzleLoss, puzzle_loss, stablemax_cross_entropy
-from hrm_agent.supervised.model import PuzzleModel, load_published, model_from_published
+from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.supervised.published import load_published, model_from_published
 
 __all__ = [
     "ModelConfig",

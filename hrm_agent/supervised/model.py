@@ -1,12 +1,8 @@
-"""A core between an embedding of puzzle tokens and its answers, as HRM and TRM train it.
-
-The published models' weights load under their published names, see `load_published`.
-"""
+"""A core between an embedding of puzzle tokens and its answers, as HRM and TRM train it."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -198,91 +194,3 @@ def _embedding(count: int, size: int) -> nn.Embedding:
     embedding = nn.Embedding(count, size)
     truncated_normal_(embedding.weight, size**-0.5)
     return embedding
-
-
-# Published name -> ours; TRM calls its only network L_level.
-_WRAPPERS = re.compile(r"^(_orig_mod\.)?(model\.)?inner\.")
-_LAYER = r"^([HL])_level\.layers\.(\d+)\."
-_RENAMES = (
-    (r"^embed_tokens\.embedding_weight$", "tokens.weight"),
-    (r"^embed_pos\.embedding_weight$", "learned_positions.weight"),
-    (r"^puzzle_emb\.weights$", "puzzles.weight"),
-    (r"^lm_head\.weight$", "lm_head.weight"),
-    (r"^q_head\.(weight|bias)$", r"halting_head.\1"),
-    (r"^([HL])_init$", r"core.z_\1_init"),
-    (_LAYER + r"self_attn\.qkv_proj\.weight$", r"core.\1_net.layers.\2.mixer.qkv.weight"),
-    (_LAYER + r"self_attn\.o_proj\.weight$", r"core.\1_net.layers.\2.mixer.out.weight"),
-    (_LAYER + r"mlp_t\.(gate_up|down)_proj\.weight$", r"core.\1_net.layers.\2.mixer.swiglu.\3.weight"),
-    (_LAYER + r"mlp\.(gate_up|down)_proj\.weight$", r"core.\1_net.layers.\2.mlp.\3.weight"),
-)
-
-
-def name_from_published(name: str, core: str) -> str:
-    """Our name of a published weight, such as `inner.lm_head.weight` or `_orig_mod.model.inner.H_init`.
-
-    Args:
-        name: as in the authors' files, with or without the prefixes of their compiled loss wrapper.
-        core: `hrm` or `trm`.
-
-    Raises:
-        ValueError: no such weight is known.
-    """
-    bare, wrapped = _WRAPPERS.subn("", name)
-    for pattern, ours in _RENAMES:
-        renamed, found = re.subn(pattern, ours, bare)
-        if wrapped and found:
-            return renamed.replace("core.L_net.", "core.net.") if core == "trm" else renamed
-    raise ValueError(f"{name!r} is not the published name of any weight of {core}; give the authors' files")
-
-
-def load_published(model: PuzzleModel, weights: Mapping[str, Tensor], core: str) -> None:
-    """Copy weights under their published names into the model.
-
-    Raises:
-        ValueError: a weight is unknown, missing, left over or of another shape.
-    """
-    own = model.state_dict()
-    renamed = {name_from_published(name, core): weight for name, weight in weights.items()}
-    for name in own:
-        if name not in renamed:
-            raise ValueError(f"the weights lack {name!r}, which the model has; give weights of this config")
-    for name, weight in renamed.items():
-        if name not in own:
-            raise ValueError(f"the weights hold {name!r}, which the model lacks; give weights of this config")
-        if weight.shape != own[name].shape:
-            raise ValueError(
-                f"{name!r} has shape {tuple(weight.shape)} but the model's is {tuple(own[name].shape)}; "
-                "give weights of this config"
-            )
-    model.load_state_dict(renamed)
-
-
-def model_from_published(config: Mapping[str, Any]) -> PuzzleModel:
-    """Build the model of a published configuration; its `kind` is `hrm`, `hrm_agent` or `trm`.
-
-    Raises:
-        ValueError: an entry is missing or out of range.
-    """
-    try:
-        core = "trm" if config["kind"] == "trm" else "hrm"
-        options: dict[str, Any] = {key: config[key] for key in ("num_heads", "H_cycles", "L_cycles", "expansion")}
-        if core == "trm":
-            options["layers"] = config["L_layers"]
-            options["mixing"] = "mlp" if config["mlp_t"] else "attention"
-        else:
-            options.update(H_layers=config["H_layers"], L_layers=config["L_layers"])
-        embedding_size, hidden_size = config["puzzle_emb_ndim"], config["hidden_size"]
-        slots = config.get("puzzle_emb_len") or math.ceil(embedding_size / hidden_size)
-        return PuzzleModel(
-            vocabulary_size=config["vocab_size"],
-            sequence_length=config["seq_len"],
-            num_puzzles=config["num_puzzle_identifiers"],
-            hidden_size=hidden_size,
-            puzzle_embedding_size=embedding_size,
-            slots=slots,
-            positions=config["pos_encodings"],
-            core=core,
-            core_options=options,
-        )
-    except KeyError as error:
-        raise ValueError(f"the config has no entry {error}; give a published model's whole config") from None

@@ -21,7 +21,7 @@ from torch import Tensor
 from yaml import YAMLError
 
 from hrm_agent.cores import HRM, TRM
-from hrm_agent.supervised.model import PuzzleModel, load_published, model_from_published
+from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import TaskSpec
 
 CONFIG_FILE = "all_config.yaml"
@@ -35,19 +35,126 @@ TRM_DEFAULTS = {"mlp_t": False, "puzzle_emb_len": 16}
 PREFIX = "_orig_mod.model.inner."
 _STEP = re.compile(r"^step_(\d+)(\.safetensors|\.pth?)?$")
 _OTHER_NAMES = ("checkpoint", "model.safetensors")
-# Our names -> published ones, for `export_published`.
-_NAMES = (
-    (r"^tokens\.weight$", "embed_tokens.embedding_weight"),
-    (r"^learned_positions\.weight$", "embed_pos.embedding_weight"),
-    (r"^puzzles\.weight$", "puzzle_emb.weights"),
-    (r"^lm_head\.weight$", "lm_head.weight"),
-    (r"^halting_head\.(weight|bias)$", r"q_head.\1"),
-    (r"^core\.z_([HL])_init$", r"\1_init"),
-    (r"^core\.([HL])_net\.layers\.(\d+)\.mixer\.qkv\.weight$", r"\1_level.layers.\2.self_attn.qkv_proj.weight"),
-    (r"^core\.([HL])_net\.layers\.(\d+)\.mixer\.out\.weight$", r"\1_level.layers.\2.self_attn.o_proj.weight"),
-    (r"^core\.([HL])_net\.layers\.(\d+)\.mixer\.swiglu\.(\w+)\.weight$", r"\1_level.layers.\2.mlp_t.\3_proj.weight"),
-    (r"^core\.([HL])_net\.layers\.(\d+)\.mlp\.(\w+)\.weight$", r"\1_level.layers.\2.mlp.\3_proj.weight"),
-)
+_BLOCK = {
+    "self_attn.qkv": "mixer.qkv",
+    "self_attn.o": "mixer.out",
+    "mlp_t.gate_up": "mixer.swiglu.gate_up",
+    "mlp_t.down": "mixer.swiglu.down",
+    "mlp.gate_up": "mlp.gate_up",
+    "mlp.down": "mlp.down",
+}
+NAMES = {
+    "embed_tokens.embedding_weight": "tokens.weight",
+    "embed_pos.embedding_weight": "learned_positions.weight",
+    "puzzle_emb.weights": "puzzles.weight",
+    "lm_head.weight": "lm_head.weight",
+    "q_head.weight": "halting_head.weight",
+    "q_head.bias": "halting_head.bias",
+    "{net}_init": "core.z_{net}_init",
+    **{
+        f"{{net}}_level.layers.{{layer}}.{published}_proj.weight": f"core.{{net}}_net.layers.{{layer}}.{ours}.weight"
+        for published, ours in _BLOCK.items()
+    },
+}
+"""Published name of a weight, without its wrappers -> ours; TRM's only network is published as `L_level`."""
+_WRAPPERS = re.compile(r"^(_orig_mod\.)?(model\.)?inner\.")
+
+
+def _rename(name: str, names: Mapping[str, str]) -> str | None:
+    """A weight's name by a table like `NAMES`; None where it has none."""
+    for pattern, renamed in names.items():
+        fields = re.escape(pattern).replace(r"\{net\}", "(?P<net>[HL])").replace(r"\{layer\}", r"(?P<layer>\d+)")
+        if found := re.fullmatch(fields, name):
+            return renamed.format(**found.groupdict())
+    return None
+
+
+def name_from_published(name: str, core: str) -> str:
+    """Our name of a published weight, such as `inner.lm_head.weight` or `_orig_mod.model.inner.H_init`.
+
+    Args:
+        name: as in the authors' files, with or without the prefixes of their compiled loss wrapper.
+        core: `hrm` or `trm`.
+
+    Raises:
+        ValueError: no such weight is known.
+    """
+    bare, wrapped = _WRAPPERS.subn("", name)
+    ours = _rename(bare, NAMES) if wrapped else None
+    if ours is None:
+        raise ValueError(f"{name!r} is not the published name of any weight of {core}; give the authors' files")
+    return ours.replace("core.L_net.", "core.net.") if core == "trm" else ours
+
+
+def export_published(model: PuzzleModel) -> dict[str, Tensor]:
+    """A model's weights under the names that the authors' code gives them: `torch.save` them as `step_N`.
+
+    Raises:
+        ValueError: the model has another core than HRM and TRM, or a part that the published ones lack.
+    """
+    if not isinstance(model.core, HRM | TRM):
+        raise ValueError(f"a {type(model.core).__name__} has no published names; only models of HRM and TRM have")
+    published = {ours: name for name, ours in NAMES.items()}
+    exported = {}
+    for ours, tensor in model.state_dict().items():
+        name = _rename(ours.replace("core.net.", "core.L_net."), published)
+        if name is None:
+            raise ValueError(f"{ours!r} has no published name; only models of HRM and TRM as published have")
+        exported[PREFIX + name] = tensor.detach().clone()
+    return exported
+
+
+def load_published(model: PuzzleModel, weights: Mapping[str, Tensor], core: str) -> None:
+    """Copy weights under their published names into the model.
+
+    Raises:
+        ValueError: a weight is unknown, missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    renamed = {name_from_published(name, core): weight for name, weight in weights.items()}
+    for name in own:
+        if name not in renamed:
+            raise ValueError(f"the weights lack {name!r}, which the model has; give weights of this config")
+    for name, weight in renamed.items():
+        if name not in own:
+            raise ValueError(f"the weights hold {name!r}, which the model lacks; give weights of this config")
+        if weight.shape != own[name].shape:
+            raise ValueError(
+                f"{name!r} has shape {tuple(weight.shape)} but the model's is {tuple(own[name].shape)}; "
+                "give weights of this config"
+            )
+    model.load_state_dict(renamed)
+
+
+def model_from_published(config: Mapping[str, Any]) -> PuzzleModel:
+    """Build the model of a published configuration; its `kind` is `hrm`, `hrm_agent` or `trm`.
+
+    Raises:
+        ValueError: an entry is missing or out of range.
+    """
+    try:
+        core = "trm" if config["kind"] == "trm" else "hrm"
+        options: dict[str, Any] = {key: config[key] for key in ("num_heads", "H_cycles", "L_cycles", "expansion")}
+        if core == "trm":
+            options["layers"] = config["L_layers"]
+            options["mixing"] = "mlp" if config["mlp_t"] else "attention"
+        else:
+            options.update(H_layers=config["H_layers"], L_layers=config["L_layers"])
+        embedding_size, hidden_size = config["puzzle_emb_ndim"], config["hidden_size"]
+        slots = config.get("puzzle_emb_len") or math.ceil(embedding_size / hidden_size)
+        return PuzzleModel(
+            vocabulary_size=config["vocab_size"],
+            sequence_length=config["seq_len"],
+            num_puzzles=config["num_puzzle_identifiers"],
+            hidden_size=hidden_size,
+            puzzle_embedding_size=embedding_size,
+            slots=slots,
+            positions=config["pos_encodings"],
+            core=core,
+            core_options=options,
+        )
+    except KeyError as error:
+        raise ValueError(f"the config has no entry {error}; give a published model's whole config") from None
 
 
 def load_published_checkpoint(
@@ -170,27 +277,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{path}: its entry {name!r} is no tensor; expected model.state_dict() alone")
     return dict(found)
-
-
-def export_published(model: PuzzleModel) -> dict[str, Tensor]:
-    """A model's weights under the names that the authors' code gives them: `torch.save` them as `step_N`.
-
-    Raises:
-        ValueError: the model has another core than HRM and TRM, or a part that the published ones lack.
-    """
-    if not isinstance(model.core, HRM | TRM):
-        raise ValueError(f"a {type(model.core).__name__} has no published names; only models of HRM and TRM have")
-    exported = {}
-    for ours, tensor in model.state_dict().items():
-        name = ours.replace("core.net.", "core.L_net.")  # TRM's only network
-        for pattern, published in _NAMES:
-            renamed, found = re.subn(pattern, published, name)
-            if found:
-                exported[PREFIX + renamed] = tensor.detach().clone()
-                break
-        else:
-            raise ValueError(f"{ours!r} has no published name; only models of HRM and TRM as published have")
-    return exported
 
 
 def _ending(weights: Mapping[str, Tensor], name: str) -> Tensor | None:

@@ -28,7 +28,7 @@ from hrm_agent.supervised import (
     puzzle_loss,
     stablemax_cross_entropy,
 )
-from hrm_agent.supervised.model import name_from_published
+from hrm_agent.supervised.published import name_from_published
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "hrm": {"kind": "hrm", "H_layers": 1, "pos_encodings": "rope"},

@@ -23,7 +23,7 @@ from hrm_agent.supervised import ModelConfig, PuzzleModel, load_model, puzzle_lo
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig, to_batch
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import build_model, check_answerable
-from hrm_agent.supervised.model import load_published, model_from_published, name_from_published
+from hrm_agent.supervised.published import load_published, model_from_published, name_from_published
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.tasks.base import Examples
 from hrm_agent.tensors.files import CheckpointError

@@ -15,8 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hrm_agent.supervised import PuzzleModel, model_from_published
-from hrm_agent.supervised.model import name_from_published
-from hrm_agent.supervised.published import export_published, find_weights, load_published_checkpoint
+from hrm_agent.supervised.published import (
+    export_published,
+    find_weights,
+    load_published_checkpoint,
+    name_from_published,
+)
 from hrm_agent.supervised.tasks.base import TaskSpec
 
 ROOT = Path(__file__).resolve().parents[3]
