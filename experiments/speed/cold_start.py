@@ -35,7 +35,7 @@ WATCHED = f"""
 import importlib.abc, importlib.machinery, os, runpy, sys
 class Watch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "hrm_agent.experience.collector":
+        if name not in ("hrm_agent.experience.collector", "hrm_agent.collector"):  # of earlier checkouts
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         execute = spec.loader.exec_module
