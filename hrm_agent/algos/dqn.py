@@ -136,7 +136,7 @@ class DQN:
     Args:
         policy: trained in place; `PolicyConfig.heads` must be `q`.
         config: see `DQNConfig`.
-        threads: that a batch is split over.
+        threads: share a batch.
         seed: of the sampled sequences.
 
     Raises:

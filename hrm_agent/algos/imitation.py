@@ -92,7 +92,7 @@ class Imitation:
     Args:
         policy: trained in place; over a finite number of actions.
         config: see `ImitationConfig`.
-        threads: that a minibatch is split over.
+        threads: share a minibatch.
         seed: of the minibatch order.
         processes: processes that train it together, each on its part of every minibatch.
     """

@@ -81,7 +81,7 @@ class PPO:
     Args:
         policy: trained in place.
         config: see `PPOConfig`.
-        threads: that a minibatch is split over.
+        threads: share a minibatch.
         seed: of the minibatch order.
         processes: processes that train it together, each on its part of every minibatch.
         wrap: puts a CUDA graph around the gradient of a minibatch.

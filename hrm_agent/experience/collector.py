@@ -65,7 +65,7 @@ class Collector:
     policy: decides; never changed here.
     seed: of the sampled actions and of the environments: environment i of N gets seed * N + i, so that no two
         seeds share a stream of levels.
-    threads: that a decision is split over.
+    threads: share a decision.
     processes: the processes that the environments are dealt out over. Actions are those that one process would draw.
     wrap: puts a CUDA graph around the decisions about all environments.
 

@@ -107,7 +107,7 @@ class DeepSupervision:
         config: see `SupervisedConfig`.
         draw: where new puzzles come from.
         seed: of the puzzles drawn and of exploration.
-        threads: that a batch is split over.
+        threads: share a batch.
         processes: processes that train it together. Each knows the whole batch and thinks about its share of the rows;
             of `state` only these are kept up.
 

@@ -94,8 +94,9 @@ def test_the_value_after_a_rollout_leaves_the_carry_as_it_was() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, graphed.state, strict=True))
 
 
-def test_decisions_and_gradients_give_no_number_to_the_host() -> None:
-    ppo, graphed, rollout = make_ppo({"segments": 2})
+@pytest.mark.parametrize("carry", ["full", "gate", "last_token", "output"])
+def test_decisions_and_gradients_give_no_number_to_the_host(carry: str) -> None:
+    ppo, graphed, rollout = make_ppo({"segments": 2, "carry": carry})
     for encoder in graphed.policy.modules():
         encoder.graphable = True  # type: ignore[assignment]
     graphed.collect(rollout)
