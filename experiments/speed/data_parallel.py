@@ -36,13 +36,13 @@ from hrm_agent.training.trainer import Trainer
 
 ROUNDS, WARM_UP, ITERATIONS, ALONE_CALLS, DRAWS = 3, 2, 8, 300, 50
 ARMS = {"1 process x 1 shard": (1, 1), "1 process x 2 shards": (1, 2), "2 processes x 1 shard": (2, 1)}
-EXCHANGES = ("total_gradients", "total", "gather_some", "agree")
+EXCHANGES = ("all_reduce_gradients", "all_reduce", "all_gather_rows", "agree")
 
 
 def timed(owner: Any, name: str, seconds: dict[str, float]) -> None:
     """Add up the wall-clock seconds inside a method: waiting for the other process is in them.
 
-    `agree` and `gather_some` use `total`, so part of theirs is counted there too.
+    `agree` and `all_gather_rows` use `all_reduce`, so part of theirs is counted there too.
     """
     method: Callable[..., Any] = getattr(owner, name)
 

@@ -1,64 +1,42 @@
 """The published recipe of TRM and HRM, written plainly: what `hrm_agent.supervised` is measured against.
 
-One file, eager, the whole batch at once, torch's own threads; every part is what the papers and their code say, written
-anew: RMSNorm spelt out, rotary positions, stablemax in double precision, a full new batch at every step that `where`
-mixes into the carry, one loop over the parameters for AdamATan2 and one for the average. `matrices` is the dtype that
+Eager, the whole batch at once, torch's own threads; every part is what the papers and their code say, written anew: the
+blocks and the optimizer are those of `hrm_agent.benchmarks.published`, and here are the mixing over positions,
+stablemax in double precision, and a full new batch at every step that `where` mixes into the carry. `dtype` is what
 matrix products are cast to, float32 or (as published) bfloat16.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrm_agent.benchmarks.published import PublishedLayer, PublishedOptimizer, normed, weights_of
 from hrm_agent.supervised.model import PuzzleModel
 
-
-def rms_norm(x: Tensor) -> Tensor:
-    dtype = x.dtype
-    x = x.to(torch.float32)
-    return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)).to(dtype)
+BETAS = (0.9, 0.95)
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
-    return x * cos.unsqueeze(-2) + torch.cat((-second, first), -1) * sin.unsqueeze(-2)
+class PositionLayer(nn.Module):
+    """A SwiGLU over positions, then one over channels, both normed after the residual."""
 
-
-class Layer(nn.Module):
-    """Attention or a SwiGLU over positions, then a SwiGLU over channels, both normed after the residual."""
-
-    def __init__(self, mixing: str, heads: int, weights: dict[str, Tensor], matrices: torch.dtype) -> None:
+    def __init__(self, ours: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.mixing, self.heads, self.matrices = mixing, heads, matrices
-        self.weights = nn.ParameterDict({name.replace(".", "_"): nn.Parameter(w) for name, w in weights.items()})
+        self.dtype = dtype
+        names = ("mixer.swiglu.gate_up", "mixer.swiglu.down", "mlp.gate_up", "mlp.down")
+        self.weights = nn.ParameterList(ours.get_parameter(f"{name}.weight").detach().clone() for name in names)
 
-    def linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self.weights[name].to(self.matrices))
-
-    def swiglu(self, x: Tensor, name: str) -> Tensor:
-        gate, up = self.linear(x, f"{name}_gate_up_weight").chunk(2, dim=-1)
-        return self.linear(F.silu(gate) * up, f"{name}_down_weight")
-
-    def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        batch, length, size = x.shape
-        qkv = self.linear(x, "mixer_qkv_weight").view(batch, length, 3 * self.heads, size // self.heads)
-        query, key, value = qkv.split(self.heads, dim=2)
-        query, key = rotated(query, cos, sin).to(x.dtype), rotated(key, cos, sin).to(x.dtype)
-        mixed = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value)))
-        return self.linear(mixed.transpose(1, 2).reshape(batch, length, size), "mixer_out_weight")
+    def swiglu(self, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        gate, up = F.linear(x, gate_up.to(self.dtype)).chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * up, down.to(self.dtype))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        if self.mixing == "mlp":
-            x = x.transpose(1, 2)
-            x = rms_norm(x + self.swiglu(x, "mixer_swiglu")).transpose(1, 2)
-        else:
-            x = rms_norm(x + self.attention(x, cos, sin))
-        return rms_norm(x + self.swiglu(x, "mlp"))
+        x = x.transpose(1, 2)
+        x = normed(x + self.swiglu(x, self.weights[0], self.weights[1])).transpose(1, 2)
+        return normed(x + self.swiglu(x, self.weights[2], self.weights[3]))
 
 
 class PlainModel(nn.Module):
@@ -72,8 +50,9 @@ class PlainModel(nn.Module):
         self.is_trm = not hasattr(core, "H_net")
 
         def stack(net: nn.Module) -> nn.ModuleList:
-            weights = [{n: p.detach().clone() for n, p in layer.named_parameters()} for layer in net.layers]
-            return nn.ModuleList(Layer(mixing, heads, w, matrices) for w in weights)
+            if mixing == "mlp":
+                return nn.ModuleList(PositionLayer(layer, matrices) for layer in net.layers)
+            return nn.ModuleList(PublishedLayer(*weights_of(layer), matrices) for layer in net.layers)
 
         self.L_level = stack(core.net if self.is_trm else core.L_net)
         self.H_level = self.L_level if self.is_trm else stack(core.H_net)
@@ -84,7 +63,7 @@ class PlainModel(nn.Module):
         self.z_H, self.z_L = core.z_H_init, core.z_L_init
         size = core.hidden_size // heads
         angles = torch.outer(torch.arange(core.length), 10_000 ** -(torch.arange(0, size, 2) / size))
-        self.cos, self.sin = (f(torch.cat((angles, angles), -1)) for f in (torch.cos, torch.sin))
+        self.cos, self.sin = (f(torch.cat((angles, angles), -1)).unsqueeze(-2) for f in (torch.cos, torch.sin))
 
     def level(self, layers: nn.ModuleList, z: Tensor, injected: Tensor) -> Tensor:
         z = z + injected
@@ -134,18 +113,16 @@ class PlainTraining:
         q_learning: bool,
         **settings: float,
     ) -> None:
-        self.model, self.draw, self.q_learning, self.settings = model, draw, q_learning, settings
-        self.parameters = list(model.parameters())
-        self.mean = [torch.zeros_like(p) for p in self.parameters]
-        self.square = [torch.zeros_like(p) for p in self.parameters]
-        self.average = [p.detach().clone() for p in self.parameters]
+        self.model, self.draw, self.q_learning = model, draw, q_learning
+        self.optimizer = PublishedOptimizer(
+            list(model.parameters()), settings["learning_rate"], settings["weight_decay"], BETAS, settings["ema"]
+        )
         self.halted = torch.ones(batch, dtype=torch.bool)
         self.steps = torch.zeros(batch, dtype=torch.int32)
         length = model.cos.shape[0]
         self.z_H = torch.empty(batch, length, len(model.z_H), dtype=model.matrices)
         self.z_L = torch.empty_like(self.z_H)
         self.inputs, self.labels = (torch.zeros_like(t) for t in draw())
-        self.t = 0
 
     def step(self) -> float:
         inputs, labels = self.draw()
@@ -172,23 +149,5 @@ class PlainTraining:
                 target = torch.where(last, following[:, 0], following.amax(-1)).sigmoid()
             halting = halting + F.binary_cross_entropy_with_logits(q_continue, target, reduction="sum")
         total = (loss + 0.5 * halting) / len(q)
-        for p in self.parameters:
-            p.grad = None
-        total.backward()
-        self.update()
-        return float(total)
-
-    @torch.no_grad()
-    def update(self) -> None:
-        self.t += 1
-        lr, decay, ema = (self.settings[name] for name in ("learning_rate", "weight_decay", "ema"))
-        beta1, beta2 = 0.9, 0.95
-        for p, m, v in zip(self.parameters, self.mean, self.square, strict=True):
-            if p.grad is None:
-                continue
-            m.mul_(beta1).add_(p.grad, alpha=1 - beta1)
-            v.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-            p.mul_(1 - lr * decay)
-            p.sub_(torch.atan2(m, v.sqrt() / math.sqrt(1 - beta2**self.t)), alpha=lr / (1 - beta1**self.t))
-        for p, a in zip(self.parameters, self.average, strict=True):
-            a.copy_(ema * a + (1 - ema) * p)
+        self.optimizer.step(total)
+        return total.item()

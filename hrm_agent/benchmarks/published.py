@@ -47,9 +47,9 @@ class PublishedLayer(nn.Module):
         )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = _normed(x + self._attend(x, cos, sin))
+        x = normed(x + self._attend(x, cos, sin))
         gate, up = F.linear(x, self.gate_up.to(self.dtype)).chunk(2, dim=-1)
-        return _normed(x + F.linear(F.silu(gate) * up, self.down.to(self.dtype)))
+        return normed(x + F.linear(F.silu(gate) * up, self.down.to(self.dtype)))
 
     def _attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, length, size = x.shape
@@ -91,7 +91,7 @@ class PublishedAgent(nn.Module):
         self.dtype, self.scale = dtype, math.sqrt(size)
         self.segments, self.H_cycles, self.L_cycles = policy.segments, core.H_cycles, core.L_cycles
         self.H_net, self.L_net = (
-            nn.ModuleList(PublishedLayer(*_weights_of(layer), dtype) for layer in net.layers)
+            nn.ModuleList(PublishedLayer(*weights_of(layer), dtype) for layer in net.layers)
             for net in (core.H_net, core.L_net)
         )
         # Published embeddings have a deviation of 1/sqrt(D) and are scaled by sqrt(D); ours have that of the product.
@@ -168,11 +168,8 @@ class PublishedTraining:
 
     def __init__(self, agent: PublishedAgent) -> None:
         self.agent = agent
-        self.parameters = [p for p in agent.parameters() if p.requires_grad]
-        self.means = [torch.zeros_like(p) for p in self.parameters]
-        self.squares = [torch.zeros_like(p) for p in self.parameters]
-        self.target = [p.detach().clone() for p in self.parameters]
-        self.steps = 0
+        parameters = [p for p in agent.parameters() if p.requires_grad]
+        self.optimizer = PublishedOptimizer(parameters, LEARNING_RATE, 0.0, BETAS, TARGET_AVERAGE)
 
     def segment(self, ids: Tensor, latents: Latents, actions: Tensor, targets: Tensor) -> Latents:
         """Think for one segment, learn from it, and return the latents that the next one starts from.
@@ -184,35 +181,67 @@ class PublishedTraining:
         """
         q, latents = self.agent.segment(ids, latents)
         loss = F.mse_loss(q.gather(1, actions[:, None]).squeeze(1), targets)
+        self.optimizer.step(loss)
+        return latents
+
+
+class PublishedOptimizer:
+    """AdamATan2, one loop over the parameters, and another for their average.
+
+    Args:
+        parameters: that are trained.
+        learning_rate, weight_decay, betas: of AdamATan2.
+        average: what the average keeps of itself in a step.
+    """
+
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        learning_rate: float,
+        weight_decay: float,
+        betas: tuple[float, float],
+        average: float,
+    ) -> None:
+        self.parameters, self.learning_rate, self.weight_decay = parameters, learning_rate, weight_decay
+        self.betas, self.average = betas, average
+        self.means = [torch.zeros_like(p) for p in parameters]
+        self.squares = [torch.zeros_like(p) for p in parameters]
+        self.averages = [p.detach().clone() for p in parameters]
+        self.steps = 0
+
+    def step(self, loss: Tensor) -> None:
+        """One step down the gradient of a loss."""
         for p in self.parameters:
             p.grad = None
         loss.backward()
         self._update()
-        return latents
 
     @torch.no_grad()
     def _update(self) -> None:
         self.steps += 1
-        beta1, beta2 = BETAS
+        beta1, beta2 = self.betas
         for p, mean, square in zip(self.parameters, self.means, self.squares, strict=True):
             if p.grad is None:
                 continue
             mean.mul_(beta1).add_(p.grad, alpha=1 - beta1)
             square.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
             root = square.sqrt() / math.sqrt(1 - beta2**self.steps)
-            p.sub_(torch.atan2(mean, root), alpha=LEARNING_RATE / (1 - beta1**self.steps))
-        for average, p in zip(self.target, self.parameters, strict=True):
-            average.copy_(TARGET_AVERAGE * average + (1 - TARGET_AVERAGE) * p)
+            if self.weight_decay:
+                p.mul_(1 - self.learning_rate * self.weight_decay)
+            p.sub_(torch.atan2(mean, root), alpha=self.learning_rate / (1 - beta1**self.steps))
+        for average, p in zip(self.averages, self.parameters, strict=True):
+            average.copy_(self.average * average + (1 - self.average) * p)
 
 
-def _weights_of(layer: nn.Module) -> tuple[int, dict[str, Tensor]]:
+def weights_of(layer: nn.Module) -> tuple[int, dict[str, Tensor]]:
     """Heads and weights of one of our blocks."""
     names = {"qkv": "mixer.qkv", "out": "mixer.out", "gate_up": "mlp.gate_up", "down": "mlp.down"}
     weights: dict[str, Tensor] = {name: layer.get_parameter(f"{ours}.weight") for name, ours in names.items()}
     return int(layer.get_submodule("mixer").num_heads), weights  # type: ignore[arg-type]
 
 
-def _normed(x: Tensor) -> Tensor:
+def normed(x: Tensor) -> Tensor:
+    """RMSNorm without a weight, in float32."""
     wide = x.to(torch.float32)
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
 
