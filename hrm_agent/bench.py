@@ -88,7 +88,7 @@ def bench(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Measure the suites of checked options; one table each on the console, as soon as it is known."""
     peaks = matrix_peaks(options.cores, *(((256,), 0.05) if options.quick else ()))
     console.print(f"instruction set: {instruction_set()}")
-    console.print("peak GFLOP/s of matrix products: " + "; ".join(map(_told, peaks.items())))
+    console.print("peak GFLOP/s of matrix products: " + "; ".join(map(_format_peak, peaks.items())))
     shown, records = Options(tuple(options.paths), options.cores, options.quick), []
     for name in options.suites:
         found = []
@@ -127,7 +127,7 @@ def _commit() -> str | None:
     return answer.stdout.strip() or None
 
 
-def _told(peak: tuple[str, dict[str, float]]) -> str:
+def _format_peak(peak: tuple[str, dict[str, float]]) -> str:
     precision, rates = peak
     return f"{precision} " + ", ".join(f"{rate:,.0f} on {n} thread{'s'[: n != '1']}" for n, rate in rates.items())
 

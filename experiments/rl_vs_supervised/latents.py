@@ -27,7 +27,7 @@ from experiments.engine.records import load, save
 from experiments.engine.runner import Job
 from experiments.rl_vs_supervised.run import FINISHED, HERE, Study
 from hrm_agent.agents.agent import Agent
-from hrm_agent.evaluation.latents import think_on
+from hrm_agent.evaluation.latents import trace_segments
 from hrm_agent.evaluation.probes import (
     RidgeProbe,
     auc,
@@ -172,7 +172,7 @@ def policy_reader(policy: Policy) -> Read:
 
     def read(grids: Tensor) -> Tensor:
         start = torch.ones(len(grids), dtype=torch.bool)
-        states, _ = think_on(policy, grids, policy.initial_state(len(grids)), start, 1)
+        states, _ = trace_segments(policy, grids, policy.initial_state(len(grids)), start, 1)
         return token_latents(states[1], before)
 
     return read

@@ -1,4 +1,4 @@
-"""A model of Stable-Baselines3 under our evaluator, and what its decisions cost."""
+"""A model of Stable-Baselines3 as an actor for our evaluation, and the cost of its decisions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class SB3Actor:
     """Greedy decisions of a model of Stable-Baselines3 or sb3-contrib (`evaluation.episodes.Actor`).
 
     Args:
-        model: never changed here, but that its network is left in evaluation mode.
-        view: from the environment's observations to the model's.
-        first_action: number of the environment's first action; the model counts from 0.
+        model: unchanged, except that its network is left in evaluation mode.
+        view: converts the environment's observations to the model's.
+        first_action: the environment's first action; the model counts from 0.
     """
 
     def __init__(self, model: BaseAlgorithm, view: View, first_action: int = 0) -> None:
@@ -43,19 +43,19 @@ class SB3Actor:
 
 
 def network_of(model: BaseAlgorithm) -> nn.Module:
-    """The weights that are trained: without the copy that DQN's targets come from."""
+    """The trained network, without DQN's target network."""
     return getattr(model.policy, "q_net", model.policy)
 
 
 def count_parameters(model: BaseAlgorithm) -> int:
-    """Numbers that training changes, those of the value's network included."""
+    """Trainable parameters, those of the value network included."""
     return sum(p.numel() for p in network_of(model).parameters() if p.requires_grad)
 
 
 def measure_cost(model: BaseAlgorithm, view: View, batch: int = 256) -> dict[str, Any]:
     """What one greedy decision costs; see `evaluation.cost.decision_cost`.
 
-    `macs_per_decision` counts matrix products and convolutions on the way to the action, not the value's network. The
+    `macs_per_decision` counts matrix products and convolutions on the way to the action, not the value network. The
     times are those of the network alone, with observations that are tensors already.
     """
     # The fused LSTM of oneDNN is one operation, of which no count is known.

@@ -1,6 +1,6 @@
 """The four baselines: their settings, and how each is built.
 
-Defaults are those of Stable-Baselines3 2.9 and sb3-contrib 2.9, but for what their docstrings say.
+Defaults are those of Stable-Baselines3 2.9 and sb3-contrib 2.9, except where a docstring says otherwise.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ AT_MOST_1 = ("gamma", "gae_lambda", "tau", "exploration_fraction", "exploration_
 
 @dataclass(frozen=True)
 class Settings:
-    """What all baselines have.
+    """Settings of all baselines.
 
     Args:
         num_envs: environments stepped side by side (the libraries' default is one).
         learning_rate: of Adam.
-        anneal: the learning rate goes linearly to 0 over the run.
+        anneal: decay the learning rate linearly to 0 over the run.
         gamma: discount.
         max_grad_norm: largest norm of a gradient.
-        width, layers: hidden layers of the policy's and of the value's network, after the features.
+        width, layers: hidden layers of the policy and value networks, after the features.
 
     Raises:
         ValueError: a setting out of range.
@@ -68,7 +68,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class PPOSettings(Settings):
-    """PPO (arXiv 1707.06347) with the same network for the policy and, apart from it, the value.
+    """PPO (arXiv 1707.06347) with separate networks of the same shape for policy and value.
 
     Args:
         n_steps: steps of each environment between updates.
@@ -123,7 +123,7 @@ class ConvolutionalPPOSettings(PPOSettings):
 
 @dataclass(frozen=True)
 class RecurrentPPOSettings(PPOSettings):
-    """PPO with an LSTM for the policy and another for the value, which see the features.
+    """PPO with one LSTM for the policy and one for the value, on the features.
 
     Args:
         lstm_size: units of each LSTM.
@@ -154,8 +154,8 @@ class DQNSettings(Settings):
         batch_size: decisions in an update.
         train_freq: steps of all environments between updates.
         gradient_steps: updates then.
-        tau, target_update_interval: share of the network that the target takes over every so many frames.
-        exploration_fraction: of the run, until the share of random actions has gone from 1 to `exploration_final`.
+        tau, target_update_interval: soft-update coefficient of the target network, and frames between updates.
+        exploration_fraction: part of the run over which epsilon decays from 1 to `exploration_final`.
         channels: of the convolutions before the hidden layers (`GridCNN`); 0: none.
         conv_layers, features: of `GridCNN`, where there is one.
     """
@@ -210,7 +210,7 @@ BASELINES = {
 
 
 def layout_of(settings: Settings) -> str:
-    """The form of observations that the network of `settings` reads (`observations.LAYOUTS`)."""
+    """The layout of observations that the network of `settings` reads (`observations.LAYOUTS`)."""
     return "planes" if getattr(settings, "channels", 0) else "flat"
 
 
@@ -220,7 +220,7 @@ def build_model(name: str, settings: Any, venv: VecEnv, seed: int) -> BaseAlgori
     Args:
         name: one of `BASELINES`.
         settings: of its class.
-        venv: gives observations as `layout_of(settings)` says.
+        venv: with observations in the layout `layout_of(settings)`.
         seed: of weights, actions, minibatches and environments.
     """
     kind = BASELINES[name]

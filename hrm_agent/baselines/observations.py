@@ -1,4 +1,4 @@
-"""What Stable-Baselines3 gets to see: the same observations, in a form that its networks can read."""
+"""Observations in a form that Stable-Baselines3's networks can read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train one baseline under our clock, log and evaluation."""
+"""Train one baseline with our clock, log and evaluation."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class RunConfig:
         env, env_options: Gymnasium id and keyword arguments.
         seed: of weights, environments, actions and minibatches.
         total_steps: environment frames; rounded up to whole rollouts.
-        max_seconds: of training, after which it ends although frames are left; 0: no limit.
-        clock: what seconds of training are counted by, `wall` or `cpu` (processor time of the process).
+        max_seconds: time limit of training, which ends it before `total_steps`; 0: no limit.
+        clock: for seconds of training, `wall` or `cpu` (processor time of the process).
         log_every: frames between lines of the log.
         eval_every, eval_episodes: greedy evaluation on validation levels, every so many frames (0: only at the end).
         test_episodes: levels of the final evaluation; 0: none.
@@ -102,7 +102,7 @@ class Clock:
 
 
 class BaselineRun:
-    """A model and all that is needed to train and measure it. Nothing is written before `train`.
+    """A model with what is needed to train and evaluate it. Nothing is written before `train`.
 
     Attributes:
         frames, seconds: of training so far.
@@ -129,12 +129,12 @@ class BaselineRun:
         """Train to the end; write `metrics.jsonl`, TensorBoard's events and `model.zip` into `folder`.
 
         Raises:
-            ValueError: from Stable-Baselines3, where numbers stop being numbers.
+            ValueError: from Stable-Baselines3, where numbers become non-finite.
         """
         log = RunLog(folder, 0)
         try:
             recorder = _Recorder(self, log)
-            # Schedules of the library follow this number: rates reach their end with whichever limit is nearer.
+            # The library's schedules follow this number: they end with whichever limit is nearer.
             self.model._update_current_progress_remaining = recorder.update_progress  # type: ignore
             self.model.learn(self.config.total_steps, callback=recorder, log_interval=10**9)
             self.seconds = recorder.clock.seconds
@@ -176,7 +176,7 @@ class BaselineRun:
 
 
 class _Recorder(BaseCallback):
-    """Keeps the time, logs, evaluates, and ends the run when its time is over."""
+    """Logs, evaluates, and ends the run at its time limit."""
 
     def __init__(self, run: BaselineRun, log: RunLog) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class _Recorder(BaseCallback):
         self.episodes: deque[tuple[float, int, bool]] = deque(maxlen=RECENT_EPISODES)  # return, length, success
 
     def _on_training_start(self) -> None:
-        self.clock = Clock(self.run.config.clock)  # what is compiled or filled before the first frame is no training
+        self.clock = Clock(self.run.config.clock)  # without what is compiled or filled before the first frame
 
     def _on_step(self) -> bool:
         c, now = self.run.config, self.num_timesteps
@@ -202,7 +202,7 @@ class _Recorder(BaseCallback):
         return not c.max_seconds or self.clock.seconds < c.max_seconds
 
     def log_progress(self) -> None:
-        """Means over the last `RECENT_EPISODES` episodes of training, as our own `Collector.statistics`."""
+        """Means over the last `RECENT_EPISODES` episodes of training, as in `Collector.statistics`."""
         self.run.seconds = self.clock.seconds
         frames = self.run.frames
         progress = {"seconds": self.run.seconds, "frames_per_second": frames / self.run.seconds}
@@ -212,7 +212,7 @@ class _Recorder(BaseCallback):
         self.log.scalars(frames, train={**self.run.sampled, **progress})
 
     def update_progress(self, num_timesteps: int, total_timesteps: int) -> None:
-        """Stable-Baselines3's share of the run that is left, by its clock as well as by its frames."""
+        """Stable-Baselines3's remaining share of the run, by time as well as by frames."""
         c = self.run.config
         by_time = self.clock.seconds / c.max_seconds if c.max_seconds else 0.0
         self.model._current_progress_remaining = max(0.0, 1.0 - max(num_timesteps / c.total_steps, by_time))

@@ -20,13 +20,13 @@ class SB3VecEnv(VecEnv):
 
     Where an episode ended, the environment's info holds
 
-    - `terminal_observation`: what was seen last, in the form of `observation_space`;
-    - `TimeLimit.truncated`: the episode was cut off and did not terminate, so Stable-Baselines3 bootstraps;
+    - `terminal_observation`: the final observation, in the form of `observation_space`;
+    - `TimeLimit.truncated`: the episode was truncated, not terminated, so Stable-Baselines3 bootstraps;
     - `episode`: `r` (return, undiscounted) and `l` (steps), for the logger, where the environment reports them;
     - `is_success`: whether the episode was a success (`environments.episode_success`), beside `episode`.
 
     `seed(s)` gives environment i of N the seed `s * N + i` at the next reset, as our own training does, so that no
-    two seeds share a stream of levels (Stable-Baselines3's own environments take `s + i`).
+    two seeds share levels (Stable-Baselines3's own environments take `s + i`).
 
     Args:
         env: the vector environment; closed with this one.

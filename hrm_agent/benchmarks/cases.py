@@ -1,4 +1,4 @@
-"""A case, those who do its work, and the comparison of their times and of what they compute."""
+"""A benchmark case, its competitors, and the comparison of their outputs and times."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from hrm_agent.recurrence.agreement import Outputs, error_between, precision_of,
 from hrm_agent.recurrence.measure import Choice
 
 REFERENCE = {"float32": DOUBLE, "bfloat16": PLAIN_BF16}
-"""The path whose distance from the plain one is that of rounding."""
+"""The path whose distance from the plain one measures rounding in a precision."""
 CHECKED_ROWS = 4
 """Rows of the batches that are compared, unless a suite says otherwise."""
 EXACT = "exact/"
-"""Begins the names of outputs in which rounding of bfloat16 changes everything: compared in float32 alone."""
+"""Prefix of outputs that rounding to bfloat16 changes beyond comparison: they are compared in float32 alone."""
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """One way of doing a case's work.
+    """One implementation of a case's work.
 
     Attributes:
-        run: does it once; what is timed.
-        outputs: the same function on fresh valid input, drawn from a seed, small enough to be checked: tensors by name.
-        threads: of torch, while it runs.
+        run: does the work once; it is timed.
+        outputs: the same function on a small, fresh, valid input drawn from a seed: tensors by name, to be compared.
+        threads: number of torch threads while it runs.
     """
 
     run: Callable[[], Any]
@@ -42,8 +42,8 @@ class Competitor:
 @dataclass(frozen=True)
 class Options:
     """Attributes:
-    paths: of networks, the one that ratios are taken to first.
-    cores: that runs may use; the batch is split over so many threads.
+    paths: that are compared; the first is the baseline of the ratios.
+    cores: threads that a batch is split over.
     quick: small batches, for a glance.
     """
 
@@ -54,17 +54,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Case:
-    """Work that several paths do.
+    """Work that several paths are compared on.
 
     Attributes:
         suite, name: of the case.
-        make: a path's competitor; also of `double`, where `tolerance` is None.
-        paths: the first is the one that ratios are taken to.
+        make: builds a path's competitor; also that of `double`, where `tolerance` is None.
+        paths: the first is the baseline of the ratios.
         operations: of one `run`, two for a multiply-add; 0 where they are not counted.
-        count, unit: what one `run` does so many of.
-        tolerance: on the error of every path; None: by rounding, see `rounding_tolerance`.
-        cores: that a run may use, for the share of the peak.
-        auto: what `kernel=auto` measured and took, where the suite asks it.
+        count, unit: how many of what one `run` processes.
+        tolerance: on the error of every path; None: measured, see `rounding_tolerance`.
+        cores: that a run uses, for the share of the peak.
+        auto: what `kernel=auto` measured and chose, in suites that report it.
     """
 
     suite: str
@@ -88,15 +88,15 @@ def measure(
     peaks: dict[str, dict[str, float]],
     now: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
-    """Check and time a case: one record for each path that suits it, the baseline's first.
+    """Check and time a case: one record for each path that supports it, the baseline's first.
 
-    A path that computes something else is not timed: its times and ratios are None, `passed` is false.
+    A path whose outputs differ is not timed: its times and ratios are None, `passed` is false.
 
     Args:
         case: see `Case`.
-        rounds: in each of which every path has its turn.
-        seconds: that a turn lasts, at least.
-        seed: of the input that is checked.
+        rounds: number of rounds; every path has one turn in each.
+        seconds: minimal duration of a turn.
+        seed: of the input on which outputs are compared.
         peaks: what `hrm_agent.benchmarks.peaks.matrix_peaks` gives; empty: no shares of them.
         now: the clock, in seconds.
     """
@@ -107,7 +107,7 @@ def measure(
     baseline, *others = competitors
     expected = _outputs(competitors[baseline], seed)
     checks = {path: _check(case, path, competitors[path], expected, seed) for path in others}
-    # How fast something else is computed does not matter, and numbers that are not finite end an update.
+    # The speed of a wrong path does not matter, and an update with non-finite numbers would raise.
     right = [path for path in competitors if path not in checks or checks[path][0] <= checks[path][1]]
     repeats = {path: _repeats(competitors[path], seconds, now) for path in right}
     times: dict[str, list[float]] = {path: [] for path in competitors}
@@ -118,7 +118,7 @@ def measure(
 
 
 def _check(case: Case, path: str, competitor: Competitor, expected: Outputs, seed: int) -> tuple[float, float]:
-    """The error of a path and what it may be."""
+    """A path's error and its tolerance."""
     precision = precision_of(path)
     expected = _comparable(expected, precision)
     error = error_between(_comparable(_outputs(competitor, seed), precision), expected)
@@ -128,10 +128,10 @@ def _check(case: Case, path: str, competitor: Competitor, expected: Outputs, see
 
 
 def rounding_tolerance(case: Case, precision: str, expected: Outputs, seed: int) -> float:
-    """What a path of a precision may be off by on this input.
+    """The largest error of a path of a precision that rounding explains on this input.
 
-    Recursion amplifies rounding, by how much depends on depth and weights; so the plain path itself is asked, computed
-    in twice the precision (float32) or with its matrix products in bfloat16.
+    Recursion amplifies rounding, by how much depends on depth and weights; so it is measured on the plain path,
+    computed in twice the precision (float32) or with its matrix products in bfloat16.
     """
     reference = _outputs(case.make(REFERENCE[precision]), seed)
     rounding = error_between(_comparable(reference, precision), expected)
@@ -157,7 +157,7 @@ def _timed(competitor: Competitor, repeats: int, now: Callable[[], float]) -> fl
 
 
 def _repeats(competitor: Competitor, seconds: float, now: Callable[[], float]) -> int:
-    """Runs that last `seconds` together; the first, which compiles and fills caches, does not count."""
+    """Number of runs that take `seconds` together; the first, which compiles and fills caches, does not count."""
     if _timed(competitor, 1, now) > seconds:
         return 1
     return max(1, round(seconds / max(_timed(competitor, 1, now), 1e-9)))

@@ -1,4 +1,4 @@
-"""Fresh valid input: what environments show after random steps, and states and targets drawn at random."""
+"""Fresh valid input: observations after random steps, and states and targets drawn at random."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def observations(parts: RunParts, steps: int, rows: int, seed: int) -> Tensor:
 
 
 def state(parts: RunParts, rows: int, seed: int, dtype: torch.dtype) -> PolicyState:
-    """Numbers of unit variance, as norms leave them, in the shapes of what the policy keeps."""
+    """Carried states of unit variance, as norms leave them, in the shapes of the policy's own."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randn(s.shape, generator=generator).to(dtype) for s in parts.policy.initial_state(rows))
 
 
 def starts(*shape: int, seed: int) -> Tensor:
-    """bool, true for one in eight."""
+    """Episode starts: bool, true for one in eight."""
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.125
 
 
@@ -43,7 +43,7 @@ def windows(parts: RunParts, rows: int, seed: int, dtype: torch.dtype) -> Window
     return Windows(
         obs=observations(parts, steps, rows, seed),
         actions=torch.randint(4, (steps, rows), generator=generator),
-        # Of the old policy near those of an untrained one, whose actions are all about as likely.
+        # Near those of an untrained policy, whose actions are about equally likely.
         log_probs=0.1 * numbers[0] - np.log(4),
         values=numbers[1],
         episode_start=starts(steps, rows, seed=seed),
@@ -55,5 +55,5 @@ def windows(parts: RunParts, rows: int, seed: int, dtype: torch.dtype) -> Window
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
-    """Of a network's weights."""
+    """The dtype of a network's weights."""
     return next(module.parameters()).dtype

@@ -24,7 +24,7 @@ RUNS = {"default": [], "paper": ["+experiment=hrm_agent_maze"]}
 
 @dataclass(frozen=True)
 class StackShape:
-    """Blocks as a run has them, `batch` rows of which are thought about together.
+    """A run's stack of blocks, and the `batch` of rows that it is applied to.
 
     Attributes:
         layers, length, grid, inner_size: see `BlockStack`.
@@ -57,7 +57,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class RunParts:
-    """What the settings of a training run make."""
+    """The parts that a training run is built of."""
 
     trainer: TrainerConfig
     algo: AlgoConfig
@@ -80,7 +80,7 @@ def build_run(name: str, overrides: list[str] | None = None) -> RunParts:
 
     Args:
         name: of `RUNS`.
-        overrides: of `python -m hrm_agent.train`, besides.
+        overrides: further ones of `python -m hrm_agent.train`.
     """
     config = compose_config(["threads=1", *RUNS[name], *(overrides or [])], "train")
     trainer, policy_config, algo = settings(resolve(config))

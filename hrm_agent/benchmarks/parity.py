@@ -7,10 +7,10 @@ Recursion amplifies rounding: some of these files' numbers, recomputed in double
 files by 4e-3 after three segments. Agreement to 1e-4 therefore needs the authors' order of operations, and
 may be lost on a machine whose matrix products round differently.
 
-`--path PATH` checks a fast path (`hrm_agent.recurrence`), whose order of operations is its own. Every segment, and
-every environment step, then starts from the latents in the file, so that rounding is amplified in one of them at most,
-and what is left is measured by a yardstick: a path may be as far from the file as twice what eager torch is in double
-precision (`fused`, `compiled`) or in bfloat16 (`fused_bf16`), or 1e-4, whichever is more.
+`--path PATH` checks a fast path (`hrm_agent.recurrence`), whose order of operations differs. Every segment, and every
+environment step, then starts from the latents in the file, so that rounding is amplified over one of them only. The
+tolerance of a group is 1e-4, or twice the error of a reference where that is more: eager torch in double precision
+(`fused`, `compiled`) or in bfloat16 (`fused_bf16`).
 
 Exit code: 0 where every error is at most 1e-4, 1 where one is above, 2 where a file cannot be used.
 """
@@ -97,7 +97,7 @@ class Errors:
         self.groups: dict[str, float] = {}
 
     def compare(self, group: str, ours: Tensor, theirs: Tensor) -> None:
-        """Take one pair of tensors into a group; an error that is not a number counts as infinite."""
+        """Add a pair of tensors to a group; a NaN error counts as infinite."""
         if ours.numel() != theirs.numel():
             raise ValueError(
                 f"{group}: the file's shape {tuple(theirs.shape)} is not {tuple(ours.shape)}; "
@@ -113,7 +113,7 @@ class Errors:
 
 
 @dataclass(frozen=True)
-class Way:
+class Numerics:
     """How a file's numbers are recomputed.
 
     Args:
@@ -129,7 +129,7 @@ class Way:
     teacher_forced: bool = False
 
     def prepare(self, module: Module) -> Module:
-        """Set a module's path and type; in place."""
+        """Set a module's path and dtype, in place."""
         if use(module, self.path) != self.path:
             raise ValueError(f"no part of this model has the path {self.path}; use --path plain")
         return module.to(self.dtype)
@@ -138,28 +138,28 @@ class Way:
         return torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if self.autocast else nullcontext()
 
 
-PLAIN = Way()
-DOUBLE = Way(dtype=torch.float64, teacher_forced=True)
-NARROW = Way(autocast=True, teacher_forced=True)
-REFERENCES = {"fused": DOUBLE, "compiled": DOUBLE, "fused_bf16": NARROW}
+PLAIN = Numerics()
+DOUBLE = Numerics(dtype=torch.float64, teacher_forced=True)
+BFLOAT16 = Numerics(autocast=True, teacher_forced=True)
+REFERENCES = {"fused": DOUBLE, "compiled": DOUBLE, "fused_bf16": BFLOAT16}
 
 
-def compare_file(path: Path, make_agent: MakeAgent | None = None, way: Way = PLAIN) -> Errors:
+def compare_file(path: Path, make_agent: MakeAgent | None = None, numerics: Numerics = PLAIN) -> Errors:
     """Run what a file describes and compare.
 
     Args:
         path: a parity file.
         make_agent: for files of kind `hrm_agent`, how to build the agent; by default `published_agent`.
-        way: how the numbers are computed; an agent of `make_agent` is taken as it is.
+        numerics: how the numbers are computed; an agent of `make_agent` is used as it is.
 
     Raises:
         ValueError: the file cannot be used.
     """
     reference = Reference(path)
     if reference.config["kind"] == "hrm_agent":
-        make = make_agent or (lambda config, weights: published_agent(config, weights, way))
-        return _compare_agent(reference, make, way)
-    return _compare_puzzle_model(reference, way)
+        make = make_agent or (lambda config, weights: published_agent(config, weights, numerics))
+        return _compare_agent(reference, make, numerics)
+    return _compare_puzzle_model(reference, numerics)
 
 
 def published_policy(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Policy:
@@ -205,14 +205,14 @@ def published_policy(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -
     return policy.eval()
 
 
-def published_agent(config: Mapping[str, Any], weights: Mapping[str, Tensor], way: Way = PLAIN) -> AgentStep:
+def published_agent(config: Mapping[str, Any], weights: Mapping[str, Tensor], numerics: Numerics = PLAIN) -> AgentStep:
     """`published_policy` as a function of one environment step."""
-    policy = way.prepare(published_policy(config, weights))
+    policy = numerics.prepare(published_policy(config, weights))
 
     @torch.no_grad()
     def step(inputs: Tensor, seeds: Seeds | None, episode_start: Tensor) -> tuple[Tensor, Seeds]:
-        kept = policy.initial_state(len(inputs)) if seeds is None else tuple(s.to(way.dtype) for s in seeds)
-        with way.precision():
+        kept = policy.initial_state(len(inputs)) if seeds is None else tuple(s.to(numerics.dtype) for s in seeds)
+        with numerics.precision():
             decision = policy.step(inputs.unsqueeze(1), kept, episode_start)
         z_H, z_L = decision.state
         return decision.logits, (z_H, z_L)
@@ -220,7 +220,7 @@ def published_agent(config: Mapping[str, Any], weights: Mapping[str, Tensor], wa
     return step
 
 
-def _compare_agent(reference: Reference, make_agent: MakeAgent, way: Way) -> Errors:
+def _compare_agent(reference: Reference, make_agent: MakeAgent, numerics: Numerics) -> Errors:
     step = make_agent(reference.config, reference.under("weights"))
     errors = Errors()
     seeds: Seeds | None = None
@@ -229,20 +229,20 @@ def _compare_agent(reference: Reference, make_agent: MakeAgent, way: Way) -> Err
         inputs = reference[f"step{t}/inputs"]
         episode_start = torch.full((len(inputs),), t == 0)
         episode_start[list(AGENT_EPISODE_STARTS.get(t, ()))] = True
-        # Unguided, only our own seeds are carried on: an error anywhere in the chain shows in every later step.
+        # Without teacher forcing our own seeds are carried on: an error anywhere shows in every later step.
         q_values, seeds = step(inputs, seeds, episode_start)
         errors.compare("q_values", q_values, reference[f"step{t}/q_values"])
         errors.compare("seed_h", seeds[0], reference[f"step{t}/next_seed_h"])
         errors.compare("seed_l", seeds[1], reference[f"step{t}/next_seed_l"])
-        if way.teacher_forced:
+        if numerics.teacher_forced:
             seeds = reference[f"step{t}/next_seed_h"], reference[f"step{t}/next_seed_l"]
     return errors
 
 
-def _compare_puzzle_model(reference: Reference, way: Way) -> Errors:
+def _compare_puzzle_model(reference: Reference, numerics: Numerics) -> Errors:
     model = model_from_published(reference.config)
     load_published(model, reference.under("weights"), reference.config["kind"])
-    way.prepare(model)
+    numerics.prepare(model)
     # The published models have no dropout; evaluation mode only says that all segments are run.
     model.eval()
     batch = {name: reference[name].long() for name in ("inputs", "puzzle_identifiers", "labels")}
@@ -250,25 +250,25 @@ def _compare_puzzle_model(reference: Reference, way: Way) -> Errors:
     state = model.initial_state(len(batch["inputs"]))
     with torch.no_grad():
         for n in range(int(reference.config.get("segments", 1))):
-            with way.precision():
+            with numerics.precision():
                 state, logits, q_halt, q_continue = model(state, batch)
-            told = {group: reference[f"segment{n}/{group}"] for group in ("z_H", "z_L")}
-            for group, ours in zip(told, state, strict=True):
-                errors.compare(group, ours, told[group])
-            if way.teacher_forced:
-                state = type(state)(*(tensor.to(way.dtype) for tensor in told.values()))
+            published = {group: reference[f"segment{n}/{group}"] for group in ("z_H", "z_L")}
+            for group, ours in zip(published, state, strict=True):
+                errors.compare(group, ours, published[group])
+            if numerics.teacher_forced:
+                state = type(state)(*(tensor.to(numerics.dtype) for tensor in published.values()))
             errors.compare("logits", logits, reference[f"segment{n}/logits"])
             errors.compare("q_halt", q_halt, reference[f"segment{n}/q_halt_logits"])
             errors.compare("q_continue", q_continue, reference[f"segment{n}/q_continue_logits"])
-    _compare_gradients(model, batch, reference, errors, way)
+    _compare_gradients(model, batch, reference, errors, numerics)
     return errors
 
 
 def _compare_gradients(
-    model: PuzzleModel, batch: Mapping[str, Tensor], reference: Reference, errors: Errors, way: Way
+    model: PuzzleModel, batch: Mapping[str, Tensor], reference: Reference, errors: Errors, numerics: Numerics
 ) -> None:
     """Compare the first segment's loss, and its gradient by the parts that the published names begin with."""
-    with way.precision():
+    with numerics.precision():
         _, logits, q_halt, _ = model(model.initial_state(len(batch["inputs"])), batch)
     loss = puzzle_loss(logits, q_halt, batch["labels"])
     errors.compare("loss", loss.answers, reference["loss/stablemax"])
@@ -288,12 +288,12 @@ def _compare_gradients(
         errors.compare(f"grad/{part}", gradient, gradients[name])
 
 
-def tolerances(path: Path, way: Way) -> dict[str, float]:
-    """The largest error allowed of each group: 1e-4, or what the way's yardstick says; see the module's text."""
-    if way.path == "plain":
+def tolerances(path: Path, numerics: Numerics) -> dict[str, float]:
+    """The tolerance of each group: 1e-4, or twice the reference's error; see the module's docstring."""
+    if numerics.path == "plain":
         return {}
-    yardstick = compare_file(path, way=REFERENCES[way.path])
-    return {group: max(TOLERANCE, 2 * error) for group, error in yardstick.groups.items()}
+    reference = compare_file(path, numerics=REFERENCES[numerics.path])
+    return {group: max(TOLERANCE, 2 * error) for group, error in reference.groups.items()}
 
 
 def report(path: Path, errors: Errors, allowed: Mapping[str, float] | None = None) -> bool:
@@ -308,8 +308,8 @@ def report(path: Path, errors: Errors, allowed: Mapping[str, float] | None = Non
         print(f"  {group:<18} {error:.2e}" + (f"  of {limits[group]:.0e}" if allowed else ""))
     passed = all(error <= limits[group] for group, error in errors.groups.items())
     verdict = "agrees" if passed else "DIFFERS"
-    told = f"tolerance {TOLERANCE:.0e}" + (" or as told" if allowed else "")
-    print(f"  {verdict}: largest absolute error {errors.largest:.2e}, {told}")
+    limit = f"tolerance {TOLERANCE:.0e}" + (" or as listed" if allowed else "")
+    print(f"  {verdict}: largest absolute error {errors.largest:.2e}, {limit}")
     return passed
 
 
@@ -321,13 +321,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--path", choices=PATHS, default="plain", help="what computes the cores; a fast path has a tolerance of its own"
     )
     given = parser.parse_args(arguments)
-    way = PLAIN if given.path == "plain" else Way(given.path, teacher_forced=True)
+    numerics = PLAIN if given.path == "plain" else Numerics(given.path, teacher_forced=True)
     passed = True
     for path in given.files:
         try:
             check_kernel(given.path)
-            errors = compare_file(path, way=way)
-            allowed = tolerances(path, way)
+            errors = compare_file(path, numerics=numerics)
+            allowed = tolerances(path, numerics)
         except (ValueError, IndexError) as error:  # IndexError: a token that the vocabulary lacks
             print(f"{path}: {error}", file=sys.stderr)
             return 2

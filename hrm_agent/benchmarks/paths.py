@@ -1,6 +1,6 @@
-"""The ways a network's blocks can be computed, by name: those of `hrm_agent.recurrence`, and two to compare them with.
+"""What computes a network's blocks, by name: the paths of `hrm_agent.recurrence`, and two to compare them with.
 
-`plain_bf16` is eager torch with matrix products in bfloat16. `double` is what rounding is judged by.
+`plain_bf16` is eager torch with matrix products in bfloat16; `double` is the float64 reference for rounding errors.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ FAST = ("fused", "fused_bf16", COMPILED)
 
 
 class NoPath(ValueError):
-    """A network that a path cannot compute."""
+    """A path does not support a network."""
 
 
 def available_paths() -> list[str]:
-    """Paths of this machine, `plain` first."""
+    """Paths that this machine supports, `plain` first."""
     return [PLAIN, PLAIN_BF16, *(path for path in FAST if recurrence.available(path))]
 
 
 def put_on(module: nn.Module, path: str) -> None:
-    """Have every stack of blocks in a module computed by a path, in place.
+    """Choose the path that computes every stack of blocks in a module, in place.
 
     Raises:
-        NoPath: the path does not suit the module.
+        NoPath: the path does not support the module.
         ValueError: this machine has no such path.
     """
     wanted = PLAIN if path == DOUBLE else path

@@ -1,4 +1,4 @@
-"""What the machine can do at best: the rate of large matrix products, and the bandwidth at sizes of its caches."""
+"""Peak performance of the machine: the rate of large matrix products, and the bandwidth at sizes of its caches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BANDWIDTH_BYTES = (2**18, 2**20, 2**23, 2**28)
-"""Bytes moved by one pass over the arrays of a bandwidth: of a core's own cache, of the one they share, of memory."""
+"""Bytes moved by one pass of a bandwidth test: within a core's own cache, the shared cache, and memory."""
 
 
 MATRIX_SIZES = (512, 1024)
-"""The smaller fits into a time slice of a busy machine, the larger is worth all threads of a quiet one."""
+"""The smaller fits into a time slice of a busy machine, the larger keeps all threads of a quiet one busy."""
 
 
 def matrix_peak(precision: str, threads: int, size: int, seconds: float = 0.3) -> float:

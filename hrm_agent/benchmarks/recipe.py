@@ -1,6 +1,6 @@
 """Suite `published`: the HRM-Agent paper's network at its full batch, against the recipe of its authors.
 
-Takes minutes, so it is measured only where it is named. The recipe runs as published, the whole batch at once on
+It takes minutes, so it is measured only when named. The recipe runs as published, the whole batch at once on
 torch's own threads.
 """
 
@@ -12,7 +12,7 @@ import torch
 
 from hrm_agent.benchmarks import inputs
 from hrm_agent.benchmarks.cases import CHECKED_ROWS, EXACT, Case, Competitor, Options, Outputs
-from hrm_agent.benchmarks.deciding import decider, decision_operations
+from hrm_agent.benchmarks.decisions import decision_operations, policy_decisions
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.published import ACTIONS, PublishedAgent, PublishedTraining
 from hrm_agent.benchmarks.training import paper_segment, segment_inputs, segment_operations, segment_trainer
@@ -29,13 +29,13 @@ def published(options: Options, rows: int | None = None) -> Iterator[Case]:
 
     def decision(path: str) -> Competitor:
         if path in PUBLISHED:
-            return published_decider(acting, rows, path, options.cores)
-        return _named_alike(decider(acting, rows, path, options.cores))
+            return published_decisions(acting, rows, path, options.cores)
+        return _renamed(policy_decisions(acting, rows, path, options.cores))
 
     def segment(path: str) -> Competitor:
         if path in PUBLISHED:
-            return published_trainer(learning, rows, path, options.cores)
-        return _named_alike(segment_trainer(learning, path, options.cores))
+            return published_segments(learning, rows, path, options.cores)
+        return _renamed(segment_trainer(learning, path, options.cores))
 
     operations = rows * decision_operations(acting)
     yield _case(f"paper policy, batch {rows}", decision, paths, operations, rows, "decisions", options)
@@ -55,8 +55,8 @@ def _case(
     return Case("published", name, make, paths, operations, count, unit, cores=options.cores)
 
 
-def published_decider(parts: RunParts, rows: int, path: str, cores: int) -> Competitor:
-    """Decisions of the published recipe, for observations as `hrm_agent.benchmarks.deciding` draws them."""
+def published_decisions(parts: RunParts, rows: int, path: str, cores: int) -> Competitor:
+    """Decisions of the published recipe, for observations as `hrm_agent.benchmarks.decisions` draws them."""
     agent = PublishedAgent(parts.policy, PUBLISHED[path])
 
     def decide(segments: int, prefix: str, seed: int) -> Outputs:
@@ -76,7 +76,7 @@ def published_decider(parts: RunParts, rows: int, path: str, cores: int) -> Comp
     return Competitor(lambda: agent.decide(ids, (kept[0], kept[1]), start), outputs, cores)
 
 
-def published_trainer(parts: RunParts, rows: int, path: str, cores: int) -> Competitor:
+def published_segments(parts: RunParts, rows: int, path: str, cores: int) -> Competitor:
     """A training segment of the published recipe."""
     agent = PublishedAgent(parts.policy, PUBLISHED[path])
     training = PublishedTraining(PublishedAgent(parts.policy, PUBLISHED[path]))
@@ -102,8 +102,8 @@ def published_trainer(parts: RunParts, rows: int, path: str, cores: int) -> Comp
     return Competitor(run, outputs, cores)
 
 
-def _named_alike(ours: Competitor) -> Competitor:
-    """Our outputs under the names of the recipe's, without those that it has not in the same form."""
+def _renamed(ours: Competitor) -> Competitor:
+    """Our outputs under the recipe's names, without those that the recipe has in another form."""
 
     def outputs(seed: int) -> Outputs:
         renamed = {}

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 
 from hrm_agent.benchmarks.automatic import auto
 from hrm_agent.benchmarks.cases import Case, Options
-from hrm_agent.benchmarks.deciding import decision
+from hrm_agent.benchmarks.decisions import decision
+from hrm_agent.benchmarks.deep_supervision import segment
+from hrm_agent.benchmarks.environments import env
 from hrm_agent.benchmarks.recipe import published
 from hrm_agent.benchmarks.stacks import blocks
-from hrm_agent.benchmarks.supervising import segment
 from hrm_agent.benchmarks.training import update
-from hrm_agent.benchmarks.worlds import env
 
 SUITES: dict[str, Callable[[Options], Iterator[Case]]] = {
     "blocks": blocks,
@@ -23,4 +23,4 @@ SUITES: dict[str, Callable[[Options], Iterator[Case]]] = {
     "published": published,
 }
 DEFAULT = tuple(name for name in SUITES if name != "published")
-"""What is measured where nothing is named: all but the one that takes minutes."""
+"""Measured when no suite is named: all but the one that takes minutes."""

@@ -1,4 +1,4 @@
-"""Suite `update`: what a training run does between two optimizer steps, and the step."""
+"""Suite `update`: loss, gradient and optimizer step of a training run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hrm_agent.policies.policy import Policy
 
 
 def update(options: Options) -> Iterator[Case]:
-    """PPO's step on a minibatch of the default run, and a training segment of the paper's for 64 of its 256 rows."""
+    """A PPO minibatch of the default run, and a training segment of the paper's run for 64 of its 256 rows."""
     yield minibatch_case(options)
     yield training_segment_case(8 if options.quick else 64, options)
 
@@ -49,7 +49,7 @@ def minibatch_case(options: Options) -> Case:
             loss, _ = algo.loss(batch, parts.ppo.entropy_coef, batch.returns.numel())
             return {"loss": loss, **gradients(loss, policy)}
 
-        # At the end of a run, where learning rates are 0: the same work, and the weights stay.
+        # At the end of a run learning rates are 0: the same work, but the weights stay.
         return Competitor(lambda: algo.update(rollout, 1.0), outputs)
 
     batch = inputs.windows(parts, rows, 0, torch.float32)
@@ -60,7 +60,7 @@ def minibatch_case(options: Options) -> Case:
 
 
 def training_segment_case(rows: int, options: Options) -> Case:
-    """One segment of the paper's training with given targets: forward, gradient, optimizer, average of the weights."""
+    """A training segment of the paper's run, targets given: forward, gradient, optimizer, average of the weights."""
     parts = paper_segment(rows)
 
     def make(path: str) -> Competitor:
@@ -71,7 +71,7 @@ def training_segment_case(rows: int, options: Options) -> Case:
 
 
 def paper_segment(rows: int) -> RunParts:
-    """The paper's run on `rows` environments, thinking for one segment."""
+    """The paper's run on `rows` environments, with one segment a decision."""
     small = [f"algo.{name}={rows}" for name in ("num_envs", "batch_sequences", "learning_starts")]
     return build_run("paper", [*small, f"algo.capacity={4 * rows}", "segments=1"])
 
@@ -84,7 +84,7 @@ def segment_operations(parts: RunParts) -> int:
 def segment_inputs(
     parts: RunParts, rows: int, seed: int, dtype: torch.dtype
 ) -> tuple[Tensor, PolicyState, Tensor, Tensor, Tensor]:
-    """Observations, kept states, starts, actions and targets of a batch of the paper's training."""
+    """Observations, carried states, episode starts, actions and targets of a batch of the paper's training."""
     generator = torch.Generator().manual_seed(seed)
     actions = torch.randint(4, (rows,), generator=generator)
     targets = torch.randn(rows, generator=generator).to(dtype)
@@ -103,7 +103,7 @@ def first_segment(
 
 
 def segment_trainer(parts: RunParts, path: str, cores: int) -> Competitor:
-    """DQN that trains one segment, on a batch of its replay, towards the rewards: targets cost nothing then."""
+    """DQN that trains one segment on a batch of its replay, with the rewards as targets, which cost nothing."""
     policy = policy_on(parts, path)
     collector, config = Collector(parts.env, policy, 0, Threads(cores)), parts.dqn
     space = parts.env.single_observation_space

@@ -1,8 +1,8 @@
-"""What happens inside a policy: how its latent moves while it thinks, and what the carried one is for.
+"""Inside a policy: how its latent moves from segment to segment, and what the carried state is used for.
 
-`latent_curves` measures convergence and divergence over segments (arXiv 2510.22832), `intervene` interferes with the
-state that is carried or with the world. Both play greedy episodes of mazes; the policy is never trained, and is left
-as it was. Averages are over decisions, standard errors over episodes.
+`latent_curves` measures convergence and divergence over segments (arXiv 2510.22832), `intervene` changes the carried
+state or the environment in mid-episode. Both play greedy episodes of mazes and leave the policy unchanged. Averages
+are over decisions, standard errors over episodes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hrm_envs import Cell, MazeConfig
 from hrm_envs.oracle import shortest_distances
 
 KINDS = ("first", "unchanged", "immaterial", "material")
-"""What happened to the world just before a decision; the first of an episode is a kind of its own."""
+"""What changed in the environment just before a decision; the first of an episode is a kind of its own."""
 
 CURVES = ("relative_change", "mse_to_last", "mse_to_first", "mse_to_seed", "mse_to_previous", "regret")
 
@@ -39,10 +39,10 @@ SHIFT_STREAM = 1
 
 
 class Moment(NamedTuple):
-    """One environment step of the M episodes of a batch that are still going on."""
+    """One environment step of the M episodes of a batch that have not ended."""
 
-    number: int  # decisions taken before in these episodes
-    episodes: NDArray[np.int64]  # [M] of all that are played, counted from 0
+    number: int  # earlier decisions in these episodes
+    episodes: NDArray[np.int64]  # [M] index among all episodes played
     obs: NDArray[np.uint8]  # [M, H, W]
     maps: NDArray[np.uint8]  # [M, H, W], the same without fog
     infos: dict[str, NDArray]  # [M, ...] the oracle's
@@ -55,7 +55,7 @@ class Moment(NamedTuple):
 
 Intervention = Callable[[gym.vector.VectorEnv, int, NDArray[np.int64], PolicyState, Tensor], tuple[PolicyState, Tensor]]
 """`(env, number, rows, state, episode_start) -> (state, episode_start)`, called before decision `number`; `rows` int64
-`[M]` are those of the environments in `env` whose episodes go on, and so the rows of the state."""
+`[M]`, the environments in `env` whose episodes have not ended, are the rows of the state."""
 
 
 def play(
@@ -77,7 +77,7 @@ def play(
         seed: number of the first level.
         split: `train`, `validation` or `test`.
         batch: environments stepped together.
-        intervention: called before every decision; it may change the environment and what is carried.
+        intervention: called before every decision; it may change the environment and the carried state.
 
     Raises:
         ValueError: no episode asked for, an environment that cannot be made or is not a maze.
@@ -117,11 +117,13 @@ def _play_batch(
         moment = Moment(
             number, rows, obs[rows], maps, {}, state, start, decision, chosen, np.zeros(len(rows), np.bool_)
         )
-        told = {name: np.asarray(infos[name])[rows] for name in ("distance", "optimal_actions", "changed", "material")}
+        oracle = {
+            name: np.asarray(infos[name])[rows] for name in ("distance", "optimal_actions", "changed", "material")
+        }
         actions = np.zeros(env.num_envs, np.int64)
         actions[rows] = chosen
         obs, _, terminated, truncated, infos = env.step(actions)
-        yield moment._replace(infos=told, success=np.asarray(terminated)[rows])  # mazes end at the goal alone
+        yield moment._replace(infos=oracle, success=np.asarray(terminated)[rows])  # a maze terminates at the goal only
         going = ~np.asarray(terminated | truncated)[rows]
         index = torch.as_tensor(np.flatnonzero(going), device=policy.device)
         rows, number = rows[going], number + 1
@@ -130,7 +132,7 @@ def _play_batch(
 
 
 class Followed:
-    """Tensors that belong to the episodes of the moment before, for those that still go on."""
+    """Tensors of the episodes of the previous moment, for those that have not ended."""
 
     def __init__(self) -> None:
         self._episodes = np.zeros(0, np.int64)
@@ -145,7 +147,7 @@ class Followed:
 
 
 @contextmanager
-def _thinking_for(policy: Policy, segments: int) -> Iterator[None]:
+def _with_segments(policy: Policy, segments: int) -> Iterator[None]:
     own, policy.segments = policy.segments, segments
     try:
         yield
@@ -154,18 +156,18 @@ def _thinking_for(policy: Policy, segments: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def think_on(
+def trace_segments(
     policy: Policy, obs: Tensor, state: PolicyState, episode_start: Tensor, segments: int
 ) -> tuple[list[State], Tensor]:
-    """`segments` segments about one observation, whatever the policy's own number.
+    """Run `segments` segments on one observation, whatever the policy's own number.
 
     Returns:
-        The core's states, first the one that is thought from and then one after each segment (segments + 1), and the
-        logits `[segments, B, A]` after each segment.
+        The core's states, before the first segment and after each (segments + 1), and the logits `[segments, B, A]`
+        after each segment.
     """
     states = [policy.carry.to_core_state(state, episode_start, policy.encoder(obs))]
     logits = []
-    with _thinking_for(policy, segments):
+    with _with_segments(policy, segments):
         for segment in policy.segment_by_segment(obs, state, episode_start):
             states.append(segment.state)
             logits.append(segment.decision.logits)
@@ -189,21 +191,21 @@ def latent_curves(
     split: str = "test",
     batch: int = 256,
 ) -> list[dict[str, Any]]:
-    """How the latent moves while the policy thinks on, by what happened to the world just before.
+    """How the latent moves over more segments than the policy uses, by what changed in the environment just before.
 
-    The policy acts after its own number of segments and carries its own state; beside that it thinks on about each
-    observation. Column i of each curve is segment i; segment 0 is the state that is thought from.
+    The policy acts after its own number of segments and carries its own state; the further segments on each
+    observation are only measured. Column i of each curve is segment i; segment 0 is the state before the first.
 
     Args:
         policy, env_id, env_options, episodes, seed, split, batch: see `play`.
-        segments: how long it thinks on, at least its own number.
+        segments: that are measured, at least the policy's own number.
 
     Returns:
         One JSON-able record for each of `KINDS`: `kind`, `decisions`, `episodes` with such a decision, and for each
         of `CURVES` a list of segments + 1 means over decisions, with standard errors over episodes under
         `<curve>_se`; None where undefined. `relative_change` is `||z_i - z_(i-1)|| / ||z_i||`, `mse_to_last` the
         convergence and `mse_to_first` the divergence of arXiv 2510.22832, `mse_to_seed` the same to segment 0,
-        `mse_to_previous` to the latent that the decision before ended with (what full carry carries), `regret`
+        `mse_to_previous` to the last latent of the previous decision (which `carry=full` carries), `regret`
         the steps lost by acting after this segment.
 
     Raises:
@@ -215,7 +217,7 @@ def latent_curves(
     followed = Followed()
     for moment in play(policy, env_id, env_options, episodes, seed, split, batch):
         obs = torch.as_tensor(moment.obs, device=policy.device)
-        states, logits = think_on(policy, obs, moment.state, moment.episode_start, segments)
+        states, logits = trace_segments(policy, obs, moment.state, moment.episode_start, segments)
         latents = torch.stack([flat_latent(state) for state in states])  # [segments + 1, M, F]
         previous = None if moment.number == 0 else followed.take(moment.episodes)[0]
         curves = {**_distances_moved(latents, previous), "regret": _regret_by_segment(moment, logits)}
@@ -226,7 +228,7 @@ def latent_curves(
 
 
 def kinds_of(moment: Moment) -> NDArray[np.int64]:
-    """Which of `KINDS` each decision of a moment is: int64 `[M]`."""
+    """The kind of each decision of a moment, an index into `KINDS`: int64 `[M]`."""
     if moment.number == 0:
         return np.zeros(len(moment.episodes), np.int64)
     material = moment.infos["material"]
@@ -235,12 +237,12 @@ def kinds_of(moment: Moment) -> NDArray[np.int64]:
 
 def _distances_moved(latents: Tensor, previous: Tensor | None) -> dict[str, NDArray[np.float64]]:
     """The curves of latents float `[S+1, M, F]`, each `[S+1, M]`; `previous` `[M, F]` or None."""
-    nowhere = torch.full(latents.shape[:2], torch.nan)
+    undefined = torch.full(latents.shape[:2], torch.nan)
 
     def mse(target: Tensor) -> Tensor:
         return (latents - target).square().mean(-1)
 
-    change = nowhere.clone()
+    change = undefined.clone()
     for i in range(1, len(latents)):
         change[i] = relative_change((latents[i - 1],), (latents[i],))
     curves = {
@@ -248,7 +250,7 @@ def _distances_moved(latents: Tensor, previous: Tensor | None) -> dict[str, NDAr
         "mse_to_last": mse(latents[-1]),
         "mse_to_first": mse(latents[1]),
         "mse_to_seed": mse(latents[0]),
-        "mse_to_previous": nowhere if previous is None else mse(previous),
+        "mse_to_previous": undefined if previous is None else mse(previous),
     }
     return {name: curve.cpu().double().numpy() for name, curve in curves.items()}
 
@@ -270,7 +272,7 @@ class _Tally:
         self.decisions = np.zeros((episodes, len(KINDS)), np.int64)
 
     def add(self, episodes: NDArray[np.int64], kinds: NDArray[np.int64], curves: NDArray[np.float64]) -> None:
-        """One decision an episode: curves `[C, S+1, M]`; NaN is not counted."""
+        """Add one decision of each episode: curves `[C, S+1, M]`; NaN is not counted."""
         values = np.moveaxis(curves, -1, 0)
         self.sums[episodes, kinds] += np.nan_to_num(values, nan=0.0)
         self.counts[episodes, kinds] += ~np.isnan(values)
@@ -289,10 +291,10 @@ class _Tally:
 
 
 def mean_and_error(sums: NDArray, counts: NDArray) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean over decisions, and its standard error when whole episodes are what was drawn.
+    """Mean over decisions, and its standard error with whole episodes as the sampling unit.
 
-    The decisions of an episode are alike, so the error is that of a ratio of two sums over episodes (Cochran 1977,
-    Sampling Techniques, equation 6.13); NaN where there is nothing, the error also where there is one episode only.
+    The decisions of an episode are correlated, so the error is that of a ratio of two sums over episodes (Cochran 1977,
+    Sampling Techniques, equation 6.13). NaN where there is no decision, and for the error of a single episode.
 
     Args:
         sums, counts: `[E, ...]`, of the values of each episode.
@@ -307,12 +309,12 @@ def mean_and_error(sums: NDArray, counts: NDArray) -> tuple[NDArray[np.float64],
 
 
 def as_list(values: NDArray) -> list[float | None]:
-    """JSON knows no NaN: None in its place, and six digits."""
+    """Six digits; None in place of NaN, which JSON does not have."""
     return [None if np.isnan(v) else float(f"{v:.6g}") for v in np.asarray(values, np.float64)]
 
 
 def distances_from(maps: NDArray[np.uint8], cell: int) -> NDArray[np.int32]:
-    """Shortest distances in steps to the position that shows `cell`, past walls and doors as they stand.
+    """Shortest distances in steps to the position that shows `cell`, with walls and closed doors as they are.
 
     Args:
         maps: `[N, H, W]` of `Cell` ids without fog, walled in.
@@ -333,7 +335,7 @@ def distances_from(maps: NDArray[np.uint8], cell: int) -> NDArray[np.int32]:
 
 
 def map_regret(maps: NDArray[np.uint8], actions: NDArray[np.int64]) -> NDArray[np.float64]:
-    """`metrics.action_regret` of actions `[N]` on maps `[N, H, W]`, found without the oracle."""
+    """`metrics.action_regret` of actions `[N]` on maps `[N, H, W]`, without the oracle."""
     to_goal = distances_from(maps, Cell.GOAL)
     rows = np.arange(len(maps))
     at, col = np.divmod((maps == Cell.AGENT).reshape(len(maps), -1).argmax(1), maps.shape[2])
@@ -343,16 +345,16 @@ def map_regret(maps: NDArray[np.uint8], actions: NDArray[np.int64]) -> NDArray[n
 
 
 def shift_goals(env: gym.vector.VectorEnv, rows: NDArray[np.int64], levels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Move the goals of some environments to other cells that the agent can reach as the doors stand.
+    """Move the goals of some environments to other cells that the agent can reach with the doors as they are.
 
-    Where none is free the goal stays. The oracle's values in `infos` are those from before until the next step.
+    Where there is no such cell the goal stays. The oracle's values in `infos` are outdated until the next step.
 
     Args:
         env: mazes.
-        rows, levels: which of them, and the numbers of their levels, which decide where the goals go.
+        rows, levels: which of them, and the numbers of their levels, which seed the choice of cells.
 
     Returns:
-        bool `[M]`: where the goal has moved.
+        bool `[M]`: whether the goal moved.
     """
     maze: Any = env.unwrapped
     saved = maze.get_state()
@@ -389,22 +391,23 @@ def intervene(
     batch: int = 256,
     interventions: Sequence[str] = INTERVENTIONS,
 ) -> list[dict[str, Any]]:
-    """What one change in mid-episode costs, on the same levels as an untouched control.
+    """The cost of one intervention in mid-episode, against a control without it on the same levels.
 
-    `swap`: every episode gets the state that the next one in the batch keeps; `reset_once`: the state is replaced by
-    the initial one; `goal_shift`: the goal moves to another cell; `goal_shift_reset`: both, the control for it. Only
-    episodes that have not ended before decision `at` are counted, the same ones for every intervention.
+    `swap`: every episode gets the carried state of the next one in the batch; `reset_once`: the state is replaced by
+    the initial one; `goal_shift`: the goal moves to another cell; `goal_shift_reset`: both, as a control for
+    `goal_shift`. Only episodes that reach decision `at` are counted, the same ones for every intervention.
 
     Args:
         policy, env_id, env_options, episodes, seed, split, batch: see `play`.
-        at: decision, counted from 0, just before which it happens.
+        at: the decision, counted from 0, before which it happens.
         lags: decisions from `at` on whose regret is reported.
         interventions: which.
 
     Returns:
         JSON-able records, `control` first: `intervention`, `at`, `episodes`, `success`, `success_ci95`, `regret` by lag
-        (steps lost on the map as it stands, means over the episodes still going on and not cut off, with `regret_se`
-        and `regret_decisions`), and `other_action`: share of episodes whose action at `at` is not the control's.
+        (steps lost on the current map, means over the episodes that have not ended and can reach the goal, with
+        `regret_se` and `regret_decisions`), and `other_action`: share of episodes whose action at `at` is not the
+        control's.
 
     Raises:
         ValueError: an unknown intervention, `at` or `lags` out of range, no episode that lasts, or see `play`.

@@ -1,8 +1,8 @@
-"""What episodes are measured by. Numpy only: no environment and no network.
+"""Metrics of episodes. Numpy only: no environment and no network.
 
-Change-locked metrics look at what an agent does right after the world has changed under it. *Decision* t of
-an episode is the action chosen at observation t; the *map* it is judged on is the map as it stands at that
-moment (doors as they are, not as they will be). A change belongs to the first decision taken after it.
+Change-locked metrics measure what an agent does right after its environment changed. *Decision* t of an episode is the
+action chosen at observation t; it is judged on the *map* of that moment (doors as they are, not as they will be). A
+change belongs to the first decision after it.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 HORIZON = 10
-"""Decisions after a material change that are counted to it."""
+"""Decisions after a material change that are attributed to it."""
 
 
 CHANGE_KINDS = ("unchanged", "immaterial", "material")
-"""What the step before a decision did to the world: nothing; something that alters neither the optimal actions nor
-the distance at the agent; or something that does."""
+"""What changed in the step before a decision: nothing; something that alters neither the optimal actions nor the
+distance at the agent; or something that does."""
 
 
 class Decisions(NamedTuple):
-    """What was recorded of every decision: T decisions of E episodes, those behind an episode's end ignored."""
+    """A record of every decision: T decisions of E episodes; those after an episode's end are ignored."""
 
     regret: NDArray[np.float64]  # [T, E] `action_regret`; NaN without a score
     changed: NDArray[np.bool_]  # [T, E] whether anything changed between decisions t - 1 and t
     material: NDArray[np.bool_]  # [T, E] whether that change was material
-    stale: NDArray[np.bool_]  # [T, E] whether decision t was optimal just before the change and is not any more
-    segments: NDArray[np.int64] | None  # [T, E] segments that were thought; None: the actor counts none
+    stale: NDArray[np.bool_]  # [T, E] whether action t was optimal before the change and no longer is
+    segments: NDArray[np.int64] | None  # [T, E] segments used; None: the actor counts none
 
 
 class Totals(NamedTuple):
     """Sums over the decisions of each episode; E rows. The columns of `[E, 3]` are `CHANGE_KINDS`.
 
-    An episode's first decision follows no step, so it is of none of the kinds.
+    An episode's first decision follows no step, so it has no kind.
     """
 
     regret: NDArray[np.float64]  # [E] over the scored decisions
@@ -49,8 +49,8 @@ class Changes(NamedTuple):
     """One row per material change that was followed by a decision; C rows.
 
     A decision is *scored* if the goal can be reached on the map it is taken on. A change is followed until
-    the next material change, the end of the episode, or `HORIZON` decisions, whichever is first. What has no
-    scored decision to stand on is NaN.
+    the next material change, the end of the episode, or `HORIZON` decisions, whichever is first. Values without a
+    scored decision are NaN.
     """
 
     episode: NDArray[np.int64]  # [C] which episode
@@ -92,7 +92,7 @@ def spl(success: NDArray[np.bool_], steps: NDArray[np.int64], shortest: NDArray[
     Args:
         success: `[E]`.
         steps: `[E]` environment steps taken.
-        shortest: `[E]` the clairvoyant arrival in steps; -1 where nobody could arrive in time.
+        shortest: `[E]` the clairvoyant arrival in steps; -1 where no agent could arrive in time.
 
     Returns:
         float64 `[E]` in [0, 1]: `shortest / max(steps, shortest)` where successful, else 0.
@@ -118,7 +118,7 @@ def excess_steps(
 def action_regret(
     distance: NDArray, optimal: NDArray[np.bool_], actions: NDArray, blocked: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """What an action costs on the map it is taken on: `1 + d(after the move) - d(before)`, in steps.
+    """The cost of an action on the current map: `1 + d(after the move) - d(before)`, in steps.
 
     On a grid every move changes the shortest distance to the goal by exactly one (its positions are coloured
     like a chessboard), so the regret is 0 for an optimal action, 1 for a blocked one, which leaves the agent
@@ -147,14 +147,14 @@ def follow_changes(
     lengths: NDArray[np.int64],
     horizon: int = HORIZON,
 ) -> Changes:
-    """Collect what followed each material change.
+    """Collect the decisions that followed each material change.
 
     Args:
-        regret: float64 `[T, E]` of decision t in episode e, NaN where it has no score (`action_regret`).
+        regret: float64 `[T, E]` of decision t in episode e, NaN where it is not scored (`action_regret`).
         material: `[T, E]` whether a material change lies between decisions t - 1 and t.
-        stale: `[T, E]` whether decision t was optimal just before that change and is not any more.
-        lengths: int `[E]` decisions of each episode; what lies behind them is ignored.
-        horizon: decisions that are counted to a change, at most.
+        stale: `[T, E]` whether action t was optimal before that change and no longer is.
+        lengths: int `[E]` decisions of each episode; later rows are ignored.
+        horizon: decisions that are attributed to a change, at most.
     """
     rows = []
     for episode, length in enumerate(np.asarray(lengths).tolist()):
@@ -180,7 +180,7 @@ def follow_changes(
 
 
 def total_decisions(decisions: Decisions, lengths: NDArray[np.int64]) -> Totals:
-    """Sum up the decisions of each episode, split by what the step before each of them changed.
+    """Sum up the decisions of each episode, by what changed in the step before each.
 
     Args:
         decisions: of E episodes.
@@ -218,12 +218,12 @@ def regret_by_change(totals: Totals) -> dict[str, float | None]:
 
 
 def decisions_by_change(totals: Totals) -> dict[str, int]:
-    """The number of scored decisions that `regret_by_change` stands on."""
+    """Number of scored decisions in each mean of `regret_by_change`."""
     return dict(zip(CHANGE_KINDS, totals.scored_by_change.sum(0).tolist(), strict=True))
 
 
 def segments_by_change(totals: Totals) -> dict[str, float | None] | None:
-    """Mean segments of the decisions right after each kind of step, scored or not; None if nobody counted them."""
+    """Mean segments of the decisions right after each kind of step, scored or not; None if they were not counted."""
     if totals.segments_by_change is None:
         return None
     return _by_kind(_ratio(totals.segments_by_change.sum(0), totals.decisions_by_change.sum(0)))
@@ -245,7 +245,7 @@ def regret_after_material_change(changes: Changes) -> float | None:
 def steps_to_replan(changes: Changes) -> float | None:
     """Mean number of decisions after a material change before the first optimal one; 0: at once.
 
-    A change that is followed by no optimal decision counts with the decisions that did follow it.
+    A change that no optimal decision follows counts with all decisions that follow it.
     """
     return mean_or_none(changes.steps_to_replan)
 

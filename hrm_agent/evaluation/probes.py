@@ -1,8 +1,8 @@
-"""What linear probes read from the token of each cell: is it on a shortest path, and how far is the goal?
+"""Linear probes of the token of each cell: is the cell on a shortest path, and how far is the goal?
 
 Alain and Bengio 2016 (Understanding intermediate layers using linear classifier probes, arXiv 1610.01644), on the
-latents of a policy while it thinks. Beside them stand the same probes on a network with random weights and on the
-tokens before thinking: what these tell too was not learned, or not thought.
+latents of a policy after each segment. As controls, the same probes on a network with random weights and on the
+encoder's tokens: what they can decode too was not learned, or not computed by the core.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 from hrm_agent.cores import State
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.evaluation.latents import Followed, as_list, distances_from, play, think_on
+from hrm_agent.evaluation.latents import Followed, as_list, distances_from, play, trace_segments
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.encoders import GridEncoder, find_grid
 from hrm_agent.policies.policy import Policy
 from hrm_envs import Cell
 
 TASKS = ("path", "distance")
-"""What is read from a token: is its cell on a shortest path (yes or no), and how far it is from the goal."""
+"""Targets decoded from a token: whether its cell is on a shortest path, and how far it is from the goal."""
 
 FEATURES = ("latent", "random", "input", "input_3x3")
 RIDGE = 1e-3
@@ -32,7 +32,7 @@ SCORES = ("path_auc", "path_balanced_accuracy", "distance_r2")
 
 
 class CellTargets(NamedTuple):
-    """What each of L grid tokens of M maps should tell; `known` says where the target means something."""
+    """Targets of L grid tokens on M maps; `known` marks where a target is defined."""
 
     path: NDArray[np.bool_]  # [M, L] on a shortest path from the agent to the goal
     path_known: NDArray[np.bool_]  # [M, L]
@@ -41,10 +41,11 @@ class CellTargets(NamedTuple):
 
 
 def cell_targets(maps: NDArray[np.uint8], grid: GridEncoder) -> CellTargets:
-    """Targets of the first open position of each token's patch, on the maps as they stand.
+    """Targets of the first open position of each token's patch, on the current maps.
 
     Tokens without an open position are left out, and so are those that show the agent or the goal, where the input
-    gives the answer away; `path` also on maps that cut the agent off from the goal, `distance` on cells cut off.
+    reveals the target; `path` is undefined also on maps where the agent
+    cannot reach the goal, `distance` on cells from which it cannot be reached.
 
     Args:
         maps: `[M, H, W]` without fog.
@@ -55,8 +56,8 @@ def cell_targets(maps: NDArray[np.uint8], grid: GridEncoder) -> CellTargets:
     to_goal, to_agent = (distances_from(maps, cell).reshape(flat.shape) for cell in (Cell.GOAL, Cell.AGENT))
     patches = flat[:, slots]  # [M, L, places]
     is_open = (patches != Cell.WALL) & (patches != Cell.DOOR) & inside
-    tells = ((patches == Cell.AGENT) | (patches == Cell.GOAL)) & inside
-    usable = is_open.any(-1) & ~tells.any(-1)
+    revealed = ((patches == Cell.AGENT) | (patches == Cell.GOAL)) & inside
+    usable = is_open.any(-1) & ~revealed.any(-1)
     first = slots[np.arange(len(slots)), is_open.argmax(-1)]  # [M, L]
     ahead, behind = (np.take_along_axis(distance, first, 1) for distance in (to_goal, to_agent))
     length = to_goal[rows, (flat == Cell.AGENT).argmax(1)][:, None]
@@ -75,10 +76,10 @@ def token_places(grid: GridEncoder) -> tuple[NDArray[np.int64], NDArray[np.bool_
 
 
 class RidgeProbe:
-    """Linear regression with a penalty, fitted in closed form from sums, so that no data are kept.
+    """Ridge regression, fitted in closed form from sums of products, so that no examples are stored.
 
     Args:
-        balanced: all values of the target weigh the same together, however rare (for classes).
+        balanced: give all values of the target the same total weight, however rare (for classes).
         ridge: penalty on the weights of features scaled to unit variance.
     """
 
@@ -101,31 +102,31 @@ class RidgeProbe:
         mean = moments[-2]
         covariance = moments - torch.outer(mean, mean)
         variance = covariance.diagonal()[:-2]
-        # A feature that never varies must not blow up: the reset state is the same vector everywhere.
+        # A constant feature must not be scaled up: the reset state is the same vector everywhere.
         scale = variance.clamp_min(1e-6 * float(variance.max()) + 1e-9)
         weights = torch.linalg.solve(covariance[:-2, :-2] + self.ridge * scale.diag(), covariance[:-2, -1])
         return weights, mean[-1] - mean[:-2] @ weights
 
 
 def auc(scores: NDArray, labels: NDArray[np.bool_]) -> float:
-    """Area under the ROC curve: how often a positive scores above a negative, ties half; NaN without both."""
+    """Area under the ROC curve: how often a positive scores above a negative, ties half; NaN without both classes."""
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    processes = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
     positive, negative = int(labels.sum()), int((~labels).sum())
     if not positive or not negative:
         return float("nan")
-    return float((processes[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    return float((ranks[labels].sum() - positive * (positive + 1) / 2) / (positive * negative))
 
 
 def balanced_accuracy(predicted: NDArray[np.bool_], labels: NDArray[np.bool_]) -> float:
-    """Mean of the two classes' shares that are predicted right; NaN without both."""
+    """Mean of the two classes' recalls; NaN without both classes."""
     if labels.all() or not labels.any():
         return float("nan")
     return float((predicted[labels].mean() + (~predicted[~labels]).mean()) / 2)
 
 
 def r_squared(predicted: NDArray, target: NDArray) -> float:
-    """Share of the target's variance that is explained; NaN where it does not vary."""
+    """Coefficient of determination; NaN where the target is constant."""
     spread = np.square(target - target.mean()).sum() if target.size else 0.0
     return float(1 - np.square(target - predicted).sum() / spread) if spread > 0 else float("nan")
 
@@ -141,7 +142,7 @@ class CellProbes:
         self.trained_on = dict.fromkeys(TASKS, 0)
 
     def see(self, features: dict[str, list[Tensor]], targets: CellTargets, learn: bool) -> None:
-        """Features `[M, L, F]` by kind and segment: fit to them, or be tested on them."""
+        """Features `[M, L, F]` by kind and segment: fit the probes to them, or test them."""
         for task, target, known in zip(TASKS, targets[::2], targets[1::2], strict=True):
             mask, y = torch.from_numpy(known), torch.from_numpy(target[known])
             if learn:
@@ -193,21 +194,21 @@ def probe_cells(
     batch: int = 256,
     fresh_seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """What linear probes read from each token: is its cell on a shortest path, and how far is the goal?
+    """Fit and test linear probes of each token: is its cell on a shortest path, and how far is the goal?
 
     Probes are fitted on levels of the train split and tested on the test split, along the agent's own greedy episodes.
 
     Args:
         policy, env_id, env_options, seed, batch: see `play`.
         train_episodes, test_episodes: levels for fitting and for testing.
-        segments: probed one by one, and segment 0, the state that is thought from.
-        every: take every such decision of an episode; neighbouring ones are nearly the same.
+        segments: probed one by one, and segment 0, the state before the first.
+        every: probe every n-th decision of an episode; neighbouring ones are nearly the same.
         fresh_seed: of the network with random weights.
 
     Returns:
         One JSON-able record for each of `FEATURES`: `latent` (all latents of the token) and `random` (those of the
         same architecture with fresh weights, carrying its own state through the same observations) with
-        segments + 1 numbers a metric, `input` (the token before thinking) and `input_3x3` (with its eight
+        segments + 1 numbers a metric, `input` (the encoder's token) and `input_3x3` (with its eight
         neighbours) with one. `path_auc`, `path_balanced_accuracy`, `distance_r2` (of log(1 + steps)), and
         `path_cells`, `distance_cells`: examples fitted and tested. None where undefined.
 
@@ -250,12 +251,12 @@ def fresh_policy(policy: Policy, env_id: str, env_options: dict[str, Any], seed:
 def _by_segment(
     policy: Policy, obs: Tensor, state: PolicyState, start: Tensor, segments: int, before: int
 ) -> list[Tensor]:
-    """Latents of the grid's tokens `[B, L, F]` before thinking and after each segment."""
-    return [token_latents(s, before) for s in think_on(policy, obs, state, start, segments)[0]]
+    """Latents of the grid's tokens `[B, L, F]` before the first segment and after each."""
+    return [token_latents(s, before) for s in trace_segments(policy, obs, state, start, segments)[0]]
 
 
 def token_latents(state: State, before: int = 0) -> Tensor:
-    """All latents of each grid token side by side: `[B, L, F]`; `before` tokens stand before the grid.
+    """All latents of each grid token side by side: `[B, L, F]`; the first `before` tokens are not of the grid.
 
     Raises:
         ValueError: a core whose latents do not belong to tokens.

@@ -41,8 +41,8 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
     """The metrics of some episodes; None where the environment does not define one.
 
     `success_ci95` is Wilson's interval; `spl` and `excess_steps` are against the clairvoyant arrival; means
-    are over episodes, change-locked ones over material changes (`metrics.Changes`) or, where they are given for
-    each of `metrics.CHANGE_KINDS`, over the decisions right after such a step.
+    are over episodes, change-locked ones over material changes (`metrics.Changes`) or, those by
+    `metrics.CHANGE_KINDS`, over the decisions right after such a step.
     """
     n, successes = len(episodes), int(episodes.success.sum())
     shortest, changes, totals = episodes.clairvoyant, episodes.changes, episodes.totals
@@ -160,12 +160,12 @@ def compare(
 
     Args:
         actor: makes the actor; one for each thread.
-        levels: that all play.
+        levels: played by all.
         cost: from the actor's mean segments per decision (None: it counts none) to the cost of its decisions, see
             `hrm_agent.evaluation.cost.decision_cost`.
         others: actors reported under their names, with their levels; None: entries that stay empty.
         references: which of `REFERENCES` play; the entries of the rest are None.
-        threads: threads to deal the levels of `actor` and `others` over.
+        threads: threads to divide the levels of `actor` and `others` over.
 
     Returns:
         The actor's `summarize`, its cost and its `levels` (`list_levels`); `others`, `random` and `bfs_replanner`
@@ -209,18 +209,18 @@ def evaluate_policy(
     batch: int = 256,
     processes: Processes = SINGLE_PROCESS,
 ) -> dict[str, Any]:
-    """The light evaluation of a policy in training: `summarize`, without change-locked metrics by default.
+    """A quick evaluation of a policy in training: `summarize`, by default without change-locked metrics.
 
     Args:
-        policy: left as it is; nothing is drawn from any random stream of the training run.
+        policy: unchanged; no random stream of the training run is used.
         env_id, env_options: the environment.
         episodes: levels `seed ... seed + episodes - 1`.
         split: `train`, `validation` or `test`.
         deterministic: play the most probable action.
-        threads: threads to deal the levels over.
+        threads: threads to divide the levels over.
         oracle: measure the change-locked metrics too.
         batch: environments stepped together in each thread.
-        processes: that the levels are divided over; all hold the policy, and each returns the whole. Not with `oracle`.
+        processes: to divide the levels over; all hold the policy and return the same. Not with `oracle`.
 
     Raises:
         ValueError: no episode asked for, or an environment that cannot be made.
@@ -239,7 +239,7 @@ def evaluate_policy(
 
 
 def _join(own: Episodes | None, levels: range, processes: Processes) -> Episodes:
-    """The episodes on all levels, of which this process has played its share; None: it had none to play."""
+    """All episodes, from each process's own share; None: a process that had none to play."""
     columns = ("success", "steps", "returns", "clairvoyant", "segments")
     table = torch.zeros(len(columns), len(levels), dtype=torch.float64)
     for row, name in zip(table, columns, strict=True):
@@ -281,7 +281,7 @@ MAZE_LEGEND = (
     "stale: first decisions that only the old map makes optimal",
 )
 RETURN_COLUMNS: tuple[Column, ...] = (("return", "return", 11, ".2f"), ("steps", "episode_length", 9, ".1f"))
-"""Of environments that know no shortest path."""
+"""For environments without shortest paths."""
 
 
 def format_report(report: dict[str, Any]) -> str:

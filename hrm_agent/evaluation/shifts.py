@@ -1,7 +1,7 @@
-"""One-axis shifts: what an agent does when one option of its maze is changed at a time, and what could be done.
+"""One-axis shifts: how an agent does when one option of its maze changes at a time, and what would be possible.
 
-Each point is played by the agent and by the BFS re-planner on the same levels, with the clairvoyant bound beside
-them: a harder maze lowers all three, and only the distance between them says that the agent does not transfer.
+Each point is played by the agent and by the BFS re-planner on the same levels and reported with the clairvoyant bound:
+a harder maze lowers all three, and only the gap between them shows that the agent does not transfer.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Point:
     """One maze to play.
 
     Args:
-        axis: one of `AXES`, or `trained` for the maze that all shifts start from.
-        value: where on the axis, as a reader would say it.
-        changes: the options that differ from the maze all start from.
-        missing: of an axis without any point, why it has none; None for a maze to play.
+        axis: one of `AXES`, or `trained` for the base maze.
+        value: position on the axis, in words.
+        changes: options that differ from the base maze.
+        missing: why the axis has no point; None for a maze to play.
     """
 
     axis: str
@@ -54,8 +54,8 @@ class Point:
 
 
 def sizes(base: MazeConfig, max_size: int) -> Iterator[Point]:
-    """Larger square mazes. The time limit grows with the number of cells (rounded up), so that there is as much time
-    for each cell; `scatter` keeps its share of edges that are walls; the number of doors stays.
+    """Larger square mazes. The time limit is proportional to the number of cells (rounded up); `scatter` keeps its
+    share of edges that are walls; the number of doors stays.
     """
     first = max(base.rows, base.cols) + SIZE_STEP
     if first > max_size:
@@ -88,7 +88,7 @@ def change_rates(base: MazeConfig, max_size: int) -> Iterator[Point]:
 
 
 def door_processes(base: MazeConfig, max_size: int) -> Iterator[Point]:
-    """Other rules for when which door opens and closes, at the same rate."""
+    """Other door processes, at the same rate."""
     for process in DOOR_PROCESSES:
         yield Point("door_process", f"{process} doors", {"door_process": process})
 
@@ -101,7 +101,7 @@ def goals(base: MazeConfig, max_size: int) -> Iterator[Point]:
 
 
 def views(base: MazeConfig, max_size: int) -> Iterator[Point]:
-    """The whole maze seen, or a radius of it."""
+    """Full view, or a radius."""
     for view in VIEWS:
         yield Point("view", "full view" if view == "full" else f"view radius {view}", {"view": view})
 
@@ -117,7 +117,7 @@ AXES: dict[str, Callable[[MazeConfig, int], Iterator[Point]]] = {
 
 
 def list_points(base: MazeConfig, axes: list[str], max_size: int) -> list[Point]:
-    """The maze that all start from, and then every point of the axes that differs from it, or why there is none.
+    """The base maze, then every point of the axes that differs from it, or why there is none.
 
     Raises:
         ValueError: no axis, an unknown one, or one given twice.
@@ -160,19 +160,19 @@ def run_shifts(
     split: str = "test",
     threads: Threads | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Play the points one after the other; a record for each as soon as it is there.
+    """Play the points one after the other, yielding each record as soon as it is complete.
 
     Args:
-        agent: greedy; made to fit the size of each maze (`Agent.fit`).
+        agent: plays greedily; adapted to the size of each maze (`Agent.fit`).
         env_id, env_options: the maze that the points' changes are applied to.
         points: see `list_points`.
         episodes: levels `seed ... seed + episodes - 1` at each point.
         split: `train`, `validation` or `test` levels.
-        threads: threads to deal the agent's levels over.
+        threads: threads to divide the agent's levels over.
 
     Yields:
         `axis`, `value`, `env`, `env_options`, `skipped` (why the point cannot be played, or None) and, where it was
-        played, the agent's `report.summarize` and `report.list_levels` beside `bfs_replanner` and `clairvoyant`.
+        played, the agent's `report.summarize` and `report.list_levels`, `bfs_replanner` and `clairvoyant`.
 
     Raises:
         ValueError: an agent that does not fit the first maze, no episode asked for, or an unknown split.
@@ -197,7 +197,7 @@ def run_shifts(
 
 
 def why_not(base: MazeConfig, point: Point) -> str | None:
-    """Why there is nothing to play, or nothing would change, on one line; None where something may well change."""
+    """Why a point is skipped because nothing would change, on one line; None for a point to play."""
     if point.missing is not None:
         return point.missing
     if point.axis in ("p_change", "door_process") and base.doors == 0:

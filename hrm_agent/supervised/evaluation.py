@@ -24,10 +24,10 @@ class Solver:
 
     Args:
         model: never changed here.
-        segments: S, of every puzzle; the most of them where puzzles may halt.
-        halting: None: all S segments are run, as published. `halt_only`: a puzzle is over when its `q_halt` is above
-            0; `q_learning`: above its `q_continue`. What is over is not computed any further.
-        threads: threads that puzzles are dealt out to.
+        segments: S, of every puzzle; at most, where puzzles may halt.
+        halting: None: all S segments are run, as published. `halt_only`: a puzzle halts when its `q_halt` is above 0;
+            `q_learning`: above its `q_continue`. Halted puzzles are not computed any further.
+        threads: threads that puzzles are divided over.
         precision: see `SupervisedConfig`.
     """
 
@@ -55,12 +55,12 @@ class Solver:
     def _solve(self, examples: Examples) -> Answers:
         device = self.model.lm_head.weight.device
         batch = to_batch(examples, device)
-        batch.pop("labels")  # a model that could see them would be right for the wrong reason
+        batch.pop("labels")  # a model must not see them
         count, length = examples.inputs.shape
         tokens = np.zeros((self.segments, count, length), np.int16)
         q = np.zeros((2, self.segments, count), np.float32)  # halt, continue
-        thought = np.full(count, self.segments)
-        rows = np.arange(count)  # that still think
+        used = np.full(count, self.segments)
+        rows = np.arange(count)  # not halted
         state = self.model.initial_state(count)
         for segment in range(self.segments):
             with autocast(self.precision, device):
@@ -73,14 +73,14 @@ class Solver:
                 continue
             on = q_halt <= (q_continue if self.halting == "q_learning" else 0)
             keep = on.cpu().numpy()
-            thought[rows[~keep]] = segment + 1
+            used[rows[~keep]] = segment + 1
             rows = rows[keep]
             if not len(rows):
                 tokens[segment + 1 :], q[:, segment + 1 :] = tokens[segment], q[:, segment, None]
                 break
             if not keep.all():
                 state, batch = trees.rows((state, batch), on)
-        return Answers(tokens, q[0], thought, q[1])
+        return Answers(tokens, q[0], used, q[1])
 
 
 def evaluate_model(
@@ -96,18 +96,18 @@ def evaluate_model(
     """Scores of a model on the first `count` puzzles of a split, after all segments.
 
     Args:
-        halting: by which rule `halted` says what halting would have made of it.
-        curves: with the scores after every segment, and what later segments repaired.
-        own: with the task's own evaluation, which may take much longer.
-        stopping: a solver that halts, which is then asked for `halted`; None: `halt_early` works it out.
+        halting: rule for the scores under `halted`.
+        curves: report the scores after every segment, and what later segments repaired.
+        own: report the task's own evaluation, which may take much longer.
+        stopping: a solver that halts, run for `halted`; None: `halted` is derived from all answers (`halt_early`).
 
     Returns:
         For every score of the task (`exact`, `cells`, perhaps more) its mean and `NAME_ci95`: Wilson's interval of a
         yes-or-no score, the normal one of a fraction. Then `puzzles`, `segments`; `q_halt_accuracy`, of the last
-        `q_halt` as a judge of `exact`; `halted`: the same scores and mean segments with halting at inference; `curves`
-        by score, a list over segments; `repaired` and `spoiled`: fractions of the puzzles that were wrong after the
-        first segment and right after the last, and the other way round. What the task's own evaluation gives is added
-        under `task`.
+        `q_halt` as a predictor of `exact`; `halted`: the same scores and mean segments with halting at inference;
+        `curves` by score, a list over segments; `repaired` and `spoiled`: fractions of the puzzles that were wrong
+        after the first segment and right after the last, and vice versa; `task`: the task's own evaluation, where it
+        has one.
     """
     examples = task.examples(split, count)
     answers = solver(examples)
@@ -130,7 +130,7 @@ def evaluate_model(
 
 
 def halt_early(answers: Answers, halting: str) -> Answers:
-    """What halting by a rule (see `Solver`) would have made of answers after all segments."""
+    """Answers as they would be if puzzles halted by a rule (see `Solver`), from those after every segment."""
     margin = answers.q_halt
     if halting == "q_learning":
         assert answers.q_continue is not None

@@ -1,4 +1,4 @@
-"""A model of paths (`tasks.maze_views`) as an agent: it solves what it sees, takes one step, solves again."""
+"""A model of paths (`tasks.maze_views`) as an agent that solves its view anew at every step."""
 
 from __future__ import annotations
 
@@ -28,21 +28,20 @@ ON_PATH = 1
 
 
 class PathActor:
-    """Goes where the model says that the path leads, for `hrm_agent.evaluation.episodes.run_episodes`.
+    """Follows the path that the model predicts; an actor for `hrm_agent.evaluation.episodes.run_episodes`.
 
     Of the agent's four neighbours that are no wall it takes the one with the largest logit of being on the path
-    (answer 1 against answer 0), the first of N, E, S, W among equals. A closed door is not excluded: a path that
-    leads through it means to wait in front of it, as the re-planner does that the model learns from.
+    (answer 1 against answer 0), the first of N, E, S, W among equals. A closed door is not excluded: a path
+    through it means waiting in front of it, as the re-planner does that the model learns from.
 
     Args:
         model: of `maze_views`, for grids of this size; never changed here.
-        segments: K, segments of thought at every step; the most of them with `halting`.
-        carry: begin to think with the latent of the environment step before, which was about another view, rather
-            than with the initial one; episodes begin with the initial one either way.
-        halting: when to stop thinking about a view, decided for each by itself: None: after K segments. `halt_only`:
-            also when `q_halt` is above 0; `q_learning`: when it is above `q_continue`
-            (`hrm_agent.supervised.evaluation.Solver`). A model that was trained with halting has seldom seen a view
-            for more segments than it asks for, and may spoil there what it had right.
+        segments: K, segments of every step; at most, with `halting`.
+        carry: start from the latent of the previous environment step, which saw another view, rather than from the
+            initial one; episodes start from the initial one either way.
+        halting: when a view's segments end, each independently. None: after K. `halt_only`: also when `q_halt` is
+            above 0; `q_learning`: when it is above `q_continue` (`hrm_agent.supervised.evaluation.Solver`). A model
+            trained with halting has seldom run more segments than it asks for, and may lose a right answer there.
 
     Attributes:
         segments: int64 `[N]`, segments of the last decision.
@@ -55,7 +54,7 @@ class PathActor:
         if halting is not None:
             check_choice("halting", halting, HALTINGS)
         self.model, self.carry, self.halting = model, carry, halting
-        self._thinks_for = check_at_least("segments", segments, 1)
+        self._at_most = check_at_least("segments", segments, 1)
         self.segments = np.zeros(0, np.int64)
         self.state: State = ()
 
@@ -66,7 +65,7 @@ class PathActor:
     def act(self, obs: NDArray[np.uint8]) -> NDArray[np.int64]:
         if not self.carry:
             self.state = self.model.initial_state(len(obs))
-        self.state, margin, self.segments = think(self.model, self.state, obs, self._thinks_for, self.halting)
+        self.state, margin, self.segments = run_segments(self.model, self.state, obs, self._at_most, self.halting)
         return step_along(obs, margin.cpu().numpy())
 
     def keep(self, rows: NDArray[np.int64]) -> None:
@@ -74,24 +73,24 @@ class PathActor:
         self.state = map_state(lambda s: s[index.to(s.device)], self.state)
 
 
-def think(
+def run_segments(
     model: PuzzleModel, state: State, obs: NDArray[np.uint8], segments: int, halting: str | None = None
 ) -> tuple[State, Tensor, NDArray[np.int64]]:
-    """Think about observations uint8 `[N, H, W]`.
+    """Run a model on observations uint8 `[N, H, W]`.
 
     Returns:
-        The state, and the logit of being on the path against not being on it, float `[N, H, W]`, after the last
-        segment of each; and how many these were, int64 `[N]`: `segments`, or fewer with `halting` (see `PathActor`).
+        The state and the logit of being on the path against not being on it, float `[N, H, W]`, after the last segment
+        of each; and the segments used by each, int64 `[N]`: `segments`, or fewer with `halting` (see `PathActor`).
     """
     device = model.lm_head.weight.device
     inputs = torch.as_tensor(np.ascontiguousarray(obs), device=device).int().flatten(1)
     batch = {"inputs": inputs, "puzzle_identifiers": torch.zeros(len(obs), dtype=torch.int32, device=device)}
-    margin, thought = torch.zeros(inputs.shape, device=device), np.zeros(len(obs), np.int64)
-    kept, rows = map_state(Tensor.clone, state), torch.arange(len(obs), device=device)  # those that still think
+    margin, used = torch.zeros(inputs.shape, device=device), np.zeros(len(obs), np.int64)
+    kept, rows = map_state(Tensor.clone, state), torch.arange(len(obs), device=device)  # rows not halted
     for _ in range(segments):
         state, logits, q_halt, q_continue = model(state, batch)
         margin[rows] = (logits[..., ON_PATH] - logits[..., 1 - ON_PATH]).float()
-        thought[rows.cpu().numpy()] += 1
+        used[rows.cpu().numpy()] += 1
         if halting is None:
             continue
         map_state(lambda all_, some, at=rows: all_.index_copy_(0, at, some.to(all_.dtype)), kept, state)
@@ -100,11 +99,11 @@ def think(
         if not len(rows):
             break
         state, batch = map_state(lambda s, on=on: s[on], state), {name: value[on] for name, value in batch.items()}
-    return state if halting is None else kept, margin.view(obs.shape), thought
+    return state if halting is None else kept, margin.view(obs.shape), used
 
 
 def step_along(grids: NDArray[np.uint8], margin: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Moves int64 `[N]` to the agent's neighbour with the largest margin `[N, H, W]` that is no wall."""
+    """Moves int64 `[N]` to the agent's neighbour with the largest margin `[N, H, W]` among those that are not walls."""
     rows = np.arange(len(grids))
     row, col = np.divmod((grids == Cell.AGENT).reshape(len(grids), -1).argmax(1), grids.shape[2])
     beside = [(rows, row + down, col + right) for down, right in MOVES]
@@ -113,7 +112,7 @@ def step_along(grids: NDArray[np.uint8], margin: NDArray[np.float32]) -> NDArray
 
 
 def check_fits(model: PuzzleModel, env_id: str, env_options: dict[str, Any]) -> None:
-    """Raises: ValueError unless the environment is a maze of the size that the model answers for."""
+    """Raises: ValueError unless the environment is a maze of the size that the model was trained on."""
     env = make_vector_env(env_id, 1, env_options)
     is_maze, space = isinstance(env.unwrapped, MazeVectorEnv), env.single_observation_space
     env.close()
@@ -147,18 +146,18 @@ def evaluate_path_policy(
     threads: Threads | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Greedy episodes of a path policy, reported as `hrm_agent.evaluate.evaluate` reports those of an agent.
+    """Greedy episodes of a path policy, with the same report as `hrm_agent.evaluate.evaluate`.
 
     Args:
         model: see `PathActor`.
-        env, env_options: a maze of the size that the model is for.
+        env, env_options: a maze of the size that the model was trained on.
         episodes: levels `seed ... seed + episodes - 1`, the first episode of each.
         segments, carry, halting: see `PathActor`.
         seed: number of the first level.
         split: `train`, `validation` or `test`.
         baselines: play the random policy and the re-planner too; without, they are None.
-        threads: threads to deal the levels over.
-        about: what the report says of how the model was trained: `run`, `frames` (for a supervised model, labelled
+        threads: threads to divide the levels over.
+        about: how the model was trained, for the report: `run`, `frames` (for a supervised model, labelled
             examples seen), `seconds`, `training_seed`.
 
     Returns:
@@ -176,7 +175,7 @@ def evaluate_path_policy(
         lambda: PathActor(model, segments, carry, halting),
         Levels(env, options, episodes, seed, split),
         lambda used: measure_path_cost(model, views, segments, halting, used),
-        {"sampled": None},  # it has answers, no distribution
+        {"sampled": None},  # answers are no distribution to draw from
         REFERENCES if baselines else (),
         threads,
     )
@@ -197,7 +196,7 @@ def describe(
         "segments": segments,
         "stop": halting or "fixed",
         "stop_threshold": 0.0,
-        "time_gradient": "detached",  # deep supervision cuts it between any two segments
+        "time_gradient": "detached",  # deep supervision cuts it after every segment
         "parameters": sum(p.numel() for p in model.parameters()),
         **{name: about.get(name) for name in ("frames", "seconds", "training_seed")},
         "hrm_agent_version": __version__,

@@ -1,7 +1,7 @@
 """Checkpoints of the authors of HRM and TRM: a file of weights, and beside it the YAML that their training wrote.
 
-Both repositories save `model.state_dict()` by `torch.save` as `step_N`, next to `all_config.yaml`. Docs:
-docs/supervised/published.md, which also says how the two formats differ.
+Both repositories save `model.state_dict()` by `torch.save` as `step_N`, next to `all_config.yaml`. See
+docs/supervised/published.md, also for how the two formats differ.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DATA_FILE = "dataset.json"
 KINDS = {"hrm_act_v1": "hrm", "hrm": "hrm", "trm": "trm"}
 """Module of the published model class (`arch.name` is `PACKAGE.MODULE@CLASS`) -> our core."""
 FIXED = {"rms_norm_eps": 1e-5, "rope_theta": 10000.0}
-"""What a published config may set, but ours does not: refused where it differs."""
+"""Settings of published configs that are fixed here; other values are refused."""
 TRM_DEFAULTS = {"mlp_t": False, "puzzle_emb_len": 16}
 PREFIX = "_orig_mod.model.inner."
 _STEP = re.compile(r"^step_(\d+)(\.safetensors|\.pth?)?$")
@@ -167,15 +167,15 @@ def load_published_checkpoint(
     Args:
         path: the file of weights, or its folder: then the `step_N` of the highest N, else `checkpoint`, else
             `model.safetensors`. `all_config.yaml` lies beside it.
-        spec: the task that the model shall solve; it must fit.
+        spec: the task to solve; it must fit the weights.
         sequence_length: tokens of a puzzle. Needed only without `spec`, of a model with rotary positions, and without
-            the data's `dataset.json` beside the weights: their shapes do not tell it then.
+            the data's `dataset.json` beside the weights: their shapes do not determine it then.
 
     Returns:
-        The model (float32, whatever the weights' type), and what is known of it: the entries of the config that
+        The model (float32, whatever the weights' type), and its facts: the entries of the config that
         `model_from_published` takes, and `halt_max_steps` (segments of an evaluation), `no_ACT_continue` (the
         halting head's second logit was never trained), `ema` (the weights are moving averages), `file` and `step`
-        (None where the name does not tell).
+        (None where the name does not say).
 
     Raises:
         ValueError: one line: a missing or unreadable file, an unknown architecture, weights that do not fit the
@@ -217,11 +217,11 @@ def find_weights(path: Path) -> Path:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The architecture in an `all_config.yaml`, as `model_from_published` takes it but for what data decide.
+    """The architecture in an `all_config.yaml`, as `model_from_published` takes it, without what depends on the data.
 
     Raises:
-        ValueError: the file is missing or no such YAML, its architecture is none of ours, or it has a setting that
-            ours cannot have.
+        ValueError: the file is missing or no such YAML, its architecture is not HRM or TRM, or a setting is not
+            supported.
     """
     try:
         whole = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
@@ -252,11 +252,11 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors by their published names, of a safetensors file or one that `torch.save` wrote.
 
-    The latter is a pickle. Torch's restricted reader (`weights_only`) is the only reader it is given to: it builds
-    tensors and plain containers of them, and refuses a file that asks for any other object before making it.
+    The latter is a pickle, read by torch's restricted reader (`weights_only`) alone: it builds tensors and plain
+    containers of them, and refuses a file that asks for any other object before making it.
 
     Raises:
-        ValueError: the file cannot be read, asks for another object, or holds something that is no tensor.
+        ValueError: the file cannot be read, asks for another object, or holds something that is not a tensor.
     """
     if path.suffix == ".safetensors":
         try:
@@ -284,7 +284,7 @@ def _ending(weights: Mapping[str, Tensor], name: str) -> Tensor | None:
 
 
 def _sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """What the authors' code takes from the data set, from the shapes of the weights."""
+    """Sizes that the authors' code takes from the data set, here from the shapes of the weights."""
     tokens, puzzles = _ending(weights, "embed_tokens.embedding_weight"), _ending(weights, "puzzle_emb.weights")
     if tokens is None:
         raise ValueError("the weights lack 'embed_tokens.embedding_weight'; give a checkpoint of HRM or TRM")
@@ -302,7 +302,7 @@ def _sequence_length(
     spec: TaskSpec | None,
     given: int | None,
 ) -> int:
-    """Tokens of a puzzle: of the weights where their shapes tell, else as given, of the task, of `dataset.json`."""
+    """Tokens of a puzzle: from the weights' shapes, else as given, from the task, or from `dataset.json`."""
     mixing = _ending(weights, "L_level.layers.0.mlp_t.gate_up_proj.weight")
     positions = _ending(weights, "embed_pos.embedding_weight")
     if mixing is not None or positions is not None:
@@ -328,7 +328,7 @@ def _prefix(config: Mapping[str, Any]) -> int:
 
 
 def _check_task(config: Mapping[str, Any], spec: TaskSpec) -> None:
-    """Raises: ValueError where a model of this config cannot read the task's puzzles, or not in its own words."""
+    """Raises: ValueError where a model of this config does not fit the task's puzzles."""
     for what, theirs, ours in (
         ("tokens of a puzzle", config["seq_len"], spec.sequence_length),
         ("ids of inputs", config["vocab_size"], spec.input_ids),

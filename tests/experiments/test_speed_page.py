@@ -8,7 +8,7 @@ import pytest
 
 from experiments.engine.records import ROOT
 from experiments.speed import roofline
-from hrm_agent.benchmarks.deciding import decision_operations
+from hrm_agent.benchmarks.decisions import decision_operations
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.published import PublishedAgent
 from hrm_agent.benchmarks.training import paper_segment, segment_operations

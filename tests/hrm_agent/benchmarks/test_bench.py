@@ -16,14 +16,14 @@ from hrm_agent import bench
 from hrm_agent.benchmarks import (
     automatic,
     cases,
-    deciding,
+    decisions,
+    deep_supervision,
+    environments,
     inputs,
     networks,
     paths,
     stacks,
-    supervising,
     training,
-    worlds,
 )
 from hrm_agent.benchmarks.cases import Case, Competitor, Options, error_between
 from hrm_agent.benchmarks.networks import SHAPES, build_run
@@ -68,9 +68,9 @@ def scaled_gradient(y: Tensor) -> Tensor:
 
 FORWARD: list[tuple[ModuleType, Callable[[], Iterator[Case]]]] = [
     (stacks, lambda: iter([stacks.block_case("default", SHAPES["default"], "conv", False, QUICK)])),
-    (deciding, lambda: iter([deciding.decision_case("default", 8, QUICK)])),
+    (decisions, lambda: iter([decisions.decision_case("default", 8, QUICK)])),
     (training, lambda: iter([training.minibatch_case(QUICK)])),
-    (supervising, lambda: supervising.segment(QUICK)),
+    (deep_supervision, lambda: deep_supervision.segment(QUICK)),
 ]
 
 
@@ -114,7 +114,7 @@ def test_blocks_with_gradient_are_three_times_the_operations(mixing: str, monkey
 def test_operations_are_those_that_evaluation_counts() -> None:
     parts = build_run("default", ["algo.num_envs=8", "algo.minibatch_windows=1"])
     macs = measure_cost(parts.policy, parts.env.single_observation_space, 1)["macs_per_decision"]
-    assert deciding.decision_operations(parts) == 2 * macs
+    assert decisions.decision_operations(parts) == 2 * macs
 
 
 def test_bytes_are_those_that_operations_read_and_write() -> None:
@@ -167,11 +167,11 @@ def test_fresh_input_is_fresh_and_repeatable() -> None:
 
 
 def test_a_vector_of_environments_is_checked_against_single_ones() -> None:
-    name = worlds.WORLDS[0]
-    alone, together = worlds._alone(name, 3), worlds._together(name, 3)
+    name = environments.ENVIRONMENTS[0]
+    alone, together = environments._single_outputs(name, 3), environments._vector_outputs(name, 3)
     assert error_between(together, alone) == 0.0
     assert alone["terminated"].any() or alone["truncated"].any()  # resets are among what is compared
-    assert error_between(worlds._together(name, 4), alone) > 0
+    assert error_between(environments._vector_outputs(name, 4), alone) > 0
 
 
 def test_what_auto_takes_is_shown_with_the_policy_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +222,7 @@ def test_the_recipe_trains_as_ours_does(monkeypatch: pytest.MonkeyPatch) -> None
     """Gradients of one segment, ours and the recipe's, compared by the benchmark itself; a wrong one is found."""
     for wrong in (False, True):
         change = scaled_gradient if wrong else lambda y: y
-        for module in (deciding, training):
+        for module in (decisions, training):
             monkeypatch.setattr(module, "put_on", forward_by(change))
         _, segment = published(Options(("other",), 1, quick=True), rows=2)
         records = measured(segment)

@@ -18,7 +18,7 @@ from hrm_agent.evaluation.episodes import ReplanActor, run_episodes
 from hrm_agent.evaluation.report import format_report, to_json
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised.model import PuzzleModel
-from hrm_agent.supervised.path_policy import PathActor, evaluate_path_policy, step_along, think
+from hrm_agent.supervised.path_policy import PathActor, evaluate_path_policy, run_segments, step_along
 from hrm_envs import Cell
 from hrm_envs.planners import replan
 
@@ -114,10 +114,10 @@ def test_each_view_halts_by_itself() -> None:
         batch = {"inputs": inputs, "puzzle_identifiers": torch.zeros(40, dtype=torch.int32)}
         _, _, q_halt, _ = model(model.initial_state(40), batch)
         model.halting_head.bias[0] = -q_halt.median()  # half of them stop at once
-        state, margin, thought = think(model, model.initial_state(40), views, 4, "halt_only")
+        state, margin, thought = run_segments(model, model.initial_state(40), views, 4, "halt_only")
         assert 10 < (thought == 1).sum() < 30
         for row in range(40):
-            alone, own, _ = think(model, model.initial_state(1), views[[row]], int(thought[row]))
+            alone, own, _ = run_segments(model, model.initial_state(1), views[[row]], int(thought[row]))
             torch.testing.assert_close(margin[row], own[0])
             for kept, expected in zip(state, alone, strict=True):
                 torch.testing.assert_close(kept[row], expected[0])

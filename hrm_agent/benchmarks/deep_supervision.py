@@ -42,7 +42,7 @@ def segment(options: Options) -> Iterator[Case]:
         def outputs(seed: int) -> Outputs:
             return supervised_segment(own, task, seed)
 
-        # At the end of a run, where learning rates are 0: the same work, and the weights stay.
+        # At the end of a run learning rates are 0: the same work, but the weights stay.
         return Competitor(lambda: learner.step(1.0), outputs)
 
     operations = rows * count_operations(lambda: supervised_segment(model, task, 0)) // CHECKED_ROWS
@@ -51,7 +51,7 @@ def segment(options: Options) -> Iterator[Case]:
 
 
 def supervised_segment(model: PuzzleModel, task: Task, seed: int) -> Outputs:
-    """Answers of a few new puzzles after one segment, the loss and its gradient."""
+    """Logits of a few new puzzles after one segment, the loss and its gradient."""
     batch = to_batch(task.draw(np.random.default_rng(seed), CHECKED_ROWS), torch.device("cpu"))
     _, logits, q_halt, _ = model(model.initial_state(CHECKED_ROWS), batch)
     loss = puzzle_loss(logits, q_halt, batch["labels"]).total / CHECKED_ROWS

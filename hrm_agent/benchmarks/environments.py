@@ -11,7 +11,7 @@ import torch
 from hrm_agent.benchmarks.cases import Case, Competitor, Options, Outputs
 from hrm_agent.environments.make import make_env, make_vector_env
 
-WORLDS = ("DynamicMaze-v0", "PaperMaze-v0")
+ENVIRONMENTS = ("DynamicMaze-v0", "PaperMaze-v0")
 SINGLE, VECTOR = "single", "vector"
 STEPS = 50
 CHECKED_ENVS = 3
@@ -20,7 +20,7 @@ CHECKED_ENVS = 3
 def env(options: Options) -> Iterator[Case]:
     """Steps under random actions with automatic resets; environment i of a vector is a single one of seed s + i."""
     count = 32 if options.quick else 256
-    for name in WORLDS:
+    for name in ENVIRONMENTS:
         yield Case(
             "env",
             f"{name}, {count} environments",
@@ -38,26 +38,26 @@ def _competitors(name: str, count: int) -> Callable[[str], Competitor]:
 
     def make(path: str) -> Competitor:
         if path == SINGLE:
-            alone = make_env(name)
-            alone.reset(seed=0)
-            # A vector steps each of its environments once a step; here one takes all these steps.
-            return Competitor(lambda: _play_alone(alone, actions.ravel()), lambda seed: _alone(name, seed))
+            single = make_env(name)
+            single.reset(seed=0)
+            # A vector steps each of its environments once; a single environment takes all these steps.
+            return Competitor(lambda: _step_singly(single, actions.ravel()), lambda seed: _single_outputs(name, seed))
         many = make_vector_env(name, count)
         many.reset(seed=0)
-        return Competitor(lambda: [many.step(action) for action in actions], lambda seed: _together(name, seed))
+        return Competitor(lambda: [many.step(action) for action in actions], lambda seed: _vector_outputs(name, seed))
 
     return make
 
 
-def _play_alone(env: gym.Env, actions: np.ndarray) -> None:
+def _step_singly(env: gym.Env, actions: np.ndarray) -> None:
     for action in actions:
         _, _, terminated, truncated, _ = env.step(action)
         if terminated or truncated:
             env.reset()
 
 
-def _alone(name: str, seed: int) -> Outputs:
-    """What environments that are stepped singly show, reset where an episode ends."""
+def _single_outputs(name: str, seed: int) -> Outputs:
+    """Outputs of environments that are stepped one at a time, reset where an episode ends."""
     actions = _actions(seed)
     seen = []
     for i in range(CHECKED_ENVS):
@@ -69,10 +69,10 @@ def _alone(name: str, seed: int) -> Outputs:
             rows.append((obs.copy(), float(reward), terminated, truncated))
         seen.append([np.stack(column) for column in zip(*rows, strict=True)])
         env.close()
-    return _named([np.stack(columns, axis=1) for columns in zip(*seen, strict=True)])
+    return _by_name([np.stack(columns, axis=1) for columns in zip(*seen, strict=True)])
 
 
-def _together(name: str, seed: int) -> Outputs:
+def _vector_outputs(name: str, seed: int) -> Outputs:
     env = make_vector_env(name, CHECKED_ENVS)
     nothing = np.zeros(CHECKED_ENVS)
     rows = [(env.reset(seed=seed)[0].copy(), nothing, nothing, nothing)]
@@ -80,14 +80,14 @@ def _together(name: str, seed: int) -> Outputs:
         obs, *outcome, _ = env.step(action)
         rows.append((obs.copy(), *(np.copy(value) for value in outcome)))
     env.close()
-    return _named([np.stack(column) for column in zip(*rows, strict=True)])
+    return _by_name([np.stack(column) for column in zip(*rows, strict=True)])
 
 
 def _actions(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 4, (4 * STEPS, CHECKED_ENVS))
 
 
-def _named(columns: list[np.ndarray]) -> Outputs:
-    """float64 `[steps, environments, ...]`; rewards are compared to float32, which a vector gives."""
+def _by_name(columns: list[np.ndarray]) -> Outputs:
+    """float64 `[steps, environments, ...]`; rewards are rounded to float32, as a vector gives them."""
     names = ("observations", "rewards", "terminated", "truncated")
     return {n: torch.from_numpy(c.astype(np.float32).astype(np.float64)) for n, c in zip(names, columns, strict=True)}

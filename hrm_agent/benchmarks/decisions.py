@@ -1,4 +1,4 @@
-"""Suite `decision`: decisions of a policy for a batch of environments, as the collector makes them."""
+"""Suite `decision`: decisions of a policy for a batch of environments, made by the collector."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def decision_case(size: str, rows: int, options: Options) -> Case:
     operations = decision_operations(parts) * rows
 
     def make(path: str) -> Competitor:
-        return decider(parts, rows, path, options.cores)
+        return policy_decisions(parts, rows, path, options.cores)
 
     return Case("decision", name, make, options.paths, operations, rows, "decisions", cores=options.cores)
 
@@ -44,8 +44,8 @@ def decision_operations(parts: RunParts) -> int:
         return count_operations(lambda: parts.policy.step(obs, parts.policy.initial_state(1), start))
 
 
-def decider(parts: RunParts, rows: int, path: str, cores: int) -> Competitor:
-    """A run's policy on a path, its batch split over threads as the collector splits it."""
+def policy_decisions(parts: RunParts, rows: int, path: str, cores: int) -> Competitor:
+    """A run's policy computed by a path, its batch split over threads by the collector."""
     policy = copy.deepcopy(parts.policy)
     put_on(policy, path)
     collector = Collector(parts.env, policy, 0, Threads(cores))
@@ -63,7 +63,7 @@ def decider(parts: RunParts, rows: int, path: str, cores: int) -> Competitor:
         return {f"{prefix}logits": decided.logits, **{f"{prefix}{i}": s for i, s in enumerate(decided.state)}}
 
     def outputs(seed: int) -> Outputs:
-        # Weights that were never trained scatter two nearby states within a few segments.
+        # With untrained weights two nearby states diverge within a few segments.
         return {**decide(1, "first segment/", seed), **decide(policy.segments, EXACT, seed)}
 
     given = draw(rows, 0)
