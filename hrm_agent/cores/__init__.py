@@ -1,7 +1,7 @@
 """Recurrent reasoning cores: HRM and TRM, baselines with the same interface, and those of other packages.
 
-Another package's core is known by a name: `register_core("ring", Ring)`, or an entry point of its distribution in the
-group `hrm_agent.cores`, which is loaded when the name is first asked for.
+Another package adds a core with `register_core("ring", Ring)`, or with an entry point in the group `hrm_agent.cores`,
+which is loaded when its name is first used.
 
     [project.entry-points."hrm_agent.cores"]
     ring = "my_project.cores:Ring"
@@ -54,15 +54,15 @@ ENTRY_POINTS = "hrm_agent.cores"
 
 
 def register_core(name: str, core: type[Core]) -> None:
-    """Make a core known by a name, for configurations (`core=NAME`), `PolicyConfig` and saved agents.
+    """Register a core under a name, for configurations (`core=NAME`), `PolicyConfig` and saved agents.
 
     Args:
         name: letters, digits, `_`, `-` and `.`.
-        core: its class; options are the keyword-only arguments of its constructor, each with a default that is a
-            number, a text, a bool, None or a list of these. A file of settings, and a saved agent, hold them.
+        core: its class; its options are the keyword-only arguments of its constructor, each with a default that is a
+            number, a string, a bool, None or a list of these, so that configurations and saved agents can hold it.
 
     Raises:
-        ValueError: a name that is taken by another class or is none, or a class that is no core.
+        ValueError: the name is malformed or belongs to another class, or `core` is not a subclass of `Core`.
     """
     if not name or not all(c.isalnum() or c in "_-." for c in name):
         raise ValueError(f"core name {name!r}: expected letters, digits, _, - and .")
@@ -74,8 +74,8 @@ def register_core(name: str, core: type[Core]) -> None:
     for option in _options_of(core):
         if not _is_plain(option.default):
             raise ValueError(
-                f"core {name}: the default of {option.name} is {option.default!r}; expected a number, a text, a bool, "
-                "None or a list of these, which configurations and saved agents can hold"
+                f"core {name}: the default of {option.name} is {option.default!r}; expected a number, a string, a "
+                "bool, None or a list of these, which configurations and saved agents can hold"
             )
     if CORES.get(name, core) is not core:
         raise ValueError(f"core {name!r} is already registered as {CORES[name].__qualname__}; choose another name")
@@ -83,7 +83,7 @@ def register_core(name: str, core: type[Core]) -> None:
 
 
 def core_names() -> list[str]:
-    """Every name that `find_core` knows: ours, registered ones, and entry points of installed packages."""
+    """Every name that `find_core` accepts: built-in cores, registered ones, and entry points of installed packages."""
     return [*CORES, *(e.name for e in entry_points(group=ENTRY_POINTS) if e.name not in CORES)]
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from hrm_agent.tensors.trees import map_tensors
 
 State = tuple[Tensor, ...]
-"""A core's latent: a NamedTuple of tensors whose first dimension is the batch; it may have no fields."""
+"""A core's latent: a NamedTuple of tensors whose first dimension is the batch; possibly without fields."""
 
 CYCLE_GRADIENTS = ("last", "all")
-"""Which of a segment's cycles have a gradient: those the papers train through, or every one."""
+"""Which of a segment's cycles have a gradient: the last, as published, or all."""
 
 TRUNCATION = 2.0
 TRUNCATED_STD = 0.87962566103423978
@@ -22,10 +22,10 @@ TRUNCATED_STD = 0.87962566103423978
 
 
 class Core(nn.Module):
-    """One segment of thought over a sequence of tokens, from an explicit state to an explicit state.
+    """One segment over a sequence of tokens; the state is passed in and returned.
 
-    The tokens are a prefix of `length - rows * cols` tokens (observations without a place, puzzle slots)
-    followed by the cells of a grid `(rows, cols)` in row-major order. Without a grid all are alike.
+    The tokens are a prefix of `length - rows * cols` tokens (observations without a position, puzzle slots)
+    followed by the cells of a grid `(rows, cols)` in row-major order. Without a grid there are no positions.
 
     Args:
         hidden_size: channels D of every token.
@@ -44,11 +44,11 @@ class Core(nn.Module):
 
     @property
     def gradient_reaches_state(self) -> bool:
-        """Whether a segment passes a gradient on to the state that it starts from."""
+        """Whether the gradient reaches the state that a segment starts from."""
         return True
 
     def initial_state(self, batch_size: int) -> State:
-        """The state before the first segment: fixed numbers, the same for every row; never write into it."""
+        """The state before the first segment: fixed values, the same for every row; treat it as read-only."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -59,7 +59,7 @@ class Core(nn.Module):
             state: what `initial_state` or an earlier call returned; it is not modified.
 
         Returns:
-            float[B, L, D], the tokens after thinking, and the state after the segment.
+            float[B, L, D], the output tokens, and the state after the segment.
         """
         raise NotImplementedError
 
@@ -78,7 +78,7 @@ def truncated_normal_(tensor: Tensor, std: float) -> Tensor:
 
 
 def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
-    """A linear layer with truncated-normal LeCun weights (variance 1 / inputs) and a zero bias if any."""
+    """A linear layer with truncated-normal LeCun weights (variance 1 / inputs) and, with `bias`, a bias of zeros."""
     layer = nn.Linear(inputs, outputs, bias=bias)
     truncated_normal_(layer.weight, inputs**-0.5)
     if bias:
@@ -87,7 +87,7 @@ def linear(inputs: int, outputs: int, bias: bool = False) -> nn.Linear:
 
 
 def initial_latent(size: int) -> Tensor:
-    """float[size], drawn once from the unit truncated normal; kept as a buffer, so never trained."""
+    """float[size], drawn once from the unit truncated normal; to be registered as a buffer, so never trained."""
     return truncated_normal_(torch.empty(size), 1.0)
 
 

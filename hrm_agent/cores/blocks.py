@@ -1,8 +1,8 @@
 """The blocks that HRM and TRM are built of: token mixing, then a SwiGLU, each with a post-norm residual.
 
 Attention, its positions and the SwiGLU follow the published HRM (arXiv 2506.21734), mixing by a SwiGLU
-over positions follows TRM (arXiv 2510.04871). The convolutions and sweeps are this project's: they are cheap,
-and they know which cells of a grid are neighbours.
+over positions follows TRM (arXiv 2510.04871). Convolutions and sweeps were added here: they are cheap and local
+on the grid.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ POSITIONS = ("rope", "rope2d", "none")
 ROPE_THETA = 10_000.0
 WIDTH_MULTIPLE = 256
 BIAS_RADIUS = 3
-"""Offsets between cells, in rows and columns, beyond which `attention_local` tells no more distances apart."""
+"""Offsets between cells, in rows and columns, are clipped to this by `attention_local`."""
 
 Angles = tuple[Tensor, Tensor]
 """Cosines and sines of the rotary positions, each float[L, 1, head_size]."""
@@ -40,9 +40,9 @@ def swiglu_width(size: int, expansion: float, inner_size: int | None) -> int:
 
 
 class GridConv(nn.Module):
-    """A 3x3 depthwise convolution over the grid; tokens before the grid are left as they are.
+    """A 3x3 depthwise convolution over the grid tokens.
 
-    float[B, L, C] -> float[B, L - prefix, C], the grid's part only. Cells outside the grid count as zero.
+    float[B, L, C] -> float[B, L - prefix, C], the grid's part only, with zero padding.
     """
 
     def __init__(self, channels: int, length: int, grid: tuple[int, int] | None) -> None:
@@ -87,8 +87,8 @@ class OffsetBias(nn.Module):
     """Learned attention biases by the offset between two cells, in rows and columns, clipped to +-`BIAS_RADIUS`.
 
     Biases of relative positions: Raffel et al. 2020 (T5), arXiv 1910.10683; ours are two-dimensional and begin as
-    minus the distance, so that heads look at the neighbourhood first, but for head 0, which begins without bias.
-    Prefix tokens share one more offset. No size of grid is built in.
+    minus the distance, which favours the neighbourhood, except for head 0, which begins without bias.
+    Prefix tokens share one more offset. The weights do not depend on the size of the grid.
     """
 
     offset: Tensor
@@ -155,8 +155,8 @@ class PositionMLPMixing(nn.Module):
 class ConvMixing(nn.Module):
     """A 3x3 depthwise convolution in attention's place.
 
-    Tokens before the grid have no neighbours, so they are heard everywhere: all tokens receive their mean, and they
-    receive the grid's, each with a weight per channel. Without a grid that is the whole mixing.
+    Prefix tokens have no neighbours: their mean is added to all tokens, and the grid's mean to them, each with a
+    weight per channel. Without a grid this is all the mixing there is.
     """
 
     def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None) -> None:
@@ -171,12 +171,12 @@ class ConvMixing(nn.Module):
             assert self.conv is not None
             return rms_norm(x + self.conv(x))
         prefix_tokens = x[:, : self.prefix]
-        heard = self.pooled[0] * prefix_tokens.mean(dim=1, keepdim=True)
+        from_prefix = self.pooled[0] * prefix_tokens.mean(dim=1, keepdim=True)
         if self.conv is None:
-            return rms_norm(x + heard)
+            return rms_norm(x + from_prefix)
         from_grid = self.pooled[1] * x[:, self.prefix :].mean(dim=1, keepdim=True)
         mixed = torch.cat([from_grid.expand_as(prefix_tokens), self.conv(x)], dim=1)
-        return rms_norm(x + mixed + heard)
+        return rms_norm(x + mixed + from_prefix)
 
     @torch.no_grad()
     def scale(self, gain: float) -> None:
@@ -194,10 +194,10 @@ def _units_of(tile: int) -> Tensor:
 
 
 class UnitsMixing(nn.Module):
-    """Sums over the units of a Sudoku in attention's place: every cell hears its row, its column and its tile.
+    """Sums over the units of a Sudoku in attention's place: every cell receives those of its row, column and tile.
 
     One weight per channel and kind of unit; the sums are divided by the root of a unit's size. The tokens are a square
-    grid of n^2 x n^2 cells, whose tiles are n x n; tokens before it are heard by all as in `ConvMixing`.
+    grid of n^2 x n^2 cells, whose tiles are n x n; prefix tokens are mixed as in `ConvMixing`.
     """
 
     members: Tensor
@@ -219,9 +219,9 @@ class UnitsMixing(nn.Module):
         if self.pooled is None:
             return rms_norm(x + self._units(x))
         prefix_tokens, cells = x[:, : self.prefix], x[:, self.prefix :]
-        heard = self.pooled[0] * prefix_tokens.mean(dim=1, keepdim=True)
+        from_prefix = self.pooled[0] * prefix_tokens.mean(dim=1, keepdim=True)
         from_grid = self.pooled[1] * cells.mean(dim=1, keepdim=True)
-        return rms_norm(x + heard + torch.cat([from_grid.expand_as(prefix_tokens), self._units(cells)], dim=1))
+        return rms_norm(x + from_prefix + torch.cat([from_grid.expand_as(prefix_tokens), self._units(cells)], dim=1))
 
     def _units(self, cells: Tensor) -> Tensor:
         # Two products with a matrix of zeros and ones: sums over strided dimensions are slower.
@@ -238,7 +238,7 @@ class UnitsMixing(nn.Module):
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """What a block is made of.
+    """Settings of a block.
 
     Args:
         num_heads: attention heads; they must divide the channels.
@@ -319,7 +319,7 @@ class Block(nn.Module):
 
 
 class BlockStack(nn.Module):
-    """Several blocks in a row, float[B, L, D] -> float[B, L, D].
+    """A stack of blocks, float[B, L, D] -> float[B, L, D].
 
     Args:
         layers: number of blocks.
@@ -357,10 +357,10 @@ class BlockStack(nn.Module):
 
 
 class RotaryPositions(nn.Module):
-    """Tables of rotary angles for a core; they are recomputed, not stored with the weights.
+    """Tables of rotary angles for a core; not saved with the weights.
 
-    `rope` numbers all tokens, prefix first. `rope2d` turns one half of each head by the row and the other
-    by the column; prefix tokens are not turned. `none`, or mixing without attention, has no table.
+    `rope` numbers all tokens, prefix first. `rope2d` rotates one half of each head by the row and the other
+    by the column, and leaves prefix tokens alone. `none`, or mixing without attention, has no table.
     """
 
     cos: Tensor | None
@@ -393,7 +393,7 @@ class RotaryPositions(nn.Module):
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:
-    """Turn the pairs (first half, second half) of each head, float[B, L, heads, head_size]."""
+    """Rotate the pairs (first half, second half) of each head, float[B, L, heads, head_size]."""
     cos, sin = angles
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

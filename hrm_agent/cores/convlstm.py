@@ -36,7 +36,7 @@ class ConvLSTMLayer(nn.Module):
         pooled = self.pooled(torch.cat([h.amax(dim=(2, 3)), h.mean(dim=(2, 3))], dim=-1))
         gates = observed + self.recurrent(torch.cat([below, h], dim=1)) + pooled[:, :, None, None]
         forget, enter, leave, candidate = gates.chunk(4, dim=1)
-        # Forgetting starts near sigmoid(1), so that a fresh network already remembers.
+        # The forget gate starts at sigmoid(1), so that an untrained network already remembers.
         c = torch.sigmoid(forget + 1.0) * c + torch.sigmoid(enter) * torch.tanh(candidate)
         return torch.sigmoid(leave) * torch.tanh(c), c
 
@@ -60,8 +60,8 @@ class ConvLSTM(Core):
 
     Every layer sees the observation, and a boundary plane (one on the grid's rim, zero inside) that tells
     the convolutions where the grid ends; the lowest also sees the top layer's output of the tick before (the
-    top-down connection). Prefix tokens have no place on the grid: their mean is added to every cell, and
-    in the output they are as they came in. Output: `norm(x + W h)` of the top layer.
+    top-down connection). Prefix tokens are not on the grid: their mean is added to every cell, and they are
+    returned unchanged. Output: `norm(x + W h)` of the top layer.
 
     Args:
         hidden_size: channels D of the tokens and of every layer.
@@ -93,7 +93,7 @@ class ConvLSTM(Core):
         self.rows, self.cols = self.grid
         self.prefix = length - self.rows * self.cols
         count = check_at_least("layers", layers, 1)
-        # The observation does not change between ticks: its part of the gates is a convolution apart.
+        # The observation does not change between ticks: its part of the gates is computed once.
         self.observers = nn.ModuleList(observer(hidden_size) for _ in range(count))
         self.layers = nn.ModuleList(ConvLSTMLayer(hidden_size) for _ in range(count))
         self.out = linear(hidden_size, hidden_size)

@@ -11,7 +11,7 @@ from hrm_agent.cores.blocks import BlockConfig, BlockStack, RotaryPositions
 
 
 class FeedForwardState(NamedTuple):
-    """No tensors at all."""
+    """Empty."""
 
 
 class FeedForward(Core):

@@ -1,4 +1,4 @@
-"""Baseline: a GRU over the pooled tokens, whose memory has no places."""
+"""Baseline: a GRU over the pooled tokens, with one memory vector for the whole observation."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class GRUState(NamedTuple):
 
 
 class GRUCore(Core):
-    """A GRU cell reads the mean and the maximum of the tokens; its memory is handed to every token.
+    """A GRU cell reads the mean and the maximum of the tokens; its memory is added to every token.
 
     One update per segment, then `y = norm(x + W_out silu(W_x x + W_h h))`.
 
     Args:
-        hidden_size, length, grid: see `Core`; only the channels matter here.
+        hidden_size, length, grid: see `Core`; length and grid are ignored.
         memory_size: size of the memory vector; the channels where it is None.
         inner_size: inner channels of the output network; twice the channels where it is None.
 
@@ -61,6 +61,6 @@ class GRUCore(Core):
         return self.answer(x, h[:, None]), GRUState(h)
 
     def answer(self, x: Tensor, h: Tensor) -> Tensor:
-        """Tokens float[..., D] after the memory float[..., M] was handed to them."""
+        """Output tokens float[..., D] from the tokens and the memory float[..., M]."""
         hidden = F.silu(self.from_token(x) + self.from_memory(h))
         return rms_norm(x + self.out(hidden))

@@ -1,4 +1,4 @@
-"""HRM: two networks, one slow and one fast, that take turns (arXiv 2506.21734)."""
+"""HRM: a slow and a fast network, updated in turn (arXiv 2506.21734)."""
 
 from __future__ import annotations
 

@@ -1,15 +1,13 @@
 """Token mixing by gated linear recurrences along the rows and columns of a grid.
 
-From every cell messages run along its row in both directions, then along the columns, and each cell on the way lets
-through as much of them as its gates say. The gates are functions of the cell and of the one before it on the way, so
-that a wall can stop a message and a corridor carry it to its end. One pass takes a message to the end of the row and,
-around one corner, to every cell of the grid, for a cost that grows in proportion to the cells, and no size of grid is
-built into a weight.
+Messages run from every cell along its row in both directions, then along the columns; at each cell a gate sets how much
+passes. The gates are functions of the cell and of the one before it, so a wall can stop a message and a corridor can
+carry it to its end. One pass takes a message to the end of the row and, around one corner, to every cell of the grid.
+The cost is linear in the number of cells, and no weight depends on the size of the grid.
 
 The recurrence is that of the minimal GRU (Feng et al. 2024, arXiv 2410.01201) and of selective state spaces (Gu and Dao
 2023, arXiv 2312.00752), run in four directions as in spatial propagation networks (Liu et al. 2017, arXiv 1710.01020).
-What it is for is what value iteration networks (Tamar et al. 2016, arXiv 1602.02867) do in as many iterations as a path
-has cells.
+Value iteration networks (Tamar et al. 2016, arXiv 1602.02867) need as many iterations as a path has cells for the same.
 """
 
 from __future__ import annotations
@@ -26,18 +24,18 @@ from hrm_agent.cores.base import check_grid, linear, truncated_normal_
 from hrm_agent.cores.norm import rms_norm
 
 GATE_GROUPS = 8
-"""Channels share their gates in so many groups, or in the largest number below it that divides the channels."""
+"""Groups of channels that share their gates; where it does not divide the channels, the largest divisor below it."""
 
 SCAN_PRODUCTS = 12
-"""Multiplications of a `GridSweep` for each cell and channel beside those of the gates: 2 axes, 2 ways, 3 of `scan`."""
+"""Multiplications of a `GridSweep` per cell and channel, besides the gates': 2 axes, 2 ways, 3 of `scan`."""
 
 WEIGHT_STD = 3**0.5
-"""With gates at 1/2 a message has a twelfth of the variance of the cells that it comes from. Four ways of that, weighed
-so, have the variance of a cell: as much as a `GridConv` adds."""
+"""With gates at 1/2 a message has a twelfth of the variance of the cells that it comes from. With this weight the sum
+of four directions has the variance of a cell, as that of a `GridConv`."""
 
 
 class _CompiledScan(torch.autograd.Function):
-    """`scan_lines` by the kernels of `sweep_kernel`, on a CPU."""
+    """`scan_lines` by the compiled kernels of `sweep_kernel`, on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
@@ -68,8 +66,8 @@ def scan_lines_plain(x: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
     """`scan_lines` in torch alone: for other devices, and for graphs that are traced.
 
     By doubling (Hillis and Steele 1986, doi:10.1145/7902.7903): after round k every cell holds what the last 2^k cells
-    sent, so lines of n cells take log2(n) rounds over the whole tensor. Nothing is divided by a product of gates, which
-    may be 0.
+    sent, so lines of n cells take log2(n) rounds over the whole tensor. There is no division by a product of gates,
+    which may be 0.
     """
     groups, channels = projected.shape[-1], x.shape[-1]
     out = torch.zeros_like(x)
@@ -86,7 +84,7 @@ def scan_lines_plain(x: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
 
 
 def _behind(lines: Tensor, by: int, way: int) -> Tensor:
-    """What lies `by` steps behind every step of [O, S, M, C]; zero where the line has no such step."""
+    """The values `by` steps behind every step of [O, S, M, C]; zero where the line has no such step."""
     if way:
         return F.pad(lines[:, by:], (0, 0, 0, 0, 0, by))
     return F.pad(lines[:, : lines.shape[1] - by], (0, 0, 0, 0, by, 0))
@@ -95,11 +93,11 @@ def _behind(lines: Tensor, by: int, way: int) -> Tensor:
 def scan_lines(x: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
     """What arrives at every cell of many lines, from both ends: the sum over the two ways of `weight * m`.
 
-    `m_i = a_i h_{i-1}` arrives, `h_i = m_i + (1 - a_i) x_i` goes on, `h` is 0 before the first cell. As a mean of cells
-    it is never larger than the largest of them, however long the line.
+    `m_i = a_i h_{i-1}` arrives, `h_i = m_i + (1 - a_i) x_i` is passed on, `h` is 0 before the first cell. As a weighted
+    mean of cells it never exceeds the largest of them, however long the line.
 
     Args:
-        x: float [O, S, M, C]: M lines of S cells lanes in memory, O times.
+        x: float [O, S, M, C]: O times M lines of S cells, the lines next to each other in memory.
         projected: float [O, S, M, 2, 2, G]; for each way a cell's own part of the logits of its gates, and its part of
             those of the cell that comes after it. Channel c has gate c mod G; G divides C.
         weight: float [2, C].
@@ -127,7 +125,7 @@ class AxisSweep(nn.Module):
         super().__init__()
         self.along = along
         self.groups = next(g for g in range(min(GATE_GROUPS, channels), 0, -1) if channels % g == 0)
-        # Without bias at first: gates lie around 1/2, from which messages reach a few cells either way.
+        # No bias at first: gates start around 1/2, and messages reach a few cells either way.
         self.gates = linear(channels, 4 * self.groups, bias=True)
         self.weight = nn.Parameter(truncated_normal_(torch.empty(2, channels), WEIGHT_STD))
 
@@ -139,10 +137,10 @@ class AxisSweep(nn.Module):
 
 
 class GridSweep(nn.Module):
-    """Messages along the rows of a grid, then along its columns; tokens before the grid are left as they are.
+    """Messages along the rows of a grid, then along its columns.
 
-    float[B, L, C] -> float[B, L - prefix, C], the grid's part only, without the cells themselves. What rows bring takes
-    part in the sweep of the columns, for the gates as well, so messages turn one corner.
+    float[B, L, C] -> float[B, L - prefix, C], the grid's part only, without the cells themselves. The row messages are
+    input to the sweep of the columns and its gates, so messages turn one corner.
     """
 
     def __init__(self, channels: int, length: int, grid: tuple[int, int] | None) -> None:
@@ -163,7 +161,7 @@ class GridSweep(nn.Module):
 
     @torch.no_grad()
     def scale(self, gain: float) -> None:
-        """Multiply the initial weights of what arrives; gates stay as they are."""
+        """Multiply the initial weights of arriving messages; the gates are not changed."""
         for axis in (self.along_rows, self.along_cols):
             axis.weight.mul_(gain)
 
@@ -171,7 +169,7 @@ class GridSweep(nn.Module):
 class SweepMixing(nn.Module):
     """Messages along the rows and columns of the grid (`GridSweep`) in attention's place, with its residual and norm.
 
-    Tokens before the grid are heard by all, and hear all, as in `ConvMixing`. There are no rotary positions.
+    Prefix tokens are mixed as in `ConvMixing`. There are no rotary positions.
     """
 
     def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None) -> None:
@@ -185,16 +183,16 @@ class SweepMixing(nn.Module):
             assert self.sweep is not None
             return rms_norm(x + self.sweep(x))
         prefix_tokens = x[:, : self.prefix]
-        heard = self.pooled[0] * prefix_tokens.mean(dim=1, keepdim=True)
+        from_prefix = self.pooled[0] * prefix_tokens.mean(dim=1, keepdim=True)
         if self.sweep is None:
-            return rms_norm(x + heard)
+            return rms_norm(x + from_prefix)
         from_grid = self.pooled[1] * x[:, self.prefix :].mean(dim=1, keepdim=True)
         mixed = torch.cat([from_grid.expand_as(prefix_tokens), self.sweep(x)], dim=1)
-        return rms_norm(x + mixed + heard)
+        return rms_norm(x + mixed + from_prefix)
 
     @torch.no_grad()
     def scale(self, gain: float) -> None:
-        """Multiply the initial weights of what is heard; gates stay as they are."""
+        """Multiply the initial weights of arriving messages and means; the gates are not changed."""
         if self.pooled is not None:
             self.pooled.mul_(gain)
         if self.sweep is not None:

@@ -7,7 +7,7 @@ c % groups. Way 0 runs from the first step to the last, way 1 back.
 
 The innermost loops run over all channels, the gates laid out to as many: with a loop over each group the scan takes
 twice as long. numba's own threads are not used, since the batch is split over Python threads
-(`hrm_agent.parallel.threads`); the kernels let go of Python's lock.
+(`hrm_agent.parallel.threads`); the kernels release the GIL.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def kernel(function: Callable[..., Any]) -> Any:
     """Compile on the first call for each dtype, with the machine code cached on disk."""
     try:
         return njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # numba finds no folder for its cache: compiled anew in every process
+    except RuntimeError:  # numba has no writable cache folder: compiled in every process
         return njit(nogil=True, error_model="numpy")(function)
 
 
@@ -64,7 +64,7 @@ def scan(x, gates, weight, out):
 
 @kernel
 def scan_backward(x, gates, weight, gradient, x_gradient, gate_gradient, weight_gradient):
-    """Gradients of `scan` from that of its output; the states h are computed again, which is cheaper than to keep them.
+    """Gradients of `scan` from that of its output; the states h are recomputed, which is cheaper than storing them.
 
     With l[i] the gradient with respect to h[i] and n[i] = w g[i] + l[i] that with respect to m[i], where g is given:
     l[i - 1] = a[i] n[i], dx[i] = (1 - a[i]) l[i], da[i] = sum over the group's channels of n[i] h[i - 1] - l[i] x[i].
@@ -125,10 +125,10 @@ def scan_backward(x, gates, weight, gradient, x_gradient, gate_gradient, weight_
 
 @kernel
 def lay_logits(projected, logits):
-    """Logits of the gates: what a cell says for itself plus what the cell behind it says of the step to it.
+    """Logits of the gates: a cell's own part plus the part that the cell before it contributes.
 
     Args:
-        projected: float [O, S, M, 2, 2, G]; per way, a cell's own part and its part for the cell that comes after it.
+        projected: float [O, S, M, 2, 2, G]; per way, a cell's own part and its part for the next cell.
         logits: float [2, O, S, M, G], written.
     """
     outer, steps, lanes, _, _, groups = projected.shape

@@ -1,4 +1,4 @@
-"""What HRM and TRM have in common: a slow latent and a fast one, updated in turn by stacks of blocks."""
+"""The common base of HRM and TRM: a slow and a fast latent, updated in turn by stacks of blocks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TwoLatentCore(Core):
     z_L_init: Tensor
 
     shares_input: ClassVar[bool] = False
-    """The sum `z_H + x` is one tensor for all updates of a cycle, whose gradients are then rounded in another order."""
+    """Compute `z_H + x` once per cycle rather than once per update; gradients are then rounded in another order."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class TwoLatentCore(Core):
 
     @property
     def trained_updates(self) -> int:
-        """How many of them, counted from the last, have a gradient. The only place that says so."""
+        """How many of them, counted from the last, have a gradient; the one place where this rule is written."""
         return self.updates if self.cycle_gradient == "all" else min(self.published_updates, self.updates)
 
     @property

@@ -1,1 +1,1 @@
-"""Threads, devices, processes and graphs: who computes."""
+"""Threads, devices, processes and CUDA graphs."""

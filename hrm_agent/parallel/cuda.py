@@ -1,4 +1,4 @@
-"""Switches of the configuration's group `cuda`."""
+"""Settings of the configuration's group `cuda`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CudaConfig:
-    """What is switched on where `device` is a CUDA device; ignored on the CPU.
+    """Options for a CUDA device; ignored on the CPU.
 
     Args:
-        graphs: decisions and the gradients of PPO's minibatches are captured in CUDA graphs, and replayed.
+        graphs: capture decisions and the gradients of PPO's minibatches in CUDA graphs, and replay them.
         bf16: matrix products of the core in bfloat16, in evaluations during training too; weights, optimizer, encoder,
-            heads and states stay float32, and what is saved is played in float32.
-        triton: decisions by a fused kernel (`hrm_agent.kernels.triton`), once it has been seen to agree with the core.
+            heads and states are float32, and saved agents run in float32.
+        triton: decisions by a fused kernel (`hrm_agent.kernels.triton`), after a check that it agrees with the core.
     """
 
     graphs: bool = True

@@ -1,7 +1,7 @@
 """Step functions captured once and replayed. Experimental: no capture has run on a GPU yet.
 
-A CUDA graph replays launches, not Python: what it reads and writes lies in memory that stays, and no number reaches the
-host on the way. `EagerReplay` keeps the same contract without a GPU, so that all but the capture is tested on a CPU.
+A CUDA graph replays launches, not Python: its inputs and outputs have fixed addresses, and nothing inside synchronises
+with the host. `EagerReplay` has the same contract without a GPU, so everything but the capture is tested on a CPU.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ WARM_UP = 3
 Function = Callable[..., Any]
 Say = Callable[[str], None]
 Wrap = Callable[[str, Function], Function]
-"""From a step function and its name to one that does the same; its results are overwritten by the next call."""
+"""From a name and a step function to an equivalent function whose results are overwritten by the next call."""
 
 
 class Capture(Protocol):
-    """How a function is recorded."""
+    """Records a function."""
 
     def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
-        """A function's outputs, and what computes them anew in the same memory."""
+        """A function's outputs, and a function that recomputes them in the same memory."""
 
 
 class EagerReplay:
-    """Without a graph: the function is called again, and its results are written where the first ones lie."""
+    """Without a graph: calls the function again and writes the results over the first ones."""
 
     def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         for _ in range(WARM_UP):
@@ -63,15 +63,15 @@ class CudaGraph:
 
 
 class GraphedCallable:
-    """Calls a function by replaying it; the first call captures it, for inputs of its shapes.
+    """Calls a function by replaying it; the first call captures it for inputs of its shapes.
 
-    Results are overwritten by the next call. Inputs of other shapes are computed by the function itself.
+    Results are overwritten by the next call. For inputs of other shapes the function itself is called.
 
     Args:
-        name: of the function, for the line that says it could not be captured.
-        function: from trees of tensors to a tree of tensors; it changes nothing else.
-        capture: how it is recorded.
-        say: is given, in one line, why the capture failed. The function is simply called from then on.
+        name: of the function, for the message of a failed capture.
+        function: from trees of tensors to a tree of tensors, without side effects.
+        capture: how to record it.
+        say: called with one line where the capture fails; from then on the function itself is called.
     """
 
     def __init__(self, name: str, function: Function, capture: Capture, say: Say) -> None:
@@ -97,7 +97,7 @@ class GraphedCallable:
         self._inputs = trees.clone(inputs)
         devices = {t.device for t in trees.leaves(inputs) if t.is_cuda}
         try:
-            with torch.random.fork_rng(list(devices)):  # calls that only serve the capture draw no numbers
+            with torch.random.fork_rng(list(devices)):  # calls for the capture must not advance the generators
                 self._outputs, self._replay = self.capture(lambda: self.function(*self._inputs))
         except RuntimeError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -105,7 +105,7 @@ class GraphedCallable:
 
 
 def graph_wrapper(device: torch.device, say: Say) -> Wrap:
-    """Puts step functions into CUDA graphs; on a CPU, for tests, into `EagerReplay`."""
+    """Wraps step functions in CUDA graphs; on a CPU, for tests, in `EagerReplay`."""
     capture: Capture = CudaGraph(device) if device.type == "cuda" else EagerReplay()
     return lambda name, function: GraphedCallable(name, function, capture, say)
 

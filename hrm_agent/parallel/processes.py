@@ -1,12 +1,12 @@
 """One policy trained by many processes, each with its own share of the environments (`torchrun`).
 
 Every process holds the whole policy and optimizer and takes the same steps: gradients are summed over the processes,
-and everything random is drawn for all of them from one stream, of which each uses its part. So a run on R processes
-is the run on one, but for the rounding of sums. `Processes` is what the rest of the toolkit sees; where there is one
-process its methods return what they are given, and torch.distributed is not touched.
+and random numbers are drawn for all of them from one stream, of which each uses its part. So a run on R processes
+equals the run on one, up to the rounding of sums. The rest of the toolkit uses `Processes`; with one process its
+methods return their arguments, without torch.distributed.
 
-Two planes: what is small or on the CPU goes through gloo, gradients go through the backend of their device (gloo on
-the CPU, nccl on CUDA). Nothing is pickled: text, files and objects are sent as bytes of known shape.
+Two groups: small or CPU data go through gloo, gradients through the backend of their device (gloo on the CPU, nccl on
+CUDA). Nothing is pickled: text, files and objects are sent as bytes of known shape.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 
 TIMEOUT = timedelta(hours=6)
-"""For what one process does while others wait, such as the videos of a long run. A process that dies is noticed at
-once; this is for one that hangs."""
+"""Long enough for work that one process does while others wait, such as rendering videos. It only concerns a process
+that hangs; one that dies is detected at once."""
 
 
 class ProcessLost(RuntimeError):
@@ -36,15 +36,15 @@ class ProcessLost(RuntimeError):
 
 
 class ProcessesDiverged(RuntimeError):
-    """The processes' weights are not the same; the run cannot go on."""
+    """The processes' weights differ; the run cannot continue."""
 
 
 class Processes:
-    """The processes that train one policy, as one of them sees them; this class: one process alone.
+    """The processes that train one policy, seen from one of them. This class is for a single process.
 
     Attributes:
-        rank, size: the number of this process and of all, `0 <= rank < size`.
-        begun: rank 0 has told the others which run begins.
+        rank, size: rank of this process and number of processes, `0 <= rank < size`.
+        begun: rank 0 has announced the run to the others.
     """
 
     rank = 0
@@ -53,7 +53,7 @@ class Processes:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Rank 0: it alone writes and speaks."""
+        """Whether this is rank 0, which alone writes files and prints."""
         return self.rank == 0
 
     def local_slice(self, count: int) -> slice:
@@ -61,13 +61,13 @@ class Processes:
         return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
     def local_rows(self, rows: Tensor) -> Tensor:
-        """This process's part of everything's rows `[N, ...]`."""
+        """This process's part of the global rows `[N, ...]`."""
         return rows[self.local_slice(len(rows))]
 
     def pad_to_global(self, rows: Tensor) -> Tensor:
-        """This process's rows `[n, ...]` in their place among everything's `[N, ...]`, which are zeros here.
+        """This process's rows `[n, ...]` in their place among the global rows `[N, ...]`; the others are zero.
 
-        For what draws random numbers by row: all processes then draw the same ones. `n` is the same everywhere.
+        For functions that draw random numbers per row: all processes then draw the same. `n` is the same everywhere.
         """
         return rows
 
@@ -76,23 +76,23 @@ class Processes:
         return values
 
     def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], measured: dict[str, float]) -> dict[str, float]:
-        """Give every parameter the sum of its gradients over the processes, and return the sums of `measured`."""
+        """Replace every gradient by its sum over the processes, and return the sums of `measured`."""
         return measured
 
     def gather_rows(self, rows: Tensor) -> Tensor:
-        """Everybody's rows `[N, ...]` on rank 0, from `[n, ...]`, `n` the same everywhere; zeros on the others."""
+        """The rows of all processes `[N, ...]` on rank 0, from `[n, ...]`, `n` the same everywhere; zeros elsewhere."""
         return rows
 
     def all_gather_rows(self, rows: Tensor) -> Tensor:
-        """Everybody's rows `[M, c]` everywhere, from `[m, c]`, where `m` may differ; in the order of the processes."""
+        """The rows of all processes `[M, c]` on all, by rank, from `[m, c]`; `m` may differ."""
         return rows
 
     def agree(self, number: float, flag: bool) -> tuple[float, bool]:
-        """The number that rank 0 has, and whether the flag is up anywhere."""
+        """The number of rank 0, and whether the flag is set on any process."""
         return number, flag
 
     def broadcast_object(self, value: Any) -> Any:
-        """What rank 0 gives; JSON."""
+        """The object of rank 0; JSON."""
         return value
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
@@ -102,19 +102,19 @@ class Processes:
         """Raises: ProcessesDiverged, everywhere, unless all processes hold the same bits."""
 
     def device(self, name: str) -> str:
-        """The device of this process, where the run's is `name`."""
+        """The device of this process, for a run with device `name`."""
         return name
 
     @contextmanager
     def raising_together(self) -> Iterator[None]:
-        """Where the body raises NonFiniteNumbers in one process it is raised in all of them."""
+        """If the body raises NonFiniteNumbers in one process, raise it in all."""
         yield
 
     def barrier(self) -> None:
-        """Until all processes have come here."""
+        """Wait for all processes."""
 
     def leave(self) -> None:
-        """Part with the others; nothing can be exchanged afterwards."""
+        """Leave the group; no communication is possible afterwards."""
 
 
 SINGLE_PROCESS = Processes()
@@ -124,7 +124,7 @@ class TorchProcesses(Processes):
     """One of several processes, in torch.distributed's default group.
 
     Raises:
-        ProcessLost: every method that exchanges anything, where another process has ended.
+        ProcessLost: by every method that communicates, if another process has ended.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class TorchProcesses(Processes):
         return total.to(values.device)
 
     def all_reduce_gradients(self, parameters: Sequence[nn.Parameter], measured: dict[str, float]) -> dict[str, float]:
-        """See `Processes`. One float32 all-reduce of one buffer that is kept: the gradients, then the rest.
+        """See `Processes`. One float32 all-reduce of a reused buffer: the gradients, then the measurements.
 
         Every process must have gradients for the same parameters.
         """
@@ -160,7 +160,7 @@ class TorchProcesses(Processes):
         return dict(zip(measured, self._views[-1].tolist(), strict=True))
 
     def _prepare(self, gradients: Sequence[Tensor], count: int) -> None:
-        """Views of the flat buffer that have the gradients' shapes, and the last one of `count` numbers."""
+        """Views of the flat buffer: one per gradient, in its shape, and one of `count` numbers at the end."""
         shapes = [*(g.shape for g in gradients), torch.Size([count])]
         if [v.shape for v in self._views] == shapes and self._flat.device == gradients[0].device:
             return
@@ -253,7 +253,7 @@ class TorchProcesses(Processes):
 
 
 def join() -> Processes:
-    """This process among those that `torchrun` started; `SINGLE_PROCESS` where there are no others.
+    """The processes that `torchrun` started; `SINGLE_PROCESS` where there is one.
 
     Raises:
         ProcessLost: the others cannot be reached.
@@ -277,7 +277,7 @@ def local_world_size() -> int:
 
 
 def check_local_device(name: str) -> None:
-    """Raises: ValueError where the processes on this machine cannot have a device of their own each."""
+    """Raises: ValueError unless every process on this machine can have its own device."""
     count = local_world_size()
     if count == 1 or name == "cpu":
         return
@@ -292,7 +292,7 @@ def check_local_device(name: str) -> None:
 
 
 def moments(values: Tensor, processes: Processes) -> tuple[int, Tensor, Tensor]:
-    """Number of rows of all processes, their mean and the sum of their squared deviations, float64 `[c]`.
+    """Number of rows of all processes, their mean and sum of squared deviations, float64 `[c]`.
 
     Args:
         values: rows of this process, `[n, c]`.
@@ -314,7 +314,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def _losses() -> Iterator[None]:
-    """What torch.distributed raises when another process is gone, as ProcessLost."""
+    """Convert the errors of torch.distributed for a lost process to ProcessLost."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,8 +1,8 @@
-"""What the machine has, and a batch on its CPU threads.
+"""The machine's resources, and batches divided over CPU threads.
 
 At our sizes torch's own parallel loops lose more to barriers than they gain; splitting the batch over a few Python
-threads, each running single-threaded operations, is faster and does not stall when a core is taken away
-(`experiments/speed`). The split depends on the number of threads alone, so results are repeatable.
+threads, each running single-threaded operations, is faster and does not stall when another program takes a core
+(`experiments/speed`). The split depends on the number of threads alone, so results are reproducible.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Result = TypeVar("Result")
 
 MAX_AUTO_THREADS = 8
 CACHE_BYTES = 2**21
-"""Of the widest activation of a batch. Larger batches are thought about in parts on a CPU: their temporaries would
-leave the cache, and page by page be given back to the system and asked for again."""
+"""Largest size of a batch's widest activation. Larger batches are computed in parts on a CPU: their temporaries would
+not fit in the cache, and their pages would be returned to the system and allocated again at every operation."""
 
 
 def available_cores() -> int:
-    """Cores this process may run on, shared with `torchrun`'s others here; at most `MAX_AUTO_THREADS`."""
+    """Cores available to this process, divided among `torchrun`'s processes here; at most `MAX_AUTO_THREADS`."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(1, usable // local_world_size()), MAX_AUTO_THREADS)
 
 
 @cache
 def instruction_set() -> str:
-    """The widest vectors that the processor computes with: `avx512_bf16`, `avx512`, `avx2`, `neon`, or `plain`."""
+    """The processor's widest vector instructions: `avx512_bf16`, `avx512`, `avx2`, `neon`, or `plain`."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -51,7 +51,7 @@ def instruction_set() -> str:
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of memory that the machine or a CUDA device has in all; None where the system does not say."""
+    """Total memory of the machine or of a CUDA device in bytes; None where it is unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
@@ -73,10 +73,10 @@ def check_device(device: str) -> None:
 
 
 def chunk_size(network: nn.Module, length: int, device: torch.device) -> int | None:
-    """Rows of a batch that are best thought about together on this device; None: as many as there are.
+    """Rows of a batch that are best computed at once on this device; None: no limit.
 
     Args:
-        network: with at least one `nn.Linear`, the widest of which decides.
+        network: has at least one `nn.Linear`; the widest counts.
         length: tokens of a row.
     """
     if device.type != "cpu":
@@ -96,14 +96,14 @@ class Threads:
             raise ValueError(f"threads={count}: expected 1 or more threads")
         self.count = count
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="slice") if count > 1 else None
-        # One thread too: processes that run side by side must not each start a thread per core.
+        # With one thread too: parallel processes must not each start a thread per core.
         torch.set_num_threads(1)
 
     def slices(self, batch_size: int, largest: int | None = None) -> list[slice]:
         """Contiguous slices of nearly equal size that cover `range(batch_size)`, one for each thread.
 
         Args:
-            largest: rows of a slice, at most; then each thread has several, as many as the others.
+            largest: most rows of a slice; with it each thread has several, all equally many.
         """
         each = -(-batch_size // (largest * self.count)) if largest else 1
         count = min(self.count * each, batch_size)
@@ -111,7 +111,7 @@ class Threads:
         return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Results in the order of `items`; the first exception raised is raised here."""
+        """Results in the order of `items`; re-raises the first exception."""
         if self._pool is None or len(items) == 1:
             return [function(item) for item in items]
         return list(self._pool.map(function, items))

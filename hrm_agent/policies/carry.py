@@ -1,8 +1,8 @@
 """Carry rules: what of the state after environment step t becomes the state before step t+1.
 
-A rule turns a core's state into what is *kept* (a tuple of tensors, each with the batch first, possibly empty)
-and builds the next state from it. What is carried is all that crosses a step: it is what the collector holds, the
-rollout stores and a checkpoint saves. A rule may have weights; they are the policy's, under `carry.`.
+A rule turns a core's state into the *carried state* (a tuple of tensors, each with the batch first, possibly empty)
+and builds the next core state from it. Nothing else crosses a step: the carried state is what the collector holds, the
+rollout stores and a checkpoint saves. The weights of a rule, if any, are the policy's, under `carry.`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hrm_agent.cores import Core, map_state
 PolicyState = tuple[Tensor, ...]
 
 OPEN_GATE = 2.0
-"""Initial bias of the gates: sigmoid(2) = 0.88 is carried, as full carry nearly, and learning can close them."""
+"""Initial bias of the gates: sigmoid(2) = 0.88 of the state is carried, nearly as with `full`."""
 
 
 class Carry(nn.Module):
@@ -25,45 +25,45 @@ class Carry(nn.Module):
 
     Args:
         core: gives the initial state.
-        outputs: numbers A in the policy's output.
+        outputs: size A of the policy's output.
     """
 
     from_output = False
-    """True where `from_core_state` reads the policy's output, which is then computed at every step of a window."""
+    """Whether `from_core_state` reads the policy's output, which is then computed at every step of a window."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if {"to_core_state", "from_core_state"} & vars(cls).keys() and "window_rule" not in vars(cls):
-            cls.window_rule = Carry.window_rule  # type: ignore[method-assign]  # a parent's no longer holds
+            cls.window_rule = Carry.window_rule  # type: ignore[method-assign]  # the parent's kernel does not apply
 
     def __init__(self, core: Core, outputs: int) -> None:
         super().__init__()
-        self._core = [core]  # in a list: the core is the policy's child, not ours
+        self._core = [core]  # in a list: the core is a submodule of the policy, not of the rule
 
     @property
     def core(self) -> Core:
         return self._core[0]
 
     def initial(self, batch_size: int) -> PolicyState:
-        """What is kept before the first step of an episode."""
+        """The carried state before the first step of an episode."""
         raise NotImplementedError
 
     def to_core_state(self, carried: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
-        """The core's state to think from; fresh where `episode_start` (bool `[B]`) is true.
+        """The state that the core starts from; initial where `episode_start` (bool `[B]`) is true.
 
         `tokens` float `[B, L, D]` are those of the new observation.
         """
         raise NotImplementedError
 
     def from_core_state(self, state: Any, output: Tensor | None) -> PolicyState:
-        """What is kept for the next step of the state after thinking, or of the policy's output `[B, A]`.
+        """The carried state for the next step, from the core's last state or from the policy's output `[B, A]`.
 
-        The output (the actions' probabilities, or their Q-values) is given to rules with `from_output` only.
+        The output (action probabilities or Q-values) is passed to rules with `from_output` only.
         """
         raise NotImplementedError
 
     def window_rule(self) -> tuple[str, tuple[Tensor, ...]] | None:
-        """The rule's name among those that kernels know, and its weights; None: they do not know it."""
+        """The rule's name in the kernels, and its weights; None where the kernels do not support it."""
         return None
 
     def _token_state(self, batch_size: int) -> Any:
@@ -71,14 +71,14 @@ class Carry(nn.Module):
         state = self.core.initial_state(batch_size)
         if any(t.dim() != 3 for t in state):
             raise ValueError(
-                f"this carry rule needs a latent per token, which {type(self.core).__name__} has not; "
+                f"this carry rule needs a latent per token, which {type(self.core).__name__} does not have; "
                 "use carry=full or reset"
             )
         return state
 
 
 class Reset(Carry):
-    """Nothing is carried: every step thinks from the initial state ("Reset Z", arXiv 2510.22832)."""
+    """Nothing is carried: every step starts from the initial state ("Reset Z", arXiv 2510.22832)."""
 
     def initial(self, batch_size: int) -> PolicyState:
         return ()
@@ -111,7 +111,7 @@ class Full(Carry):
 
 
 class LastToken(Carry):
-    """Only the last position's latent is carried, and broadcast over all positions (the original HRM-Agent)."""
+    """The last position's latent alone is carried, and broadcast over all positions (the original HRM-Agent)."""
 
     def initial(self, batch_size: int) -> PolicyState:
         return tuple(t[:, -1].contiguous() for t in self._token_state(batch_size))
@@ -127,8 +127,8 @@ class LastToken(Carry):
 class Gate(Carry):
     """The whole latent grid is carried, and every position mixes it with the initial state by a learned gate.
 
-    `g * kept + (1 - g) * initial`, one g in (0, 1) per position and latent, a sigmoid of the position's kept latents
-    and its new token: so a position can drop what it thought where the world has changed.
+    `g * carried + (1 - g) * initial`, one g in (0, 1) per position and latent: a sigmoid of a linear map of the
+    position's carried latents and its new token, so that a position can drop its state where the environment changed.
     """
 
     def __init__(self, core: Core, outputs: int) -> None:
@@ -155,7 +155,7 @@ class Gate(Carry):
 
 
 class Output(Carry):
-    """Only the policy's output is carried: the initial state plus a learned linear map of it, at every position."""
+    """The policy's output alone is carried: a learned linear map of it is added to the initial state everywhere."""
 
     from_output = True
 
@@ -170,8 +170,8 @@ class Output(Carry):
 
     def to_core_state(self, carried: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         fresh = self._token_state(episode_start.shape[0])
-        told = self.embed(carried[0]).chunk(len(fresh), dim=-1)  # one [B, D] a latent
-        return map_state(lambda f, t: _choose(episode_start, f, f + t.unsqueeze(1)), fresh, tuple(told))
+        embedded = self.embed(carried[0]).chunk(len(fresh), dim=-1)  # one [B, D] a latent
+        return map_state(lambda f, t: _choose(episode_start, f, f + t.unsqueeze(1)), fresh, tuple(embedded))
 
     def from_core_state(self, state: Any, output: Tensor | None) -> PolicyState:
         assert output is not None
@@ -192,7 +192,7 @@ CARRY_RULES: dict[str, type[Carry]] = {
 
 
 def resolve_carry(name: str, core: Core) -> str:
-    """`auto` is `gate` where the core has a latent for every token, which a gate opens one by one, else `full`."""
+    """`auto` is `gate` where the core has a latent for every token, else `full`."""
     if name != "auto":
         return name
     state = core.initial_state(1)
@@ -201,7 +201,7 @@ def resolve_carry(name: str, core: Core) -> str:
 
 
 def build_carry(name: str, core: Core, outputs: int) -> Carry:
-    """Raises: ValueError if `name` is not a carry rule or does not suit the core."""
+    """Raises: ValueError if `name` is not a carry rule or the core does not support it."""
     if name not in CARRY_RULES:
         raise ValueError(f"carry={name!r}: expected auto or one of {', '.join(CARRY_RULES)}")
     try:

@@ -1,7 +1,7 @@
-"""What a policy's output means: the distribution over actions that its parameters stand for, one class per space.
+"""Distributions over actions, one class per action space.
 
 A distribution has no weights and no state: `params` float `[..., P]` go in, actions and probabilities come out.
-Actions are numbered from 0 inside the toolkit; `to_env` turns them into what the environment takes.
+Actions are numbered from 0 inside the toolkit; `to_env` converts them to the environment's.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ INITIAL_LOG_STD = -0.5
 
 
 class Distribution(ABC):
-    """Over the actions of one space.
+    """A distribution over the actions of one space.
 
     Attributes:
-        outputs: numbers that the policy's head computes.
-        free: further parameters P - outputs, learned but the same for every observation.
-        summary_size: numbers S in `summary`.
+        outputs: size of the policy head's output.
+        free: P - outputs, the number of learned parameters that do not depend on the observation.
+        summary_size: size S of `summary`.
         shape, dtype: of one action.
-        uniforms: uniform numbers R that `icdf` and `uniform` turn into an action.
+        uniforms: number R of uniform numbers that `icdf` and `uniform` need for an action.
     """
 
     outputs: int
@@ -46,11 +46,11 @@ class Distribution(ABC):
 
     @abstractmethod
     def icdf(self, params: Tensor, uniforms: Tensor) -> Tensor:
-        """Actions drawn by inverting the distribution function at `uniforms` `[B, R]` in [0, 1)."""
+        """Actions by the inverse distribution function at `uniforms` `[B, R]` in [0, 1)."""
 
     @abstractmethod
     def uniform(self, uniforms: Tensor) -> Tensor:
-        """Actions `[B, *shape]` that `uniforms` `[B, R]` spread evenly over the space."""
+        """Actions `[B, *shape]` distributed uniformly over the space, from `uniforms` `[B, R]`."""
 
     @abstractmethod
     def evaluate(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,11 +62,11 @@ class Distribution(ABC):
 
     @abstractmethod
     def summary(self, params: Tensor) -> Tensor:
-        """The distribution in S numbers of moderate size, for a network to read, `[..., S]`."""
+        """The distribution as S numbers of moderate size, `[..., S]`, as the input of a network."""
 
     @abstractmethod
     def to_env(self, actions: Tensor) -> NDArray:
-        """Actions as the environment takes them, on the CPU."""
+        """Actions in the environment's format, on the CPU."""
 
 
 class Categorical(Distribution):
@@ -82,7 +82,7 @@ class Categorical(Distribution):
 
     def sample(self, params: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         log_probs = params.log_softmax(-1)
-        # On the CPU, whatever the device of the logits, so that one stream of numbers serves everywhere.
+        # Drawn on the CPU whatever the device of the logits, so that all devices use the same random numbers.
         actions = torch.multinomial(log_probs.exp().cpu(), 1, generator=generator).to(params.device)
         return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
 
@@ -100,7 +100,7 @@ class Categorical(Distribution):
 
     def divergence(self, params: Tensor, other: Tensor) -> Tensor:
         log_probs = params.log_softmax(-1)
-        # Rounding can take a divergence of 0 below it.
+        # Rounding can make a divergence of 0 negative.
         return (log_probs.exp() * (log_probs - other.log_softmax(-1))).sum(-1).clamp_min(0.0)
 
     def summary(self, params: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class Categorical(Distribution):
 
 
 class MultiCategorical(Distribution):
-    """`MultiDiscrete` of one dimension: independent choices, their logits one after the other."""
+    """`MultiDiscrete` of one dimension: independent choices, their logits concatenated."""
 
     def __init__(self, space: gym.spaces.MultiDiscrete) -> None:
         self.sizes = [int(n) for n in space.nvec]
@@ -155,7 +155,7 @@ class Gaussian(Distribution):
     """`Box`: independent normals; parameters are the means, then the logarithms of the standard deviations.
 
     The deviations are free parameters, as usual in PPO (Andrychowicz et al. 2021, arXiv 2006.05990). Where the space
-    is bounded, -1 and 1 stand for its bounds, and `to_env` clips what lies beyond.
+    is bounded, its bounds are scaled to -1 and 1, and `to_env` clips to them.
     """
 
     def __init__(self, space: gym.spaces.Box) -> None:
@@ -211,15 +211,15 @@ class Gaussian(Distribution):
 
 
 def _normal_icdf(uniforms: Tensor) -> Tensor:
-    # Not at 0 itself, where it is minus infinity.
+    # Not at 0 itself, where the result is minus infinity.
     return torch.special.ndtri(uniforms.double().clamp(1e-12, 1 - 1e-12)).float()
 
 
 def build_distribution(space: gym.Space) -> Distribution:
-    """The distribution that suits an action space.
+    """The distribution for an action space.
 
     Raises:
-        ValueError: none does.
+        ValueError: the space is not supported.
     """
     if isinstance(space, gym.spaces.Discrete):
         return Categorical(space)

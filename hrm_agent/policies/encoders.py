@@ -1,8 +1,8 @@
 """From an observation to tokens: `Encoder.forward(obs) -> [B, L, D]`, one class per kind of space.
 
 Tokens have unit variance at initialisation, as in HRM and TRM (embeddings of standard deviation 1/sqrt(D),
-scaled by sqrt(D); arXiv 2506.21734). Tokens that have no place on a grid (vectors, discrete values) come first,
-so that a core which mixes over the grid finds the grid at the end.
+scaled by sqrt(D); arXiv 2506.21734). Tokens without a grid position (vectors, discrete values) come first, the grid
+last.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ Observation = Tensor | Mapping[str, Tensor]
 MAX_CATEGORICAL_IDS = 256
 MAX_GRID_TOKENS = 16_384
 PICTURE_SIDE = 32
-"""Grids of bytes 0 to 255 with sides of at least this many cells are pictures, smaller ones categorical ids."""
+"""Grids of bytes 0 to 255 with sides of at least this many cells are images, smaller ones categorical ids."""
 PICTURE_TOKENS = 12
-"""Patches along the longer side of a picture, unless `patch_size` says otherwise."""
+"""Patches along the longer side of an image, unless `patch_size` is set."""
 CLIP = 10.0
-"""Standard deviations from its running mean beyond which a vector's entry is cut off."""
+"""A normalised vector's entries are clipped to +- this many standard deviations."""
 SMALL_TABLE = 256
 """Rows of an embedding up to which its gradient is a matrix product."""
 MOST_CHOSEN = 2**24
-"""Numbers in the other factor of one such product: 64 MiB."""
+"""Size of the other factor of one such product, in floats: 64 MiB."""
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """How observations become tokens.
+    """Settings of the encoder.
 
     Args:
         crop: rings of cells dropped from the border of a grid. A maze's outer wall never changes, so `1` saves a
             third of the tokens of a 9x9 grid and loses nothing.
         patch_size: side of the square of cells that share one token (ViT, arXiv 2010.11929). With `crop=1`,
-            `patch_size=2` makes one token of a maze cell with its east and south edges. For a picture, 1 stands for
-            patches that make 12 along its longer side.
+            `patch_size=2` makes one token of a maze cell with its east and south edges. For an image, 1 stands for the
+            size that gives 12 patches along its longer side.
         positions: `none`, or `learned` (added to the tokens, the sum scaled by 1/sqrt(2); ties the agent to one
             size of grid).
-        prefix: learned tokens before all others, zero at first: the slots of HRM's puzzle embedding
+        prefix: number of learned tokens before all others, initially zero: the slots of HRM's puzzle embedding
             (arXiv 2506.21734).
-        join: make one token of all entries of a dictionary that have no grid (the words of a mission, a direction):
+        join: sum all entries of a dictionary that have no grid (the words of a mission, a direction) into one token:
             cheaper than a token each.
     """
 
@@ -78,18 +78,18 @@ class Encoder(nn.Module):
     length: int
     grid: tuple[int, int] | None
     graphable = False
-    """Look up embeddings in ways whose backward a CUDA graph can hold; that of torch's own waits for the device
+    """Look up embeddings with operations that a CUDA graph can capture; the backward of torch's own synchronises
     (https://github.com/pytorch/pytorch/issues/82886, https://github.com/pytorch/pytorch/issues/93807)."""
 
     def forward(self, obs: Observation) -> Tensor:
         raise NotImplementedError
 
     def observe(self, obs: Observation, processes: Processes = SINGLE_PROCESS) -> None:
-        """Take observations `[..., *space.shape]` of all processes into running statistics, where there are any."""
+        """Update running statistics, if any, with observations `[..., *space.shape]` of all processes."""
 
 
 def sum_of_rows(ids: Tensor, table: Tensor) -> Tensor:
-    """`embedding_bag(ids, table, mode="sum")` for ids int64 `[N, S]`, none twice in a row, of a table `[V, D]`."""
+    """`embedding_bag(ids, table, mode="sum")` for ids int64 `[N, S]`, distinct within a row, and a table `[V, D]`."""
     if len(table) > SMALL_TABLE:
         return nn.functional.embedding_bag(ids, table, mode="sum")
     rows: Tensor = _SumOfRows.apply(ids, table)
@@ -97,7 +97,7 @@ def sum_of_rows(ids: Tensor, table: Tensor) -> Tensor:
 
 
 class _SumOfRows(torch.autograd.Function):
-    """The gradient is one matrix product; torch sorts all ids for it, which takes four times as long."""
+    """The gradient as one matrix product; torch sorts all ids instead, which takes four times as long."""
 
     @staticmethod
     def forward(ctx: Any, ids: Tensor, table: Tensor) -> Tensor:
@@ -120,8 +120,8 @@ class _SumOfRows(torch.autograd.Function):
 class GridEncoder(Encoder):
     """Categorical grid: integer ids `[..., H, W]` or `[..., H, W, C]` -> tokens `[..., rows*cols, D]`.
 
-    Every (place in the patch, channel, id) has an embedding of its own; a token is the sum over its patch. Places
-    outside the grid, where the patches overhang, get an id of their own.
+    Every (position in the patch, channel, id) has its own embedding; a token is the sum over its patch. Positions
+    outside the grid, where patches overhang, have their own id.
     """
 
     backend: Backend | None = None
@@ -184,10 +184,10 @@ class GridEncoder(Encoder):
 
 
 class PictureEncoder(Encoder):
-    """Picture -> a token for each patch (ViT, arXiv 2010.11929), a grid.
+    """Image -> one token per patch (ViT, arXiv 2010.11929), a grid.
 
     `[..., H, W]`, `[..., H, W, C]`, or `[..., C, H, W]` where the first side is the short one (stacked frames). Values
-    are scaled by the space's bounds to [-1, 1]. Patches overhang at the lower and right edges, over zeros.
+    are scaled by the space's bounds to [-1, 1]. Patches overhang at the lower and right edges, padded with zeros.
     """
 
     def __init__(self, space: gym.spaces.Box, hidden_size: int, config: EncoderConfig) -> None:
@@ -197,7 +197,7 @@ class PictureEncoder(Encoder):
         height, width = space.shape[1:] if self.channels_first else space.shape[:2]
         self.channels = int(np.prod(space.shape)) // (height * width)
         self._picture = (self.channels, height, width) if self.channels_first else (height, width, self.channels)
-        # A patch of one cell is the default for ids; a picture needs larger ones.
+        # A patch of one cell is the default for ids; an image needs larger ones.
         p = config.patch_size if config.patch_size > 1 else max(1, math.ceil(max(height, width) / PICTURE_TOKENS))
         self.grid = (math.ceil(height / p), math.ceil(width / p))
         self.length = self.grid[0] * self.grid[1]
@@ -223,8 +223,8 @@ class PictureEncoder(Encoder):
 class VectorEncoder(Encoder):
     """Numbers `[..., *shape]` -> one token `[..., 1, D]`.
 
-    Once `observe` has been called, every entry is divided by its running standard deviation about its running mean;
-    before, and where nobody calls it (DQN), numbers are taken as they come.
+    Once `observe` has been called, every entry is normalised by its running mean and standard deviation; before, and
+    with algorithms that do not call it (DQN), values are used unchanged.
     """
 
     grid = None
@@ -267,7 +267,7 @@ class VectorEncoder(Encoder):
 
 
 class DiscreteEncoder(Encoder):
-    """Integers `[...]` (Discrete) or `[..., m]` (MultiDiscrete) -> one token each."""
+    """Integers `[...]` (Discrete) or `[..., m]` (MultiDiscrete) -> one token per integer."""
 
     grid = None
     _offsets: Tensor
@@ -380,7 +380,7 @@ def _build_part(space: gym.Space, hidden_size: int, config: EncoderConfig, name:
 
 
 def _is_picture(space: gym.spaces.Box) -> bool:
-    """Floats with rows, columns and channels, or bytes of the full range on a grid that is no small board."""
+    """Floats with rows, columns and channels, or bytes of the full range on a grid of some size."""
     if np.issubdtype(space.dtype, np.floating):
         return len(space.shape) == 3
     full_range = space.dtype == np.uint8 and space.low.min() == 0 and space.high.max() == 255
@@ -394,10 +394,10 @@ def _has_channels_first(space: gym.spaces.Box) -> bool:
 
 
 def build_encoder(space: gym.Space, hidden_size: int, config: EncoderConfig) -> Encoder:
-    """The encoder that suits `space`.
+    """The encoder for observations of `space`.
 
     Raises:
-        ValueError: no encoder suits the space, or the options do not fit it.
+        ValueError: no encoder supports the space, or the options do not fit it.
     """
     if isinstance(space, gym.spaces.Dict):
         encoder: Encoder = DictEncoder(space, hidden_size, config)

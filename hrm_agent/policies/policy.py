@@ -1,7 +1,7 @@
 """The policy: observation -> tokens -> K segments of a core -> readout -> heads.
 
-The state is always passed in and out. `step` decides for one environment step; `unroll` replays a window of
-consecutive steps, and gives the same numbers as that many calls of `step`.
+The state is always passed in and out. `step` computes one environment step; `unroll` computes a window of consecutive
+steps, with the same results as that many calls of `step`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from hrm_agent.recurrence.unroll import STOPS, read_token, to_carried
 READOUTS = ("agent", "mean", "first", "last")
 HEADS = ("actor_critic", "q")
 STOP_ALIASES = {"settled": "latent_change", "agreed": "policy_kl"}
-"""Names of before, in settings that users and saved agents hold."""
+"""Former names, still accepted in settings and saved agents."""
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """Everything that, with the spaces, defines a policy.
+    """The settings that, with the spaces, define a policy.
 
     Args:
         core: name of the core (`hrm_agent.cores.build_core`).
@@ -45,8 +45,8 @@ class PolicyConfig:
         hidden_size: width D of tokens and latents.
         carry: carry rule (`hrm_agent.policies.carry.CARRY_RULES`), or `auto`
             (`hrm_agent.policies.carry.resolve_carry`), which a policy replaces by the rule.
-        segments: K, calls of the core per environment step; the most of them where thinking may stop earlier.
-        stop: when to stop thinking, decided for every row of a batch by itself: `fixed` after K segments;
+        segments: K, calls of the core per environment step; a maximum where `stop` is not `fixed`.
+        stop: when to stop, decided for every row of a batch by itself: `fixed` after K segments;
             `latent_change` when a segment changed the latent by less than `stop_threshold`, relative to its norm;
             `policy_kl` when the policies after two successive segments differ by less than it (KL divergence in nats).
         stop_threshold: see `stop`; with 0 all K segments are run.
@@ -75,9 +75,7 @@ class PolicyConfig:
         if self.hidden_size < 1:
             raise ValueError(f"core.hidden_size={self.hidden_size}: expected 1 or more")
         if type(self.segments) is not int or self.segments < 1:
-            raise ValueError(
-                f"segments={self.segments!r}: a policy thinks for at least 1 segment per step; give an integer"
-            )
+            raise ValueError(f"segments={self.segments!r}: expected an integer, 1 or more segments per step")
         if self.time_gradient not in ("bptt", "detached"):
             raise ValueError(f"time_gradient={self.time_gradient!r}: expected 'bptt' or 'detached'")
         if self.readout not in READOUTS:
@@ -99,13 +97,13 @@ class PolicyConfig:
 
 
 class Decision(NamedTuple):
-    """What a policy says, with a leading dimension of steps where it was unrolled.
+    """A policy's output, with a leading dimension of steps where it was unrolled.
 
     Attributes:
         logits: float `[..., B, P]`, parameters of the distribution over actions: unnormalised log-probabilities, the
             actions' Q-values, or means and logarithms of deviations (`hrm_agent.policies.distributions`).
         value: float `[..., B]`.
-        state: what is kept for the next step.
+        state: the carried state for the next step.
         segments: int64 `[..., B]`, segments used by each row.
     """
 
@@ -121,7 +119,7 @@ class Segment(NamedTuple):
     Attributes:
         state: the core's state after it.
         output: float `[B, L, D]`, the core's output tokens.
-        decision: what the policy would decide and carry if it stopped here.
+        decision: the policy's decision and carried state if it stopped here.
     """
 
     state: State
@@ -130,14 +128,14 @@ class Segment(NamedTuple):
 
 
 class Policy(nn.Module):
-    """A recurrent policy. No state lives on the module; what computes it is `backend` (`hrm_agent.recurrence.use`).
+    """A recurrent policy. It holds no state; `backend` (`hrm_agent.recurrence.use`) selects how it is computed.
 
     Args:
         config: see `PolicyConfig`.
         observation_space, action_space: of a single environment.
 
     Raises:
-        ValueError: a space that no encoder or distribution suits, or settings that do not fit together.
+        ValueError: a space that no encoder or distribution supports, or settings that do not fit together.
     """
 
     backend: Backend | None = None
@@ -151,7 +149,7 @@ class Policy(nn.Module):
         self.segments = config.segments
         self._chunk_sizes: dict[str, int | None] = {}
         self.encoder = build_encoder(observation_space, config.hidden_size, config.encoder)
-        # Pictures and channels are embedded by torch, for which one thread for a whole batch is too slow.
+        # Images and channels are embedded by torch, for which one thread for a whole batch is too slow.
         self._encodes_cheaply = not any(
             isinstance(m, PictureEncoder) or getattr(m, "channels", 1) > 1 for m in self.encoder.modules()
         )
@@ -170,7 +168,7 @@ class Policy(nn.Module):
         if config.readout == "agent" and self._grid is None:
             raise ValueError(f"readout=agent needs a grid observation, got {observation_space}; use readout=mean")
         self.policy_head = nn.Linear(config.hidden_size, self.distribution.outputs)
-        # Small policy logits at the start: near-uniform actions (Andrychowicz et al. 2021, arXiv 2006.05990).
+        # Small initial policy logits: near-uniform actions (Andrychowicz et al. 2021, arXiv 2006.05990).
         nn.init.normal_(self.policy_head.weight, std=0.01)
         nn.init.zeros_(self.policy_head.bias)
         free = self.distribution.free
@@ -180,7 +178,7 @@ class Policy(nn.Module):
             nn.init.zeros_(self.value_head.bias)
 
     def _check_gradient_path(self) -> None:
-        """Cycles without gradient cut the path from the state that comes in: nothing would flow through time."""
+        """Refuse settings with which no gradient flows through time: cycles without one cut the incoming state."""
         config = self.config
         if config.time_gradient == "bptt" and config.carry != "reset" and not self.core.gradient_reaches_state:
             raise ValueError(
@@ -192,24 +190,24 @@ class Policy(nn.Module):
         if self.config.stop == "latent_change" and not self.core.initial_state(1):
             raise ValueError(f"stop=latent_change: core={self.config.core} has no latent; use stop=fixed or policy_kl")
         if self.config.stop == "policy_kl" and self.config.heads == "q":
-            raise ValueError("stop=policy_kl compares policies, and Q-values are none; use stop=latent_change or fixed")
+            raise ValueError("stop=policy_kl needs a policy, not Q-values; use stop=latent_change or fixed")
 
     @property
     def chunk_size(self) -> int | None:
-        """Rows of a batch that are best thought about together on this device; None: as many as there are."""
+        """Rows of a batch that are best computed at once on this device; None: no limit."""
         kind = self.device.type
-        if kind not in self._chunk_sizes:  # walks all modules, and is asked for at every decision
+        if kind not in self._chunk_sizes:  # walks all modules, and is needed at every decision
             self._chunk_sizes[kind] = chunk_size(self, self.encoder.length, self.device)
         return self._chunk_sizes[kind]
 
     def slices(self, shards: Threads, rows: int, divisible: bool = True) -> list[slice]:
-        """How a batch is dealt out to threads: in slices, or whole where the kernels divide it themselves.
+        """The parts in which a batch is computed: slices for threads, or the whole where the kernels divide it.
 
-        Whole, what surrounds the kernels is done once and not for every slice. A batch that is too large for that, by
-        `chunk_size`, would keep too much for its gradient at a time.
+        In one part, the operations around the kernels run once instead of once per slice. A batch larger than
+        `chunk_size` is split even so: its saved activations would take too much memory.
 
         Args:
-            divisible: False where not all is done by `step` and `unroll`, whose kernels divide a batch.
+            divisible: False for work outside of `step` and `unroll`, whose kernels divide a batch.
         """
         largest, whole = self.chunk_size, False
         if divisible and self._encodes_cheaply and self.backend is not None:
@@ -219,7 +217,7 @@ class Policy(nn.Module):
         return [slice(0, rows)] if whole else shards.slices(rows, largest)
 
     def divide(self, threads: int) -> None:
-        """Have the kernels divide a batch over so many threads from now on."""
+        """Let the kernels divide a batch over this many threads from now on."""
         if self.backend is not None:
             self.backend.threads = threads
 
@@ -228,13 +226,13 @@ class Policy(nn.Module):
         return self.policy_head.weight.device
 
     def initial_state(self, batch_size: int) -> PolicyState:
-        """What is kept before any step. `episode_start` replaces it, so it only has to have the right shapes."""
+        """The carried state before any step; `episode_start` replaces its values, so only the shapes matter."""
         return self.carry.initial(batch_size)
 
     def step(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         """One environment step: obs `[B, ...]`, episode_start bool `[B]`."""
         tokens, index = self.encoder(obs), self._readout_index(obs)
-        # No step comes before it in this window, so there is nothing to detach.
+        # It is the only step of its window, so there is nothing to detach.
         one = self._unroll(tokens[None], state, episode_start[None], None if index is None else index[None], False)
         return self._decide(one.reads[0], one.state, one.segments[0])
 
@@ -254,7 +252,7 @@ class Policy(nn.Module):
 
     @property
     def rules(self) -> Rules:
-        """What happens at every environment step."""
+        """The rules of an environment step."""
         config = self.config
         return Rules(
             segments=self.segments,
@@ -267,10 +265,10 @@ class Policy(nn.Module):
         )
 
     def segment_by_segment(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Iterator[Segment]:
-        """The K segments of one environment step, one at a time; `stop` is not looked at.
+        """The K segments of one environment step, one at a time; `stop` is ignored.
 
-        Every segment encodes the observation with the weights as they are then, and starts from the state that the
-        one before ended in, detached: weights may be changed between them, as HRM-Agent's training does.
+        Every segment encodes the observation with the current weights and starts from the detached state of the segment
+        before: weights may change between segments, as in HRM-Agent's training.
         """
         index, rules = self._readout_index(obs), self.rules
         latent: State | None = None
@@ -287,7 +285,7 @@ class Policy(nn.Module):
             yield Segment(latent, output, self._decide(read, carried, segments))
 
     def _output(self, read: Tensor) -> Tensor:
-        """What carry rules with `from_output` carry: Q-values, or a summary of the distribution."""
+        """The input of carry rules with `from_output`: Q-values, or a summary of the distribution."""
         params = self._params(read)
         return params if self.config.heads == "q" else self.distribution.summary(params)
 

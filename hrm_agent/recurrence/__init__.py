@@ -1,7 +1,7 @@
-"""The one seam: K segments of a core at each of k environment steps, and what computes them.
+"""K segments of a core at each of k environment steps, and the backends that compute them.
 
-`unroll` is the only way in. What computes is a `Backend`, chosen once for a module by `use`; without one it is eager
-torch, the reference that all others must agree with.
+`unroll` is the only entry point. It computes with a `Backend`, chosen once for a module by `use`; without one, with
+eager torch, the reference that all backends must agree with.
 """
 
 from hrm_agent.recurrence.backends import (

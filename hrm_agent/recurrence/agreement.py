@@ -1,7 +1,7 @@
-"""Do two paths compute the same function? Their errors, what rounding explains of them, and references for it.
+"""Do two paths compute the same function? Their errors, compared with the effect of rounding.
 
-Recursion amplifies rounding, by how much depends on depth and weights. So a path is judged by what rounding in its
-precision does to the plain path on the very same input.
+Recursion amplifies rounding by a factor that depends on depth and weights. So a path's error is compared with the error
+that rounding to its precision causes on the plain path, on the same input.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from hrm_agent.recurrence.backends import use
 Module = TypeVar("Module", bound=nn.Module)
 
 MARGIN = {"float32": 16.0, "bfloat16": 3.0}
-"""A path may be off by so many times what rounding in its precision changes on the plain path."""
+"""Tolerance, as a multiple of the error that rounding in the path's precision causes on the plain path."""
 FLOOR = {"float32": 1e-5, "bfloat16": 1e-2}
 CEILING = 0.25
-"""No tolerance is above this, whatever rounding does: what is no function of the input is always found."""
+"""Upper limit of the tolerance, so that outputs unrelated to the input always fail."""
 NEGLIGIBLE = 1e-4
-"""Of the largest number of all outputs: one whose numbers are smaller is judged on this scale, not on its own."""
+"""Errors of an output with small values are relative to this fraction of the largest value of all outputs."""
 
 Outputs = dict[str, Tensor]
 
 
 def precision_of(path: str) -> str:
-    """Of the matrix products: `float32` or `bfloat16`."""
+    """Precision of the matrix products: `float32` or `bfloat16`."""
     return "bfloat16" if path.endswith("bf16") else "float32"
 
 
 def error_between(ours: Outputs, reference: Outputs) -> float:
-    """The largest error of any output, relative to the largest number of that output; NaN counts as infinite.
+    """The largest error of any output, relative to that output's largest absolute value; NaN counts as infinite.
 
     Raises:
-        ValueError: outputs of other names or shapes.
+        ValueError: the names or shapes of the outputs differ.
     """
     if {n: t.shape for n, t in ours.items()} != {n: t.shape for n, t in reference.items()}:
-        raise ValueError("the outputs of two paths have other names or shapes")
+        raise ValueError("the outputs of the two paths differ in names or shapes")
     scales = {name: float(t.double().abs().max()) if t.numel() else 0.0 for name, t in reference.items()}
     least = NEGLIGIBLE * max(scales.values())
     worst = 0.0
@@ -53,17 +53,17 @@ def error_between(ours: Outputs, reference: Outputs) -> float:
 
 
 def tolerance(precision: str, rounding: float) -> float:
-    """What a path of a precision may be off by, where rounding in it moves the plain path by `rounding`."""
+    """The allowed error of a path in a precision, where rounding to it changes the plain path by `rounding`."""
     return min(CEILING, max(FLOOR[precision], MARGIN[precision] * rounding))
 
 
 def agrees(module: Module, path: str, outputs: Callable[[Module, str], Outputs]) -> bool:
-    """Whether a path computes what the plain one does, on copies of a module.
+    """Whether a path computes the same function as the plain one, on copies of a module.
 
     Args:
-        module: left as it is.
+        module: not changed.
         path: of `hrm_agent.recurrence.PATHS`.
-        outputs: of a module, float32 or float64, for a precision: tensors by name. Its input is the same every time.
+        outputs: from a module and a precision to its outputs, float32 or float64 tensors by name, for a fixed input.
     """
     precision = precision_of(path)
     judged = copy.deepcopy(module)

@@ -1,7 +1,7 @@
-"""What computes a network: eager torch, our C++ kernels, what torch compiles, or a GPU's own ways.
+"""Backends that compute a network: eager torch, our C++ kernels, `torch.compile`, or CUDA.
 
-A module that may be computed in more than one way has an attribute `backend`; None is eager torch, the reference.
-`use` sets it, for a policy or a puzzle model and all of its parts at once, and nothing else does.
+A module with more than one backend has an attribute `backend`; None is eager torch, the reference. Only `use` sets it,
+for a policy or a puzzle model and all of its parts at once.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from hrm_agent.recurrence.unroll import Rules, Steps, Unrolled, run_segments
 
 _log = logging.getLogger(__name__)
 PATHS = ("plain", "fused", "fused_bf16", "compiled")
-"""`plain` is eager torch, the reference. `fused` are the C++ kernels in float32, `fused_bf16` the same with the matrix
-products of the forward in bfloat16. `compiled` is `torch.compile`."""
+"""`plain` is eager torch, the reference. `fused` is the C++ kernels in float32, `fused_bf16` the same with bfloat16
+matrix products in the forward. `compiled` is `torch.compile`."""
 CHOICES = ("auto", *PATHS)
-"""`auto` takes the fastest of `candidates`, which is measured (`hrm_agent.recurrence.measure`)."""
+"""`auto` measures the `candidates` and takes the fastest (`hrm_agent.recurrence.measure`)."""
 
 
 class Backend:
-    """One way to compute; this class: as the reference does. A method returns None for what it leaves to the reference.
+    """A way to compute; this class leaves everything to the reference. A method returns None where it does.
 
     Attributes:
         path: its name.
-        threads: that the kernels divide a batch over.
-        outer: wraps what computes the stacks of blocks, and stays where `use` changes that.
+        threads: over which the kernels divide a batch.
+        outer: wraps the backend of the stacks of blocks, and stays when `use` changes that.
     """
 
     threads = 1
@@ -56,7 +56,7 @@ class Backend:
         return None
 
     def divides(self, core: Core, carry: Any, rules: Rules) -> bool:
-        """Whether `unroll` divides a batch over `threads` by itself."""
+        """Whether `unroll` itself divides a batch over `threads`."""
         return False
 
     def embed_grid(self, encoder: Any, ids: Tensor) -> Tensor | None:
@@ -69,7 +69,7 @@ class Backend:
 
 
 class Compiled(Backend):
-    """`torch.compile` of every stack of blocks; of the whole core, where it is not made of stacks."""
+    """`torch.compile` of every stack of blocks, or of the whole core where it has no stacks."""
 
     def __init__(self) -> None:
         super().__init__("compiled")
@@ -98,26 +98,26 @@ class Compiled(Backend):
 
 
 class EagerBfloat16(Backend):
-    """Eager torch with the matrix products of stacks in bfloat16: what rounding in it costs."""
+    """Eager torch with the matrix products of stacks in bfloat16, to measure the error of rounding."""
 
     def stack(self, stack: BlockStack, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
         # Not around the whole step: autocast is per thread, and a batch may be split over threads. Without its cache,
-        # which some versions of torch reuse where a gradient is wanted.
+        # which some versions of torch wrongly reuse where a gradient is needed.
         with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
             return stack.reference(x, angles).to(x.dtype)
 
 
 def use(module: nn.Module, path: str) -> str:
-    """Choose what computes a module and all of its parts, in place.
+    """Set the backend of a module and of all its parts, in place.
 
     Args:
         path: of `PATHS`, or `plain_bf16` (`EagerBfloat16`).
 
     Returns:
-        The path in use: the one asked for, or `plain` where no part of the module has it.
+        The path in use: the given one, or `plain` where no part of the module supports it.
 
     Raises:
-        ValueError: an unknown path, or one that this machine does not have.
+        ValueError: an unknown path, or one that is not available on this machine.
     """
     if path != "plain_bf16":
         check_kernel(path)
@@ -136,21 +136,21 @@ def _build(path: str) -> Backend | None:
 
 
 def set_backend(module: nn.Module, backend: Backend | None) -> None:
-    """Have a module and all of its parts computed by a backend."""
+    """Set the backend object of a module and of all its parts."""
     for part in module.modules():
         if hasattr(part, "backend") and not getattr(part.backend, "outer", False):
             part.backend = backend  # type: ignore[assignment]
 
 
 def path_of(module: nn.Module) -> str:
-    """The path that computes a module, of `PATHS`."""
+    """The path of a module, one of `PATHS`."""
     backends = (getattr(part, "backend", None) for part in module.modules())
     return next((backend.path for backend in backends if backend is not None), "plain")
 
 
 @contextmanager
 def reference_kernels(module: nn.Module) -> Iterator[None]:
-    """Compute a module in eager torch for a while: to count its operations or to export it."""
+    """Compute a module in eager torch inside a `with` block: to count its operations or to export it."""
     backends = {part: part.backend for part in module.modules() if hasattr(part, "backend")}
     try:
         for part in backends:
@@ -163,7 +163,7 @@ def reference_kernels(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_compile(module: nn.Module) -> Iterator[None]:
-    """Run a module uncompiled: for batches of other shapes than those it was compiled for."""
+    """Run a module uncompiled, for batches of shapes that it was not compiled for."""
     if path_of(module) != "compiled":
         yield
         return
@@ -172,7 +172,7 @@ def without_compile(module: nn.Module) -> Iterator[None]:
 
 
 def check_kernel(kernel: str) -> None:
-    """Raises: ValueError for what is none of `CHOICES`, or a path that this machine does not have."""
+    """Raises: ValueError for a value not in `CHOICES`, or a path that is not available on this machine."""
     if kernel not in CHOICES:
         raise ValueError(f"kernel={kernel}: expected one of {', '.join(CHOICES)}")
     if reason := _lacking(kernel):
@@ -180,10 +180,10 @@ def check_kernel(kernel: str) -> None:
 
 
 def candidates(module: nn.Module, device: torch.device | str = "cpu", allow_bf16: bool = False) -> list[str]:
-    """Paths that `auto` chooses from, `plain` first: those that this machine has and that support the module.
+    """Paths that `auto` chooses from, `plain` first: those that this machine and the module support.
 
     Args:
-        allow_bf16: bfloat16 products are welcome.
+        allow_bf16: include paths with bfloat16 products.
     """
     if torch.device(device).type != "cpu" or not has_kernels(module):
         return ["plain"]
@@ -194,12 +194,12 @@ def candidates(module: nn.Module, device: torch.device | str = "cpu", allow_bf16
 
 
 def available(path: str) -> bool:
-    """Whether this machine has a path; the first time, the kernels are compiled for it (some seconds)."""
+    """Whether this machine supports a path; the first call compiles the kernels (some seconds)."""
     return _lacking(path) == ""
 
 
 def has_kernels(module: nn.Module) -> bool:
-    """Whether the C++ kernels know a part of a module."""
+    """Whether the C++ kernels support a part of a module."""
     from hrm_agent.recurrence.cpu import shape_of
 
     return any(isinstance(m, GRUCore) or (isinstance(m, BlockStack) and shape_of(m).fits) for m in module.modules())

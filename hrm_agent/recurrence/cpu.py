@@ -24,7 +24,7 @@ from hrm_agent.recurrence.unroll import Rules, Steps, Unrolled
 
 
 class CPUKernels(Backend):
-    """Whatever the kernels do not support (another device or dtype, tracing, a shape) is computed in eager torch.
+    """The C++ kernels; whatever they do not support (another device or dtype, tracing, a shape) is left to eager torch.
 
     Args:
         path: `fused`, in float32, or `fused_bf16`, with the forward's matrix products in bfloat16.
@@ -65,7 +65,7 @@ class CPUKernels(Backend):
         return found is not None and found[0].divides
 
     def _window(self, core: Core, carry: Any, rules: Rules) -> tuple[Plan, Rule] | None:
-        """How the kernels run a whole window, where there are such for these settings."""
+        """How the kernels run a whole window; None where they do not support these settings."""
         kind, plan = carry.window_rule(), plan_of(core, self.bf16)
         if kind is None or plan is None:
             return None
@@ -90,18 +90,18 @@ class CPUKernels(Backend):
 
 
 class Plan(Protocol):
-    """How the kernels run a kind of core over several environment steps."""
+    """Runs a kind of core over several environment steps."""
 
     @property
     def stops_early(self) -> bool:
-        """Whether rows may stop once their latent has settled."""
+        """Whether `stop=latent_change` is supported."""
 
     @property
     def divides(self) -> bool:
-        """Whether the kernels divide a batch over threads, with and without its gradient."""
+        """Whether the kernels divide a batch over threads, without and with gradient."""
 
     def supports(self, x: Tensor, state: Sequence[Tensor]) -> bool:
-        """Whether the kernels compute this window, with the gradient that is wanted, from such a state."""
+        """Whether the kernels support this window, the required gradient and such a state."""
 
     def run_segments(self, tokens: Tensor, state: State, segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The core's output `[B, L, D]` and its state after some segments on tokens `[B, L, D]`."""
@@ -120,7 +120,7 @@ class TwoLatentPlan:
 
     @property
     def _whole(self) -> bool:
-        """Every update has a gradient, as the kernels compute it."""
+        """HRM and TRM; every update must have a gradient."""
         return self.core.trained_updates == self.core.updates
 
     @property
@@ -152,7 +152,7 @@ class TwoLatentPlan:
 
 @dataclass(frozen=True)
 class GRUPlan:
-    """The GRU: its inputs for all steps in one product, its answer at the token that is read only."""
+    """The GRU: the inputs of all steps in one product, the output only at the token that is read."""
 
     core: GRUCore
     stops_early = False
@@ -162,7 +162,7 @@ class GRUPlan:
         core = self.core
         numbers = (x, *state, core.h_init, *core.cell.parameters())
         ready = all(t.dtype == torch.float32 and t.is_cpu for t in numbers)
-        # The kernels read the gates' products, which torch computes from weights of any layout.
+        # The kernels take the gates' products, which torch computes from weights of any layout.
         return ready and not (torch.is_autocast_enabled("cpu") or is_traced())
 
     def run_segments(self, tokens: Tensor, state: State, segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -171,7 +171,7 @@ class GRUPlan:
         return self.core.answer(tokens, h[:, None]), (h,)
 
     def run(self, rule: Rule, schedule: Schedule, steps: Steps) -> WindowOutput:
-        """Rules are `full` and `reset`, and all segments are run."""
+        """For the carry rules `full` and `reset`, and a fixed number of segments."""
         tokens, state, episode_start, read = steps
         carries = rule.kind == "full"
         before = state[0] if carries else self.core.initial_state(tokens.shape[1]).h
@@ -195,7 +195,7 @@ class GRUPlan:
 
 
 def plan_of(core: Core, bf16: bool = False) -> Plan | None:
-    """How the kernels run a core; None where they do not know it, as one with a `forward` of its own."""
+    """How the kernels run a core; None where they do not support it, for example with a `forward` of its own."""
     if _defines(core, "forward") is _defines(core, "initial_state"):
         if isinstance(core, TwoLatentCore) and _defines(core, "forward") is TwoLatentCore:
             return TwoLatentPlan(core, bf16)
@@ -210,18 +210,18 @@ def _definer(kind: type, name: str) -> type:
 
 
 def _defines(core: Core, name: str) -> type:
-    """The class that a core has a method from."""
+    """The class that defines a core's method."""
     kind: Any = type(core)
     return _definer(kind, name)
 
 
 def is_traced() -> bool:
-    """Whether torch is compiling, exporting or tracing, which must not see a kernel."""
+    """Whether torch is compiling, exporting or tracing, which does not work through the kernels."""
     return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 def supports(stack: BlockStack, x: Tensor) -> bool:
-    """Whether the kernels compute a stack of blocks for such an input."""
+    """Whether the kernels support a stack of blocks with such an input."""
     shape = shape_of(stack)
     if not shape.fits or x.dtype != torch.float32 or x.device.type != "cpu":
         return False
@@ -231,7 +231,7 @@ def supports(stack: BlockStack, x: Tensor) -> bool:
 
 
 def shape_of(stack: BlockStack) -> Shape:
-    """What the kernels must know of a stack; whether they can compute it is `Shape.fits`."""
+    """The shape of a stack for the kernels; `Shape.fits` says whether they support it."""
     first: Any = stack.layers[0]
     positions = first.mixer.swiglu.down.in_features if isinstance(first.mixer, PositionMLPMixing) else 0
     return _shape(
@@ -262,12 +262,12 @@ def _weights_of_block(block: Any) -> list[Tensor]:
     elif isinstance(mixer, PositionMLPMixing):
         mixing = [mixer.swiglu.gate_up.weight, mixer.swiglu.down.weight]
     else:
-        return []  # the kernels do not know it
+        return []  # not supported by the kernels
     return [*mixing, block.mlp.gate_up.weight, block.mlp.down.weight]
 
 
 def patches_of(encoder: Any) -> Patches | None:
-    """How the kernels cut an encoder's grid (`hrm_agent.policies.encoders.GridEncoder`); None with several channels."""
+    """The patches of an encoder's grid (`hrm_agent.policies.encoders.GridEncoder`); None with several channels."""
     if encoder.channels != 1:
         return None
     return _patches(

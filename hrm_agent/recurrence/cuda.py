@@ -1,4 +1,4 @@
-"""What computes a core on a GPU: matrix products in bfloat16, and one launch a segment by Triton. Experimental."""
+"""The GPU backend: matrix products in bfloat16, and one Triton launch per segment. Experimental."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hrm_agent.cores import Core, State, map_state
 from hrm_agent.recurrence.backends import Backend
 
 AGREEMENT = 4.0
-"""How far the kernel may be from the float32 core, as a multiple of how far the core is that is all in bfloat16, its
-latents too, as the kernel's are. For a segment of the paper's network it was 2.4 under Triton's interpreter, which cuts
-numbers off where a GPU rounds them; a kernel that is wrong is some fifty times as far."""
+"""Tolerance of the kernel's error against the float32 core, as a multiple of the error of the core with everything in
+bfloat16, latents included, as in the kernel. For a segment of the paper's network the ratio was 2.4 under Triton's
+interpreter, which truncates where a GPU rounds; for a wrong kernel it is some fifty."""
 
 
 class CUDACore(Backend):
-    """A policy's segments; what comes out has the dtypes of what went in.
+    """Computes a policy's segments; outputs have the dtypes of the inputs.
 
     Args:
         bf16: matrix products in bfloat16 (autocast: weights stay float32, so do residuals, norms and gradients).
-        kernel: called where no gradient is wanted (`hrm_agent.recurrence.triton.SegmentKernel`); None: the core is.
+        kernel: used where no gradient is needed (`hrm_agent.recurrence.triton.SegmentKernel`); None: the core is used.
     """
 
     outer = True
@@ -48,36 +48,36 @@ class CUDACore(Backend):
     def _precision(self, device: torch.device) -> AbstractContextManager:
         if not self.bf16:
             return nullcontext()
-        # Without the cache of cast weights, which a graph would read from memory that is gone, and which some versions
-        # of torch get wrong beside `no_grad` (https://github.com/pytorch/pytorch/issues/112583).
+        # Without the cache of cast weights, whose memory may be freed before a graph reads it, and which some versions
+        # of torch get wrong with `no_grad` (https://github.com/pytorch/pytorch/issues/112583).
         return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
     def weights_changed(self) -> None:
-        """Copy the weights anew for the kernel: a replayed graph changes them without a trace."""
+        """Copy the weights to the kernel again: a replayed graph changes them without raising their version."""
         if self.kernel is not None:
             self.kernel.invalidate()
             self.kernel.refresh()
 
 
 def use_cuda(policy: Any, bf16: bool, triton: bool, say: Callable[[str], None]) -> CUDACore:
-    """Have a policy's segments computed so, with the kernel where it is wanted, there, and in agreement.
+    """Set this backend, with the kernel if it is requested, available and agrees with the core.
 
     Args:
         policy: `hrm_agent.policies.policy.Policy`, on its device.
-        say: is told in one line why the kernel is not used.
+        say: called with one line where the kernel is not used, which says why.
     """
     policy.backend = CUDACore(bf16, checked_kernel(policy.core, say) if triton else None)
     return policy.backend
 
 
 def checked_kernel(core: Core, say: Callable[[str], None]) -> Any:
-    """The Triton kernel of a core if it gives the core's numbers on fresh random data here; else None, and why."""
+    """The Triton kernel of a core if it agrees with the core on random data here; else None, after saying why."""
     try:
         from hrm_agent.recurrence.triton import SegmentKernel
 
         kernel = SegmentKernel(core)
         own, least = disagreement(core, kernel)
-    except Exception as error:  # a compiler that fails on a machine of its own choosing may raise anything
+    except Exception as error:  # a compiler may raise anything
         lines = str(error).strip().splitlines() or [type(error).__name__]
         say(f"cuda.triton: not used ({lines[0][:160]})")
         return None
@@ -101,7 +101,7 @@ def disagreement(core: Core, kernel: Callable[[Tensor, State], tuple[Tensor, Sta
 
 
 def all_in_bf16(core: Core) -> Callable[[Tensor, State], tuple[Tensor, State]]:
-    """The core with weights and latents in bfloat16; what comes out has the dtypes of what went in."""
+    """The core with weights and latents in bfloat16; outputs have the dtypes of the inputs."""
     twin = copy.deepcopy(core).to(torch.bfloat16)
 
     def forward(x: Tensor, state: State) -> tuple[Tensor, State]:

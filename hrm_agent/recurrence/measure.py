@@ -1,7 +1,7 @@
-"""Which path is the fastest for the work that a run does? Measured in less than a second, at the run's own sizes.
+"""Measures which path is the fastest for the work of a run, at the run's own sizes, in less than a second.
 
-Paths take turns, so that a busy machine slows all of them, and the best of their rounds counts. Everything happens on
-copies: what is measured is left as it is, random streams included.
+Paths take turns, so that a busy machine slows all of them, and the best round of each counts. Modules are copied; the
+originals and the random streams are not changed.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from hrm_agent.recurrence.agreement import Outputs, agrees
 from hrm_agent.recurrence.backends import use
 
 BUDGET = 0.8
-"""Seconds of timing, but for one turn of each path where even the smallest piece of the work takes longer."""
+"""Seconds of timing; exceeded only where one round of the smallest size takes longer."""
 WORTH = 1.05
-"""A path must be so many times as fast as the plain one to be taken."""
+"""Minimum speed-up over the plain path for another path to be chosen."""
 CLEAR = 1.5
-"""Ratios beyond this, or below its inverse, need no more than `FEW_ROUNDS`."""
+"""For ratios above this, or below its inverse, `FEW_ROUNDS` are enough."""
 FEW_ROUNDS, MOST_ROUNDS = 3, 10
 GROWTH = 4
-"""How many times the rows are tried next, while finding out how many the budget allows."""
+"""Growth factor of the number of rows while finding how many the budget allows."""
 GROWING = 0.75
-"""Share of the budget for that, the first round included."""
+"""Share of the budget for this search, the first round included."""
 PLAIN = "plain"
 
 
 class Size(NamedTuple):
-    """How much of a job is done: segments of thought, environment steps, rows of the batch."""
+    """Size of a job: segments, environment steps, rows of the batch."""
 
     segments: int
     steps: int
@@ -46,13 +46,13 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """Something that a run does again and again.
+    """Work that a run repeats.
 
     Attributes:
         run: does it once with a module, at a size.
         whole: the size in the run.
-        times: how often it is done, beside the other jobs.
-        threads: that the rows are split over; no fewer rows are tried.
+        times: how often it is done, relative to the other jobs.
+        threads: over which the rows are split; a lower limit of the rows.
 
     Its seconds must be proportional to segments and steps, and grow with rows no faster than these do.
     """
@@ -65,12 +65,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was measured, and what follows.
+    """The measured ratios and the choice.
 
     Attributes:
-        path: the fastest that computes the right thing; `plain` where none is worth its while.
-        ratios: how many times as fast as the plain path each other one is.
-        wrong: paths that would have been taken, but compute something else.
+        path: the fastest that agrees with the plain path; `plain` where none is faster by `WORTH`.
+        ratios: speed of each other path, as a multiple of the plain path's.
+        wrong: paths that were faster but do not agree with the plain path.
     """
 
     path: str
@@ -102,12 +102,12 @@ def measure(
     """Time the paths and choose one.
 
     Args:
-        module: left as it is; its path is not changed either.
-        paths: `plain` and those it is compared with, all of which suit the module.
-        jobs: what is timed; each as a whole, or a part of it where the budget does not allow more.
-        outputs: what must be the same on all paths, see `hrm_agent.recurrence.agreement.agrees`.
+        module: not changed, its path included.
+        paths: `plain` and those to compare with it; the module must support them.
+        jobs: the work to time; each as a whole, or a part of it where the budget does not allow more.
+        outputs: outputs on which paths must agree, see `hrm_agent.recurrence.agreement.agrees`.
         now: the clock, in seconds.
-        budget: seconds that it may take.
+        budget: in seconds.
     """
     others = [path for path in paths if path != PLAIN]
     if not others:
@@ -126,7 +126,7 @@ def measure(
 
 
 class _Race:
-    """Args: see `measure`; `module` may be put on any path."""
+    """Args: see `measure`; the path of `module` is changed."""
 
     def __init__(
         self, module: nn.Module, paths: Sequence[str], jobs: Sequence[Job], now: Callable[[], float], budget: float
@@ -135,7 +135,7 @@ class _Race:
         self.end = now() + budget
 
     def run(self) -> dict[str, float]:
-        """Seconds of all jobs together, as often as each is done, by path; the best round of each job and path."""
+        """Seconds of all jobs together, each `times` times, by path; from the best round of each job and path."""
         for job in self.jobs:  # the first call of all fills caches
             self._seconds(PLAIN, job, _smallest(job))
         sizes, best = [], []
@@ -153,10 +153,10 @@ class _Race:
         return self._total(sizes, best)
 
     def _first_round(self, job: Job, budget: float) -> tuple[Size, dict[str, float]]:
-        """As much of a job as the budget allows, and the seconds that it takes, by path.
+        """The largest size of a job that the budget allows, and its seconds by path.
 
-        Rows first: what a call costs whatever the rows, which differs from path to path, counts for nothing at the
-        number of rows of most runs, and for everything at a few.
+        Rows grow first: the fixed cost of a call, which differs between paths, is negligible at the number of rows of
+        most runs, and dominates at a few.
         """
         end = self.now() + budget
         size, slope = _smallest(job), 0.0
@@ -174,11 +174,11 @@ class _Race:
         return (size, seconds) if whole == size else (whole, self._turns(job, whole))
 
     def _round(self, best: Sequence[dict[str, float]]) -> float:
-        """Seconds that a round of all turns takes."""
+        """Seconds of a round of all paths."""
         return sum(sum(times.values()) for times in best)
 
     def _turns(self, job: Job, size: Size) -> dict[str, float]:
-        """Seconds of doing a job once, by path."""
+        """Seconds of a job done once, by path."""
         return {path: self._seconds(path, job, size) for path in self.paths}
 
     def _seconds(self, path: str, job: Job, size: Size) -> float:

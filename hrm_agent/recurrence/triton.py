@@ -1,6 +1,6 @@
-"""A core's weights and state into the fused kernel (`hrm_agent.kernels.triton.segment`), and its numbers out of it.
+"""Passes a core's weights and state to the fused kernel (`hrm_agent.kernels.triton.segment`) and returns its results.
 
-The plain cores (`hrm_agent.cores`) are the reference, and take over where `unsupported` names a reason.
+The plain cores (`hrm_agent.cores`) are the reference, and are used where `unsupported` names a reason.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEAST = 16
 
 @dataclass(frozen=True)
 class Tiles:
-    """How a sample's tokens are cut: `count` tiles of `wide` rows, then one of `tail` rows (0: none)."""
+    """Tiling of a sample's tokens: `count` tiles of `wide` rows, then one of `tail` rows (0: none)."""
 
     count: int
     wide: int
@@ -38,7 +38,7 @@ class Tiles:
 
 
 def tiles_of(length: int, rows: int) -> Tiles:
-    """Full tiles of `rows` tokens, and the least power of 2 from 16 on for those that are left.
+    """Full tiles of `rows` tokens, and for the remainder the least sufficient power of 2, at least 16.
 
     Raises:
         ValueError: `rows` is no power of 2 of at least 16.
@@ -50,12 +50,12 @@ def tiles_of(length: int, rows: int) -> Tiles:
 
 
 def interpreted() -> bool:
-    """Is Triton's interpreter switched on, which runs kernels on the CPU to check them?"""
+    """Whether Triton's interpreter is on, which runs kernels on the CPU for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def unsupported(core: nn.Module) -> str | None:
-    """Why the kernel cannot stand in for this core, in half a line; None where it can."""
+    """Why the kernel does not support this core, in half a line; None where it does."""
     if not isinstance(core, TwoLatentCore):
         return f"{type(core).__name__} is neither HRM nor TRM"
     size = core.hidden_size
@@ -79,24 +79,24 @@ def unsupported(core: nn.Module) -> str | None:
 
 
 def _blocks(core: Any) -> list[Block]:
-    """Those of the low level's network, and of the high level's where it is another."""
+    """Those of the low level's network, and of the high level's where it is a different one."""
     stacks = [core.low] if core.low is core.high else [core.low, core.high]
     return [layer for stack in stacks for layer in stack.layers]
 
 
 class SegmentKernel:
-    """Segments of a core in one launch: the numbers of `core(x, state)` to the precision of its products.
+    """Segments of a core in one launch: `core(x, state)` to the precision of the products.
 
     Args:
         core: HRM or TRM on a CUDA device (or on the CPU under Triton's interpreter); its weights are copied when they
             have changed, see `refresh`.
-        precision: of matrix products and of what is kept between layers: `bf16` or `float32`. Sums are float32.
+        precision: of matrix products and of activations between layers: `bf16` or `float32`. Sums are float32.
         rows: of a tile; a power of 2 from 16 on.
         warps, stages: of a program, and of its software pipeline.
         programs: that run at once; 0: two a multiprocessor.
 
     Raises:
-        ValueError: the core is not one that the kernel is written for (`unsupported`), or a setting out of range.
+        ValueError: a core that the kernel does not support (`unsupported`), or a setting out of range.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class SegmentKernel:
         self._scratch: Tensor | None = None
 
     def __call__(self, x: Tensor, state: State, segments: int = 1) -> tuple[Tensor, State]:
-        """As many segments of the core, one after the other: output `[B, L, D]` and state. There is no gradient."""
+        """Consecutive segments of the core, without gradient: output `[B, L, D]` and state."""
         self.refresh()
         with torch.no_grad():
             z_h, z_l = (z.to(x.dtype).contiguous() for z in state)
@@ -132,10 +132,10 @@ class SegmentKernel:
         return new_h, make._make((new_h, new_l)) if hasattr(make, "_make") else make((new_h, new_l))
 
     def refresh(self) -> None:
-        """Copy the weights if they were written to since the last call.
+        """Copy the weights if they have changed since the last call.
 
-        In a CUDA graph that is being captured nothing is copied, and a graph's own replays leave no trace that could be
-        noticed: `refresh(...)` by `invalidate()` after an update that was replayed.
+        Nothing is copied while a CUDA graph is being captured. Changes by a replayed graph are not detected: call
+        `invalidate()` after such an update.
         """
         if is_capturing():
             return
@@ -145,14 +145,14 @@ class SegmentKernel:
             self._versions = versions
 
     def invalidate(self) -> None:
-        """The weights have changed in a way that leaves no trace: copy them at the next `refresh`."""
+        """Copy the weights at the next `refresh`, after a change that cannot be detected."""
         self._versions = None
 
     @torch.no_grad()
     def _pack(self) -> None:
         """All layers' weights, transposed to [inputs, outputs], in the precision of the products.
 
-        Written into the same memory every time: graphs that were captured go on reading there.
+        Always written into the same memory, from which captured graphs read.
         """
         blocks = _blocks(self.core)
         fresh = {
@@ -200,7 +200,7 @@ class SegmentKernel:
         inner = blocks[0].mlp.down.in_features
         programs = self.programs or _default_programs(x.device)
         if self._scratch is None:
-            # For the most programs at once, whatever the batch: graphs that were captured go on writing there.
+            # For the largest number of programs, whatever the batch: captured graphs write there.
             shape = (programs, slots, self.tiles.rows, size)
             self._scratch = torch.empty(shape, dtype=PRECISIONS[self.precision], device=x.device)
         packed, turns = self._packed, self._turns(x.device)
@@ -233,7 +233,7 @@ class SegmentKernel:
         )  # fmt: skip
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SegmentKernel:
-        """Of a copied core: with buffers of its own, or it would compute with the other's weights."""
+        """The kernel of a copied core, with its own buffers and so its own weights."""
         other = copy.copy(self)
         other.core = copy.deepcopy(self.core, memo)
         other._versions, other._packed, other._scratch = None, {}, None
@@ -241,7 +241,7 @@ class SegmentKernel:
 
 
 def is_capturing() -> bool:
-    """Is a CUDA graph being captured on this stream?"""
+    """Whether a CUDA graph is being captured on this stream."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 

@@ -1,6 +1,7 @@
 """K segments of a core at each of k environment steps: the reference, in eager torch.
 
-Faster ways (`hrm_agent.recurrence.backends`) compute the same function, and leave what they do not support to it.
+Backends (`hrm_agent.recurrence.backends`) compute the same function faster, and fall back to it for what they do not
+support.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ STOPS = ("fixed", "latent_change", "policy_kl")
 
 @dataclass(frozen=True)
 class Rules:
-    """What happens at an environment step.
+    """The rules of an environment step.
 
     Args:
-        segments: K, of every step; at most, where `stop` ends some rows earlier.
+        segments: K per step; a maximum where `stop` is not `fixed`.
         stop: of `STOPS`, decided for every row by itself: `fixed` after K segments; `latent_change` once a segment
             changed the latent by less than `threshold`, relative to its norm; `policy_kl` once the policies after two
             successive segments differ by less than it (KL divergence in nats).
         threshold: see `stop`; with 0 all K segments are run.
         detach: no gradient flows through the state from a step to the one before.
-        readout: the token that is read, where none is given by its index: `mean` of all, `first` or `last`.
-        params: from what is read, `[..., D]`, to the parameters of the policy's distribution; for `policy_kl`.
-        divergence: of the distributions with two such parameters; for `policy_kl`.
-        output: from what is read to what a carry rule with `from_output` is given.
+        readout: `mean` of all tokens, `first` or `last`; ignored where `Steps.read` gives indices.
+        params: from the readout, `[..., D]`, to the parameters of the policy's distribution; for `policy_kl`.
+        divergence: between distributions with such parameters; for `policy_kl`.
+        output: from the readout to the input of a carry rule with `from_output`.
     """
 
     segments: int
@@ -56,10 +57,10 @@ class Steps(NamedTuple):
 
     Attributes:
         tokens: float `[k, B, L, D]` of the observations.
-        state: what is carried into the first step.
-        episode_start: bool `[k, B]`; there the core starts from its initial state.
-        read: int64 `[k, B]`, the token that is read after each step; below 0 it counts back from the end. None: the
-            one that `Rules.readout` names.
+        state: the carried state before the first step.
+        episode_start: bool `[k, B]`; where true, the core starts from its initial state.
+        read: int64 `[k, B]`, index of the token to read after each step, negative from the end. None: see
+            `Rules.readout`.
     """
 
     tokens: Tensor
@@ -69,8 +70,8 @@ class Steps(NamedTuple):
 
 
 class Unrolled(NamedTuple):
-    """The outcome of a window: float `[k, B, D]`, what is read after each step; the state to carry after the last;
-    int64 `[k, B]`, segments used by each row."""
+    """Results of a window: readout after each step, float `[k, B, D]`; carried state after the last; segments used by
+    each row, int64 `[k, B]`."""
 
     reads: Tensor
     state: tuple[Tensor, ...]
@@ -78,11 +79,11 @@ class Unrolled(NamedTuple):
 
 
 def unroll(core: Core, carry: Any, steps: Steps, rules: Rules, backend: Backend | None = None) -> Unrolled:
-    """Run k environment steps in a row; the only place where a policy's core is called.
+    """Run k consecutive environment steps; the only place where a policy's core is called.
 
     Args:
-        carry: rule that turns the state after a step into the one before the next (`hrm_agent.policies.carry.Carry`).
-        backend: what computes; None: eager torch.
+        carry: the carry rule (`hrm_agent.policies.carry.Carry`).
+        backend: see `hrm_agent.recurrence.backends`; None: eager torch.
     """
     if backend is not None:
         done = backend.unroll(core, carry, steps, rules)
@@ -111,7 +112,7 @@ def unroll(core: Core, carry: Any, steps: Steps, rules: Rules, backend: Backend 
 def run_segments(
     core: Core, tokens: Tensor, latent: State, segments: int, backend: Backend | None = None
 ) -> tuple[Tensor, State]:
-    """The core's output `[B, L, D]` and its state after some segments on the same tokens `[B, L, D]`."""
+    """The core's output `[B, L, D]` and its state after `segments` segments on the same tokens `[B, L, D]`."""
     if backend is not None:
         return backend.run_segments(core, tokens, latent, segments)
     output = tokens
@@ -121,7 +122,7 @@ def run_segments(
 
 
 def to_carried(carry: Any, latent: State, read: Tensor, rules: Rules) -> tuple[Tensor, ...]:
-    """What is carried to the next step, after the core's last state and what was read from its output `[B, D]`."""
+    """The carried state for the next step, from the core's last state and the readout `[B, D]`."""
     output = rules.output(read) if carry.from_output and rules.output is not None else None
     carried: tuple[Tensor, ...] = carry.from_core_state(latent, output)
     return carried
@@ -130,7 +131,7 @@ def to_carried(carry: Any, latent: State, read: Tensor, rules: Rules) -> tuple[T
 def _run_until_done(
     core: Core, tokens: Tensor, latent: State, index: Tensor | None, rules: Rules, backend: Backend | None
 ) -> tuple[Tensor, State, Tensor]:
-    """At most K segments, of which each row takes as many as it needs: output, state and segments `[B]`."""
+    """At most K segments, with each row stopping by itself: output, state and segments `[B]`."""
     size = tokens.shape[0]
     segments = torch.zeros(size, dtype=torch.int64, device=tokens.device)
     active = torch.arange(size, device=tokens.device)
@@ -158,7 +159,7 @@ def _run_until_done(
 def _done(
     before: State, after: State, read: Tensor, policies: Tensor | None, rules: Rules
 ) -> tuple[Tensor, Tensor | None]:
-    """Which rows may stop after a segment, bool `[M]`, and their policies `[M, P]` to compare the next with."""
+    """Which rows may stop after a segment, bool `[M]`, and their policies `[M, P]` for the next comparison."""
     if rules.stop == "latent_change":
         return relative_change(before, after) < rules.threshold, None
     assert rules.params is not None
@@ -171,14 +172,14 @@ def _done(
 
 
 def read_token(output: Tensor, readout: str, index: Tensor | None = None) -> Tensor:
-    """What heads read of a core's output tokens `[B, L, D]`: float `[B, D]`.
+    """The heads' input from a core's output tokens `[B, L, D]`: float `[B, D]`.
 
     Args:
         readout: `mean`, `first` or `last`; ignored where there is an `index`.
-        index: int64 `[B]`, each row's token; below 0 it counts back from the end.
+        index: int64 `[B]`, each row's token, negative from the end.
     """
     if index is not None:
-        # Not take_along_dim, which torch.export takes for one of a fixed batch; like it, counts back from the end.
+        # Not take_along_dim, with which torch.export fixes the batch size.
         at = (index % output.shape[1]).view(-1, 1, 1).expand(-1, 1, output.shape[2])
         return output.gather(1, at).squeeze(1)
     if readout == "mean":

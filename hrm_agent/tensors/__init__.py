@@ -1,1 +1,1 @@
-"""Tensors in trees, in files, and as gradients."""
+"""Trees of tensors, files of tensors, and gradients."""

@@ -23,14 +23,14 @@ SUFFIX = ".safetensors"
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be used; the message is one line that says which and why."""
+    """An unusable file; the message is one line with its path and the reason."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data`, or leave it untouched.
 
     Raises:
-        OSError: the disk is full or not writable; the temporary file is gone and `path` is as it was.
+        OSError: the disk is full or not writable; the temporary file is removed and `path` unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -86,7 +86,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _sort_header(data: bytes) -> bytes:
     """The header of a safetensors file in the order of its names, so that equal contents give equal files.
 
-    The library writes the metadata in an order that differs from one call to the next.
+    The library's own order of the metadata differs from call to call.
     """
     begin, end = 8, 8 + int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[begin:end]), sort_keys=True, separators=(",", ":")).encode()

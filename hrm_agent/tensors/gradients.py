@@ -1,4 +1,4 @@
-"""Gradients that are finite, and of limited size."""
+"""Gradient clipping and checks for non-finite gradients."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 
 
 class NonFiniteNumbers(RuntimeError):
-    """NaN or infinity where numbers were expected; training cannot go on."""
+    """NaN or infinity where finite numbers are required; training cannot continue."""
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-    """Scale the gradients down where their norm is above `max_norm` (0: never), and return what it was.
+    """Scale the gradients down where their norm is above `max_norm` (0: never), and return the norm before.
 
     Raises:
         NonFiniteNumbers: a gradient is NaN or infinite.
@@ -23,7 +23,7 @@ def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float
     norm = nn.utils.clip_grad_norm_([p for p, g in gradients if not g.is_sparse], max_norm or math.inf).item()
     if not math.isfinite(norm):
         raise NonFiniteNumbers(f"gradient norm is {norm}")
-    # Sign-SGD, which sparse gradients are for, would keep what is not a number for good.
+    # SignSGD, which uses the sparse gradients, would never recover from NaN.
     if not all(torch.isfinite(g._values()).all() for _, g in gradients if g.is_sparse):
         raise NonFiniteNumbers("the gradient of the puzzle embeddings is not finite")
     return norm

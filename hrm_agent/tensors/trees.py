@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def map_tensors(function: Callable[..., Any], *trees: Any) -> Any:
-    """A tree like the first: `function` of the tensors that stand at the same place in all of them."""
+    """`function` of the tensors at the same position in all trees, as a tree like the first."""
     first = trees[0]
     if isinstance(first, Tensor):
         return function(*trees)
@@ -69,7 +69,7 @@ def set_rows(tree: Any, index: Any, values: Any) -> None:
 
 
 def copy_into(target: Any, source: Any) -> None:
-    """Overwrite the tensors of one tree with another's, without waiting for the device."""
+    """Overwrite the tensors of one tree with another's, without synchronising with the device."""
     map_tensors(lambda to, value: to.copy_(value, non_blocking=True), target, source)
 
 
@@ -90,4 +90,4 @@ def to_tensors(arrays: Any, device: torch.device | str = "cpu") -> Any:
     """Arrays of a vector environment, or dictionaries of them, as tensors; on a CPU in the arrays' memory."""
     if isinstance(arrays, dict):
         return {key: to_tensors(value, device) for key, value in arrays.items()}
-    return torch.as_tensor(np.require(arrays, requirements="W"), device=device)  # torch wants memory it could write to
+    return torch.as_tensor(np.require(arrays, requirements="W"), device=device)  # torch requires writable memory

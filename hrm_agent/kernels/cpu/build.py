@@ -1,8 +1,8 @@
 """Compiles the C++ kernels on the machine that runs them, once, into the user's cache folder.
 
 The library's name holds a hash of the source, the compiler and the processor, so that neither a new version nor a home
-folder shared by different machines meets a library made for another. Beside it lie its size and SHA-256: a library that
-was cut short is compiled anew, and one that another user could have written is not loaded.
+directory shared by different machines loads the wrong one. Its size and SHA-256 are stored beside it: a truncated
+library is recompiled, and one that another user could have written is not loaded.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class NoKernels(RuntimeError):
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: `HRM_AGENT_CACHE`, else below the user's cache folder."""
+    """Where compiled kernels are stored: `HRM_AGENT_CACHE`, else below the user's cache folder."""
     if given := os.environ.get("HRM_AGENT_CACHE"):
         return Path(given)
     root = os.environ.get("XDG_CACHE_HOME")
@@ -48,10 +48,10 @@ def cache_folder() -> Path:
 
 
 def library() -> ctypes.CDLL:
-    """The kernels, compiled if they are not in the cache yet (some ten seconds), or waited for (`begin`).
+    """The kernels, compiled first if they are not in the cache (some ten seconds); waits for a compilation by `begin`.
 
     Raises:
-        NoKernels: no C++ compiler, no folder to keep them in, or what was made does not load.
+        NoKernels: there is no C++ compiler or no folder for the library, or it does not load.
     """
     with _lock:
         found = _library()
@@ -61,7 +61,7 @@ def library() -> ctypes.CDLL:
 
 
 def begin() -> None:
-    """Compile on a thread of its own, where that is still to be done; `library` waits for it and says what failed."""
+    """Start compiling in a thread of its own, if needed; `library` waits for it and raises what failed."""
 
     def build() -> None:
         with _lock:
@@ -73,12 +73,12 @@ def begin() -> None:
 
 
 def compiling_for() -> float | None:
-    """Seconds that the compiler has been at work for; None where it is not."""
+    """Seconds since the compiler was started; None where it is not running."""
     return None if _began is None else time.monotonic() - _began
 
 
 def is_ready() -> bool:
-    """Whether `library` answers at once."""
+    """Whether `library` returns without compiling."""
     if _lock.locked():
         return False
     try:
@@ -94,7 +94,7 @@ _ended = threading.Event()
 
 
 def _stop(thread: threading.Thread) -> None:
-    """A program that ends early leaves no compiler at work, and nothing of it in the cache."""
+    """Stop compilers when the program ends early, leaving nothing of theirs in the cache."""
     _ended.set()
     for process in list(_running):
         with suppress(ProcessLookupError):
@@ -104,7 +104,7 @@ def _stop(thread: threading.Thread) -> None:
 
 @cache
 def _library() -> ctypes.CDLL | str:
-    """The kernels, or why there are none: where compiling fails, it fails once."""
+    """The kernels, or why there are none; a failed compilation is not repeated."""
     try:
         compiler = _compiler()
         try:
@@ -124,7 +124,7 @@ def _library() -> ctypes.CDLL | str:
 
 
 def _place(compiler: str) -> Path:
-    """Where the library is, or will be."""
+    """Path of the library, present or not."""
     key = hashlib.sha256("\0".join([compiler, _version(compiler), *FLAGS, *_own_flags(), _processor()]).encode())
     for source in sorted(SOURCES.iterdir()):
         key.update(source.read_bytes())
@@ -136,7 +136,7 @@ def _seal_of(path: Path) -> Path:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether a library is there, as it was written; a damaged one is compiled anew.
+    """Whether an intact library is there; a damaged one is to be recompiled.
 
     Raises:
         OSError: another user owns it, or could have written it.
@@ -152,7 +152,7 @@ def _is_whole(path: Path) -> bool:
     except (OSError, ValueError):
         whole = False
     if not whole:
-        _log.warning("%s is damaged, or of an earlier version: the C++ kernels are compiled anew", path)
+        _log.warning("%s is damaged, or of an earlier version: the C++ kernels are recompiled", path)
     return whole
 
 
@@ -161,10 +161,10 @@ def _seal(data: bytes) -> dict[str, Any]:
 
 
 def _check_owner(path: Path) -> None:
-    """As OpenSSH does with its keys: what is loaded must be ours alone to write.
+    """Check that only this user can write a file, as OpenSSH does with its keys.
 
     Raises:
-        OSError: it is not.
+        OSError: others can.
     """
     if not hasattr(os, "getuid"):
         return
@@ -194,7 +194,7 @@ def _compiler() -> str:
 
 
 def _own_flags() -> list[str]:
-    """`HRM_AGENT_CXXFLAGS`, which come last: `-mno-avx512f`, say, for kernels of a lesser processor."""
+    """`HRM_AGENT_CXXFLAGS`, appended last: `-mno-avx512f`, for example, compiles for an older processor."""
     return os.environ.get("HRM_AGENT_CXXFLAGS", "").split()
 
 
@@ -204,7 +204,7 @@ def _version(compiler: str) -> str:
 
 
 def _processor() -> str:
-    """What `-march=native` depends on."""
+    """The processor's features, on which `-march=native` depends."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -235,7 +235,7 @@ def _compile(compiler: str, path: Path) -> None:
 
 
 def _keep(made: Path, path: Path) -> None:
-    """Move a library to its place: whole or not at all, also where two processes compile at once."""
+    """Move a library to its place, atomically, also where two processes compile at once."""
     seal = made.with_suffix(".json")
     seal.write_text(json.dumps(_seal(made.read_bytes())))
     for file in (made, seal):
@@ -247,7 +247,7 @@ def _keep(made: Path, path: Path) -> None:
 
 
 def _compile_files(command: list[str], made: Path) -> str:
-    """Every source on a core of its own, then the library of all; returns what the compiler says where it fails."""
+    """Compile the sources in parallel, then link them; returns the compiler's error message, empty on success."""
     objects = {source: str(made.with_name(f"{source.stem}.o")) for source in sorted(SOURCES.glob("*.cpp"))}
     apart = [flag for flag in command if flag != "-shared"]
     error = _run([[*apart, "-c", "-o", into, str(source)] for source, into in objects.items()])
@@ -255,7 +255,7 @@ def _compile_files(command: list[str], made: Path) -> str:
 
 
 def _run(commands: list[list[str]]) -> str:
-    """Run commands side by side; returns what the first that fails says."""
+    """Run commands in parallel; returns the error message of the first that fails, empty on success."""
     try:
         for command in commands:
             if _ended.is_set():
@@ -267,13 +267,13 @@ def _run(commands: list[list[str]]) -> str:
             )
         said = [process.communicate()[1] for process in _running]
         failed = [text for process, text in zip(_running, said, strict=True) if process.returncode]
-        return (failed[0] or "it ended without a word") if failed else ""
+        return (failed[0] or "it failed without a message") if failed else ""
     finally:
         _running.clear()
 
 
 def main() -> int:
-    """`python -m hrm_agent.kernels.cpu.build`: compile now, and say where."""
+    """`python -m hrm_agent.kernels.cpu.build`: compile now, and print the library's path."""
     try:
         print(library()._name)
     except NoKernels as error:

@@ -1,7 +1,7 @@
-"""A GRU over a window of environment steps on a CPU: matrix products by BLAS, what lies between by our C++ kernels.
+"""A GRU over a window of environment steps on a CPU: matrix products by BLAS, everything else by our C++ kernels.
 
-Autograd's GRU cell is a dozen operations a step forward and two dozen back, and multiplies by every step's gradient
-alone; here the gradients of the weights are one product a window.
+Autograd's GRU cell takes a dozen operations a step forward, two dozen back, and one product a step for the gradient of
+the weights; here that is one product a window.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def run_gru(
     """The memory after every step of a window, float32 `[k, B, M]`.
 
     Args:
-        inputs: float32 `[k, B, 3 M]`, what the observations give the reset gate, the update gate and the candidate,
-            biases included.
+        inputs: float32 `[k, B, 3 M]`, the observations' part of reset gate, update gate and candidate, biases
+            included.
         memory: `[B, M]`, before the first step.
         episode_start: bool `[k, B]`; there the memory is `fresh`, `[M]`.
         weight, bias: `[3 M, M]` and `[3 M]` of the memory, as `torch.nn.GRUCell` lays them out.
@@ -51,8 +51,8 @@ def run_gru(
         ("the bias", bias, (3 * size,), torch.float32),
     ):
         if given.shape != shape or given.dtype != dtype or given.device.type != "cpu":
-            told = f"{given.dtype} {list(given.shape)} on {given.device}"
-            raise ValueError(f"{name} is {told}: expected {dtype} {list(shape)} on cpu")
+            found = f"{given.dtype} {list(given.shape)} on {given.device}"
+            raise ValueError(f"{name} is {found}: expected {dtype} {list(shape)} on cpu")
     everything = (inputs, memory, episode_start, fresh, weight, bias)
     if torch.is_grad_enabled() and any(t.requires_grad for t in everything):
         learned: Tensor = _RunGRU.apply(segments, detach, *everything)
@@ -64,7 +64,7 @@ def run_gru(
 
 
 def pool_tokens(tokens: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The mean and the maximum of tokens, and a token.
+    """The mean and the maximum of all tokens, and one selected token.
 
     Args:
         tokens: float32 `[k, B, L, D]`.
@@ -81,11 +81,11 @@ def pool_tokens(tokens: Tensor, read: Tensor | None) -> tuple[Tensor, Tensor | N
 
 
 class _Updates:
-    """What the updates of a window read and what they made, in one piece of memory.
+    """Inputs and results of a window's updates, in one piece of memory.
 
     Attributes:
-        before: `[k, K, B, M]`, the memory that every update reads.
-        kept: `[k, K, B, 3 M]`, its gates, and what the memory gave the candidate.
+        before: `[k, K, B, M]`, the memory before every update.
+        kept: `[k, K, B, 3 M]`, its gates, and the memory's part of the candidate.
         candidates: `[k, K, B, M]`.
     """
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 MOST_FLOATS = 2**27
-"""Held back for use again, in all: 512 MiB."""
+"""Most memory held for reuse: 512 MiB."""
 
 
 class Pool:
-    """Float32 buffers that are taken, and given back when nobody reads them any more."""
+    """A pool of float32 buffers, returned when their last reader is done."""
 
     def __init__(self, most: int = MOST_FLOATS) -> None:
         self._most, self._held = most, 0
@@ -20,7 +20,7 @@ class Pool:
         self._lock = threading.Lock()
 
     def take(self, floats: int) -> Tensor:
-        """A buffer of at least so many floats, with any content."""
+        """An uninitialised buffer of at least this many floats."""
         with self._lock:
             fitting = [i for i, b in enumerate(self._buffers) if floats <= b.numel() <= 2 * floats]
             if fitting:
@@ -30,7 +30,7 @@ class Pool:
         return torch.empty(floats)
 
     def give(self, buffer: Tensor) -> None:
-        """Hold a buffer for the next who needs one; the oldest are let go where they are too many."""
+        """Hold a buffer for reuse; beyond the limit the oldest are freed."""
         with self._lock:
             self._buffers.append(buffer)
             self._held += buffer.numel()

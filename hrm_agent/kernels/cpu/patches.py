@@ -1,7 +1,7 @@
-"""Grids of ids to tokens by the C++ kernels: what `hrm_agent.policies.encoders.GridEncoder` is in eager torch.
+"""Grids of ids to tokens by the C++ kernels, as `hrm_agent.policies.encoders.GridEncoder` in eager torch.
 
-Eager torch makes an int64 index of every cell and moves it five times before it looks anything up, which costs as much
-as a tenth of a segment of a small core.
+Eager torch makes an int64 index of every cell and copies it five times before the look-up, which costs a tenth of a
+segment of a small core.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from hrm_agent.kernels.cpu.stack import VECTOR, functions
 
 MOST_PLACES = 64
-"""Of a patch that the kernels know."""
+"""Largest side of a patch that the kernels support."""
 
 
 class _Patches(ctypes.Structure):
@@ -38,7 +38,7 @@ class Patches:
         crop: rings of cells that are dropped.
         patch: side of a patch.
         rows, cols: of patches; they may overhang at the lower and right edges.
-        ids: ids are from 0 to this, exclusively.
+        ids: number of ids; they are 0 ... ids - 1.
         size: channels D of a token.
     """
 
@@ -59,7 +59,7 @@ class Patches:
         return known and types and here and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
     def described(self, count: int, threads: int = 1) -> Any:
-        """`struct Patches` of some grids."""
+        """`struct Patches` for these grids."""
         own = (self.height, self.width, self.crop, self.patch, self.rows, self.cols, self.ids, self.size)
         return _Patches(count, *own, threads)
 
@@ -71,7 +71,7 @@ def embed(patches: Patches, grids: Tensor, table: Tensor, threads: int = 1) -> T
         patches: must support them.
         table: float32 `[patch^2 * (ids + 1), D]`: the rows of a place in the patch follow each other, its last is for
             places outside the grid.
-        threads: that share the grids.
+        threads: over which the grids are divided.
 
     Raises:
         ValueError: an id that the table does not have.

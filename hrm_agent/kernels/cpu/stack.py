@@ -1,7 +1,7 @@
 """Stacks of blocks by the C++ kernels: the same function as `hrm_agent.cores.blocks.BlockStack`, gradient included.
 
-A whole stack is one call, for which the interpreter's lock is released: batch shards on several threads run side by
-side. Numbers differ from eager torch by rounding alone.
+A whole stack is one call, which releases the GIL: slices of a batch run in parallel on several threads. Results differ
+from eager torch by rounding alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hrm_agent.kernels.cpu.build import library
 from hrm_agent.kernels.cpu.memory import pool
 
 VECTOR = 16
-"""Sizes that are summed over columns must be multiples of this many floats."""
+"""Channels and inner widths must be multiples of this many floats."""
 MOST_ATTENDED = 4096
 """Tokens up to which attention's scores, a matrix that every thread holds, are worth their memory."""
 MIXINGS = ("conv", "attention", "mlp")
@@ -28,18 +28,18 @@ MIXINGS = ("conv", "attention", "mlp")
 
 @dataclass(frozen=True)
 class Shape:
-    """What the kernels must know of a stack.
+    """The shape of a stack.
 
     Args:
         mixing: one of `MIXINGS`.
         layers: blocks.
-        length: tokens L; those that are no cells of the grid stand before it.
+        length: tokens L; those before the grid's cells are the prefix.
         size: channels D, a multiple of 16.
         inner: width of the SwiGLU over channels, a multiple of 16.
         epsilon: of the norms.
-        grid: rows and columns, of `conv`; zeros without one.
-        heads: of `attention`; D / heads a multiple of 16.
-        position_inner: of `mlp`, width of the SwiGLU over positions, a multiple of 16.
+        grid: rows and columns, for `conv`; zeros without one.
+        heads: for `attention`; D / heads a multiple of 16.
+        position_inner: for `mlp`, width of the SwiGLU over positions, a multiple of 16.
     """
 
     mixing: str
@@ -54,7 +54,7 @@ class Shape:
 
     @property
     def fits(self) -> bool:
-        """Whether the kernels can compute it."""
+        """Whether the kernels support it."""
         if self.mixing not in MIXINGS or self.size % VECTOR or self.inner % VECTOR:
             return False
         if self.mixing == "conv":
@@ -65,16 +65,16 @@ class Shape:
 
     @property
     def weights(self) -> int:
-        """Of a layer: the mixing's two, then those of the SwiGLU, `gate_up` and `down`.
+        """Number of a layer's weights: the mixing's, at most two, then `gate_up` and `down` of the SwiGLU.
 
-        Of `conv` the mixing's are the kernel, where there is a grid, and the weights of means, where there are tokens
-        before it.
+        Those of `conv` are the convolution kernel, where there is a grid, and the weights of means, where there is a
+        prefix.
         """
         cells = self.grid[0] * self.grid[1]
         return 2 + (cells > 0) + (cells < self.length) if self.mixing == "conv" else 4
 
     def is_turned(self, index: int) -> bool:
-        """Whether the kernels give the transpose of this weight's gradient, one of those of all layers."""
+        """Whether the kernels return this weight's gradient transposed; weights are numbered over all layers."""
         place = index % self.weights
         first = self.mixing == "mlp" or (self.mixing == "conv" and self.grid != (0, 0))
         return place == self.weights - 2 or (first and place == 0)
@@ -128,7 +128,7 @@ def functions() -> Any:
 
 
 def instructions() -> str:
-    """What the kernels are compiled for: `avx512_bf16`, `avx512`, `avx2`, `avx`, `neon` or `plain`.
+    """The instruction set that the kernels are compiled for: `avx512_bf16`, `avx512`, `avx2`, `avx`, `neon` or `plain`.
 
     Raises:
         NoKernels: see `hrm_agent.kernels.cpu.build.library`.
@@ -137,7 +137,7 @@ def instructions() -> str:
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 numbers.
+    """Whether this processor has bfloat16 products.
 
     Raises:
         NoKernels: see `hrm_agent.kernels.cpu.build.library`.
@@ -146,7 +146,7 @@ def has_bfloat16() -> bool:
 
 
 class Description:
-    """`struct Stack` of a shape with its weights, and what must live as long as it."""
+    """`struct Stack` of a shape with its weights, and the objects that must outlive it."""
 
     def __init__(
         self,
@@ -173,15 +173,15 @@ class Description:
 def run_stack(
     shape: Shape, x: Tensor, angles: tuple[Tensor, Tensor] | None, weights: Sequence[Tensor], bf16: bool
 ) -> Tensor:
-    """What the stack makes of `x`.
+    """The output of a stack.
 
     Args:
-        shape: must fit.
+        shape: must be supported (`Shape.fits`).
         x: float32 `[B, L, D]` on the CPU.
         angles: cosines and sines of rotary positions, `[L, 1, D / heads]` or None.
-        weights: `shape.weights` of every layer in turn, float32 and contiguous, as `torch.nn` lays them out.
-        bf16: round the factors of matrix products to bfloat16, forward and back (but for those inside attention's and
-            the position MLP's backward); sums, norms, weights and latents stay in float32.
+        weights: `shape.weights` of every layer in turn, float32 and contiguous, in the layout of `torch.nn`.
+        bf16: round the factors of matrix products to bfloat16, forward and backward (except inside the backward of
+            attention and of the position MLP); sums, norms, weights and latents are float32.
 
     Returns:
         float32 `[B, L, D]`.
@@ -226,25 +226,25 @@ class _RunStack(torch.autograd.Function):
 
 
 def take_kept(ctx: Any) -> Tensor:
-    """What a forward kept for its backward, which then may be used again by others.
+    """The activations that a forward saved for its backward; their buffer is then free for reuse.
 
     Raises:
-        RuntimeError: the backward has been run before.
+        RuntimeError: the backward has already been run.
     """
     kept: Tensor | None = ctx.kept
     if kept is None:
-        raise RuntimeError("the kernels' gradient is taken a second time: what the forward kept is gone; run it again")
+        raise RuntimeError("backward through the kernels a second time: saved activations are freed; rerun the forward")
     ctx.kept = None
     return kept
 
 
 def pointers(tensors: Sequence[Tensor]) -> Any:
-    """An array of where tensors begin; they must outlive it."""
+    """An array of pointers to tensors; they must outlive it."""
     return (ctypes.c_void_p * len(tensors))(*[t.data_ptr() for t in tensors])
 
 
 def check_memory(failed: int) -> None:
-    """Raises: MemoryError where a call of the kernels says so."""
+    """Raises: MemoryError where a call of the kernels reports it."""
     if failed:
         raise MemoryError("the kernels found no memory for a chunk's temporaries")
 
@@ -257,12 +257,12 @@ def _forward(stack: Description, x: Tensor, kept: Tensor | None) -> Tensor:
 
 
 def empty_gradients(shape: Shape, weights: Sequence[Tensor]) -> list[Tensor]:
-    """Zeros that the kernels add the gradients of `weights` to, in their own layout."""
+    """Zeros to which the kernels add the gradients of `weights`, in the kernels' layout."""
     return [torch.zeros((w[0].numel(), w.shape[0]) if shape.is_turned(i) else w.shape) for i, w in enumerate(weights)]
 
 
 def as_weights(shape: Shape, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-    """The gradients laid out as the weights are: torch's fused optimizers take for granted that both are alike."""
+    """The gradients in the weights' memory layout, which torch's fused optimizers assume."""
     return [
         g.t().contiguous().view(w.shape) if shape.is_turned(i) else g
         for i, (w, g) in enumerate(zip(weights, gradients, strict=True))

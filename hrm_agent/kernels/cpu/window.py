@@ -1,7 +1,7 @@
 """A window of environment steps of a core with two latents (HRM, TRM) by the C++ kernels: one call forward, one back.
 
-What eager torch does between the blocks of such a window (sums of latents, gates, resets, the token that is read) costs
-as much as the blocks themselves at the sizes of the default run, and holds the interpreter's lock.
+In eager torch the operations between the blocks (sums of latents, gates, resets, readout) cost as much as the blocks at
+the sizes of the default run, and hold the GIL.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hrm_agent.kernels.cpu.stack import (
 RULES = ("full", "gate", "reset")
 PARTS_EACH = 4
 SMALL_WEIGHTS = 2**16
-"""Numbers in a network's weights, of which a gradient for every part of a batch costs little."""
+"""Parameters of a network up to which separate gradients for every part of a batch cost little."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Segment:
         low, high: the networks; the same object for both in TRM.
         outer, inner: H_cycles and L_cycles.
         angles: rotary positions of both networks, or None.
-        fresh: z_H and z_L that an episode begins with, float32 `[D]` each.
+        fresh: initial z_H and z_L, float32 `[D]` each.
         bf16: matrix products of the forward in bfloat16.
     """
 
@@ -64,19 +64,19 @@ class Segment:
 
 @dataclass(frozen=True)
 class Rule:
-    """The latents that a step starts from, in rows whose episode continues; elsewhere they are the fresh ones.
+    """The carry rule: the latents that a step starts from where the episode continues; elsewhere they are initial.
 
     Args:
-        kind: of `RULES`. `full`: the latents after the step before. `gate`: these, mixed with the fresh ones by a gate
-            per position and latent. `reset`: the fresh ones, and nothing is kept.
-        weights: of `gate`: float32 `[2, 3 D]` of (z_H, z_L, token), for z_H's gate and z_L's, and biases `[2]`.
+        kind: of `RULES`. `full`: the latents after the step before. `gate`: these, mixed with the initial ones by a
+            gate per position and latent. `reset`: the initial ones; nothing is carried.
+        weights: for `gate`: float32 `[2, 3 D]` over (z_H, z_L, token), for z_H's gate and z_L's, and biases `[2]`.
     """
 
     kind: str
     weights: tuple[Tensor, ...] = ()
 
     def supports(self, x: Tensor) -> bool:
-        """Whether the kernels read such weights."""
+        """Whether the kernels support such weights."""
         return all(w.dtype == x.dtype and w.device == x.device and w.is_contiguous() for w in self.weights)
 
 
@@ -85,13 +85,13 @@ FULL = Rule("full")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many segments a step runs, and what flows back.
+    """How many segments a step runs, and where the gradient flows.
 
     Args:
-        segments: K, of every step; at most, where rows may stop earlier.
+        segments: K per step; a maximum where rows may stop earlier.
         stop_below: a row stops when a segment changed its latents by less than this, relative to their norm; 0: never.
         detach: no gradient flows from a step to the one before.
-        threads: that share the batch, inside one call.
+        threads: over which one call divides the batch.
     """
 
     segments: int
@@ -135,7 +135,7 @@ def run_window(
     """Run k environment steps in a row.
 
     Args:
-        segment, rule: that the kernels know; weights float32 and contiguous.
+        segment, rule: supported by the kernels; weights float32 and contiguous.
         schedule: see `Schedule`.
         tokens: float32 `[k, B, L, D]` of the observations.
         state: z_H and z_L before the first step, `[B, L, D]` each; nothing where the rule is `reset`.
@@ -144,7 +144,7 @@ def run_window(
             the mean of all.
 
     Raises:
-        ValueError: an input of another shape or type; the kernels would read and write where they must not.
+        ValueError: an input of another shape or type, with which the kernels would read and write out of bounds.
     """
     steps, batch, length, size = tokens.shape
     latent = (batch, length, size)
@@ -160,8 +160,8 @@ def run_window(
         wanted += [("the gate", w, s, torch.float32) for w, s in zip(rule.weights, shapes, strict=True)]
     for name, given, shape, dtype in wanted:
         if given.shape != shape or given.dtype != dtype or given.device != tokens.device:
-            told = f"{given.dtype} {list(given.shape)} on {given.device}"
-            raise ValueError(f"{name} is {told}: expected {dtype} {list(shape)} on {tokens.device}")
+            found = f"{given.dtype} {list(given.shape)} on {given.device}"
+            raise ValueError(f"{name} is {found}: expected {dtype} {list(shape)} on {tokens.device}")
     used = torch.full((steps, batch), schedule.segments)
     settings = _Settings(segment, rule.kind, schedule, used)
     stacks = [*segment.low.weights, *(segment.high.weights if segment.high is not segment.low else ())]
@@ -185,11 +185,11 @@ class _Settings:
 
 
 STATE, ANGLES, GATE, STACKS = slice(1, 3), slice(5, 7), slice(7, 9), slice(9, None)
-"""Where they are among the tensors of a call."""
+"""Their indices among the tensors of a call."""
 
 
 class _Call:
-    """The structures and the tensors that one call of the kernels points to."""
+    """The structures and tensors of one call of the kernels."""
 
     def __init__(self, settings: _Settings, *inputs: Tensor | None) -> None:
         segment, schedule = settings.segment, settings.schedule
@@ -207,7 +207,7 @@ class _Call:
         if not self.shared:
             self.high = Description(segment.high.shape, batch, segment.bf16, cos, sin, high_weights)
         self.parts = _parts(schedule.threads, weights)
-        self.given, self.fresh = given, [f.contiguous() for f in segment.fresh]  # alive as long as they are pointed to
+        self.given, self.fresh = given, [f.contiguous() for f in segment.fresh]  # must outlive the pointers
         at = [None if t is None else t.data_ptr() for t in given]
         self.window = _Window(
             self.low.address, self.high.address, len(tokens), schedule.segments, segment.outer, segment.inner,
@@ -266,14 +266,14 @@ class _RunWindow(torch.autograd.Function):
 
 
 def _parts(threads: int, weights: Sequence[Tensor]) -> int:
-    """Parts of a batch in the backward: several for each thread, which take them in turn, so that none waits long for
-    the slowest; one for each where that many copies of the weights' gradients would not stay in the cache."""
+    """Parts of a batch in the backward: several per thread, taken in turn, so that no thread waits long; one per
+    thread where that many copies of the weights' gradients would not fit in the cache."""
     small = sum(w.numel() for w in weights) <= SMALL_WEIGHTS
     return threads * PARTS_EACH if threads > 1 and small else threads
 
 
 def _sum(parts: Sequence[Tensor]) -> Tensor:
-    """One after the other, so that it is always the same."""
+    """Sum in a fixed order, so that results are reproducible."""
     first, *others = parts
     for other in others:
         first += other

@@ -1,27 +1,26 @@
 """Whole segments of HRM and TRM in one launch on a GPU (Triton), forward only: the device code.
 
-One program computes one sample: all cycles and layers of as many segments as are asked for, without going back to
-the host or to the other samples. What a sample needs meanwhile (`z_H`, `z_L`, tokens, the residual stream, queries,
-keys, values; 18 kB each for 144 tokens of width 64 in bfloat16) is more than the registers of a program hold: they are
-256 kB a multiprocessor, and 144 x 64 sums in float32 alone are 37 kB, so that one program of all rows would leave no
-room for a second to hide its latencies behind. Triton has no indexable shared memory either: attention needs every
-token's keys, a slice of a register tensor cannot be taken. So a program walks over tiles of rows, whose sums, norms and
-softmax stay in registers in float32, and keeps everything else in a scratch of its own, 129 kB, written and read by
-this program alone. Programs are persistent (one scratch serves many samples), so 264 of them (two a multiprocessor of
-an H100) hold 34 MB: within its 50 MB of L2, and what is read back soon, within L1.
+One program computes one sample: all cycles and layers of any number of segments, independently of the host and of the
+other samples. A sample's data (`z_H`, `z_L`, tokens, the residual stream, queries, keys, values; 18 kB each for 144
+tokens of width 64 in bfloat16) exceed the registers of a program: a multiprocessor has 256 kB, and 144 x 64 sums in
+float32 alone take 37 kB, so a program over all rows would leave no room for a second one to hide its latencies. Triton
+has no indexable shared memory either: attention needs every token's keys, and a register tensor cannot be sliced. So a
+program iterates over tiles of rows, whose sums, norms and softmax are in registers in float32; everything else is in
+its own scratch buffer of 129 kB. Programs are persistent (one scratch buffer serves many samples), so 264 of them (two
+per multiprocessor of an H100) hold 34 MB: within its 50 MB of L2, recent data within L1.
 
-The weights of a layer are read once a tile: with 64 rows, 33 operations a byte from L1 or L2. That, not the sums, is
-what bounds this design; larger tiles (`rows=128, warps=8`) halve it at the price of registers.
+The weights of a layer are read once per tile: with 64 rows, 33 operations per byte from L1 or L2. This bandwidth, not
+arithmetic, bounds the design; larger tiles (`rows=128, warps=8`) halve it at the price of registers.
 
-Sums, norms, softmax: float32. Products: bfloat16, or float32 to check against the reference. The last tile is as
-narrow as the rows that are left, so that 144 tokens are 64 + 64 + 16 and nothing is wasted.
+Sums, norms, softmax: float32. Products: bfloat16, or float32 to check against the reference. The last tile is only as
+wide as the remaining rows: 144 tokens are 64 + 64 + 16.
 
-Every function works on a tile of rows whose sums stay in registers. `area` is the program's own scratch. What launches
-it, with the weights of a core, is `hrm_agent.recurrence.triton`; the plain cores are the reference.
+Every function works on a tile of rows whose sums are in registers. `area` is the program's own scratch. The launch,
+with the weights of a core, is in `hrm_agent.recurrence.triton`; the plain cores are the reference.
 """
 
 # fmt: off
-# The formatter gives every constant a line of its own: a kernel's signature would not fit on a page.
+# The formatter gives every constant a line of its own, and a kernel's signature would not fit on a screen.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ import triton
 import triton.language as tl
 
 NORM_EPS = 1e-5
-"""As `hrm_agent.cores.blocks`, of which nothing here knows; a test holds them equal."""
+"""As in `hrm_agent.cores.blocks`, which kernels do not import; a test compares them."""
 
-# What lies in a program's scratch, each float[tokens, D]. Convolution has its second stream where queries are.
+# Layout of a program's scratch, each float[tokens, D]. The convolution's second stream takes the place of the queries.
 _Z_H, _Z_L, _X, _STREAM, _QUERIES, _KEYS, _VALUES = (tl.constexpr(i) for i in range(7))
 _EPS = tl.constexpr(NORM_EPS)
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -40,7 +39,7 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _plus_product(total, a, b, PRECISION: tl.constexpr):
-    """total + a @ b; the interpreter, which has no bfloat16 products, is given the same numbers in float32."""
+    """total + a @ b; under the interpreter, which has no bfloat16 products, the factors are converted to float32."""
     if PRECISION == "upcast":
         return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
     return tl.dot(a, b, total, input_precision=PRECISION)
@@ -96,8 +95,8 @@ def _project(
 ):
     """Queries, keys and values of a tile of rows.
 
-    The columns of `qkv` are the first halves of all heads' queries, their second halves, keys likewise, values: so that
-    rotary positions turn two tiles into each other, and no tile has to be cut.
+    The columns of `qkv` are the first halves of all heads' queries, their second halves, keys likewise, values: rotary
+    positions then mix two whole tiles, and no tile has to be sliced.
     """
     channels = tl.arange(0, D)
     halves = tl.arange(0, D // 2)
@@ -129,7 +128,7 @@ def _look_at(
     area, query, most, total, mixed, head, start, LENGTH: tl.constexpr, SLOT: tl.constexpr, D: tl.constexpr,
     HEAD: tl.constexpr, PRECISION: tl.constexpr, KEYS: tl.constexpr, ROWS: tl.constexpr,
 ):
-    """Take a tile of keys into the running softmax (Milakov and Gimelshein 2018, arXiv 1805.02867)."""
+    """Add a tile of keys to the running softmax (Milakov and Gimelshein 2018, arXiv 1805.02867)."""
     keys = start + tl.arange(0, KEYS)
     at = area + head * HEAD + keys[:, None] * D + tl.arange(0, HEAD)[None]
     scores = tl.zeros([ROWS, KEYS], tl.float32)
@@ -166,9 +165,9 @@ def _attend(
             most, weight, mixed = _look_at(
                 area, query, most, weight, mixed, head, TILES * WIDE, LENGTH, SLOT, D, HEAD, PRECISION, TAIL, ROWS
             )
-        heard = (mixed / weight[:, None]).to(out.dtype.element_ty)
+        attended = (mixed / weight[:, None]).to(out.dtype.element_ty)
         matrix = tl.load(out + (head * HEAD + inside)[:, None] * D + channels[None])
-        total = _plus_product(total, heard, matrix, PRECISION)
+        total = _plus_product(total, attended, matrix, PRECISION)
     return _normed(total, D)
 
 
@@ -209,11 +208,11 @@ def _feed(
 ):
     """SwiGLU over channels, residual and norm of a tile of rows."""
     channels, chunk = tl.arange(0, D), tl.arange(0, CHUNK)
-    told = y.to(gate_up.dtype.element_ty)
+    factors = y.to(gate_up.dtype.element_ty)
     for begin in range(0, INNER, CHUNK):
         into = gate_up + channels[:, None] * (2 * INNER) + (begin + chunk)[None]
-        gate = _plus_product(tl.zeros([ROWS, CHUNK], tl.float32), told, tl.load(into), PRECISION)
-        up = _plus_product(tl.zeros([ROWS, CHUNK], tl.float32), told, tl.load(into + INNER), PRECISION)
+        gate = _plus_product(tl.zeros([ROWS, CHUNK], tl.float32), factors, tl.load(into), PRECISION)
+        up = _plus_product(tl.zeros([ROWS, CHUNK], tl.float32), factors, tl.load(into + INNER), PRECISION)
         hidden = (gate * tl.sigmoid(gate) * up).to(down.dtype.element_ty)
         back = tl.load(down + (begin + chunk)[:, None] * D + channels[None])
         y = _plus_product(y, hidden, back, PRECISION)
@@ -287,8 +286,8 @@ def run_segments(
 ):
     """`updates` updates of the latents, of which every (L_CYCLES + 1)-th is z_H's.
 
-    Barriers stand where rows are read that other threads of the program have written. Loops whose ends are known at run
-    time only are `while`: the interpreter takes no tensor for the end of a range (NumPy 2.4).
+    There is a barrier wherever rows are read that other threads of the program have written. Loops whose end is known
+    only at run time are `while`: the interpreter does not accept a tensor as the end of a range (NumPy 2.4).
     """
     SLOT: tl.constexpr = (TILES * WIDE + TAIL) * D
     MIX: tl.constexpr = D * D if ATTENTION else 9 * D
