@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from experiments.engine.figures import panels, save
 from experiments.engine.records import Record, load
 from experiments.engine.statistics import Estimate, bootstrap_difference, bootstrap_interval, mean_of
-from experiments.engine.tables import estimate, number, seconds, table
+from experiments.engine.tables import average, estimate, number, seconds, table
 
 RULES = ("reset", "full-detached", "full-bptt", "last_token-bptt", "gate-bptt", "output-bptt")
 BUDGETS = (1, 2, 4)
@@ -75,22 +75,14 @@ class Study:
         rows = [r["success"][:count] for r in self.levels if r["agent"] == arm and r["seed"] in seeds]
         return mean_of(row.count("1") / count for row in rows)
 
-    def mean(self, arm: str, name: str) -> float | None:
-        return mean_of(r.get(name) for r in self.runs(arm))
-
 
 def tables(folder: Path) -> dict[str, str]:
     study = Study(folder)
-    return {
-        "rules": table(rules_table(study)),
-        "differences": table(differences_table(study)),
-        "changes": table(changes_table(study)),
-        "cores": table(cores_table(study)),
-        "lesions": table(lesions_table(study)),
-        "thinking": table(thinking_table(study)),
-        "adaptive": table(adaptive_table(study)),
-        "worlds": table(worlds_table(study)),
-    }
+    makers = {
+        "rules": rules_table, "differences": differences_table, "changes": changes_table, "cores": cores_table,
+        "lesions": lesions_table, "thinking": thinking_table, "adaptive": adaptive_table, "worlds": worlds_table,
+    }  # fmt: skip
+    return {name: table(make(study)) for name, make in makers.items()}
 
 
 def rules_table(study: Study) -> list[dict[str, str]]:
@@ -133,10 +125,10 @@ def changes_table(study: Study) -> list[dict[str, str]]:
             {
                 "agent": arm,
                 **kinds,
-                "regret after a material change": number(study.mean(arm, "regret_after_material_change"), 2),
-                "steps to re-plan": number(study.mean(arm, "steps_to_replan"), 2),
-                "stale-plan rate": number(study.mean(arm, "stale_plan_rate")),
-                "SPL": number(study.mean(arm, "spl")),
+                "regret after a material change": average(runs, "regret_after_material_change", 2),
+                "steps to re-plan": average(runs, "steps_to_replan", 2),
+                "stale-plan rate": average(runs, "stale_plan_rate"),
+                "SPL": average(runs, "spl"),
             }
         )
     return rows
@@ -175,7 +167,7 @@ def lesions_table(study: Study) -> list[dict[str, str]]:
                 {
                     "agent": arm,
                     "as trained": number(study.on_levels(arm, {r["seed"] for r in cut}, cut[0]["options"]["episodes"])),
-                    "reset at every step when tested": number(mean_of(r["success"] for r in cut)),
+                    "reset at every step when tested": average(cut, "success"),
                 }
             )
     return rows
@@ -207,8 +199,8 @@ def adaptive_table(study: Study) -> list[dict[str, str]]:
             {
                 "agent": record[0],
                 "stop": record[1],
-                "success": number(mean_of(r["success"] for r in tried)),
-                "segments a decision": number(mean_of(r["segments_per_decision"] for r in tried), 2),
+                "success": average(tried, "success"),
+                "segments a decision": average(tried, "segments_per_decision", 2),
                 **{kind: segments(kind) for kind in ("unchanged", "immaterial", "material")},
             }
         )
@@ -219,11 +211,12 @@ def worlds_table(study: Study) -> list[dict[str, str]]:
     worlds = ("as trained", "p_change=0.0", "p_change=0.4", "goal jumps", "fog", "13x13")
     rows = []
     for arm in sorted({r["agent"] for r in study.lesions if r["lesion"] in worlds}):
-        cells = {w: number(mean_of(r["success"] for r in study.lesioned(arm, w))) for w in worlds}
+        cells = {w: average(study.lesioned(arm, w), "success") for w in worlds}
         rows.append({"agent": arm, **cells})
     for name, key in (("BFS re-planner", "bfs_replanner"), ("clairvoyant bound", "clairvoyant")):
-        found = {w: mean_of(r[key] for r in study.lesions if r["lesion"] == w) for w in worlds}
-        rows.append({"agent": name, **{w: number(value) for w, value in found.items()}})
+        rows.append(
+            {"agent": name, **{w: average([r for r in study.lesions if r["lesion"] == w], key) for w in worlds}}
+        )
     return rows
 
 
@@ -260,7 +253,8 @@ def compute_figure(study: Study) -> Any:
         points = []
         for k in BUDGETS:
             arm = f"{rule}-K{k}"
-            success, macs = study.success(arm), study.mean(arm, "macs_per_decision")
+            macs = mean_of(r["macs_per_decision"] for r in study.runs(arm))
+            success = study.success(arm)
             if success is None or macs is None:
                 continue
             points.append((macs, *success))

@@ -19,8 +19,8 @@ def tables(folder: Path) -> dict[str, str]:
     records, latents = load(folder / "results.json"), load(folder / "latents.json")
     return {
         **{f"rl_vs_supervised_{w}": results_table([r for r in records if r["world"] == w]) for w in WORLDS},
-        "rl_vs_supervised_latents": latents_table(latents),
-        "rl_vs_supervised_cka": cka_table(latents),
+        "rl_vs_supervised_latents": latents_table(latents, "probe", "path_auc"),
+        "rl_vs_supervised_cka": latents_table(latents, "cka", "cka"),
     }
 
 
@@ -71,29 +71,13 @@ def training_time(runs: list[Record]) -> str:
     return f"{before:.0f} + {own:.0f} s" if before else f"{own:.0f} s"
 
 
-def latents_table(records: list[Record]) -> str:
-    """What a linear probe reads of the path, by world and network; means over seeds."""
-    probes = [r for r in records if r["measurement"] == "probe"]
-    networks = list(dict.fromkeys(r["network"] for r in probes))
+def latents_table(records: list[Record], measurement: str, field: str) -> str:
+    """A measurement of the latents by network and world; means over seeds."""
+    found = [r for r in records if r["measurement"] == measurement]
     rows = []
-    for network in networks:
-        row = {"latents of": network}
-        for world in WORLDS:
-            row[world] = average([r for r in probes if (r["network"], r["world"]) == (network, world)], "path_auc")
-        rows.append(row)
-    return table(rows)
-
-
-def cka_table(records: list[Record]) -> str:
-    """Likeness with the latents of the supervised model, by world and network; means over seeds."""
-    likeness = [r for r in records if r["measurement"] == "cka"]
-    rows = []
-    for network in dict.fromkeys(r["network"] for r in likeness):
-        row = {"latents of": network}
-        for world in WORLDS:
-            here = [r for r in likeness if (r["network"], r["world"]) == (network, world)]
-            row[world] = average(here, "cka")
-        rows.append(row)
+    for network in dict.fromkeys(r["network"] for r in found):
+        by_world = {w: [r for r in found if (r["network"], r["world"]) == (network, w)] for w in WORLDS}
+        rows.append({"latents of": network, **{world: average(runs, field) for world, runs in by_world.items()}})
     return table(rows)
 
 
