@@ -45,9 +45,9 @@ def read_card(spec: AgentSpec) -> str:
 
 
 def list_agents() -> Table:
-    """One line for each registered agent; one that cannot be read says so in its line."""
+    """One line per registered agent, with the reason where one cannot be read."""
     table = Table(*COLUMNS, title="Registered agents")
-    table.columns[0].no_wrap = True  # an id is there to be copied
+    table.columns[0].no_wrap = True  # so that ids can be copied
     table.columns[0].min_width = max((len(agent_id) for agent_id in registry), default=0)
     for spec in registry.values():
         table.add_row(spec.id, *_headline(spec), spec.package or "register()")

@@ -1,6 +1,6 @@
-"""A trained agent, as other projects use it: `Agent.load(folder).predict(obs, state, episode_start)`.
+"""A trained agent for use in other projects: `Agent.load(folder).predict(obs, state, episode_start)`.
 
-`predict` follows the convention of Stable-Baselines3, so `evaluate_policy(agent, env)` of that library works.
+`predict` follows Stable-Baselines3's convention, so that its `evaluate_policy(agent, env)` works.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ CARRY_WEIGHTS = "carry."
 
 
 class Agent:
-    """A policy with the spaces it was made for and where it comes from.
+    """A policy with its spaces and metadata.
 
     Args:
         policy: the network; put into evaluation mode.
         observation_space, action_space: of a single environment.
         info: JSON-able facts (environment id and options, frames trained, success on validation levels, ...).
         seed: of the actions drawn by `predict(deterministic=False)`.
-        folder: what it was loaded from, the run's where it lies in one; None: it was not loaded.
+        folder: where it was loaded from, the run's folder for an agent in a run; None: it was not loaded.
     """
 
     def __init__(
@@ -69,19 +69,18 @@ class Agent:
         episode_start: np.ndarray | bool | None = None,
         deterministic: bool = True,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Actions for one observation or for a batch of them, and the state to give back at the next call.
+        """Actions for one observation or a batch, and the state to pass to the next call.
 
         Args:
             observation: an element of the observation space, or a batch with one more dimension in front.
-            state: what the last call returned; None begins an episode in every row.
+            state: returned by the last call; None begins an episode in every row.
             episode_start: bool or bool `[B]`, true where the observation begins an episode; None: nowhere,
                 except where `state` is None.
-            deterministic: the most probable action, or one drawn from the policy. An agent with Q-values always takes
-                the best.
+            deterministic: the most probable action instead of a sampled one. Agents with Q-values always take the best.
 
         Returns:
-            actions `[B, ...]` as the environment takes them (for a single observation without the batch: a 0-d array
-            where the action space is Discrete), and the state, a tuple of arrays.
+            actions `[B, ...]` in the environment's format (without B for a single observation: a 0-d array where the
+            action space is Discrete), and the state, a tuple of arrays.
 
         Raises:
             ValueError: the observation does not fit the agent's observation space.
@@ -122,7 +121,7 @@ class Agent:
         raise ValueError(f"observation of shape {array.shape}: this agent expects {shape}, or a batch of them")
 
     def check_fits(self, observation_space: gym.Space, action_space: gym.Space) -> None:
-        """Raises: ValueError if an environment with these spaces cannot be played by this agent."""
+        """Raises: ValueError if this agent cannot play environments with these spaces."""
         for what, mine, theirs in (
             ("observation", self.observation_space, observation_space),
             ("action", self.action_space, action_space),
@@ -131,13 +130,13 @@ class Agent:
                 raise ValueError(f"the agent's {what} space is {mine}, the environment's is {theirs}: they do not fit")
 
     def fit(self, observation_space: gym.Space) -> Agent:
-        """This agent for grids of another size: itself where the space is its own, else a copy.
+        """This agent for grids of another size: itself for its own observation space, else a copy.
 
-        Only the size of a grid may differ, not its ids, channels or type. The weights are the same; what is
-        computed from the size (tables of rotary positions, the number of tokens) is made anew.
+        Only the size of a grid may differ, not its ids, channels or type. The weights are the same; values that depend
+        on the size (tables of rotary positions, the number of tokens) are recomputed.
 
         Raises:
-            ValueError: another kind of space, or an agent with weights that belong to one size of grid.
+            ValueError: another kind of space, or an agent with weights for one size of grid.
         """
         mine, theirs = space_to_dict(self.observation_space), space_to_dict(observation_space)
         if mine == theirs:
@@ -174,13 +173,12 @@ class Agent:
         """Id and options of the environment it was trained on, or of `env`, with `env_options` changed.
 
         Raises:
-            ValueError: no `env` given, and the agent does not say what it was trained on, or names a module that lies
-                in its own folder.
+            ValueError: no `env` given, and the agent names none or one of a module in its own folder.
         """
         trained_on = self.info.get("env")
         env_id = env or trained_on
         if env_id is None:
-            raise ValueError("the agent does not say its environment; give one with env=")
+            raise ValueError("the agent does not name its environment; give one with env=")
         if env is None:
             refuse_own_module(env_id, self.folder)
         own = (self.info.get("env_options") or {}) if env_id == trained_on else {}
@@ -193,12 +191,12 @@ class Agent:
         stop: str | None = None,
         stop_threshold: float | None = None,
     ) -> Agent:
-        """This agent with settings that it was not trained with: itself where there are none, else a copy.
+        """This agent with overrides of its trained settings: itself without any, else a copy.
 
         Args: see `load`.
 
         Raises:
-            ValueError: one of the settings is not possible.
+            ValueError: an override that is not possible.
         """
         if stop_threshold is not None and not isinstance(stop_threshold, int | float):
             raise ValueError(f"stop_threshold={stop_threshold!r}: expected a number, 0 or more")
@@ -222,7 +220,7 @@ class Agent:
     def save(self, folder: str | Path) -> None:
         """Write `agent.json`, a model card (`README.md`) and `agent.safetensors`, the weights last, each atomically.
 
-        A `README.md` that is not, word for word, the card of the agent that was there is left as it is.
+        An edited `README.md`, one that differs from the card of the agent saved there before, is not overwritten.
         """
         folder = Path(folder)
         description = {
@@ -250,14 +248,14 @@ class Agent:
 
         Args:
             folder: of the agent or of the run.
-            carry, segments, stop, stop_threshold: another carry rule, number of segments or rule for when to stop
-                thinking than it was trained with. A carry rule that is replaced takes its own weights with it.
+            carry, segments, stop, stop_threshold: overrides of the trained settings. The weights of a replaced carry
+                rule are dropped.
             best: from a run's folder, the best agent on validation levels rather than the last.
-            observation_space: with grids of another size than it was trained on, see `fit`.
+            observation_space: for grids of another size than in training, see `fit`.
 
         Raises:
-            CheckpointError: nothing there, of another version, truncated or altered.
-            ValueError: one of the changed settings is not possible.
+            CheckpointError: the agent is missing, of another version, truncated or altered.
+            ValueError: an override that is not possible.
         """
         given = Path(folder)
         folder = find_agent_folder(given, best)
@@ -282,10 +280,10 @@ class Agent:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What the `agent.json` in an agent's own folder says.
+    """The content of `agent.json` in an agent's own folder.
 
     Raises:
-        CheckpointError: no agent's description, or one of another version.
+        CheckpointError: there is no agent's description, or it is of another version.
     """
     try:
         description = json.loads((folder / AGENT_FILE).read_text())
@@ -300,11 +298,11 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def add_facts(folder: Path, **facts: Any) -> None:
-    """Add to what a saved agent says of itself (`Agent.info`), in its `agent.json` and, if unedited, its card.
+    """Add to the metadata of a saved agent (`Agent.info`), in its `agent.json` and, if unedited, its card.
 
     Args:
         folder: of the agent itself, not of a run.
-        facts: JSON-able; `card.write_card` says which it shows.
+        facts: JSON-able; `card.write_card` lists those it shows.
 
     Raises:
         CheckpointError: no agent's description there.
@@ -317,12 +315,12 @@ def _write_description(folder: Path, description: dict[str, Any]) -> None:
     text = json.dumps(description, indent=2) + "\n"
     renew = _may_write_card(folder)
     write_atomically(folder / AGENT_FILE, text.encode())
-    if renew:  # from what was written, so that the same page can be made of it again
+    if renew:  # from the written file, so that the same page can be reproduced from it
         write_atomically(folder / CARD_FILE, write_card(json.loads(text)).encode())
 
 
 def _may_write_card(folder: Path) -> bool:
-    """Whether there is no page yet, or just the one that the description beside it gives; any other is somebody's."""
+    """Whether there is no page yet, or the unedited one that the description beside it gives."""
     card = folder / CARD_FILE
     if not card.exists():
         return True
@@ -333,7 +331,7 @@ def _may_write_card(folder: Path) -> bool:
 
 
 def _without_carry(tensors: dict[str, torch.Tensor], policy: Policy, trained_carry: str) -> dict[str, torch.Tensor]:
-    """The weights without those of the carry rule, which another one replaces; it must not need any itself."""
+    """The weights without those of the replaced carry rule; the new one must not need any."""
     rule = policy.config.carry
     missing = [name for name in policy.state_dict() if name.startswith(CARRY_WEIGHTS)]
     if missing:

@@ -1,8 +1,8 @@
-"""An agent's model card: what `agent.json` says, as a page for people and for the Hugging Face hub.
+"""An agent's model card: the content of `agent.json` as a page for readers and the Hugging Face hub.
 
 The page is `README.md` in the agent's folder, with the hub's YAML front matter
-(https://huggingface.co/docs/hub/model-cards). It is made from the description alone, so the same description gives
-the same page, and one that differs was written or edited by somebody. Nothing reads it back.
+(https://huggingface.co/docs/hub/model-cards). It is a function of the description alone, so a page that differs has
+been edited. It is never read back, only compared.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def write_card(description: dict[str, Any]) -> str:
 
 
 def _front_matter(info: dict[str, Any]) -> str:
-    """JSON scalars are YAML: what an agent says of itself cannot break out of its line."""
+    """JSON scalars are valid YAML, so an agent's metadata cannot break out of its line."""
     tags = ["reinforcement-learning", "deep-reinforcement-learning", "gymnasium", "recurrent-policy"]
     tags += [str(info[key]) for key in ("env", "algo", "core") if info.get(key)]
     lines = [f"library_name: {LIBRARY}", f"license: {json.dumps(info.get('license') or 'unknown')}"]
@@ -81,7 +81,7 @@ def _front_matter(info: dict[str, Any]) -> str:
 
 
 def _evaluation_of(info: dict[str, Any]) -> dict[str, Any] | None:
-    """What `evaluation_facts` wrote; something else of that name is not a card's to judge."""
+    """What `evaluation_facts` wrote; None for anything else under that key."""
     found = info.get("evaluation")
     return found if isinstance(found, dict) and found.keys() >= NEEDED else None
 

@@ -1,7 +1,7 @@
 """Agents on the Hugging Face hub: `push_to_hub` and `from_hub`. Needs the extra `hub`.
 
-Only the three files of an agent travel, `agent.json`, `agent.safetensors` and the card `README.md`; whatever else a
-repository holds is neither downloaded nor looked at, and nothing in it is executed.
+Only the three files of an agent are transferred: `agent.json`, `agent.safetensors` and the card `README.md`. Other
+files of a repository are not downloaded, and nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FILES = [AGENT_FILE, WEIGHTS_FILE, CARD_FILE]
 
 
 class HubError(ValueError):
-    """The hub could not be reached, or refused; the message is one line."""
+    """The hub cannot be reached, or refused; the message is one line."""
 
 
 def push_to_hub(
@@ -27,20 +27,21 @@ def push_to_hub(
     token: str | None = None,
     message: str = "Upload an HRM-Agent policy",
 ) -> str:
-    """Upload an agent with its card; the repository is made if there is none.
+    """Upload an agent with its card; the repository is created if needed.
 
     Args:
         agent: an agent, or the folder of an agent or of a training run. It is loaded before anything is sent.
         repo_id: `owner/name`.
-        private: of a repository that is made.
-        token: of a user who may write there; None: the one that `hf auth login` stored.
+        private: for a repository that is created.
+        token: of a user with write access; None: the one that `hf auth login` stored.
         message: of the commit.
 
     Returns:
         The address of the repository.
 
     Raises:
-        ValueError: there is no agent; `HubError`, the hub cannot be reached or refuses.
+        ValueError: there is no agent.
+        HubError: the hub cannot be reached or refuses.
     """
     hub = _library()
     with TemporaryDirectory() as staged:
@@ -69,11 +70,10 @@ def from_hub(repo_id: str, revision: str | None = None, token: str | None = None
         repo_id: `owner/name`.
         revision: branch, tag or commit; a commit always gives the same agent.
         token: for a private repository; None: the one that `hf auth login` stored.
-        settings: `carry`, `segments`, `stop`, `stop_threshold`, see `Agent.load`.
-
+        settings: overrides, `carry`, `segments`, `stop`, `stop_threshold`, see `Agent.load`.
     Raises:
-        ValueError: no agent in the repository, or settings that it cannot have; `HubError`, the hub cannot be reached,
-            or has no such repository or revision.
+        ValueError: there is no agent in the repository, or an override is not possible.
+            HubError: the hub cannot be reached, or has no such repository or revision.
     """
     hub = _library()
     try:

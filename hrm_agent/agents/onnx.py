@@ -1,17 +1,17 @@
 """One decision of an agent as an ONNX graph (`python -m hrm_agent.export`).
 
-The graph is a function: the carried state goes in and comes out, as everywhere in this project.
+The graph is a pure function; the carried state is an input and an output.
 
     inputs   obs (one input `obs.KEY` for each entry of a dictionary), the dtype of the observation space, `[B, ...]`
-             episode_start  bool `[B]`, true where the observation begins an episode; the state is then not looked at
-             state_0, ...   what the last call returned; zeros before the first (none where nothing is carried)
-    outputs  action         `[B, ...]`, the most probable action, as the environment takes it
+             episode_start  bool `[B]`, true where the observation begins an episode; the state is then ignored
+             state_0, ...   returned by the last call; zeros before the first (none where nothing is carried)
+    outputs  action         `[B, ...]`, the most probable action, in the environment's format
              logits         float `[B, P]`, parameters of the actions' distribution, or Q-values
                             (`hrm_agent.policies.distributions`)
              value          float `[B]`; absent where the logits are Q-values
              state_0_next, ...
 
-B is free. The metadata of the model hold the spaces, the policy's settings and `Agent.info` as JSON, under
+B is dynamic. The metadata of the model hold the spaces, the policy's settings and `Agent.info` as JSON, under
 `hrm_agent.*`. Needs the extra `onnx`.
 """
 
@@ -44,11 +44,11 @@ TOLERANCE = 1e-4
 """Largest difference from torch that counts as rounding, relative to `1 + |number|`."""
 CHECKED_BATCHES = (1, 3)
 CHECKED_STEPS = 4
-TRACED_BATCH = 2  # torch.export takes a size of 1 for a constant
+TRACED_BATCH = 2  # torch.export treats a size of 1 as a constant
 
 
 class ExportError(ValueError):
-    """The agent cannot be exported, or the graph does not say what the agent says; one line."""
+    """The agent cannot be exported, or the graph does not agree with it; one line."""
 
 
 class _DecisionGraph(nn.Module):
@@ -70,7 +70,7 @@ class _DecisionGraph(nn.Module):
 
 
 class _ToEnv(nn.Module):
-    """`Distribution.to_env` on tensors; `_compare` holds that the two are the same."""
+    """`Distribution.to_env` on tensors; `_compare` checks that the two agree."""
 
     first: Tensor
     middle: Tensor
@@ -98,7 +98,7 @@ class _ToEnv(nn.Module):
 
 
 class _PlainEmbeddings(TorchFunctionMode):
-    """`embedding_bag` over rows of equal length as a look-up and a sum, which it is; ONNX has only a loop for it."""
+    """`embedding_bag` over rows of equal length, as a look-up and a sum; ONNX has only a loop for it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.embedding_bag and (kwargs or {}).get("mode") == "sum" and args[0].dim() == 2:
@@ -107,19 +107,19 @@ class _PlainEmbeddings(TorchFunctionMode):
 
 
 def export_onnx(agent: Agent, path: str | Path) -> dict[str, Any]:
-    """Write one decision of `agent` as an ONNX file, once onnxruntime has given torch's numbers for it.
+    """Write one decision of `agent` as an ONNX file, after checking that onnxruntime agrees with torch.
 
     Args:
         agent: with a fixed number of segments (`stop=fixed`).
-        path: of the file, written whole or not at all.
+        path: of the file, written atomically.
 
     Returns:
         `inputs` and `outputs` (names), `opset`, `bytes`, and `largest_difference` from torch, relative to
         `1 + |number|`, over a few random steps with resets.
 
     Raises:
-        ExportError: the extra is missing, the agent stops thinking by itself, torch cannot trace it, or onnxruntime
-            gives other numbers.
+        ExportError: the extra is missing, `stop` is not `fixed`, torch cannot trace the agent, or onnxruntime does not
+            agree with torch.
     """
     _check(agent)
     was_on = agent.policy.device
@@ -177,7 +177,7 @@ def _trace(graph: _DecisionGraph, example: list[Tensor], inputs: list[str], outp
             program = torch.export.export(graph, tuple(example), dynamic_shapes=shapes, strict=False)
         with _quiet():
             exported = torch.onnx.export(program, dynamo=True, input_names=inputs, output_names=outputs, verbose=False)
-    except Exception as error:  # of torch's many kinds; whichever it is, there is no file
+    except Exception as error:  # torch raises many types; in every case no file is written
         lines = str(error).strip().splitlines() or [""]
         raise ExportError(
             f"torch {torch.__version__} cannot export this agent ({type(error).__name__}: {lines[0]})"
@@ -192,7 +192,7 @@ def _trace(graph: _DecisionGraph, example: list[Tensor], inputs: list[str], outp
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on its own workings; errors still come through as exceptions."""
+    """Silence the exporter's log and warnings; errors are still raised."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -217,9 +217,9 @@ def _annotate(model: Any, agent: Agent) -> None:
 
 
 def _compare(agent: Agent, graph: _DecisionGraph, data: bytes, inputs: list[str], outputs: list[str]) -> float:
-    """Largest relative difference over random steps; both start every step from the same state.
+    """Largest relative difference over random steps, each from the same state on both sides.
 
-    So what is compared is the function: recursion amplifies rounding, and two right runs drift apart by it.
+    Steps are compared one by one because recursion amplifies rounding, so that two correct runs drift apart.
     """
     import onnxruntime
 
@@ -252,7 +252,7 @@ def _compare(agent: Agent, graph: _DecisionGraph, data: bytes, inputs: list[str]
 
 
 def _random_inputs(agent: Agent, batch: int, seed: int, state: tuple[Tensor, ...]) -> list[Tensor]:
-    """Observations of the space, of which about a third begin an episode: at the first step all."""
+    """Observations of the space; about a third begin an episode, at the first step all."""
     random = np.random.default_rng(seed)
     obs = _random_observations(agent, batch, random)
     start = torch.from_numpy(random.random(batch) < (1 if seed <= 1 else 1 / 3))
@@ -273,7 +273,7 @@ def _random_observations(agent: Agent, batch: int, random: np.random.Generator) 
 
 
 def _place_agents(grids: np.ndarray, agent_id: int, crop: int, random: np.random.Generator) -> None:
-    """Exactly one cell with the agent's id in every grid `[B, H, W(, C)]`, in the part that the encoder looks at."""
+    """Exactly one cell with the agent's id in every grid `[B, H, W(, C)]`, inside the encoder's crop."""
     cells = grids if grids.ndim == 3 else grids[..., 0]
     cells[cells == agent_id] = 0
     for row in cells:
@@ -282,11 +282,11 @@ def _place_agents(grids: np.ndarray, agent_id: int, crop: int, random: np.random
 
 
 def to_feed(agent: Agent, observation: Any, episode_start: Any, state: tuple[np.ndarray, ...] | None) -> dict[str, Any]:
-    """What onnxruntime's `session.run(None, feed)` takes for a batch of observations.
+    """The `feed` of onnxruntime's `session.run(None, feed)` for a batch of observations.
 
     Args:
-        agent: whose graph it is; only its spaces and shapes are looked at.
-        observation: a batch, as its environment gives it.
+        agent: the exported agent; only its spaces and shapes are used.
+        observation: a batch, in the environment's format.
         episode_start: bool `[B]`.
         state: the last call's `state_*_next`; None before the first.
     """
@@ -311,7 +311,7 @@ def export(
     """`export_onnx` of the agent in the folder `run`, or of the one registered as `agent`, into the file `out`.
 
     Raises:
-        ValueError: no agent there, another kind of file, or an agent that cannot be exported; nothing is written.
+        ValueError: there is no agent, `out` is not an .onnx file, or the agent cannot be exported; nothing is written.
     """
     path = Path(out)
     if path.suffix != ".onnx" or path.is_dir() or not path.absolute().parent.is_dir():

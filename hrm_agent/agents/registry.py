@@ -1,14 +1,14 @@
 """Agents by name, as Gymnasium has environments by name: `register`, `make` and the mapping `registry`.
 
-The registry holds the agents that ship with the package (`hrm_agent/agents/`), those that `register` was called for,
-and those of other installed packages, found through the entry-point group `hrm_agent.agents`:
+The registry holds the agents that ship with the package (`hrm_agent/agents/`), those added by `register`, and those of
+other installed packages, found through the entry-point group `hrm_agent.agents`:
 
     [project.entry-points."hrm_agent.agents"]
     MyMaze-TRM-v0 = "my_package.agents:my_maze"     # a callable that returns a folder or an Agent
-    __root__ = "my_package.agents:register_agents"  # any other name: called once, and registers what it likes
+    __root__ = "my_package.agents:register_agents"  # any other name: called once; calls `register`
 
-An agent's own entry point is imported when the agent is made; the second kind when the registry is first looked into.
-Neither happens on `import hrm_agent`, and a plugin that fails is left out with a warning.
+The first kind is imported when the agent is made, the second when the registry is first searched. Neither happens on
+`import hrm_agent`, and a plugin that fails is skipped with a warning.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class AgentSpec:
     Attributes:
         id: its name.
         entry: a folder (`Path`), an entry point (`"package.module:callable"`) or a callable.
-        package: the installed distribution that brought it; empty where `register` was called by hand.
+        package: the installed distribution that registered it; empty for a direct call of `register`.
     """
 
     id: str
@@ -52,14 +52,14 @@ class AgentSpec:
 
     @property
     def folder(self) -> Path | None:
-        """The folder with its files, or None where they are known only once the agent is made."""
+        """The folder with its files; None for an entry point."""
         return self.entry if isinstance(self.entry, Path) else None
 
     def describe(self) -> dict[str, Any] | None:
-        """What `agent.json` says, read without building the agent; None for an entry point.
+        """The content of `agent.json`, read without building the agent; None for an entry point.
 
         Raises:
-            CheckpointError: there is no agent in the folder, or none of this version.
+            CheckpointError: there is no agent of this version in the folder.
         """
         return None if self.folder is None else read_description(find_agent_folder(self.folder))
 
@@ -67,10 +67,10 @@ class AgentSpec:
         """The agent itself; see `make`.
 
         Args:
-            best: where it is a training run, the best of its agents rather than the last.
+            best: for a training run, its best agent rather than the last.
 
         Raises:
-            ValueError: the last is asked for of an agent that is made by a function; and see `make`.
+            ValueError: `best` is false for an agent made by a function; and see `make`.
         """
         made: Any = self.entry
         if isinstance(made, str):
@@ -87,10 +87,10 @@ class AgentSpec:
 
 
 class AgentRegistry(Mapping[str, AgentSpec]):
-    """Ids -> `AgentSpec`, sorted by id; reading it looks for the agents of other packages first."""
+    """Ids -> `AgentSpec`, sorted by id; the first access searches other packages."""
 
     def __init__(self) -> None:
-        # At once, so that their names are taken before anybody registers.
+        # First, so that their names cannot be taken.
         self._specs = {folder.name: AgentSpec(folder.name, folder, "hrm-agent") for folder in shipped.folders()}
         self._searched = False
 
@@ -114,7 +114,7 @@ class AgentRegistry(Mapping[str, AgentSpec]):
         return f"AgentRegistry({', '.join(self)})"
 
     def add(self, spec: AgentSpec) -> None:
-        """Raises: ValueError for an id that is badly formed, or taken by something else."""
+        """Raises: ValueError for an id that is malformed, or taken by another agent."""
         if ID.fullmatch(spec.id) is None:
             raise ValueError(
                 f"agent id {spec.id!r}: expected letters and digits in groups joined by -, the last of them vN, "
@@ -134,7 +134,7 @@ class AgentRegistry(Mapping[str, AgentSpec]):
             package = point.dist.name if point.dist is not None else ""
             try:
                 self._add_plugin(point, package)
-            except Exception as error:  # whatever another package does, ours goes on
+            except Exception as error:  # another package's failure must not affect the registry
                 reason = f"{type(error).__name__}: {error}"
                 warnings.warn(
                     f"agents of {package or 'an unknown package'}: entry point {point.name} = {point.value} is left "
@@ -148,11 +148,11 @@ class AgentRegistry(Mapping[str, AgentSpec]):
                 raise ValueError("expected package.module:callable")
             self.add(AgentSpec(point.name, f"{point.module}:{point.attr}", package))
         elif point.load()() is not None:
-            raise ValueError(f"{point.name} is no agent id, and what it names registers nothing but returns something")
+            raise ValueError(f"{point.name} is no agent id, and its function returns a value; expected it to register")
 
 
 class UnknownAgent(KeyError, ValueError):
-    """No agent of this name; a KeyError, as mappings raise, whose message is one line."""
+    """No agent of this name; a KeyError, as for any mapping, with a one-line message."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -162,41 +162,40 @@ registry = AgentRegistry()
 
 
 def register(id: str, folder_or_entry_point: Entry) -> None:
-    """Give an agent a name; doing so again with the same changes nothing.
+    """Register an agent under an id; repeating the same call has no effect.
 
     Args:
-        id: groups of letters and digits joined by `-`, the last of them `vN`: `DynamicMaze-TRM-v0`. A change in what
-            the name stands for is a new version.
+        id: groups of letters and digits joined by `-`, the last of them `vN`: `DynamicMaze-TRM-v0`. A changed agent
+            gets a new version.
         folder_or_entry_point: the folder of an agent or of a training run; or a callable, or its name as
-            `"package.module:callable"`, that takes no arguments and returns an `Agent` or such a folder. Nothing is
-            read or imported before the agent is made.
+            `"package.module:callable"`, without arguments, that returns an `Agent` or such a folder. Nothing is read or
+            imported before the agent is made.
 
     Raises:
-        ValueError: a badly formed id, an id that is taken by something else, or another kind of entry.
+        ValueError: a malformed id, an id that is taken by another agent, or another kind of entry.
     """
     entry = folder_or_entry_point
     if isinstance(entry, str) and (Path(entry).exists() or ENTRY_POINT.fullmatch(entry) is None):
         entry = Path(entry)
     if isinstance(entry, Path):
-        entry = entry.absolute()  # the name stays right when the working folder changes
+        entry = entry.absolute()  # independent of later changes of the working folder
     elif not isinstance(entry, str) and not callable(entry):
         raise ValueError(f"agent {id}: {entry!r} is no folder, no package.module:callable and no callable")
     registry.add(AgentSpec(id, entry))
 
 
 def make(id: str, env: gym.Env | gym.vector.VectorEnv | None = None, **settings: Any) -> Agent:
-    """A registered agent.
+    """Make a registered agent.
 
     Args:
         id: its name; `"module:NAME"` imports `module` first, which may register it.
         env: an environment to play, in the wrappers that its observations need (`hrm_agent.make_env`); the agent is
-            fitted to the size of its grid (`Agent.fit`) and refused where the spaces do not fit.
-        settings: `carry`, `segments`, `stop`, `stop_threshold`: another setting than it was trained with
-            (`Agent.load`).
+            fitted to the size of its grid (`Agent.fit`).
+        settings: overrides of the trained `carry`, `segments`, `stop` and `stop_threshold` (`Agent.load`).
 
     Raises:
-        ValueError: an unknown id (the nearest is named), an agent that cannot be loaded, settings that it cannot
-            have, or spaces that do not fit `env`.
+        ValueError: an unknown id (the nearest is named), an agent that cannot be loaded, an override that is not
+            possible, or spaces that do not fit `env`.
     """
     unknown = [key for key in settings if key not in SETTINGS]
     if unknown:
@@ -219,11 +218,11 @@ SETTINGS = ("carry", "segments", "stop", "stop_threshold")
 
 
 def load_agent(run: str | Path | None, agent: str | None, best: bool = True, **settings: Any) -> Agent:
-    """The agent that a command was asked for: of the folder `run`, or registered as `agent`.
+    """The agent of a command: of the folder `run`, or registered as `agent`.
 
     Raises:
-        ValueError: none or both of them given, the last (`best` false) of an agent that is made by a function, or
-            what `Agent.load` and `make` refuse.
+        ValueError: none or both are given, `best` is false for an agent made by a function, or see `Agent.load` and
+            `make`.
     """
     if (run is None) == (agent is None):
         given = "neither" if run is None else f"run={run} and agent={agent}"
@@ -237,7 +236,7 @@ def load_agent(run: str | Path | None, agent: str | None, best: bool = True, **s
 
 
 def _find(agent_id: str) -> AgentSpec:
-    """A registered agent; of `"module:NAME"` the module is imported first."""
+    """A registered agent; for `"module:NAME"` the module is imported first."""
     module, _, name = str(agent_id).rpartition(":")
     if module:
         _import_module(module, f"agent={agent_id}")

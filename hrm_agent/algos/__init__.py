@@ -1,1 +1,1 @@
-"""Algorithms: a loss and an update each, nothing else. They know no environment and no configuration file."""
+"""Algorithms: a loss and an update each, independent of environments and configuration files."""

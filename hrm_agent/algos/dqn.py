@@ -3,17 +3,17 @@
 Q-learning with a target network: Mnih et al. 2015. Stored state and burn-in: Kapturowski et al. 2019 (R2D2). Double
 Q-learning: van Hasselt et al. 2016, arXiv 1509.06461. Prioritised replay: Schaul et al. 2016, arXiv 1511.05952.
 
-The HRM-Agent paper (Dang and Rawlinson 2025, arXiv 2510.22832) says only r + gamma * max Q of the target network and
-MSE; the rest is read off its code, github.com/LongDangHoang/HRM_RL_Agent at commit f12e204 (`rl/dqn_train_loop.py`,
-`rl/agent.py`, `rl/dataset.py`). What it does, and the setting that does it here:
+The HRM-Agent paper (Dang and Rawlinson 2025, arXiv 2510.22832) specifies only r + gamma * max Q of the target network
+and MSE; the rest follows its code, github.com/LongDangHoang/HRM_RL_Agent at commit f12e204 (`rl/dqn_train_loop.py`,
+`rl/agent.py`, `rl/dataset.py`). Its choices, and the settings that reproduce them here:
 
 - One target for each transition, computed once with the target network before the first segment and kept for all of
   them; the network runs all its segments. Plain maximum, one step: `double_q=false`, `n_step=1`.
-- Both seeds come from the replay: the observation's is what the collector's policy had kept before it, the next
-  observation's what it had kept after it: `burn_in=0`, `stride=1`, `stored_bootstrap=true`. They are never recomputed.
+- Both states come from the replay, as collected: the carried state before the step for the observation, the one after
+  it for the next observation: `burn_in=0`, `stride=1`, `stored_bootstrap=true`. They are never recomputed.
 - Every segment is an optimizer step with its own loss, from the detached state of the segment before, and a step of
   the target average, of the warm-up and of epsilon: `each_segment=true`. Eight batches are drawn between collections
-  but seven are dropped, because the network is still busy with the first: `updates=1`.
+  but seven are dropped, while the segments of the first are still being trained: `updates=1`.
 - No gradient clipping (`max_grad_norm=0`), no decay of the learning rate (`anneal=false`), no weight decay.
 - Only `terminated` stops the bootstrap; a time limit does not.
 """
@@ -51,16 +51,16 @@ LOSSES: dict[str, Callable[..., Tensor]] = {"huber": nn.functional.huber_loss, "
 class DQNConfig:
     """DQN's settings; every one can be changed on the command line as `algo.NAME=VALUE`."""
 
-    num_envs: int = 128  # environments stepped side by side
+    num_envs: int = 128  # environments stepped in parallel
     collect_steps: int = 8  # steps of each environment between updates
     capacity: int = 100_000  # frames in the replay
     learning_starts: int = 10_000  # frames collected before the first update
     updates: int = 4  # batches drawn after every collection
     batch_sequences: int = 64  # sequences in a batch
     burn_in: int = 4  # steps that rebuild the state, without gradient; a multiple of the stride
-    train_steps: int = 8  # steps of a sequence that are learned from
+    train_steps: int = 8  # steps of a sequence to train on
     n_step: int = 3  # rewards summed before the bootstrap
-    stride: int = 4  # the state is stored, and sequences begin, at every so many steps
+    stride: int = 4  # steps between stored states, where sequences may begin
     learning_rate: float = 1e-3
     optimizer: str = "adamw"  # or adam_atan2 (hrm_agent.algos.optim)
     beta1: float = 0.9
@@ -82,7 +82,7 @@ class DQNConfig:
     priority_alpha: float = 0.9  # exponent of the priorities (R2D2)
     priority_beta: float = 0.6  # exponent of the importance weights (R2D2)
     each_segment: bool = False  # train every batch at each segment in turn, one optimizer step each (HRM-Agent)
-    stored_bootstrap: bool = False  # judge the next observation from the state stored after the step (HRM-Agent)
+    stored_bootstrap: bool = False  # value the next observation with the state stored after the step (HRM-Agent)
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -136,7 +136,7 @@ class DQN:
     Args:
         policy: trained in place; `PolicyConfig.heads` must be `q`.
         config: see `DQNConfig`.
-        threads: share a batch.
+        threads: over which a batch is divided.
         seed: of the sampled sequences.
 
     Raises:
@@ -162,7 +162,7 @@ class DQN:
         return c.epsilon_start + share * (c.epsilon_end - c.epsilon_start)
 
     def ready(self, replay: Replay) -> bool:
-        """Are there frames enough to begin with, and at least one sequence?"""
+        """Whether there are enough frames to begin, and at least one sequence."""
         c = self.config
         return replay.frames >= c.learning_starts and bool(replay.starts(c.burn_in, c.train_steps, c.n_step))
 
@@ -257,7 +257,7 @@ class DQN:
         return self._error(decision.logits, decision.state, self.targets(batch, online), batch, rows)
 
     def _segment_losses(self, batch: Sequences, rows: int) -> Iterator[tuple[Tensor, dict[str, Tensor], Tensor]]:
-        """The losses of a batch of single steps, one for each segment; all have the target of before the first."""
+        """The losses of a batch of single steps, one per segment; all share the target computed before the first."""
         at = self.config.burn_in
         state = self._burn_in(self.policy, batch)
         online = self._bootstrap_q(self.policy, state, batch) if self.config.double_q else None
@@ -283,7 +283,7 @@ class DQN:
                 "target_q": (targets * batch.mask).sum().double() / rows,
                 "td_error": (errors.abs() * batch.mask).sum().double() / rows,
             }
-            # At each segment but the last the state is not yet the one that was stored.
+            # Only after the last segment is the state comparable with the stored one.
             if batch.next_state is not None and not self.config.each_segment:
                 whole = batch.mask.all(0)  # elsewhere the stored state is another episode's
                 stored, recomputed = trees.rows((batch.next_state, state), whole)
@@ -296,7 +296,7 @@ class DQN:
 
         Args:
             online: the policy's Q-values `[train + n_step, B, A]` from slot burn_in on, which choose the next
-                action; None: the target network's own do.
+                action; None: the target network's choose.
         """
         c = self.config
         q = self._bootstrap_q(self.target, self._burn_in(self.target, batch), batch)
@@ -342,7 +342,7 @@ class DQN:
         return torch.cat([q.detach(), tail.logits])
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint needs, but for the policy's weights and `metadata`."""
+        """The tensors of a checkpoint, without the policy's weights; see also `metadata`."""
         return {
             **flatten("target", self.target.state_dict()),
             **flatten("optimizer", optimizer_tensors(self.optimizer)),
@@ -367,15 +367,14 @@ class DQN:
 def n_step_targets(rewards: Tensor, terminated: Tensor, ended: Tensor, values: Tensor, gamma: float, n: int) -> Tensor:
     """Targets of n-step Q-learning (Sutton 1988; Watkins 1989), `[T - n + 1, B]`.
 
-    `r_t + ... + gamma^(m-1) r_(t+m-1) + gamma^m V_(t+m)` with m = n, or the steps that are left of the episode where
-    these are fewer. V is left out where the episode terminated, and is that of the final observation where it was
-    cut off.
+    `r_t + ... + gamma^(m-1) r_(t+m-1) + gamma^m V_(t+m)` with m = n, or the remaining steps of the episode where these
+    are fewer. V is 0 where the episode terminated, and that of the final observation where it was truncated.
 
     Args:
         rewards: float `[T, B]`.
-        terminated: bool `[T, B]`, the world ended with this step.
+        terminated: bool `[T, B]`, the episode terminated with this step.
         ended: bool `[T, B]`, the last step of the episode; true where terminated.
-        values: float `[T + 1, B]`, V of the observation before each step; behind an end, of the final observation.
+        values: float `[T + 1, B]`, V of the observation before each step; after an end, of the final observation.
         gamma: discount.
         n: 1 or more.
     """

@@ -1,8 +1,8 @@
 """Imitation of a teacher that marks the optimal actions: behaviour cloning and DAgger, on windows as PPO's.
 
-Behaviour cloning learns where the teacher drives; DAgger (Ross et al. 2011, arXiv 1011.0686) more and more where the
-policy itself does, with the teacher's labels there. The teacher may know what the policy cannot see (the oracle of our
-mazes knows the whole map, in fog too), but not the future. Whoever drives, the carried state is the policy's own.
+Behaviour cloning trains on states that the teacher visits; DAgger (Ross et al. 2011, arXiv 1011.0686) increasingly on
+states that the policy visits, labelled by the teacher. The teacher may be privileged (the oracle of our mazes knows the
+whole map, in fog too), but does not know the future. In both cases the carried state is the policy's.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from hrm_agent.policies.policy import Policy
 
 @dataclass(frozen=True)
 class ImitationConfig:
-    """Settings of behaviour cloning: the teacher drives. Each can be changed as `algo.NAME=VALUE`."""
+    """Settings of behaviour cloning: the teacher acts. Each can be changed as `algo.NAME=VALUE`."""
 
-    num_envs: int = 128  # environments stepped side by side
+    num_envs: int = 128  # environments stepped in parallel
     rollout_steps: int = 16  # steps of each environment between updates
     window: int = 8  # consecutive steps unrolled in training
     minibatch_windows: int = 64  # windows in a minibatch
@@ -35,7 +35,7 @@ class ImitationConfig:
     anneal: bool = True  # learning rate goes linearly to 0 over the run
     max_grad_norm: float = 0.5
     weight_decay: float = 0.0
-    teacher_noise: float = 0.0  # share of the teacher's actions that are any, drawn uniformly
+    teacher_noise: float = 0.0  # share of the teacher's actions that are uniformly random
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "rollout_steps", "window", "minibatch_windows", "epochs"):
@@ -71,7 +71,7 @@ class ImitationConfig:
 
 @dataclass(frozen=True)
 class DAggerConfig(ImitationConfig):
-    """Settings of DAgger: those of behaviour cloning, and how the teacher lets go."""
+    """Settings of DAgger: those of behaviour cloning, and the schedule of beta."""
 
     beta_start: float = 1.0  # probability, at every step, that the teacher acts rather than the policy
     beta_fraction: float = 0.3  # of the run, over which it goes linearly to 0
@@ -87,12 +87,12 @@ class DAggerConfig(ImitationConfig):
 
 
 class Imitation:
-    """Loss and update of one policy; its value head, where there is one, is left as it is.
+    """Loss and update of one policy; a value head is not trained.
 
     Args:
         policy: trained in place; over a finite number of actions.
         config: see `ImitationConfig`.
-        threads: share a minibatch.
+        threads: over which a minibatch is divided.
         seed: of the minibatch order.
         processes: processes that train it together, each on its part of every minibatch.
     """
@@ -134,7 +134,7 @@ class Imitation:
         for epoch in range(config.epochs):
             drift, batches = 0.0, 0
             for columns, rows in zip(minibatches[epoch], all_rows[epoch], strict=True):
-                if not rows:  # everybody is cut off
+                if not rows:  # all goals are cut off
                     continue
                 measured = self._train(windows.columns(columns), rows)
                 drift += measured.pop("state_drift")
@@ -163,7 +163,7 @@ class Imitation:
     def loss(self, batch: LabelledWindows, rows: int) -> tuple[Tensor, dict[str, Tensor]]:
         """`-log` of the probability of all optimal actions together, over the labelled steps of the batch.
 
-        It is the cross-entropy where one action is optimal, and asks for no particular one where several are. The sum
+        It is the cross-entropy where one action is optimal, and prefers none where several are. The sum
         is divided by `rows`, so that the losses of a minibatch's parts add up.
 
         Returns the loss (scalar with a graph) and its parts, and `drift_sums`.
@@ -171,7 +171,7 @@ class Imitation:
         decision = self.policy.unroll(batch.obs, batch.state, batch.episode_start)
         labelled = batch.labels.any(-1)
         log_probs = decision.logits.log_softmax(-1)
-        # Where nothing is marked everything is: of probability 1, without the NaN of an empty sum.
+        # Without a label all actions are marked: probability 1, not the NaN of an empty sum.
         wanted = batch.labels | ~labelled.unsqueeze(-1)
         surprise = -log_probs.masked_fill(~wanted, -torch.inf).logsumexp(-1)
         loss = torch.where(labelled, surprise, 0.0).sum() / rows
@@ -196,13 +196,13 @@ def sample_beta_mixture(
 ) -> Tensor:
     """Actions int64 `[N]`: with probability `beta` the teacher's, else drawn from the policy; each step anew.
 
-    The teacher takes any of the optimal actions, all alike; where there is none, because the goal is cut off, any
-    action at all. With probability `noise` it does so elsewhere too, so that mistakes and their remedies are seen.
+    The teacher draws uniformly from the optimal actions; where there are none, because the goal is cut off, from all
+    actions. With probability `noise` it draws from all elsewhere too, so that recovery from mistakes is seen.
 
     Args:
         labels: bool `[N, A]`, the optimal actions.
         params: float `[N, A]`, the policy's logits.
-        generator: on the CPU, whatever the device, so that one stream of numbers serves everywhere.
+        generator: on the CPU whatever the device, so that all devices use the same random numbers.
     """
     size = labels.shape[0]
     anything = (torch.rand(size, generator=generator) < noise) | ~labels.any(-1).cpu()

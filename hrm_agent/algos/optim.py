@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 OPTIMIZERS = ("adamw", "adam_atan2")
-"""Names in settings, of what `build_optimizer` builds."""
+"""Names that `build_optimizer` accepts."""
 
 
 def build_optimizer(
@@ -51,7 +51,7 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
 class FusedAdamW:
     """`torch.optim.AdamW(fused=True)` on a CPU, bit for bit, with state and groups of the same names.
 
-    The first optimizer of `torch.optim` imports torch's whole compiler, which takes two seconds of every start.
+    `torch.optim` imports torch's whole compiler with the first optimizer, two seconds of every start.
 
     Args:
         parameters: leaves of one dtype, in one group.
@@ -88,7 +88,7 @@ class FusedAdamW:
         return self.state[parameter]
 
     def state_dict(self) -> dict[str, Any]:
-        """As of `torch.optim`: `state` by the number of the parameter, and `param_groups` with these numbers."""
+        """As in `torch.optim`: `state` by the index of the parameter, and `param_groups` with these indices."""
         numbers = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
         groups = [{**group, "params": [numbers[p] for p in group["params"]]} for group in self.param_groups]
         return {"state": {numbers[p]: s for p, s in self.state.items()}, "param_groups": groups}
@@ -97,7 +97,7 @@ class FusedAdamW:
         """Inverse of `state_dict`.
 
         Raises:
-            ValueError: of other parameters.
+            ValueError: the state belongs to other parameters.
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
         if [len(group["params"]) for group in saved["param_groups"]] != [len(g["params"]) for g in self.param_groups]:
@@ -172,7 +172,7 @@ class AdamATan2(torch.optim.Optimizer):
     def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.tensor(0.0)  # a tensor on the CPU, as torch's own optimizers keep it
+            state["step"] = torch.tensor(0.0)  # a tensor on the CPU, as in torch's own optimizers
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state
@@ -181,8 +181,8 @@ class AdamATan2(torch.optim.Optimizer):
 class SignSGD(torch.optim.Optimizer):
     """`p *= 1 - lr * weight_decay`, then `p -= lr * sign(gradient)`, on the rows that have a gradient.
 
-    What HRM and TRM train their puzzle embeddings with: a step has one size however rarely a puzzle is seen, no moments
-    are kept, and rows of puzzles that are not in the batch are left alone.
+    The optimizer of HRM's and TRM's puzzle embeddings: the step size does not depend on how rarely a puzzle is seen,
+    there are no moments, and rows of puzzles outside the batch do not change.
 
     Args:
         params: parameters or groups; one with a sparse gradient (`torch.nn.Embedding(sparse=True)`) is changed only in
@@ -222,7 +222,7 @@ def _check_not_negative(**settings: float) -> None:
 
 
 def _value_of(closure: Callable[[], Any] | None) -> Any:
-    """What a closure, as `torch.optim` knows it, returns with gradients on; None where there is none."""
+    """Call a closure as `torch.optim` does, with gradients enabled; None without one."""
     if closure is None:
         return None
     with torch.enable_grad():

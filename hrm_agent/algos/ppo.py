@@ -27,7 +27,7 @@ from hrm_agent.tensors import trees
 class PPOConfig:
     """PPO's settings; every one can be changed on the command line as `algo.NAME=VALUE`."""
 
-    num_envs: int = 128  # environments stepped side by side
+    num_envs: int = 128  # environments stepped in parallel
     rollout_steps: int = 16  # steps of each environment between updates
     window: int = 16  # consecutive steps unrolled in training; 1 with time_gradient=detached is the papers' way
     minibatch_windows: int = 32  # windows in a minibatch
@@ -81,7 +81,7 @@ class PPO:
     Args:
         policy: trained in place.
         config: see `PPOConfig`.
-        threads: share a minibatch.
+        threads: over which a minibatch is divided.
         seed: of the minibatch order.
         processes: processes that train it together, each on its part of every minibatch.
         wrap: puts a CUDA graph around the gradient of a minibatch.
@@ -129,7 +129,7 @@ class PPO:
                 self._refresh(rollout)
                 windows = rollout.windows(advantages, returns)
             for number, (columns, advantage) in enumerate(zip(batches[epoch], normalised[epoch], strict=True)):
-                last = number == len(batches[epoch]) - 1  # the drift is measured on it alone: there it is the largest
+                last = number == len(batches[epoch]) - 1  # the drift is measured there alone, where it is the largest
                 # All batches of a graph have the same tensors.
                 batch = windows.columns(columns, next_state=last or self.wrapped)._replace(advantages=advantage)
                 measured = self._train(batch, entropy_coef)

@@ -1,4 +1,4 @@
-"""The optimizer step that PPO, DQN, imitation and deep supervision share: from the gradients of a batch's parts."""
+"""The optimizer step of PPO, DQN, imitation and deep supervision, from the gradients of a batch's parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hrm_agent.tensors.gradients import clip_gradients
 
 
 class Part(NamedTuple):
-    """What a part of a batch contributes; the sum over the parts is that of the batch.
+    """The contribution of a part of a batch; contributions add up.
 
     Attributes:
         gradients: one for each parameter, None where the loss does not depend on it.
@@ -43,7 +43,7 @@ def window_gradient(
 
     Args:
         batch: `Windows` or `LabelledWindows`.
-        loss: of some of its columns, such that those of all parts add up.
+        loss: of some of its columns; the losses of all parts add up.
     """
 
     def part(columns: slice) -> Part:
@@ -53,7 +53,7 @@ def window_gradient(
 
 
 def add_parts(parts: Sequence[Part]) -> Part:
-    """The sums over the parts, in their order, those of what was measured as float64."""
+    """The sums over the parts, in order; measurements in float64."""
     gradients = tuple(_sum(g) for g in zip(*(part.gradients for part in parts), strict=True))
     measured = {name: _sum(part.measured[name].double() for part in parts) for name in parts[0].measured}
     return Part(gradients, measured)
@@ -75,7 +75,7 @@ def gradient_step(
 
     Args:
         parameters: P of them; the parts have a gradient for each.
-        max_norm: to which the gradient is clipped, 0: never. Sparse gradients are left out of it.
+        max_norm: to which the gradient is clipped, 0: never. Sparse gradients are neither counted nor clipped.
 
     Returns:
         the sums of what was measured; `state_drift` in place of `drift_sums`, where these are among it; and
@@ -98,7 +98,7 @@ def gradient_step(
 
 
 def drift_sums(stored: tuple[Tensor, ...], recomputed: tuple[Tensor, ...], device: torch.device) -> dict[str, Tensor]:
-    """What `gradient_step` makes the drift of: float64 scalars on `device`, which add up over the parts of a batch."""
+    """Sums for the drift in `gradient_step`: float64 scalars on `device`, additive over a batch's parts."""
     errors = [(s - r).square().sum().double() for s, r in zip(stored, recomputed, strict=True)]
     norms = [r.square().sum().double() for r in recomputed]
     nothing = [torch.zeros((), dtype=torch.float64, device=device)]

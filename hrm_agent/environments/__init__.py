@@ -1,1 +1,1 @@
-"""Environments as vectors, by id or callable, in the wrappers that agents need."""
+"""Vector environments by id or callable, in the wrappers that agents need."""

@@ -20,10 +20,10 @@ from hrm_envs.batch import Batch
 
 
 def check_env_id(env_id: str) -> None:
-    """Import what registers `env_id`, where its prefix or a `MODULE:` before it tells, and see that it is registered.
+    """Import the module that registers `env_id`, given by its prefix or a `MODULE:` before it, and check the id.
 
     Raises:
-        ValueError: it is not, with the nearest id that is; or its package is not installed.
+        ValueError: the id is not registered (the nearest is named), or its package is not installed.
     """
     hrm_envs.register_envs()
     module, _, name = env_id.rpartition(":")
@@ -41,15 +41,15 @@ def check_env_id(env_id: str) -> None:
 
 
 def make_env(env_id: str, options: dict[str, Any] | None = None) -> gym.Env:
-    """One environment in the wrappers that agents are trained with: just those that its observations need.
+    """One environment in the wrappers that its observations need, as in training.
 
     Args:
-        env_id: as Gymnasium knows it, also `MODULE:ID`.
+        env_id: a Gymnasium id, or `MODULE:ID`.
         options: keyword arguments of the environment, and of `gymnasium.make` (`render_mode`).
 
     Raises:
-        ValueError: an unknown id, an option that the environment does not take or that is out of range, a library
-            that it needs and that is not installed, or observations without an encoding.
+        ValueError: an unknown id, an unknown option or one out of range, a missing library, or observations without an
+            encoding.
     """
     check_env_id(env_id)
     with _one_line(env_id):
@@ -59,9 +59,9 @@ def make_env(env_id: str, options: dict[str, Any] | None = None) -> gym.Env:
 def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None = None) -> VectorEnv:
     """A vector of `num_envs` environments in SAME_STEP autoreset mode.
 
-    Environments that bring a vector implementation in that mode use it; others are stepped one by one, in the
-    wrappers that their observations need (`hrm_agent.environments.wrappers.adapt`). Keyword arguments of the
-    environment come from `options`.
+    Environments with their own vector implementation in that mode use it; others are stepped one by one, in the
+    wrappers that their observations need (`hrm_agent.environments.wrappers.adapt`). `options` are keyword arguments
+    of the environment.
 
     Raises:
         ValueError: as `make_env`.
@@ -80,19 +80,19 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
 
 
 def _make(env_id: str, options: dict[str, Any] | None) -> gym.Env:
-    """One environment in its wrappers, of an id that has been checked."""
+    """One environment in its wrappers; the id has been checked."""
     name = _without_module(env_id)
     return adapt(wrap_by_source(gym.make(name, **(options or {})), name))
 
 
 def _without_module(env_id: str) -> str:
-    """The id alone: by the time that it is made its module has been imported."""
+    """The id without `MODULE:`, for use once the module has been imported."""
     return env_id.rpartition(":")[2]
 
 
 @contextmanager
 def _one_line(env_id: str) -> Iterator[None]:
-    """What making an environment raises over an option it has not or a library it lacks, as a ValueError's one line."""
+    """Convert the errors of making an environment (an unknown option, a missing library) to a one-line ValueError."""
     try:
         yield
     except (TypeError, ImportError, gym.error.Error) as error:
@@ -100,11 +100,11 @@ def _one_line(env_id: str) -> Iterator[None]:
 
 
 def make_labelled_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None = None) -> VectorEnv:
-    """`make_vector_env` of an environment that tells which actions are optimal, for imitation.
+    """`make_vector_env` of an environment that labels optimal actions, for imitation.
 
-    That is `infos["optimal_actions"]`, bool `[N, A]`, from `reset` and from every `step`, of the observations that are
-    returned with it; a row without any is not learned from. Where the environment gives none as it is, it is made
-    with `oracle=True`, which our own understand.
+    The labels are `infos["optimal_actions"]`, bool `[N, A]`, from `reset` and from every `step`, for the observations
+    returned with it; a row without any is not trained on. An environment that gives none is made with `oracle=True`,
+    an option of ours.
 
     Raises:
         ValueError: see `make_vector_env`; or no such labels, or actions that are not Discrete.
@@ -131,29 +131,29 @@ def make_labelled_vector_env(env_id: str, num_envs: int, options: dict[str, Any]
             )
         return make_vector_env(env_id, num_envs, given)
     raise ValueError(
-        f"env={env_id}: it does not tell which actions are optimal; imitation (algo=bc, dagger) needs "
+        f"env={env_id}: it does not label optimal actions; imitation (algo=bc, dagger) needs "
         "infos['optimal_actions'], bool [N, A], from reset and step; use algo=ppo or dqn"
     )
 
 
 def is_compiled(env: VectorEnv) -> bool:
-    """False where the first reset and step of an environment of ours will compile it, which takes some seconds."""
+    """False where the first reset and step of one of our environments will compile it, which takes some seconds."""
     batch = getattr(env.unwrapped, "batch", None)
     return not isinstance(batch, Batch) or batch.is_compiled()
 
 
 def compile_env(env: VectorEnv) -> None:
-    """Compile an environment of ours before its first reset; of others there is nothing to compile."""
+    """Compile one of our environments before its first reset; does nothing for others."""
     batch = getattr(env.unwrapped, "batch", None)
     if isinstance(batch, Batch):
         batch.compile()
 
 
 def episode_statistics(infos: dict[str, Any]) -> tuple[dict[str, Any], NDArray[np.bool_]] | None:
-    """Return (`r`) and length (`l`) of the episodes that ended, arrays `[N]` by name, and for whom they are given.
+    """Return (`r`) and length (`l`) of the episodes that ended, arrays `[N]` by name, and a mask of valid entries.
 
-    Environments with a vector implementation of their own report beside the step's infos, wrapped ones in the info of
-    the episode's last step. The mask is bool `[N]`; None where no episode ended, or the environment counts none.
+    Environments with their own vector implementation report in the step's infos, wrapped ones in the info of the
+    episode's last step. The mask is bool `[N]`. None where no episode ended, or the environment has no statistics.
     """
     for source in (infos, infos.get("final_info", {})):
         if "_episode" in source:
@@ -162,10 +162,10 @@ def episode_statistics(infos: dict[str, Any]) -> tuple[dict[str, Any], NDArray[n
 
 
 def episode_success(env: VectorEnv, infos: dict[str, Any], returns: NDArray) -> NDArray[np.bool_]:
-    """Which episodes were successes, bool `[N]`; only the entries of those that have just ended mean anything.
+    """Which episodes were successes, bool `[N]`; valid for those that have just ended.
 
-    As the environment says (`success` beside its episode statistics, or `is_success` in its last info); else where the
-    return `[N]` reaches the reward threshold that the environment was registered with; else where it is above 0.
+    Taken from the environment (`success` with its episode statistics, or `is_success` in its last info); else where the
+    return `[N]` reaches the registered reward threshold; else where the return is above 0.
     """
     last = infos.get("final_info", {})
     for said in (infos.get("episode", {}), last.get("episode", {})):

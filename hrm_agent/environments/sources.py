@@ -1,4 +1,4 @@
-"""Environments that other packages register: which module an id needs, found by how the id begins."""
+"""Environments of other packages: which module registers an id, found by the id's prefix."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import gymnasium as gym
 
 @dataclass(frozen=True)
 class Source:
-    """Where the environments with one prefix come from.
+    """The source of the environments with one prefix.
 
     Args:
         module: its import registers them.
-        extra: of this distribution, that installs it.
+        extra: of this distribution, which installs it.
         wrapper: `module:function` that each single environment needs before any other wrapper; None: none.
     """
 
@@ -38,12 +38,12 @@ SOURCES = {
 
 
 def find_source(env_id: str) -> Source | None:
-    """The source of an id, None where the prefix says nothing. `MODULE:ID` says its module itself."""
+    """The source of an id, None for an unknown prefix. `MODULE:ID` names its module itself."""
     return next((source for prefix, source in SOURCES.items() if env_id.startswith(prefix)), None)
 
 
 def import_source(env_id: str) -> None:
-    """Import the package that registers `env_id`, where the id tells which.
+    """Import the package that registers `env_id`, where it is known from the id.
 
     Raises:
         ValueError: it cannot be imported; the message names the extra that installs it.
@@ -53,7 +53,7 @@ def import_source(env_id: str) -> None:
         return
     try:
         with warnings.catch_warnings():
-            # MiniHack 1.0 uses setuptools' pkg_resources, about which a user of ours can do nothing.
+            # MiniHack 1.0 uses setuptools' pkg_resources; users cannot avoid its warning.
             warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
             importlib.import_module(source.module)
     except ImportError as error:
@@ -64,14 +64,13 @@ def import_source(env_id: str) -> None:
 
 
 def refuse_own_module(env_id: str, folder: Path | None) -> None:
-    """An agent's or a run's folder may name the module of its environment, but not bring it along.
+    """Refuse a module that an agent's or a run's folder both names and contains.
 
-    `python -m` looks for modules in the working folder first: beside an agent that somebody sent, `MODULE:ID` would run
-    whatever lies there.
+    `python -m` searches the working folder first: next to a downloaded agent, `MODULE:ID` would run whatever is there.
 
     Args:
-        env_id: as the folder's files say it.
-        folder: where they lie; None: in no folder.
+        env_id: from the folder's files.
+        folder: the folder; None for none.
 
     Raises:
         ValueError: the module would come from within the folder.
@@ -91,7 +90,7 @@ def refuse_own_module(env_id: str, folder: Path | None) -> None:
 
 
 def wrap_by_source(env: gym.Env, env_id: str) -> gym.Env:
-    """`env` in the wrapper that its source needs, or as it is."""
+    """`env` in the wrapper that its source needs, if any."""
     source = find_source(env_id)
     if source is None or source.wrapper is None:
         return env

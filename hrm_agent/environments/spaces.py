@@ -1,4 +1,4 @@
-"""Gymnasium spaces as JSON and back, and the question whether an agent's spaces fit an environment's."""
+"""Gymnasium spaces to and from JSON, and whether an agent's spaces fit an environment's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def space_to_dict(space: gym.Space) -> dict[str, Any]:
-    """Raises: ValueError for a space that agents cannot have."""
+    """Raises: ValueError for an unsupported space."""
     if isinstance(space, gym.spaces.Box):
         low, high = np.asarray(space.low), np.asarray(space.high)
         plain = (low == low.flat[0]).all() and (high == high.flat[0]).all()

@@ -1,1 +1,1 @@
-"""Collects experience and holds it: rollouts, replays, demonstrations."""
+"""Collection and storage of experience: rollouts, replay, demonstrations."""

@@ -1,7 +1,7 @@
 """Steps a vector environment under a policy and fills rollouts or a replay.
 
-The collector owns the carry between rollouts. Environments run in Gymnasium's SAME_STEP autoreset mode: the
-observation after an episode's end is the first of the next episode, the last one is in `infos["final_obs"]`.
+The collector owns the carried state between rollouts. Environments run in Gymnasium's SAME_STEP autoreset mode: the
+observation after an episode's end is the first of the next episode, the final one is in `infos["final_obs"]`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ RECENT_EPISODES = 512
 
 
 class Outcome(NamedTuple):
-    """What one step of N environments led to.
+    """The outcome of one step of N environments.
 
     Attributes:
         rewards: float32 `[N]`.
         terminated, truncated: bool `[N]`.
         ended_rows: int64 `[M]`, the environments whose episode ended.
-        final_obs: `[M, ...]`, what these saw last; None where there are none.
+        final_obs: `[M, ...]`, their final observations; None where there are none.
     """
 
     rewards: Tensor
@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
 
 
 class CutOff(NamedTuple):
-    """Episodes that a time limit ended at one step of a rollout: M rows, their final observations and latest states."""
+    """The M episodes that were truncated at one step of a rollout: final observations, and states before the reset."""
 
     steps: Tensor  # int64 [M], that step
     rows: Tensor  # int64 [M], environments
@@ -61,18 +61,18 @@ class CutOff(NamedTuple):
 
 class Collector:
     """Args:
-    env: vector environment in SAME_STEP autoreset mode; of several processes, the share of this one.
-    policy: decides; never changed here.
+    env: vector environment in SAME_STEP autoreset mode; with several processes, this one's share.
+    policy: not changed here.
     seed: of the sampled actions and of the environments: environment i of N gets seed * N + i, so that no two
         seeds share a stream of levels.
-    threads: share a decision.
-    processes: the processes that the environments are dealt out over. Actions are those that one process would draw.
-    wrap: puts a CUDA graph around the decisions about all environments.
+    threads: over which a batch of decisions is divided.
+    processes: the processes over which the environments are divided. Actions are those of a single process.
+    wrap: puts a CUDA graph around the decisions.
 
     Attributes:
-        num_envs: N, the environments of all processes.
-        frames: of all of them.
-        episodes: the last that ended in any of them: return, length, success.
+        num_envs: N, over all processes.
+        frames: collected so far, over all environments.
+        episodes: the last episodes that ended, over all environments: return, length, success.
     """
 
     def __init__(
@@ -99,17 +99,17 @@ class Collector:
         self.first_env = processes.local_slice(self.num_envs).start
         obs, infos = env.reset(seed=seed * self.num_envs + self.first_env)
         self.obs = trees.to_tensors(obs, self.device)
-        self.optimal = self._optimal_actions(infos)  # bool [N, A] at `obs`, where the environment says
+        self.optimal = self._optimal_actions(infos)  # bool [N, A] at `obs`, where the environment gives it
         self.state = policy.initial_state(env.num_envs)
         self.episode_start = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
         self.frames = 0
-        self.segments = 0.0  # per decision, of the last step
+        self.segments = 0.0  # per decision, at the last step
         self.episodes: deque[tuple[float, int, bool]] = deque(maxlen=RECENT_EPISODES)
         self._ended: list[tuple[int, int, float, int, bool]] = []  # frame, environment, return, length, success
 
     @contextmanager
     def _stepping(self) -> Iterator[None]:
-        """What happened in the body is then known in all processes: numbers that are not finite, ended episodes."""
+        """Share events of the body with all processes at its end: non-finite numbers, ended episodes."""
         with self.processes.raising_together():
             yield
         ended = torch.tensor(self._ended, dtype=torch.float64).view(-1, 5)
@@ -153,15 +153,15 @@ class Collector:
         if cut_off:
             self._write_final_values(rollout, cut_off)
         rollout.write_state(rollout.steps // rollout.window, self.state)
-        # Only the value is used: the carry stays as it was, and the next rollout thinks from it.
+        # Only the value is used: the carried state is not changed, and the next rollout starts from it.
         rollout.last_values[:] = self.act(self.obs, self.state, self.episode_start, uniforms)[0].value
 
     def _draw_uniforms(self) -> Tensor:
         """Uniform numbers `[n, u]` that choose the actions of this process's environments.
 
-        Each process draws those of all: they are few, and need nobody's parameters.
+        Each process draws those of all: they are few, and do not depend on the policy.
         """
-        # On the CPU, whatever the device, so that one stream of numbers serves everywhere.
+        # On the CPU whatever the device, so that all devices use the same random numbers.
         shape = (self.num_envs, self.policy.distribution.uniforms)
         uniforms = torch.rand(shape, generator=self.generator, dtype=torch.float64)
         return self.processes.local_rows(uniforms).to(self.device)
@@ -199,11 +199,11 @@ class Collector:
     def demonstrate(self, demonstrations: Demonstrations, choose: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Fill `demonstrations` with T steps of every environment and the actions that are optimal there.
 
-        The policy thinks at every step, whoever acts: the states are its own.
+        The policy is run at every step, whoever acts, so the carried states are its own.
 
         Args:
             choose: from labels bool `[N, A]`, all false where there are none, and the policy's parameters `[N, P]` to
-                the actions int64 `[N]` that are taken. It sees the environments of all processes, of others as zeros.
+                the actions int64 `[N]`. N counts the environments of all processes; rows of other processes are zero.
 
         Raises:
             NonFiniteNumbers: the policy's logits are not finite, in this process or another.
@@ -231,7 +231,7 @@ class Collector:
         return None if mask is None else torch.as_tensor(mask, dtype=torch.bool, device=self.device)
 
     def _advance(self, actions: Tensor, decision: Decision) -> Outcome:
-        """Step the environments; the collector then stands at the new observations."""
+        """Step the environments and move on to the new observations."""
         self.state = decision.state if self.wrap is None else trees.clone(decision.state)
         self.segments = decision.segments.double().mean().item()
         obs, rewards, terminated, truncated, infos = self.env.step(self.policy.distribution.to_env(actions))
@@ -256,7 +256,7 @@ class Collector:
     def _act(
         self, obs: Observation, state: PolicyState, episode_start: Tensor, uniforms: Tensor
     ) -> tuple[Decision, Tensor, Tensor]:
-        """A decision, actions `[n, *shape]` drawn from it by uniform numbers, and their log-probabilities `[n]`."""
+        """A decision, actions `[n, *shape]` sampled from it with uniform numbers, and their log-probabilities `[n]`."""
         decision, distribution = self._decide(obs, state, episode_start), self.policy.distribution
         actions = distribution.icdf(decision.logits, uniforms)
         return decision, actions, distribution.evaluate(decision.logits, actions)[0]
@@ -271,7 +271,7 @@ class Collector:
         return joined
 
     def _cut_off(self, step: int, outcome: Outcome) -> list[CutOff]:
-        """The episodes that were truncated at this step, none or one entry."""
+        """The episodes that were truncated at this step: a list of at most one entry."""
         rows = outcome.ended_rows
         cut = (outcome.truncated & ~outcome.terminated)[rows]
         if not cut.any():
@@ -282,11 +282,9 @@ class Collector:
         return [CutOff(torch.full_like(rows[cut], step), rows[cut], final, trees.rows(self.state, rows[cut]))]
 
     def _write_final_values(self, rollout: Rollout, cut_off: list[CutOff]) -> None:
-        """V(final observation) where episodes were truncated, from the state before the reset, all in one decision."""
+        """V(final observation) of truncated episodes, with the state before the reset, in one call of the policy."""
         steps, rows, final, state = trees.cat(cut_off)
-        with without_compile(
-            self.policy
-        ):  # a batch of another size in every rollout, which would be compiled each time
+        with without_compile(self.policy):  # the size of the batch varies, and every size would be compiled
             decision = self._decide(final, state, torch.zeros_like(rows, dtype=torch.bool))
         rollout.final_values[steps, rows] = decision.value
 
@@ -301,10 +299,10 @@ class Collector:
             self._ended.append((self.frames, self.first_env + int(i), *own))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint needs of the collector and its environment, but for `metadata`.
+        """The tensors of a checkpoint, of the collector and its environment; see also `metadata`.
 
-        On rank 0 it is that of all processes, as one would have it that holds all environments; on others it is not
-        to be used. Of an environment's own state every array that begins with `num_envs` is by environment.
+        On rank 0 they are those of all processes, as a single process would have them; on others they must not be
+        used. In an environment's own state every array with a first dimension of `num_envs` is per environment.
         """
         by_env = {
             **trees.flatten("obs", {"": self.obs} if isinstance(self.obs, Tensor) else self.obs),
@@ -326,7 +324,7 @@ class Collector:
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Inverse of `tensors` and `metadata`, whatever the number of processes that wrote them.
 
-        An environment without `get_state` cannot be put back: it begins new episodes, from seeds drawn anew.
+        An environment without `get_state` cannot be restored: it begins new episodes, with new seeds.
 
         Raises:
             KeyError, ValueError: they belong to another policy or number of environments.
@@ -359,9 +357,9 @@ class Collector:
             self.episode_start = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
 
     def statistics(self) -> dict[str, float]:
-        """Means over the last `RECENT_EPISODES` episodes of training; `segments` is the mean over the last step alone.
+        """Means over the last `RECENT_EPISODES` episodes of training; `segments` is the mean of the last step alone.
 
-        Empty until there are as many as environments: the first to end are the short ones.
+        Empty until there are as many episodes as environments, since short episodes end first.
         """
         if len(self.episodes) < min(self.num_envs, RECENT_EPISODES):
             return {}
@@ -375,8 +373,8 @@ class Collector:
 
 
 def _seed_after(seed: int, frames: int) -> int:
-    """Where a resumed run's streams of levels begin: far from those of other seeds and of other numbers of frames."""
-    # Below 2^28, where evaluation's seeds begin, also when the number of an environment is added.
+    """First seed of a resumed run's levels: far from those of other seeds and of other numbers of frames."""
+    # Below 2^28, where evaluation's seeds begin, also after the index of an environment is added.
     return int(np.random.SeedSequence([seed, frames]).generate_state(1)[0]) % (2**28 - 2**20)
 
 
@@ -395,9 +393,9 @@ def stack_final_obs(final_obs: Any, rows: np.ndarray, space: gym.Space) -> Any:
 
 
 def epsilon_greedy(q_values: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
-    """Actions int64 `[B]`: of the largest Q-value, or with probability `epsilon` any, uniformly.
+    """Actions int64 `[B]`: with probability `epsilon` uniformly random, else those of the largest Q-value.
 
-    Drawn on the CPU, whatever the device, so that one stream of numbers serves everywhere.
+    Drawn on the CPU whatever the device, so that all devices use the same random numbers.
     """
     if not torch.isfinite(q_values).all():
         raise NonFiniteNumbers("the Q-values are not finite")

@@ -1,4 +1,4 @@
-"""Rollouts with the actions that a teacher finds optimal at every step, and the windows that imitation learns from."""
+"""Rollouts with a teacher's optimal actions at every step, and the windows that imitation trains on."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hrm_agent.tensors import trees
 class LabelledWindows(NamedTuple):
     """B windows of k consecutive steps; every tensor is `[k, B, ...]` but `state`, whose tensors are `[B, ...]`.
 
-    `labels` bool `[k, B, A]` marks the optimal actions; a step without any has no label. `state` is what was kept
-    before the first step, `next_state` after the last, both as the collector had them.
+    `labels` bool `[k, B, A]` marks the optimal actions; a step without any has no label. `state` is the carried state
+    before the first step, `next_state` after the last, both as collected.
     """
 
     obs: Observation
@@ -33,11 +33,11 @@ class LabelledWindows(NamedTuple):
 
 
 class Demonstrations(Rollout):
-    """A rollout whose rewards and actions do not matter: what is learned from are the labels.
+    """A rollout with labels; its rewards and actions are not used in training.
 
     Args:
         steps, num_envs, window, space, state, device: see `Rollout`.
-        actions: A, the number of actions there are.
+        actions: A, the number of actions.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Demonstrations(Rollout):
 
     @property
     def labelled_steps(self) -> int:
-        """How many of the T * N steps have a label."""
+        """Number of the T * N steps that have a label."""
         return int(self.labels.any(-1).sum())
 
     def labelled_windows(self) -> LabelledWindows:

@@ -1,9 +1,9 @@
-"""A fixed-shape ring of the last T steps of N environments, and the sequences that training draws from it.
+"""A ring buffer of the last T steps of N environments, and the sequences that training samples from it.
 
-What the policy kept between steps is stored at every `stride`-th step only: a full latent grid at every frame would
-not fit into memory. A sequence begins at such a step, and its first steps (the burn-in) rebuild the state with the
-current weights (R2D2, Kapturowski et al. 2019). Environments run in Gymnasium's SAME_STEP autoreset mode, so the
-observation after an episode's end belongs to the next episode; the final ones are kept aside.
+The carried state is stored at every `stride`-th step only: a full latent grid per frame would not fit in memory. A
+sequence begins at such a step, and its first steps (the burn-in) rebuild the state with the current weights (R2D2,
+Kapturowski et al. 2019). Environments run in Gymnasium's SAME_STEP autoreset mode: the observation after an episode's
+end belongs to the next episode, and final observations are stored separately.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from hrm_agent.policies.encoders import Observation
 from hrm_agent.tensors import trees
 
 PRIORITY_ETA = 0.9  # share of the maximum in a sequence's priority, the rest is the mean (R2D2)
-PRIORITY_FLOOR = 1e-6  # a sequence without error can still be drawn (Schaul et al. 2016, arXiv 1511.05952)
+PRIORITY_FLOOR = 1e-6  # a sequence without error can still be sampled (Schaul et al. 2016, arXiv 1511.05952)
 
 
 class Sequences(NamedTuple):
     """B sequences of S = burn_in + train + n_step slots, each within one episode; tensors are `[S, B, ...]`.
 
-    Before the first step of an episode the slots repeat its first observation, with `episode_start` true; behind its
-    last step they repeat its final observation. Actions and rewards of such slots are 0.
+    Slots before an episode's first step repeat its first observation, with `episode_start` true; slots after its last
+    step repeat its final observation. Actions and rewards of such slots are 0.
     """
 
     obs: Observation
     actions: Tensor  # int64
     rewards: Tensor
-    episode_start: Tensor  # bool; once true, the slot is the episode's first step or stands before it
-    terminated: Tensor  # bool; the world ended with this step: nothing is to be bootstrapped
-    ended: Tensor  # bool; the last step of the episode, whatever ended it: the next slot is its final observation
-    mask: Tensor  # bool [train, B]; the steps to learn from, which begin at slot burn_in
-    state: PolicyState  # tensors [B, ...]; kept before the first slot
-    next_state: PolicyState | None  # kept before slot burn_in + train; None where train is no multiple of the stride
-    drawn: Tensor  # int64 [B] on the CPU, which sequences these are, for `Replay.update_priorities`
+    episode_start: Tensor  # bool; true at the episode's first step and in slots before it
+    terminated: Tensor  # bool; the episode terminated with this step: no bootstrap
+    ended: Tensor  # bool; the last step of the episode, terminated or truncated: the next slot is its final observation
+    mask: Tensor  # bool [train, B]; the steps to train on, from slot burn_in on
+    state: PolicyState  # tensors [B, ...]; carried state before the first slot
+    next_state: PolicyState | None  # before slot burn_in + train; None where train is no multiple of the stride
+    drawn: Tensor  # int64 [B] on the CPU, indices of the sequences, for `Replay.update_priorities`
     weights: Tensor  # float [B]; importance weights, at most 1
 
     def columns(self, part: slice) -> Sequences:
@@ -52,15 +52,15 @@ class Sequences(NamedTuple):
 
 
 class Replay:
-    """The last steps of all environments.
+    """A ring buffer of the last steps of all environments.
 
     Args:
         capacity_frames: frames to keep; rounded down to whole steps of all environments, a multiple of `stride`.
         num_envs: N.
         space: of one environment's observations.
-        state: a kept state of batch N, for shapes; may be empty.
-        stride: the state is stored at every so many steps, and sequences are drawn at these.
-        device: where the ring lives.
+        state: a carried state of batch N, for shapes; may be empty.
+        stride: steps between stored states; sequences begin at these.
+        device: of the buffers.
 
     Raises:
         ValueError: no room for two steps, or for one stride.
@@ -102,7 +102,7 @@ class Replay:
 
     @property
     def size(self) -> int:
-        """Bytes of all buffers. Only the room for final observations can grow, where very many episodes end."""
+        """Bytes of all buffers. The buffer of final observations grows where very many episodes end."""
         stores = [store for store, _ in self._stores(self.capacity).values()]
         return sum(store.nbytes for store in (*stores, *trees.leaves(self.final.store)))
 
@@ -131,13 +131,13 @@ class Replay:
         """One step of all environments.
 
         Args:
-            obs: `[N, ...]`, what was seen.
-            state: kept before the step; ignored but at every `stride`-th step.
+            obs: `[N, ...]`, observations before the step.
+            state: carried state before the step; used at every `stride`-th step only.
             episode_start: bool `[N]`, `obs` begins an episode.
-            actions, rewards: int64 and float `[N]`, what was done and what it earned.
+            actions, rewards: int64 and float `[N]`.
             terminated, truncated: bool `[N]`, the step ended the episode.
             final_obs_rows: bool `[N]` or int64 `[M]`, the environments whose episode ended.
-            final_obs: `[M, ...]`, what they saw last; None where there are none.
+            final_obs: `[M, ...]`, their final observations; None where there are none.
 
         Raises:
             ValueError: `final_obs_rows` are not the episodes that ended.
@@ -166,9 +166,9 @@ class Replay:
         self.added += 1
 
     def _mark_cut(self, episode_start: Tensor) -> None:
-        """An episode may break off without an end, where a run went on with an environment that cannot be put back.
+        """Handle episodes that break off without an end, where a run was resumed with an environment without state.
 
-        What followed its last step is unknown, so nothing is learned from that step.
+        The outcome of the last step is unknown, so it is not trained on.
         """
         if self.added == 0:
             self.whole = bool(episode_start.all())
@@ -185,7 +185,7 @@ class Replay:
         length = burn_in + train + n_step
         if burn_in % self.stride:
             raise ValueError(
-                f"burn_in={burn_in} is no multiple of stride={self.stride}: there is no stored state to begin from; "
+                f"burn_in={burn_in} is no multiple of stride={self.stride}: no state is stored there; "
                 "change one of them"
             )
         if self.capacity < length + self.stride - 1:
@@ -193,7 +193,7 @@ class Replay:
                 f"capacity of {self.capacity} steps: expected {length + self.stride - 1} or more for sequences of "
                 f"burn_in={burn_in} + train={train} + n_step={n_step} steps; raise the capacity"
             )
-        # While the ring holds the run's first step, every episode in it has its first step there too.
+        # While the ring holds the run's first step, it holds the first step of every episode.
         first = 0 if self.oldest == 0 and self.whole else self.oldest + burn_in
         first += -first % self.stride
         return range(first, max(first, self.added - train - n_step + 1), self.stride)
@@ -211,13 +211,13 @@ class Replay:
         """Draw `batch` sequences with replacement: uniformly, or with probability proportional to priority^alpha.
 
         Args:
-            burn_in, train, n_step: slots to rebuild the state on, to learn from, and to bootstrap from.
+            burn_in, train, n_step: slots to rebuild the state, to train on, and to bootstrap from.
             generator: of the CPU.
             alpha: 0 draws uniformly.
             beta: exponent of the importance weights (N * P)^-beta, which are divided by the batch's largest.
 
         Raises:
-            ValueError: lengths that do not fit the ring, or nothing to draw from yet.
+            ValueError: lengths that do not fit the ring, or no complete sequence yet.
         """
         starts = self.starts(burn_in, train, n_step)
         if not starts:
@@ -281,14 +281,14 @@ class Replay:
         return kept
 
     def _first_step(self, where: Tensor, envs: Tensor, burn_in: int) -> tuple[Tensor, Tensor]:
-        """Does the episode of slot `burn_in` begin in the burn-in or there (bool `[B]`), and in which slot, else 0."""
+        """Whether the episode of slot `burn_in` begins in slots 0 ... burn_in, bool `[B]`, and in which, else 0."""
         starts = self.flags["episode_start"][where[: burn_in + 1], envs]
         slots = torch.arange(burn_in + 1, device=self.device).unsqueeze(1)
         last = torch.where(starts, slots, -1).amax(0)
         return last >= 0, last.clamp(min=0)
 
     def _final_obs(self, where: Tensor, envs: Tensor, burn_in: int) -> tuple[Tensor, Tensor]:
-        """Slot of the episode's final observation (above S: none), int64 `[B]`, and is it one that was kept aside.
+        """Slot of the episode's final observation (above S: none), int64 `[B]`, and whether it was stored separately.
 
         An episode that breaks off ends one step early: the observation of its last step serves as the final one.
         """
@@ -310,9 +310,9 @@ class Replay:
         """Set the priorities of sampled sequences: 0.9 * the largest |TD error| of each + 0.1 * its mean (R2D2).
 
         Args:
-            drawn: int64 `[B]`, from the sequences; those overwritten since are left out.
+            drawn: int64 `[B]`, see `Sequences`; those overwritten since are ignored.
             errors: float `[train, B]`, TD errors.
-            mask: bool `[train, B]`, the steps that count; a sequence without any gets the least priority.
+            mask: bool `[train, B]`, the steps that count; a sequence without any gets the lowest priority.
         """
         errors, mask = errors.abs().cpu(), mask.cpu()
         mean = (errors * mask).sum(0) / mask.sum(0).clamp(min=1)
@@ -323,7 +323,7 @@ class Replay:
         self.max_priority = max(self.max_priority, float(priority.max()))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint needs, but for `metadata`; views of the filled part of the ring."""
+        """The tensors of a checkpoint, views of the filled part of the ring; see also `metadata`."""
         filled = {name: store[:length] for name, (store, length) in self._stores(self.added).items()}
         return {**filled, **self.final.tensors()}
 
@@ -336,7 +336,7 @@ class Replay:
         }
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        """Inverse of `tensors` and `metadata`: what is sampled and added from then on is the same.
+        """Inverse of `tensors` and `metadata`; later samples and additions are the same.
 
         Raises:
             KeyError, ValueError: they belong to a replay of another shape.
@@ -349,7 +349,7 @@ class Replay:
                     "restore with the settings that it was saved with"
                 )
         for store, length in self._stores(self.added).values():
-            store[:length] = 0  # what is stored already must not outlive this; a fresh ring's pages stay untouched
+            store[:length] = 0  # clear old contents; the pages of a fresh ring stay unallocated
         for name, (store, length) in stores.items():
             store[:length] = tensors[name]
         self.added, self.whole = metadata["added"], metadata["whole"]
@@ -358,7 +358,7 @@ class Replay:
         self.final.restore(tensors, metadata["final_ids"], ended.sum(1).tolist())
 
     def _stores(self, added: int) -> dict[str, tuple[Tensor, int]]:
-        """Every buffer, and how much of it is filled after so many steps."""
+        """Every buffer, and its filled length after this many steps."""
         steps = min(added, self.capacity)
         rows = -(-steps // self.stride)
         by_step = {
@@ -377,25 +377,25 @@ def replay_size(capacity_frames: int, num_envs: int, space: gym.Space, state: Po
 
 
 class FinalObservations:
-    """The last observations of the episodes that end in the ring, in a ring of their own that grows with need.
+    """The final observations of the episodes that end in the ring, in a ring of their own that grows as needed.
 
-    They are few: storing one for every step would double the memory. The oldest is the first to be forgotten.
+    They are few; storing one for every step would double the memory. The oldest are dropped first.
     """
 
     def __init__(self, space: gym.Space, shape: tuple[int, int], device: torch.device | str, room: int = 64) -> None:
         self.space, self.device, self.room = space, device, room
-        self.ids = torch.zeros(shape, dtype=torch.int64, device=device)  # which one, where an episode ended
+        self.ids = torch.zeros(shape, dtype=torch.int64, device=device)  # of the final observation at an end
         self.counts = [0] * shape[0]  # ends in each slot of the replay
         self.oldest, self.following = 0, 0  # ids alive: oldest <= id < following; id i lies at i % room
         self.store = allocate(space, (room,), device)
 
     def forget(self, slot: int) -> None:
-        """The steps in `slot` are about to be overwritten; slots are forgotten in the order they were added."""
+        """Drop the final observations of `slot`, which will be overwritten; slots come in the order of adding."""
         self.oldest += self.counts[slot]
         self.counts[slot] = 0
 
     def add(self, slot: int, envs: Tensor, obs: Observation | None) -> None:
-        """The environments `envs` (int64 `[M]`) ended in `slot` with `obs` `[M, ...]`."""
+        """Add the final observations `[M, ...]` of the environments `envs` (int64 `[M]`) in `slot`."""
         if obs is None or envs.numel() == 0:
             return
         ids = torch.arange(self.following, self.following + envs.numel(), device=self.device)

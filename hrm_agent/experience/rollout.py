@@ -1,4 +1,4 @@
-"""A fixed-shape buffer of T steps of N environments, and the windows that training cuts from it."""
+"""A buffer of T steps of N environments, and the windows that training takes from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hrm_agent.tensors import trees
 class Windows(NamedTuple):
     """B windows of k consecutive steps; every tensor is `[k, B, ...]` but `state`, whose tensors are `[B, ...]`.
 
-    `state` is what was kept before the first step, `next_state` after the last, both as the collector had them.
+    `state` is the carried state before the first step, `next_state` after the last, both as collected.
     """
 
     obs: Observation
@@ -33,20 +33,20 @@ class Windows(NamedTuple):
     next_state: PolicyState
 
     def columns(self, index: Tensor | slice, next_state: bool = True) -> Windows:
-        """Some of the B windows; without `next_state` where that is not wanted."""
+        """Some of the B windows; optionally without `next_state`."""
         states = (self.state, self.next_state if next_state else ())
         return Windows(*trees.columns(self[:-2], index), *trees.rows(states, index))
 
 
 class Rollout:
-    """Buffers for `steps` steps of `num_envs` environments, and the kept state at every `window`-th step.
+    """Buffers for `steps` steps of `num_envs` environments, and the carried state at every `window`-th step.
 
     Args:
         steps: T; must be a multiple of `window`.
         window: k, the number of consecutive steps that training unrolls.
-        state: a kept state of batch `num_envs`, for shapes.
-        device: where the buffers live.
-        action_shape, action_dtype: of one action; by default one of a finite number.
+        state: a carried state of batch `num_envs`, for shapes.
+        device: of the buffers.
+        action_shape, action_dtype: of one action; by default a discrete one.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Rollout:
         self.truncated = torch.zeros(shape, dtype=torch.bool, device=device)
         self.final_values = torch.zeros(shape, device=device)  # V(final_obs) where truncated, else 0
         self.last_values = torch.zeros(num_envs, device=device)  # V of the observation after the rollout
-        # Row w: kept before step w * window; the last row: kept after the last step.
+        # Row w: carried state before step w * window; the last row: after the last step.
         self.states = trees.zeros(steps // window + 1, tuple(state), device)
 
     def write_obs(self, t: int, obs: Observation) -> None:
@@ -89,8 +89,8 @@ class Rollout:
     def advantages(self, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
         """Generalised advantage estimates and returns, both `[T, N]` (Schulman et al. 2015, arXiv 1506.02438).
 
-        A time limit is not the end of the world: where truncated, the value of the final observation stands in
-        for the rest of the episode. Nothing leaks from one episode into the one before it.
+        Where an episode was truncated, the value of its final observation is bootstrapped. Advantages do not cross
+        episode boundaries.
         """
         advantages = torch.empty_like(self.rewards)
         running = torch.zeros_like(self.last_values)
@@ -117,11 +117,11 @@ class Rollout:
         return x.unflatten(0, (-1, self.window)).transpose(0, 1).flatten(1, 2)
 
     def folded_states(self) -> tuple[PolicyState, PolicyState]:
-        """What was kept before the first and after the last step of every window, tensors `[T/k * N, ...]`."""
+        """Carried states before the first and after the last step of every window, tensors `[T/k * N, ...]`."""
         return tuple(s[:-1].flatten(0, 1) for s in self.states), tuple(s[1:].flatten(0, 1) for s in self.states)
 
     def draw_minibatches(self, size: int, generator: torch.Generator, processes: Processes = SINGLE_PROCESS) -> Tensor:
-        """A random partition of the windows into minibatches of `size`, of all processes: see `draw_minibatches`.
+        """A random partition of the windows of all processes into minibatches of `size`, see `draw_minibatches`.
 
         Returns the columns of this process's windows in each minibatch, int64 `[M, c]`.
         """
@@ -130,14 +130,14 @@ class Rollout:
 
 
 class ReturnScaler:
-    """Divides rewards by the running standard deviation of the discounted return, so that values are about 1 in size.
+    """Divides rewards by the running standard deviation of the discounted return, so that values are of order 1.
 
     Engstrom et al. 2020, arXiv 2005.12729, section 3; the mean is not subtracted, which would change the task.
 
     Args:
         num_envs: N, of this process.
         gamma: of the return.
-        processes: the processes that the deviation is over.
+        processes: over which the deviation is computed.
     """
 
     def __init__(self, num_envs: int, gamma: float, processes: Processes = SINGLE_PROCESS) -> None:
@@ -146,7 +146,7 @@ class ReturnScaler:
         self.moments = torch.zeros(3, dtype=torch.float64)  # count, mean, sum of squared deviations
 
     def scale(self, rollout: Rollout) -> None:
-        """Take a new rollout into account, and divide its rewards in place."""
+        """Update the deviation with a new rollout, and divide its rewards in place."""
         seen = []
         for reward, ended in zip(rollout.rewards, rollout.terminated | rollout.truncated, strict=True):
             self.returns = self.gamma * self.returns + reward.double().cpu()
@@ -175,14 +175,14 @@ class ReturnScaler:
 def draw_minibatches(
     num_envs: int, per_env: int, size: int, generator: torch.Generator, processes: Processes = SINGLE_PROCESS
 ) -> Tensor:
-    """A random partition of all windows into M minibatches: which columns of the own windows each holds, `[M, c]`.
+    """A random partition of all windows into M minibatches: columns of this process's windows in each, `[M, c]`.
 
-    Stratified: the environments are cut into as many blocks of neighbours as divide them and a minibatch, and every
-    minibatch holds equally many windows of each block, in the order of the blocks. So minibatches are more alike than
-    those of a plain shuffle, and processes that hold whole blocks have equal work, on the minibatches of one process.
+    Stratified: the environments are divided into the largest number of equal blocks that divides a minibatch, and
+    every minibatch holds equally many windows of each block, in the order of the blocks. So minibatches vary less than
+    with a plain shuffle, and processes that hold whole blocks have equal work, on the same minibatches as one process.
 
     Args:
-        num_envs, per_env: environments of all processes, and windows of each of them.
+        num_envs, per_env: environments of all processes, and windows of each.
         size: windows in a minibatch, of all processes; divides their number.
         generator: the same everywhere.
     """
@@ -198,7 +198,7 @@ def draw_minibatches(
 
 
 def allocate(space: gym.Space, shape: tuple[int, ...], device: torch.device | str) -> Any:
-    """Zeros for observations of `space` with the dimensions `shape` in front; dictionaries entry by entry."""
+    """Zeros for observations of `space` with leading dimensions `shape`; a dictionary for Dict spaces."""
     if isinstance(space, gym.spaces.Dict):
         return {key: allocate(sub, shape, device) for key, sub in space.spaces.items()}
     dtype = torch.from_numpy(np.zeros(1, dtype=space.dtype)).dtype

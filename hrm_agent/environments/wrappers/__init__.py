@@ -1,8 +1,8 @@
-"""What foreign environments need before an encoder can read them; `adapt` applies whatever is needed.
+"""Wrappers that convert observations of any environment for the encoders; `adapt` applies those that are needed.
 
 Each wrapper turns one kind of observation into one of the kinds that `hrm_agent.policies.encoders` takes (Box,
-Discrete, MultiDiscrete and a flat Dict of these) and leaves everything else alone. They work on one environment, so
-vectors of environments, autoreset and `final_obs` see only what comes out of them.
+Discrete, MultiDiscrete and a flat Dict of these) and leaves everything else alone. They wrap single environments, so
+vector environments, autoreset and `final_obs` see only converted observations.
 """
 
 from hrm_agent.environments.wrappers.adapt import adapt, is_adapted

@@ -33,7 +33,7 @@ READABLE = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete)
 
 
 def adapt(env: gym.Env) -> gym.Env:
-    """`env` in just the wrappers that its observations need; itself where they need none.
+    """`env` in the wrappers that its observations need; itself where they need none.
 
     Raises:
         ValueError: a part of the observations has no sensible encoding (graphs, sequences).
@@ -57,7 +57,7 @@ def adapt(env: gym.Env) -> gym.Env:
 
 
 def is_adapted(space: gym.Space) -> bool:
-    """Whether encoders can read observations of this space as they are."""
+    """Whether encoders support this space without wrappers."""
     if _has_tuple(space) or (isinstance(space, gym.spaces.Dict) and _is_nested(space)):
         return False
     parts = list(_parts(space).values())

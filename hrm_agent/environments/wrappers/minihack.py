@@ -1,4 +1,4 @@
-"""NetHack (NLE, MiniHack) as Gymnasium means an environment: seeded by `reset`, ended as it ended."""
+"""NetHack (NLE, MiniHack) with Gymnasium's contract: seeding by `reset`, and truncation by time limits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 
 class RepeatableNetHack(gym.Wrapper):
-    """A task of NLE or MiniHack whose seed, time limit and last observation can be relied on.
+    """A task of NLE or MiniHack with correct seeding, time limit and final observation.
 
-    NLE 1.3 takes its dice from the operating system whatever `reset(seed=...)` says; reports its time limit as a
-    termination, from which a learner would not bootstrap; quits the game before it hands out the last observation, so
-    that it is blank; and hands out its buffers, which the next step overwrites. Here the games after `reset(seed=s)`
-    follow from s, the time limit is a truncation, and observations are copies of what the player saw.
+    NLE 1.3 ignores `reset(seed=...)` and seeds itself from the operating system; reports its time limit as a
+    termination, from which a learner would not bootstrap; quits the game before returning the final observation, which
+    is then blank; and returns its buffers, which the next step overwrites. Here games are a function of the seed given
+    to `reset`, the time limit is a truncation, and observations are copies of what the player saw.
 
     Args:
         env: whose `unwrapped` is an `nle.env.NLE`.
@@ -27,7 +27,7 @@ class RepeatableNetHack(gym.Wrapper):
         self.unwrapped._quit_game = lambda observation, done: None  # type: ignore[attr-defined]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """A new game: the first of `seed`, or without one the next."""
+        """A new game: the first of `seed`, or the next one if None."""
         if seed is not None:
             self._dice = np.random.default_rng(seed)
         core, display = (int(number) for number in self._dice.integers(2**31, size=2))

@@ -1,4 +1,4 @@
-"""Converting some parts of an observation and leaving the others alone."""
+"""Base class of wrappers that convert some parts of an observation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ConvertSpace = Callable[[gym.Space], tuple[gym.Space, Convert] | None]
 
 
 class PartsWrapper(TransformObservation):
-    """Converts every part of the observation that `convert_space` knows: the whole of it, or entries of a Dict.
+    """Converts every part of the observation that `convert_space` supports: the whole of it, or entries of a Dict.
 
     Args:
         env: its observations may be Dicts of Dicts.
-        convert_space: of a part's space, the space that replaces it and the function from old to new observation;
-            None: this part stays as it is.
+        convert_space: from a part's space to its new space and the function from old to new observation; None where
+            the part is not converted.
     """
 
     def __init__(self, env: gym.Env, convert_space: ConvertSpace) -> None:

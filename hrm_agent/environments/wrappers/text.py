@@ -1,4 +1,4 @@
-"""Text becomes ids: the words of a mission, the characters of anything else."""
+"""Text becomes ids: of words for missions, of characters for other text."""
 
 from __future__ import annotations
 
@@ -35,12 +35,11 @@ _NUM_WORD_IDS = 1 + UNKNOWN_WORD_IDS + len(MISSION_WORDS)
 class EncodeMission(PartsWrapper):
     """Missions become the ids of their words: `MissionSpace` -> `MultiDiscrete([74] * max_words)`.
 
-    Id 0 fills up behind the last word, 17 ... 73 are `MISSION_WORDS`, and words that are not listed are hashed to one
-    of the ids 1 ... 16, always to the same one.
+    Id 0 pads after the last word, 17 ... 73 are `MISSION_WORDS`, and other words are hashed to ids 1 ... 16.
 
     Args:
         env: e.g. any of MiniGrid's.
-        max_words: words kept of a mission; None: as many as the space says that a mission can have.
+        max_words: length of a mission, beyond which words are dropped; None: the space's longest mission.
     """
 
     def __init__(self, env: gym.Env, max_words: int | None = None) -> None:
@@ -52,8 +51,8 @@ class EncodeMission(PartsWrapper):
 class EncodeText(PartsWrapper):
     """Gymnasium's texts become the ids of their characters: `Text(m)` -> `MultiDiscrete([n + 2] * m)`.
 
-    Id 0 fills up behind the last character, 1 ... n are the space's own characters in their order, and n + 1 is any
-    other character.
+    Id 0 pads after the last character, 1 ... n are the space's characters in their order, and n + 1 is any other
+    character.
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -70,7 +69,7 @@ def encode_mission(space: gym.Space, max_words: int | None = None) -> tuple[gym.
         ids = np.full(length, PADDING, np.int64)
         words = [word_id(word) for word in split_words(mission)[:length]]
         ids[: len(words)] = words
-        ids.flags.writeable = False  # the same array is handed out at every step of an episode
+        ids.flags.writeable = False  # the same array is returned at every step of an episode
         return ids
 
     return gym.spaces.MultiDiscrete([_NUM_WORD_IDS] * length), encode
@@ -92,12 +91,12 @@ def encode_text(space: gym.Space) -> tuple[gym.Space, Convert] | None:
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words and marks of punctuation, in order."""
+    """Lower-case words and punctuation marks, in order."""
     return _WORD.findall(text.lower())
 
 
 def word_id(word: str) -> int:
-    """1 or more; the same in every process, which Python's own hash is not."""
+    """A hash of 1 or more, the same in every process, unlike Python's own."""
     known = _WORD_IDS.get(word)
     return known if known is not None else 1 + zlib.crc32(word.encode()) % UNKNOWN_WORD_IDS
 
