@@ -6,10 +6,12 @@ Beside the outcome it says for which instruction sets the kernels were tested, a
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from forks import Forks
 from hypothesis import settings
 
 pytest.register_assert_rewrite("played", "refusals", "runs", "stack_cases", "window_cases")
@@ -21,6 +23,14 @@ settings.load_profile("project")
 def _one_thread() -> None:
     """Bits depend on how many threads torch splits a sum over."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Starts processes that need not import torch again."""
+    forks = Forks()
+    yield forks
+    forks.close()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

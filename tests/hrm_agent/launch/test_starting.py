@@ -43,10 +43,9 @@ def test_a_command_speaks_before_torch_is_imported() -> None:
 def test_the_public_names_are_there_though_nothing_is_imported_for_them() -> None:
     code = (
         "import sys, hrm_agent; assert 'torch' not in sys.modules;"
-        "print(all(getattr(hrm_agent, name) is not None for name in hrm_agent.__all__));"
-        "import hrm_agent.kernels as k; print(all(getattr(k, name) is not None for name in k.__all__))"
+        "print(all(getattr(hrm_agent, name) is not None for name in hrm_agent.__all__))"
     )
-    assert run_apart(code).stdout.split() == ["True", "True"]
+    assert run_apart(code).stdout.split() == ["True"]
 
 
 TRAINED = """
@@ -95,9 +94,10 @@ def test_a_run_needs_no_folder_that_it_can_write_but_its_own(tmp_path: Path) -> 
     file = tmp_path / "file"
     file.touch()  # nothing can lie below it, whoever asks
     nowhere = {name: str(file / "x") for name in ("HOME", "XDG_CACHE_HOME", "HRM_AGENT_CACHE", "NUMBA_CACHE_DIR")}
+    quick = {"HRM_AGENT_CXXFLAGS": "-O0", "NUMBA_OPT": "0"}  # what is compiled matters here, not how well
     done = subprocess.run(
         [sys.executable, "-m", "hrm_agent.train", *tiny_run(tmp_path / "run"), "total_steps=32"],
-        env={**os.environ, **nowhere, "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"},
+        env={**os.environ, **nowhere, **quick, "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from commands import TINY_RUN, run_command
+from forks import Ended, Forks
 from parallel_worker import SETTINGS, build
 from puzzles import make_model
 from tiny import make_trainer
@@ -38,35 +39,23 @@ MIDDLE, END = "000000000064.safetensors", "000000000128.safetensors"
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **more}
+    return {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **more}
 
 
-def launch(size: int, *command: str) -> list[subprocess.CompletedProcess[str]]:
+def launch(forks: Forks, size: int, *command: str) -> list[Ended]:
     """What `torchrun` does, without its watching: one process for each rank, and how each of them ended."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, *command],
-            env=environment(**address, RANK=str(rank), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
+    address = environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(size))
+    ranks = [
+        {**address, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)} for rank in range(size)
     ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    return [subprocess.CompletedProcess(p.args, p.returncode, *o) for p, o in zip(started, outputs, strict=True)]
+    return forks.run([list(command)] * size, ranks)
 
 
-def launch_worker(size: int, scenario: str, folder: Path) -> None:
-    for process in launch(size, str(WORKER), scenario, str(folder)):
+def launch_worker(forks: Forks, size: int, scenario: str, folder: Path) -> None:
+    for process in launch(forks, size, str(WORKER), scenario, str(folder)):
         assert process.returncode == 0, process.stderr
 
 
@@ -97,11 +86,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(alone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(alone: Path, tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Path:
     """Runs of two processes: whole, and second halves of those of one and of their own."""
     folder = tmp_path_factory.mktemp("two")
     copy_halves(alone, folder)
-    launch_worker(2, "train", folder)
+    launch_worker(forks, 2, "train", folder)
     return folder
 
 
@@ -164,16 +153,16 @@ def test_a_run_of_two_processes_goes_on_in_one(kind: str, alone: Path, two: Path
     assert_same_run(end(alone / kind), end(tmp_path))
 
 
-def test_a_run_of_two_processes_goes_on_in_four(alone: Path, two: Path, tmp_path: Path) -> None:
+def test_a_run_of_two_processes_goes_on_in_four(alone: Path, two: Path, tmp_path: Path, forks: Forks) -> None:
     copy_halves(two / "whole", tmp_path)
     shutil.rmtree(tmp_path / "half" / "numbers")
-    launch_worker(4, "halves", tmp_path)
+    launch_worker(forks, 4, "halves", tmp_path)
     for kind in ("maze", "dagger"):
         assert_same_run(end(alone / kind), end(tmp_path / "half" / kind))
 
 
-def test_what_happens_in_one_process_ends_all(tmp_path: Path) -> None:
-    launch_worker(2, "trouble", tmp_path)
+def test_what_happens_in_one_process_ends_all(tmp_path: Path, forks: Forks) -> None:
+    launch_worker(forks, 2, "trouble", tmp_path)
     told = [json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in range(2)]
     for stories in told:
         assert stories["stopped"].startswith("Interrupted: stopped at 32 frames; checkpoint")
@@ -186,13 +175,13 @@ def test_what_happens_in_one_process_ends_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not recurrence.available("fused"), reason="no C++ compiler")
-def test_the_first_process_measures_for_all(tmp_path: Path) -> None:
-    launch_worker(2, "kernel", tmp_path)
+def test_the_first_process_measures_for_all(tmp_path: Path, forks: Forks) -> None:
+    launch_worker(forks, 2, "kernel", tmp_path)
 
 
-def test_what_does_not_divide_is_refused_once(tmp_path: Path) -> None:
+def test_what_does_not_divide_is_refused_once(tmp_path: Path, forks: Forks) -> None:
     wrong = ("algo.num_envs=9", "algo.minibatch_windows=9", f"hydra.run.dir={tmp_path / 'run'}")
-    processes = launch(2, "-m", "hrm_agent.train", *TINY_RUN, *wrong)
+    processes = launch(forks, 2, "-m", "hrm_agent.train", *TINY_RUN, *wrong)
     assert [p.returncode for p in processes] == [2, 2]
     message = "error: algo.num_envs=9 for 2 processes of torchrun: expected a multiple of 2, 2 or more for each\n"
     assert [p.stderr for p in processes] == [f"hrm_agent.train starts: importing torch\n{message}", ""]
@@ -219,7 +208,7 @@ def test_torchrun_trains_one_policy_into_one_folder(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*torchrun, "-m", "hrm_agent.train", *TINY_RUN, "test_episodes=4"],
-        env=environment(),
+        env={**os.environ, **environment()},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -254,10 +243,12 @@ def assert_same_supervised_run(one: Path, other: Path) -> None:
         torch.testing.assert_close(others[name], tensor, rtol=close, atol=close, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_two_processes_learn_the_puzzles_that_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_learn_the_puzzles_that_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Forks
+) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     run_command(monkeypatch, "supervise", *PUZZLES, f"hydra.run.dir={one}")
-    first, second = launch(2, "-m", "hrm_agent.supervise", *PUZZLES, f"hydra.run.dir={two}")
+    first, second = launch(forks, 2, "-m", "hrm_agent.supervise", *PUZZLES, f"hydra.run.dir={two}")
     assert first.returncode == second.returncode == 0, first.stderr
     assert second.stdout == second.stderr == ""
     assert_same_supervised_run(one, two)
@@ -293,9 +284,9 @@ train.main()
 """
 
 
-def test_a_process_that_is_killed_does_not_hang_the_others(tmp_path: Path) -> None:
+def test_a_process_that_is_killed_does_not_hang_the_others(tmp_path: Path, forks: Forks) -> None:
     folder = tmp_path / "run"
-    first, killed = launch(2, "-c", DIES, *TINY_RUN, f"hydra.run.dir={folder}")
+    first, killed = launch(forks, 2, "-c", DIES, *TINY_RUN, f"hydra.run.dir={folder}")
     assert killed.returncode == -signal.SIGKILL
     assert first.returncode == 1
     last = first.stderr.splitlines()[-1]

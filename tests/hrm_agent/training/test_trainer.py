@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from commands import run_command, tiny_run
+from forks import Forks
 from safetensors.torch import load_file
 from tiny import MAZE, make_dqn_trainer, make_trainer
 
@@ -233,18 +233,17 @@ os.fsync = dies
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("where", KILLED)
 def test_a_run_killed_anywhere_ends_with_the_same_bytes(
-    where: str, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    where: str,
+    uninterrupted: Path,
+    forks: Forks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
     script = f"import os, signal\n{KILLED[where]}\nfrom hrm_agent import train\ntrain.main()\n"
-    killed = subprocess.run(
-        [sys.executable, "-c", script, *tiny_run(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    (killed,) = forks.run([["-c", script, *tiny_run(folder)]], [{"OMP_NUM_THREADS": "1"}])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (folder / "agents" / "last").exists()
     checkpoints = folder / "checkpoints"
     assert [int(p.stem) for p in CheckpointFolder(checkpoints).paths()] == [0, 64, 128]

@@ -1,0 +1,159 @@
+"""Python processes that have imported torch already: forked from one that has, where each start would take seconds.
+
+`forks.py` itself is the process that they are forked from. It imports and compiles, and neither trains nor starts a
+thread, so what it forks differs from `python ...` only in how soon it begins.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple, NoReturn
+
+
+class Ended(NamedTuple):
+    """How a process ended."""
+
+    returncode: int  # minus the number of the signal that killed it
+    stdout: str
+    stderr: str
+
+
+class Forks:
+    """Starts processes side by side and waits for all of them."""
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, __file__],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, commands: list[list[str]], environments: list[dict[str, str]], timeout: float = 120) -> list[Ended]:
+        """What `python COMMAND` does, for every command: `-m MODULE ...`, `-c CODE ...` or `FILE ...`.
+
+        Args:
+            environments: variables beside those of this process, for each command.
+            timeout: seconds after which all that still run are killed.
+        """
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        with TemporaryDirectory() as folder:
+            outputs = [[f"{folder}/{number}.{name}" for name in ("out", "err")] for number in range(len(commands))]
+            jobs = [
+                {"command": command, "environment": {**os.environ, **more}, "folder": os.getcwd(), "outputs": files}
+                for command, more, files in zip(commands, environments, outputs, strict=True)
+            ]
+            self._server.stdin.write(json.dumps({"jobs": jobs, "timeout": timeout}) + "\n")
+            self._server.stdin.flush()
+            answer = self._server.stdout.readline()
+            assert answer, "the process to fork from has ended; its error is on stderr"
+            return [
+                Ended(code, *(Path(file).read_text() for file in files))
+                for code, files in zip(json.loads(answer), outputs, strict=True)
+            ]
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait(timeout=60)
+
+
+def prepare() -> None:
+    """What most commands would spend their first seconds on. Not the commands: `-m` would warn of them."""
+    import torch._dynamo  # noqa: F401 - torch's own optimizers import it
+    from tiny import MAZE
+
+    import hrm_agent.evaluate
+    import hrm_agent.launch.hydra_plugin
+    import hrm_agent.launch.runs
+    import hrm_agent.launch.settings
+    import hrm_agent.supervised.trainer
+    import hrm_agent.watch  # noqa: F401
+    from hrm_agent.environments.make import make_vector_env
+
+    env = make_vector_env("DynamicMaze-v0", 2, MAZE)  # loads the compiled environments
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+
+
+def become(job: dict[str, Any]) -> NoReturn:
+    """Run a command in this process, as `python` would, and end with its exit code."""
+    code = 1
+    try:
+        os.chdir(job["folder"])
+        os.environ.clear()
+        os.environ.update(job["environment"])
+        for number, file in enumerate([os.devnull, *job["outputs"]]):
+            opened = os.open(file, os.O_RDWR | os.O_CREAT)
+            os.dup2(opened, number)
+            os.close(opened)
+        code = run_command(job["command"])
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def run_command(command: list[str]) -> int:
+    try:
+        match command:
+            case ["-m", module, *arguments]:
+                sys.argv = [module, *arguments]
+                runpy.run_module(module, run_name="__main__", alter_sys=True)
+            case ["-c", source, *arguments]:
+                sys.argv = ["-c", *arguments]
+                exec(source, {"__name__": "__main__"})
+            case [file, *arguments]:
+                sys.argv = [file, *arguments]
+                runpy.run_path(file, run_name="__main__")
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        print(error.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def serve(jobs: list[dict[str, Any]], timeout: float) -> list[int]:
+    """Fork a process for each job; returns how they ended."""
+    running: dict[int, int] = {}
+    for number, job in enumerate(jobs):
+        pid = os.fork()
+        if pid == 0:
+            become(job)
+        running[pid] = number
+    codes, until = [0] * len(jobs), time.monotonic() + timeout
+    while running:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            codes[running.pop(pid)] = os.waitstatus_to_exitcode(status)
+            continue
+        if time.monotonic() > until:
+            for pid in running:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return codes
+
+
+if __name__ == "__main__":
+    prepare()
+    for line in sys.stdin:
+        print(json.dumps(serve(**json.loads(line))), flush=True)
