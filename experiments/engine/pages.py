@@ -26,7 +26,7 @@ def settings_of(folder: Path, file: str = "study.yaml") -> dict[str, Any]:
 
 def module_of(folder: Path, name: str) -> Any:
     """`experiments.FOLDER.NAME`, or None where there is no such file."""
-    inside = folder.parent == ROOT / "experiments" and (folder / f"{name}.py").exists()
+    inside = folder.resolve().parent == ROOT / "experiments" and (folder / f"{name}.py").exists()
     return import_module(f"experiments.{folder.name}.{name}") if inside else None
 
 

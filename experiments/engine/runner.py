@@ -131,7 +131,9 @@ class Study:
 
     def overrides(self, job: Job) -> list[str]:
         """Of the command that trains."""
-        threads = self.settings.get("threads") or max(1, cores() // self.side_by_side)
+        from hrm_agent.parallel.threads import available_cores
+
+        threads = self.settings.get("threads") or max(1, available_cores() // self.side_by_side)
         world = self.settings.get("worlds", {}).get(job.world, {})
         return [
             *self.settings.get("base", []),
@@ -255,10 +257,6 @@ def outcomes_of(report: dict[str, Any]) -> dict[str, Any]:
     return outcome | ({"sampled": report["sampled"]["levels"]["success"]} if report["sampled"] else {})
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def refuse(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
@@ -300,6 +298,8 @@ def main(kind: type[Study] | None = None, folder: Path | None = None) -> None:
     parser.add_argument("--no-training", action="store_true", help="measure and draw what has been trained")
     parser.add_argument("--draw-only", action="store_true", help="redraw tables and figures from the records")
     options = parser.parse_args()
+    if options.jobs < 1:
+        refuse(f"--jobs {options.jobs}: expected 1 or more")
     folder = (folder or options.folder).resolve()
     if not (folder / "study.yaml").exists():
         if not options.draw_only or not (folder / "README.md").exists():
