@@ -5,11 +5,10 @@
 Decisions (8 segments) and training segments (forward, squared error of Q-values, backward of the last cycles,
 optimizer, average of the weights), in float32 and in bfloat16 as published; the recipe is
 `hrm_agent/benchmarks/published.py`. Both compute the same: Q-values, latents and gradients are compared on fresh input
-before anything is timed. The authors' own code on two cores of this kind, batch 256, did what stands in `AUTHORS`: the
-recipe should land near it. It takes some minutes, of which one decision in float32 is half; measure on a quiet machine,
-where torch's threads do not wait for other work, or one core in processor seconds (`--cores 1 --clock cpu`; the
-authors' figures are of two). Results go to `plain_hrm_agent.json` and
-into the table in `README.md`.
+before anything is timed. `AUTHORS` holds the rates of the authors' own code on two cores of this kind at batch 256, to
+which the recipe should be close. It takes some minutes, half of them for one decision in float32; measure on a quiet
+machine, where torch's threads do not wait for other work, or one core in processor seconds (`--cores 1 --clock cpu`;
+the authors' rates are of two). Results go to `plain_hrm_agent.json` and into the table in `README.md`.
 """
 
 from __future__ import annotations

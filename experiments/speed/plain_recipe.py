@@ -1,93 +1,40 @@
 """The published recipe of TRM and HRM, written plainly: what `hrm_agent.supervised` is measured against.
 
 Eager, the whole batch at once, torch's own threads; every part is what the papers and their code say, written anew: the
-blocks and the optimizer are those of `hrm_agent.benchmarks.published`, and here are the mixing over positions,
-stablemax in double precision, and a full new batch at every step that `where` mixes into the carry. `dtype` is what
-matrix products are cast to, float32 or (as published) bfloat16.
+segment and the optimizer are those of `hrm_agent.benchmarks.published`, and here are stablemax in double precision, and
+a full new batch at every step that `where` mixes into the carry. `dtype` is what matrix products are cast to, float32
+or (as published) bfloat16.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hrm_agent.benchmarks.published import PublishedLayer, PublishedOptimizer, normed, weights_of
+from hrm_agent.benchmarks.published import PublishedOptimizer, published_segment
 from hrm_agent.supervised.model import PuzzleModel
 
 BETAS = (0.9, 0.95)
 
 
-class PositionLayer(nn.Module):
-    """A SwiGLU over positions, then one over channels, both normed after the residual."""
-
-    def __init__(self, ours: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-        names = ("mixer.swiglu.gate_up", "mixer.swiglu.down", "mlp.gate_up", "mlp.down")
-        self.weights = nn.ParameterList(ours.get_parameter(f"{name}.weight").detach().clone() for name in names)
-
-    def swiglu(self, x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-        gate, up = F.linear(x, gate_up.to(self.dtype)).chunk(2, dim=-1)
-        return F.linear(F.silu(gate) * up, down.to(self.dtype))
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x.transpose(1, 2)
-        x = normed(x + self.swiglu(x, self.weights[0], self.weights[1])).transpose(1, 2)
-        return normed(x + self.swiglu(x, self.weights[2], self.weights[3]))
-
-
 class PlainModel(nn.Module):
-    """TRM or HRM with the weights of one of ours, whose shape it takes."""
+    """TRM or HRM on a copy of the weights of one of ours."""
 
-    def __init__(self, ours: PuzzleModel, mixing: str, heads: int, matrices: torch.dtype) -> None:
+    def __init__(self, ours: PuzzleModel, dtype: torch.dtype) -> None:
         super().__init__()
-        core = ours.core
-        self.matrices, self.prefix, self.scale = matrices, ours.prefix, ours.scale
-        self.H_cycles, self.L_cycles = core.H_cycles, core.L_cycles
-        self.is_trm = not hasattr(core, "H_net")
-
-        def stack(net: nn.Module) -> nn.ModuleList:
-            if mixing == "mlp":
-                return nn.ModuleList(PositionLayer(layer, matrices) for layer in net.layers)
-            return nn.ModuleList(PublishedLayer(*weights_of(layer), matrices) for layer in net.layers)
-
-        self.L_level = stack(core.net if self.is_trm else core.L_net)
-        self.H_level = self.L_level if self.is_trm else stack(core.H_net)
-        self.tokens = nn.Parameter(ours.tokens.weight.detach().clone())
-        self.lm_head = nn.Parameter(ours.lm_head.weight.detach().clone())
-        self.q_head = nn.Parameter(ours.halting_head.weight.detach().clone())
-        self.q_bias = nn.Parameter(ours.halting_head.bias.detach().clone())
-        self.z_H, self.z_L = core.z_H_init, core.z_L_init
-        size = core.hidden_size // heads
-        angles = torch.outer(torch.arange(core.length), 10_000 ** -(torch.arange(0, size, 2) / size))
-        self.cos, self.sin = (f(torch.cat((angles, angles), -1)).unsqueeze(-2) for f in (torch.cos, torch.sin))
-
-    def level(self, layers: nn.ModuleList, z: Tensor, injected: Tensor) -> Tensor:
-        z = z + injected
-        for layer in layers:
-            z = layer(z, self.cos, self.sin)
-        return z
+        self.ours, self.dtype = copy.deepcopy(ours), dtype
 
     def forward(self, z_H: Tensor, z_L: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = F.embedding(inputs, self.tokens)
-        x = self.scale * F.pad(x, (0, 0, self.prefix, 0)).to(self.matrices)  # a zero puzzle embedding
-        with torch.no_grad():
-            for cycle in range(self.H_cycles):
-                for step in range(self.L_cycles):
-                    if self.is_trm and cycle == self.H_cycles - 1:
-                        break
-                    if not (cycle == self.H_cycles - 1 and step == self.L_cycles - 1):
-                        z_L = self.level(self.L_level, z_L, z_H + x)
-                if cycle < self.H_cycles - 1:
-                    z_H = self.level(self.H_level, z_H, z_L)
-        for _ in range(self.L_cycles if self.is_trm else 1):
-            z_L = self.level(self.L_level, z_L, z_H + x)
-        z_H = self.level(self.H_level, z_H, z_L)
-        logits = F.linear(z_H, self.lm_head.to(self.matrices))[:, self.prefix :]
-        q = F.linear(z_H[:, 0].float(), self.q_head, self.q_bias)
+        ours = self.ours
+        x = F.embedding(inputs, ours.tokens.weight)
+        x = ours.scale * F.pad(x, (0, 0, ours.prefix, 0)).to(self.dtype)  # a zero puzzle embedding
+        z_H, z_L = published_segment(ours.core, x, (z_H, z_L))
+        logits = F.linear(z_H, ours.lm_head.weight.to(self.dtype))[:, ours.prefix :]
+        q = F.linear(z_H[:, 0].float(), ours.halting_head.weight, ours.halting_head.bias)
         return z_H.detach(), z_L.detach(), logits, q
 
 
@@ -119,16 +66,15 @@ class PlainTraining:
         )
         self.halted = torch.ones(batch, dtype=torch.bool)
         self.steps = torch.zeros(batch, dtype=torch.int32)
-        length = model.cos.shape[0]
-        self.z_H = torch.empty(batch, length, len(model.z_H), dtype=model.matrices)
-        self.z_L = torch.empty_like(self.z_H)
+        core = model.ours.core
+        self.initial = core.z_H_init.to(model.dtype), core.z_L_init.to(model.dtype)
+        self.z_H, self.z_L = torch.empty(2, batch, core.length, core.hidden_size, dtype=model.dtype)
         self.inputs, self.labels = (torch.zeros_like(t) for t in draw())
 
     def step(self) -> float:
         inputs, labels = self.draw()
         fresh = self.halted.view(-1, 1, 1)
-        z_H = torch.where(fresh, self.model.z_H.to(self.z_H.dtype), self.z_H)
-        z_L = torch.where(fresh, self.model.z_L.to(self.z_L.dtype), self.z_L)
+        z_H, z_L = (torch.where(fresh, *pair) for pair in zip(self.initial, (self.z_H, self.z_L), strict=True))
         self.steps = torch.where(self.halted, 0, self.steps)
         self.inputs = torch.where(self.halted.view(-1, 1), inputs, self.inputs)
         self.labels = torch.where(self.halted.view(-1, 1), labels, self.labels)

@@ -1,21 +1,26 @@
-"""The published recipe of HRM-Agent's network, written plainly: what its speed is measured against.
+"""The published recipe of HRM, TRM and HRM-Agent's network in plain torch: the reference for measurements of speed.
 
-What the papers say (arXiv 2506.21734 for HRM, 2510.22832 for HRM-Agent) and the settings of their authors' code, in
-words of our own: eager, the whole batch at once, torch's own threads, weights cast to the dtype of the matrix products
-wherever they are used, norms and rotary positions in float32, one loop over the parameters for AdamATan2 and one for
-the average. Heads and embeddings have the published sizes (131 glyphs, 541,186 parameters), though four Q-values are
-read of them; the puzzle embedding is the one prefix token, which the authors train apart and we leave as it is.
+It follows the papers (arXiv 2506.21734 for HRM, 2510.04871 for TRM, 2510.22832 for HRM-Agent) and the settings of their
+authors' code, but is our own: eager, the whole batch at once, torch's own threads, weights cast to the dtype of the
+activations wherever they are used, norms and rotary positions in float32, one loop over the parameters for AdamATan2
+and one for the average. It computes on copies of our cores, of which it uses nothing but the weights.
+
+HRM-Agent's heads and embeddings have the published sizes (131 glyphs, 541,186 parameters), though only four Q-values
+are read; the puzzle embedding is the one prefix token, which the authors train separately and which stays fixed here.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hrm_agent.cores.hrm import HRM
+from hrm_agent.cores import HRM, TRM
+from hrm_agent.cores.blocks import Angles
 from hrm_agent.policies.encoders import GridEncoder, PrefixedEncoder
 from hrm_agent.policies.policy import Policy
 
@@ -30,35 +35,72 @@ Latents = tuple[Tensor, Tensor]
 """`z_H` and `z_L`, each `[B, L, D]`."""
 
 
-class PublishedLayer(nn.Module):
-    """Attention, then a SwiGLU, each normed after its residual; no biases.
+def published_segment(core: Any, x: Tensor, latents: Latents) -> Latents:
+    """One segment of HRM or TRM, in the dtype of its input.
+
+    Gradients reach the last update of either latent in HRM, the whole last outer cycle in TRM.
 
     Args:
-        heads: of the attention.
-        weights: `qkv`, `out`, `gate_up`, `down`, each `[outputs, inputs]`, float32.
-        dtype: that they are cast to where they are used.
+        core: `HRM` or `TRM` with mixing `attention` or `mlp`.
+        x: the tokens, `[B, L, D]`.
     """
+    z_H, z_L = latents
+    angles = core.rotary()
+    trained = core.L_cycles if isinstance(core, TRM) else 1  # updates of z_L
+    with torch.no_grad():
+        for cycle in range(core.H_cycles):
+            if cycle:
+                z_H = _run(core.high, z_H + z_L, angles)
+            for _ in range(core.L_cycles - (trained if cycle == core.H_cycles - 1 else 0)):
+                z_L = _run(core.low, z_L + (z_H + x), angles)
+    for _ in range(trained):
+        z_L = _run(core.low, z_L + (z_H + x), angles)
+    return _run(core.high, z_H + z_L, angles), z_L
 
-    def __init__(self, heads: int, weights: dict[str, Tensor], dtype: torch.dtype) -> None:
-        super().__init__()
-        self.heads, self.dtype = heads, dtype
-        self.qkv, self.out, self.gate_up, self.down = (
-            nn.Parameter(weights[name].detach().clone()) for name in ("qkv", "out", "gate_up", "down")
-        )
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = normed(x + self._attend(x, cos, sin))
-        gate, up = F.linear(x, self.gate_up.to(self.dtype)).chunk(2, dim=-1)
-        return normed(x + F.linear(F.silu(gate) * up, self.down.to(self.dtype)))
+def _run(stack: Any, x: Tensor, angles: Angles | None) -> Tensor:
+    """Attention or a SwiGLU over positions, then a SwiGLU over channels, each normed after its residual."""
+    for block in stack.layers:
+        if block.mixing == "mlp":
+            x = x.transpose(1, 2)
+            x = _normed(x + _swiglu(block.mixer.swiglu, x)).transpose(1, 2)
+        else:
+            x = _normed(x + _attention(block.mixer, x, angles))
+        x = _normed(x + _swiglu(block.mlp, x))
+    return x
 
-    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        batch, length, size = x.shape
-        qkv = F.linear(x, self.qkv.to(self.dtype)).view(batch, length, 3 * self.heads, size // self.heads)
-        query, key, value = qkv.split(self.heads, dim=2)
-        query, key = _turned(query, cos, sin), _turned(key, cos, sin)
-        query, key, value = (t.transpose(1, 2) for t in (query, key, value))
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        return F.linear(mixed.transpose(1, 2).reshape(batch, length, size), self.out.to(self.dtype))
+
+def _attention(mixer: Any, x: Tensor, angles: Angles | None) -> Tensor:
+    assert angles is not None
+    batch, length, size = x.shape
+    heads = mixer.num_heads
+    query, key, value = _linear(mixer.qkv, x).view(batch, length, 3 * heads, size // heads).split(heads, dim=2)
+    query, key = _rotated(query, *angles), _rotated(key, *angles)
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+    mixed = F.scaled_dot_product_attention(query, key, value)
+    return _linear(mixer.out, mixed.transpose(1, 2).reshape(batch, length, size))
+
+
+def _swiglu(layer: Any, x: Tensor) -> Tensor:
+    gate, up = _linear(layer.gate_up, x).chunk(2, dim=-1)
+    return _linear(layer.down, F.silu(gate) * up)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight.to(x.dtype))
+
+
+def _normed(x: Tensor) -> Tensor:
+    """RMSNorm without a weight, in float32."""
+    wide = x.to(torch.float32)
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions of `[B, L, heads, head_size]`, in float32."""
+    wide = x.to(torch.float32)
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
 class PublishedAgent(nn.Module):
@@ -74,9 +116,6 @@ class PublishedAgent(nn.Module):
         TypeError: another encoder or core.
     """
 
-    cos: Tensor
-    sin: Tensor
-    initial: Tensor
     prefix: Tensor
 
     def __init__(self, policy: Policy, dtype: torch.dtype = torch.float32) -> None:
@@ -89,11 +128,7 @@ class PublishedAgent(nn.Module):
             raise TypeError("the published network sees a grid of ids")
         size = core.hidden_size
         self.dtype, self.scale = dtype, math.sqrt(size)
-        self.segments, self.H_cycles, self.L_cycles = policy.segments, core.H_cycles, core.L_cycles
-        self.H_net, self.L_net = (
-            nn.ModuleList(PublishedLayer(*weights_of(layer), dtype) for layer in net.layers)
-            for net in (core.H_net, core.L_net)
-        )
+        self.segments, self.core = policy.segments, copy.deepcopy(core)
         # Published embeddings have a deviation of 1/sqrt(D) and are scaled by sqrt(D); ours have that of the product.
         self.embedding = nn.Parameter(torch.randn(GLYPHS, size) / self.scale)
         self.embedding.data[: grid.num_ids] = grid.embedding.detach()[: grid.num_ids] / self.scale
@@ -103,9 +138,6 @@ class PublishedAgent(nn.Module):
         nn.init.zeros_(self.halting.weight)
         nn.init.constant_(self.halting.bias, -5.0)
         self.register_buffer("prefix", encoder.prefix.detach().clone() / self.scale)
-        self.register_buffer("initial", torch.stack([core.z_H_init, core.z_L_init]).clone())
-        self.register_buffer("cos", core.rotary.cos)
-        self.register_buffer("sin", core.rotary.sin)
 
     def seed(self, kept: Latents, episode_start: Tensor) -> Latents:
         """Latents before the first segment: what the last token kept, at every position; fresh in a new episode.
@@ -114,15 +146,15 @@ class PublishedAgent(nn.Module):
             kept: each `[B, D]`.
             episode_start: bool `[B]`.
         """
-        start, length = episode_start.view(-1, 1, 1), self.cos.shape[0]
+        start, initial = episode_start.view(-1, 1, 1), (self.core.z_H_init, self.core.z_L_init)
         z_H, z_L = (
-            torch.where(start, fresh, old.unsqueeze(1)).to(self.dtype).expand(-1, length, -1)
-            for fresh, old in zip(self.initial, kept, strict=True)
+            torch.where(start, fresh, old.unsqueeze(1)).to(self.dtype).expand(-1, self.core.length, -1)
+            for fresh, old in zip(initial, kept, strict=True)
         )
         return z_H, z_L
 
     def segment(self, ids: Tensor, latents: Latents) -> tuple[Tensor, Latents]:
-        """One segment; only its last update of either latent has a gradient.
+        """One segment, see `published_segment`.
 
         Args:
             ids: integers `[B, cells]`.
@@ -130,20 +162,11 @@ class PublishedAgent(nn.Module):
         Returns:
             Q-values float32 `[B, 4]`, and the latents without a graph.
         """
-        z_H, z_L = latents
         tokens = F.embedding(ids, self.embedding.to(self.dtype))
         x = self.scale * torch.cat([self.prefix.to(self.dtype).expand(len(ids), -1, -1), tokens], dim=1)
-        with torch.no_grad():
-            for H_cycle in range(self.H_cycles):
-                for L_cycle in range(self.L_cycles):
-                    if not (H_cycle == self.H_cycles - 1 and L_cycle == self.L_cycles - 1):
-                        z_L = self._run(self.L_net, z_L + (z_H + x))
-                if H_cycle != self.H_cycles - 1:
-                    z_H = self._run(self.H_net, z_H + z_L)
-        z_L = self._run(self.L_net, z_L + (z_H + x))
-        z_H = self._run(self.H_net, z_H + z_L)
+        z_H, z_L = published_segment(self.core, x, latents)
         logits = F.linear(z_H, self.answers.to(self.dtype))[:, len(self.prefix) :]
-        # Asked for at every segment, as published; HRM-Agent always thinks for all of them.
+        # Computed at every segment, as published; HRM-Agent always runs all of them.
         F.linear(z_H[:, 0], self.halting.weight.to(self.dtype), self.halting.bias.to(self.dtype)).float()
         return logits[:, -1, :ACTIONS].float(), (z_H.detach(), z_L.detach())
 
@@ -157,11 +180,6 @@ class PublishedAgent(nn.Module):
         z_H, z_L = latents
         return q, (z_H[:, -1].float(), z_L[:, -1].float())
 
-    def _run(self, net: nn.ModuleList, x: Tensor) -> Tensor:
-        for layer in net:
-            x = layer(x, self.cos, self.sin)
-        return x
-
 
 class PublishedTraining:
     """One optimizer step per segment: squared error of the chosen Q-values, AdamATan2, an average for the target."""
@@ -172,7 +190,7 @@ class PublishedTraining:
         self.optimizer = PublishedOptimizer(parameters, LEARNING_RATE, 0.0, BETAS, TARGET_AVERAGE)
 
     def segment(self, ids: Tensor, latents: Latents, actions: Tensor, targets: Tensor) -> Latents:
-        """Think for one segment, learn from it, and return the latents that the next one starts from.
+        """Run one segment, train on it, and return the latents that the next one starts from.
 
         Args:
             ids: integers `[B, cells]`.
@@ -231,23 +249,3 @@ class PublishedOptimizer:
             p.sub_(torch.atan2(mean, root), alpha=self.learning_rate / (1 - beta1**self.steps))
         for average, p in zip(self.averages, self.parameters, strict=True):
             average.copy_(self.average * average + (1 - self.average) * p)
-
-
-def weights_of(layer: nn.Module) -> tuple[int, dict[str, Tensor]]:
-    """Heads and weights of one of our blocks."""
-    names = {"qkv": "mixer.qkv", "out": "mixer.out", "gate_up": "mlp.gate_up", "down": "mlp.down"}
-    weights: dict[str, Tensor] = {name: layer.get_parameter(f"{ours}.weight") for name, ours in names.items()}
-    return int(layer.get_submodule("mixer").num_heads), weights  # type: ignore[arg-type]
-
-
-def normed(x: Tensor) -> Tensor:
-    """RMSNorm without a weight, in float32."""
-    wide = x.to(torch.float32)
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
-
-
-def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions of `[B, L, heads, head_size]`, in float32."""
-    wide = x.to(torch.float32)
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)

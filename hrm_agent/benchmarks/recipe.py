@@ -15,7 +15,13 @@ from hrm_agent.benchmarks.cases import CHECKED_ROWS, EXACT, Case, Competitor, Op
 from hrm_agent.benchmarks.decisions import decision_operations, policy_decisions
 from hrm_agent.benchmarks.networks import RunParts, build_run
 from hrm_agent.benchmarks.published import ACTIONS, PublishedAgent, PublishedTraining
-from hrm_agent.benchmarks.training import paper_segment, segment_inputs, segment_operations, segment_trainer
+from hrm_agent.benchmarks.training import (
+    gradients,
+    paper_segment,
+    segment_inputs,
+    segment_operations,
+    segment_trainer,
+)
 
 PUBLISHED = {"published": torch.float32, "published_bf16": torch.bfloat16}
 BATCH, QUICK_BATCH = 256, 8
@@ -86,11 +92,8 @@ def published_segments(parts: RunParts, rows: int, path: str, cores: int) -> Com
         latents = agent.seed((kept[0], kept[1]), start)
         q, _ = agent.segment(obs.flatten(1).long(), latents)
         loss = torch.nn.functional.mse_loss(q.gather(1, actions[:, None]).squeeze(1), targets)
-        agent.zero_grad()
-        loss.backward()
-        found = {name: p.grad for name, p in agent.named_parameters() if p.grad is not None}
-        found["answers"] = found["answers"][:ACTIONS]
-        named = {name: g for name, g in found.items() if name.startswith(("answers", "H_net", "L_net"))}
+        named = {n: g for n, g in gradients(loss, agent).items() if n.startswith(("answers", "core."))}
+        named["answers"] = named["answers"][:ACTIONS]
         return {"q": q, "loss": loss, **named}
 
     obs, kept, start, actions, targets = segment_inputs(parts, rows, 0, torch.float32)
@@ -106,15 +109,9 @@ def _renamed(ours: Competitor) -> Competitor:
     """Our outputs under the recipe's names, without those that the recipe has in another form."""
 
     def outputs(seed: int) -> Outputs:
-        renamed = {}
-        for name, t in ours.outputs(seed).items():
-            if name == "policy_head.weight":
-                renamed["answers"] = t
-            elif name.startswith("core."):
-                *path, weight, _ = name.removeprefix("core.").replace(".layers.", ".").split(".")
-                renamed[".".join([*path[:2], weight])] = t
-            elif not name.startswith(("encoder", "policy_head")):
-                renamed[name] = t
-        return renamed
+        found = ours.outputs(seed)
+        if "policy_head.weight" in found:
+            found["answers"] = found["policy_head.weight"]
+        return {name: t for name, t in found.items() if not name.startswith(("encoder", "policy_head"))}
 
     return Competitor(ours.run, outputs, ours.threads)
