@@ -24,11 +24,11 @@ TIMED_CALLS = 40
 WARM_UP_CALLS = 5
 
 Decide = Callable[[int], Callable[[], object]]
-"""For a number of observations, a call that decides on all of them at once, in mid-episode."""
+"""From a number of observations to a call that decides on all of them at once, in mid-episode."""
 
 
 def decision_cost(decide: Decide, macs: int, batch: int) -> dict[str, Any]:
-    """What a report says of the cost of one decision.
+    """The cost of one decision, for a report.
 
     Args:
         decide: see `Decide`.
@@ -62,7 +62,7 @@ def _median_ms(call: Callable[[], object]) -> float:
 def measure_cost(
     policy: Policy, observation_space: gym.Space, batch: int = 256, segments_used: float | None = None
 ) -> dict[str, Any]:
-    """What one decision of a policy costs.
+    """The cost of one decision of a policy.
 
     Args:
         policy: with its number of segments, or the rule by which it stops.

@@ -1,7 +1,7 @@
 """Episodes on numbered levels, under any actor, and what is recorded of them.
 
-Episode i is the first episode of environment seed `seed + i`, whatever the size of the batch it is played in,
-so every actor meets the same levels. Randomness of an actor comes from the level's number too.
+Episode i is the first episode of environment seed `seed + i`, whatever the batch size, so every actor plays the same
+levels. An actor's random numbers depend on the level's number too.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Actor(Protocol):
         """Actions `[N, ...]` for observations `[N, ...]`, as the environment takes them."""
 
     def keep(self, rows: NDArray[np.int64]) -> None:
-        """The other rows have ended: go on with these alone, in this order."""
+        """Continue with these rows alone, in this order; the others have ended."""
 
 
 class Step(NamedTuple):
-    """What `on_step` sees of one environment step of the episodes that are still going on (M rows)."""
+    """One environment step of the M unfinished episodes, passed to `on_step`."""
 
     number: int
     seeds: NDArray[np.int64]  # [M]
@@ -67,7 +67,7 @@ class Episodes:
         steps: int64 `[E]`, environment steps taken.
         returns: float64 `[E]`, undiscounted.
         clairvoyant: int64 `[E]`, earliest possible arrival in steps, -1 where impossible; None: not known.
-        segments: int64 `[E]`, segments thought in the whole episode; None: the actor does not count them.
+        segments: int64 `[E]`, segments used in the whole episode; None: the actor does not count them.
         changes: what followed each material change; None without an oracle.
         totals: regret and segments by what had just changed; None without an oracle.
         split: the split their levels come from; None where the environment has none.
@@ -115,7 +115,7 @@ def _concatenate(columns: Sequence[NDArray | None]) -> NDArray | None:
 
 
 def known_options(env_id: str, env_options: dict[str, Any]) -> set[str]:
-    """Which of `split` and `oracle` this environment knows; foreign ones know neither.
+    """Which of `split` and `oracle` this environment has; those of other packages have neither.
 
     Raises:
         ValueError: the environment cannot be made with `env_options`.
@@ -177,7 +177,7 @@ def run_episodes(
         split: `train`, `validation` or `test`.
         batch: environments stepped together.
         oracle: record the change-locked metrics (slower).
-        on_step: called after every step with the episodes still going on.
+        on_step: called after every step with the unfinished episodes.
 
     Raises:
         ValueError: no episode asked for, or an environment that cannot be made.
@@ -192,7 +192,7 @@ def run_episodes(
 
 
 class _Batch:
-    """One batch of episodes under way. `rows` are those that have not ended, as indices into the batch."""
+    """One batch of unfinished episodes; `rows` are their indices in the batch."""
 
     def __init__(self, env: gym.vector.VectorEnv, seeds: NDArray[np.int64], oracle: bool) -> None:
         self.env, self.seeds, self.oracle = env, seeds, oracle
@@ -212,7 +212,7 @@ class _Batch:
         idle = idle_action(self.env.single_action_space)
         number, given = 0, self.rows  # `given`: the rows that the actor still plays
         while self.rows.size:
-            if self.rows.size <= 0.75 * given.size:  # thinking for episodes that have ended is wasted time
+            if self.rows.size <= 0.75 * given.size:  # do not compute decisions for ended episodes
                 actor.keep(np.searchsorted(given, self.rows))
                 given = self.rows
             actions = np.repeat(idle[None], len(self.seeds), axis=0)
@@ -390,7 +390,7 @@ class RandomActor:
 
 
 class ReplanActor:
-    """The reactive baseline: a shortest path on what it sees, planned anew at every step."""
+    """The reactive baseline: a shortest path on what it sees, re-planned at every step."""
 
     def __init__(self) -> None:
         self.planner = ReplanPolicy()
@@ -416,7 +416,7 @@ def run_in_threads(
     oracle: bool = True,
     threads: Threads | None = None,
 ) -> Episodes:
-    """`run_episodes` with the levels dealt out over threads, each with its own actor and environments."""
+    """`run_episodes` with the levels divided over threads, each with its own actor and environments."""
 
     def part(levels: slice) -> Episodes:
         count = levels.stop - levels.start

@@ -1,4 +1,4 @@
-"""Frozen sets of levels: a name for exactly these levels, with a hash that notices when they are not the same.
+"""Frozen sets of levels: a name for exactly these levels, with a hash that detects changes.
 
 A level is drawn from its number, so a change of the generator, of a schedule or of a default option gives other
 levels under the same numbers. `level_sets.json` holds, for each name, what the levels are drawn from and a SHA-256
@@ -102,7 +102,7 @@ def _oracle(infos: dict[str, Any]) -> list[np.ndarray]:
 
 
 def _rows(values: np.ndarray, going_on: np.ndarray) -> np.ndarray:
-    """`values` with zeros in the rows of episodes that have ended: what comes after them is no part of a level."""
+    """`values` with zeros in the rows of episodes that have ended, since later values are not part of a level."""
     return np.where(going_on.reshape(-1, *[1] * (values.ndim - 1)), values, np.zeros((), values.dtype))
 
 

@@ -122,7 +122,7 @@ def to_json(record: dict[str, Any]) -> bytes:
 
 
 def summarize_clairvoyant(episodes: Episodes) -> dict[str, Any] | None:
-    """What an agent that knows the future would reach on these levels; None where that is not known."""
+    """The clairvoyant bound on these levels; None where it is not known."""
     if episodes.clairvoyant is None:
         return None
     arrives = episodes.clairvoyant >= 0

@@ -62,7 +62,7 @@ STATISTICS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "mean": lambda per_seed: per_seed.mean(-1),
     "median": lambda per_seed: np.median(per_seed, -1),
 }
-"""What is said about the seeds of an arm: `[..., S]` -> `[...]`."""
+"""A statistic over the seeds of an arm: `[..., S]` -> `[...]`."""
 
 
 def bootstrap_interval(

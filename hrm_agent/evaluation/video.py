@@ -1,4 +1,4 @@
-"""Moving pictures of episodes: the maze with the agent's trail, and beside it what the policy thinks."""
+"""Films of episodes: the maze with the agent's trail, and beside it the policy's output."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GREEN, RED = (24, 138, 84), (196, 54, 44)
 
 @dataclass
 class _Moment:
-    """What the panel shows of one step. `outcome`: None while the episode goes on."""
+    """Contents of the panel for one step. `outcome`: None before the episode's end."""
 
     title: str
     episode: str

@@ -75,7 +75,7 @@ class PolicyConfig:
         if self.hidden_size < 1:
             raise ValueError(f"core.hidden_size={self.hidden_size}: expected 1 or more")
         if type(self.segments) is not int or self.segments < 1:
-            raise ValueError(f"segments={self.segments!r}: expected an integer, 1 or more segments per step")
+            raise ValueError(f"segments={self.segments!r}: expected an integer, at least 1 segment per step")
         if self.time_gradient not in ("bptt", "detached"):
             raise ValueError(f"time_gradient={self.time_gradient!r}: expected 'bptt' or 'detached'")
         if self.readout not in READOUTS:

@@ -1,1 +1,1 @@
-"""The training loop, what an algorithm learns from, logs, and the weights that a run starts from."""
+"""The training loop, learners, checkpoints, logs and initial weights."""

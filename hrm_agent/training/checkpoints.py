@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the last few, each written whole or not at all."""
+"""The last few checkpoints of a run, each written atomically."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Passes:
 
 
 def passes_of(config: PPOConfig | DQNConfig | ImitationConfig) -> list[Passes]:
-    """What an iteration of an algorithm computes; bootstraps of episodes that were cut off are left out."""
+    """The passes of an iteration of an algorithm, without bootstraps of truncated episodes."""
     if isinstance(config, DQNConfig):
         rows, replayed = config.batch_sequences, config.burn_in + config.train_steps + config.n_step
         return [
@@ -88,7 +88,7 @@ def measure_policy(
     processes: int = 1,
     now: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """Which path computes these passes the fastest; the policy is left as it is.
+    """The fastest path for these passes; the policy is not changed.
 
     Args:
         paths: see `hrm_agent.recurrence.candidates`.
@@ -110,7 +110,7 @@ def measure_policy(
 def choose_for_playing(
     policy: Policy, kernel: str, obs: Observation, rows: int, threads: Threads, info: Mapping[str, Any]
 ) -> str:
-    """Have a policy that is only played computed by a path; float32, unless `kernel` says otherwise.
+    """Set the path of a policy that is only evaluated; float32, unless `kernel` names a bfloat16 path.
 
     Args:
         kernel: of `hrm_agent.kernels.CHOICES`. `auto` takes what computed the agent in training, where that was on
@@ -183,7 +183,7 @@ class PolicyWork:
         return policy.step(trees.rows(obs, 0), state, start[0])
 
     def draw(self, policy: Policy, steps: int, rows: int) -> tuple[Observation, PolicyState, Tensor]:
-        """Observations `[k, B, ...]`, kept states `[B, ...]` and `episode_start` `[k, B]`; equal for equal sizes."""
+        """Observations `[k, B, ...]`, carried states `[B, ...]` and `episode_start` `[k, B]`; equal for equal sizes."""
         if (steps, rows) not in self._drawn:
             generator = torch.Generator().manual_seed(self.seed)
 
@@ -198,7 +198,7 @@ class PolicyWork:
         return self._drawn[steps, rows]
 
     def outputs(self, policy: Policy, precision: str, steps: int, with_gradient: bool) -> Outputs:
-        """What a policy says of a few observations, without and with a gradient, and the gradient, by name.
+        """A policy's outputs on a few observations, without and with a gradient, and the gradient, by name.
 
         Rounding of bfloat16 is compared after one segment: weights that were never trained scatter two nearby states
         within a few.
@@ -224,7 +224,7 @@ class PolicyWork:
 
 
 def _sum(decision: Decision) -> Tensor:
-    """A number that depends on everything that a loss depends on, each with a weight of its own."""
+    """A scalar that depends on every output that a loss may use, each with its own weight."""
     weights = torch.arange(decision.logits.numel(), dtype=torch.float64).cos().view_as(decision.logits)
     return (decision.logits * weights.to(decision.logits)).sum() + decision.value.square().sum()
 
@@ -235,7 +235,7 @@ def _named(what: str, decision: Decision) -> Outputs:
 
 
 def _gradients(loss: Tensor, module: nn.Module) -> Outputs:
-    """Of all weights that are trained, by their names; zeros where the loss does not depend on one."""
+    """Gradients of all trained weights by name; zeros where the loss does not depend on one."""
     names, parameters = zip(*((n, p) for n, p in module.named_parameters() if p.requires_grad), strict=True)
     found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}

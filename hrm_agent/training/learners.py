@@ -1,7 +1,7 @@
-"""An algorithm with the buffer it learns from: what the training loop asks to collect and to update.
+"""Learners: an algorithm with its buffer, as the training loop uses them (`collect`, `update`).
 
-The loop, checkpoints and logs are the same for PPO and imitation, which learn from the rollout just collected, and for
-DQN, which learns from a replay of the last many steps.
+The loop, checkpoints and logs are the same for PPO and imitation, which train on the rollout just collected, and for
+DQN, which trains on a replay.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ class Learner(ABC):
 
     @abstractmethod
     def update(self, progress: float) -> dict[str, float]:
-        """Train on the buffer; returns what was measured, nothing before there is enough to learn from."""
+        """Train on the buffer; returns measurements, empty while there is not enough data."""
 
     def networks(self) -> list[nn.Module]:
-        """The policy, and its copies that the algorithm computes too."""
+        """The policy, and the copies that the algorithm uses, such as a target network."""
         return [self.algo.policy]
 
     def statistics(self) -> dict[str, float]:
-        """What the log shows of the data, beside the episodes."""
+        """Logged numbers about the data, besides the episodes."""
         return {}
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint needs beside the policy's weights."""
+        """The tensors of a checkpoint, without the policy's weights."""
 
     @abstractmethod
     def metadata(self) -> dict[str, Any]:
-        """The part of it that is JSON."""
+        """The JSON part of a checkpoint."""
 
     @abstractmethod
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ class Learner(ABC):
 
 
 def _minibatch_tensors(algo: PPO | Imitation) -> dict[str, Tensor]:
-    """What training by minibatches of a rollout needs in a checkpoint."""
+    """The tensors of a checkpoint for training by minibatches of a rollout."""
     return {
         **flatten("optimizer", optimizer_tensors(algo.optimizer)),
         "generator/minibatches": algo.generator.get_state(),
@@ -91,7 +91,7 @@ class PPOLearner(Learner):
         self, policy: Policy, config: PPOConfig, space: gym.Space, collector: Collector, threads: Threads, seed: int
     ) -> None:
         self.policy, self.processes = policy, collector.processes
-        self.same_episodes = hasattr(collector.env, "set_state")  # a resumed run goes on in them
+        self.same_episodes = hasattr(collector.env, "set_state")  # a resumed run continues them
         self.algo = PPO(policy, config, threads, seed, self.processes, collector.wrap)
         own_envs = collector.env.num_envs
         self.rollout = Rollout(
@@ -113,7 +113,7 @@ class PPOLearner(Learner):
 
     def update(self, progress: float) -> dict[str, float]:
         measured = self.algo.update(self.rollout, progress)
-        # Afterwards: actions must be judged by the network that chose them.
+        # After the update: actions must be evaluated with the statistics they were chosen with.
         self.policy.encoder.observe(self.rollout.obs, self.processes)
         return measured
 
@@ -166,8 +166,8 @@ class DQNLearner(Learner):
 class ImitationLearner(Learner):
     """Behaviour cloning or DAgger on the last rollout.
 
-    What was collected before is not kept: levels are without end, so that new labels cost no more than old ones
-    (DAgger as published aggregates, for want of new ones; Ross et al. 2011, arXiv 1011.0686).
+    Earlier rollouts are discarded: levels are unlimited, and new labels cost no more than old ones (DAgger as published
+    aggregates all data; Ross et al. 2011, arXiv 1011.0686).
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class ImitationLearner(Learner):
 
     def update(self, progress: float) -> dict[str, float]:
         measured = self.algo.update(self.demonstrations, progress)
-        # Afterwards, as PPO: the states are of the old statistics.
+        # After the update, as in PPO: the states belong to the old statistics.
         self.policy.encoder.observe(self.demonstrations.obs, self.processes)
         return measured
 
@@ -226,7 +226,7 @@ class ImitationLearner(Learner):
 def build_env(config: AlgoConfig, env_id: str, num_envs: int, options: dict[str, Any]) -> gym.vector.VectorEnv:
     """The vector environment that an algorithm collects from.
 
-    Imitation switches its oracle on, here and nowhere else: `options` stay what they are for evaluation.
+    For imitation the oracle is switched on, here alone; `options` are not changed.
 
     Raises:
         ValueError: see `make_vector_env` and `make_labelled_vector_env`.
@@ -247,7 +247,7 @@ def build_learner(
 
 
 def check_processes(config: AlgoConfig, processes: Processes) -> None:
-    """Can so many processes share the work evenly?
+    """Check that the processes can share the work evenly.
 
     Raises:
         ValueError: the algorithm trains in one process only, or its environments or minibatches do not divide.
@@ -267,10 +267,10 @@ def check_processes(config: AlgoConfig, processes: Processes) -> None:
 
 
 def check_memory(policy: Policy, config: AlgoConfig, space: gym.Space) -> None:
-    """Would the buffer fit into the memory of the policy's device?
+    """Check that the buffer fits into the memory of the policy's device.
 
     Raises:
-        ValueError: DQN's replay, which is filled little by little, would end a run that has gone on for hours.
+        ValueError: DQN's replay does not; since it fills gradually, the run would fail only after hours.
     """
     if not isinstance(config, DQNConfig):
         return

@@ -1,4 +1,4 @@
-"""What every training run does, whatever is trained: go on until it is done, stop when asked, keep checkpoints."""
+"""The loop of every training run: iterate until done, stop on a signal, write checkpoints."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """Settings of every training run, whatever is trained; it goes on in units, environment frames or optimizer steps.
+    """Settings of every training run. Its unit is environment frames or optimizer steps.
 
     Args:
         seed: of everything random.
-        total_steps: units that the run ends after.
+        total_steps: length of the run, in units.
         max_seconds: of training, evaluation and checkpoints not counted, after which the run ends although units
             are left; 0: no limit. What is annealed reaches its end with whichever limit is nearer. Such a run
             depends on the speed of the machine and cannot be repeated exactly.
@@ -42,10 +42,10 @@ class LoopConfig:
         keep_checkpoints: how many are kept.
         eval_every: units between evaluations; 0: only at the end.
         log_every: units between lines of the log.
-        threads: threads that share the batch.
+        threads: over which a batch is divided.
         device: `cpu`, or a CUDA device.
-        kernel: what computes the core: a path of `hrm_agent.recurrence.PATHS`, or `auto`: what it was before the run
-            was interrupted; of a run that begins, the fastest, which is measured.
+        kernel: path of the core, of `hrm_agent.recurrence.PATHS`, or `auto`: in a resumed run the one before the
+            interruption, in a new run the fastest, which is measured.
 
     Raises:
         ValueError: a setting out of range, or a device that is not there.
@@ -78,7 +78,7 @@ class LoopConfig:
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; a checkpoint has been written."""
+    """The run received a signal to stop; a checkpoint has been written."""
 
 
 class RunLoop(ABC):
@@ -91,7 +91,7 @@ class RunLoop(ABC):
 
     Attributes:
         now: the clock of `seconds`.
-        kernel: the path that computes the core, known once the run goes on; a subclass takes one that is not `auto`.
+        kernel: the path of the core, known once `run` has begun; a subclass sets one that is not `auto`.
         seconds: of iterations, resumed parts included; evaluation and checkpoints are not counted. Rank 0's count for
             all.
     """
@@ -116,7 +116,7 @@ class RunLoop(ABC):
     @property
     @abstractmethod
     def position(self) -> int:
-        """How far the run is."""
+        """Progress of the run, in units."""
 
     @abstractmethod
     def iterate(self, log: RunLog, console: Console) -> None:
@@ -128,7 +128,7 @@ class RunLoop(ABC):
 
     @abstractmethod
     def networks(self) -> Sequence[nn.Module]:
-        """Everything that `kernel` computes, what is trained first."""
+        """The modules that `kernel` applies to, the trained one first."""
 
     @abstractmethod
     def measure_kernel(self, paths: Sequence[str]) -> Choice:
@@ -152,7 +152,7 @@ class RunLoop(ABC):
 
     @property
     def done(self) -> float:
-        """How much of the run is over, 0 to 1."""
+        """Fraction of the run that is done, 0 to 1."""
         limit = self.config.max_seconds
         return min(1.0, max(self.position / self.config.total_steps, self.seconds / limit if limit else 0.0))
 
@@ -160,7 +160,7 @@ class RunLoop(ABC):
         """Train to the end.
 
         Raises:
-            NonFiniteNumbers: with the checkpoint to go back to in its message.
+            NonFiniteNumbers: its message names the last good checkpoint.
             Interrupted: after Ctrl-C or SIGTERM, sent to any of the processes.
             ProcessesDiverged, ProcessLost: something is wrong with the other processes.
         """
@@ -169,7 +169,7 @@ class RunLoop(ABC):
         previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             if self.processes.broadcast_object(self.checkpoints.latest() is None):
-                self.save_checkpoint()  # so that there is always one to go back to, and a full disk shows at once
+                self.save_checkpoint()  # so that there is always one to return to, and a full disk is noticed at once
             with console.training(self.config.total_steps, self.position):
                 while self.done < 1.0:
                     self.iterate(log, console)
@@ -205,7 +205,7 @@ class RunLoop(ABC):
 
     @contextmanager
     def naming_checkpoint(self) -> Iterator[None]:
-        """Say where to go back to, should the numbers stop being numbers."""
+        """Name the last good checkpoint if values become non-finite."""
         try:
             yield
         except NonFiniteNumbers as error:
@@ -219,7 +219,7 @@ class RunLoop(ABC):
         return every > 0 and self.position // every > before // every
 
     def save_checkpoint(self) -> Path:
-        """Write everything needed to go on as if nothing had happened, from all processes."""
+        """Write everything needed to resume exactly, from all processes."""
         own = {"kind": "checkpoint", "hrm_agent_version": __version__, "seconds": self.seconds, "kernel": self.kernel}
         tensors = self.tensors()
         if not self.processes.is_rank_zero:
@@ -227,7 +227,7 @@ class RunLoop(ABC):
         return self.checkpoints.save(self.position, tensors, {**own, **self.metadata()})
 
     def load_checkpoint(self, path: Path) -> None:
-        """Go back to where `save_checkpoint` was called.
+        """Restore the state at which `save_checkpoint` was called.
 
         Raises:
             CheckpointError: the file is damaged or belongs to other settings.
@@ -236,7 +236,7 @@ class RunLoop(ABC):
         try:
             self.restore(tensors, metadata)
             self.seconds = metadata["seconds"]
-            self._kernel_before = metadata.get("kernel")  # not in checkpoints of before
+            self._kernel_before = metadata.get("kernel")  # missing in earlier checkpoints
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path}: does not fit this run's settings ({reason})") from None
@@ -264,7 +264,7 @@ class RunLoop(ABC):
                 problems.append(str(error))
                 refused.append(path)
                 continue
-            for damaged in refused:  # out of the way, or it would be taken for the newest
+            for damaged in refused:  # rename it, or it would be taken for the newest
                 damaged.rename(damaged.with_name(damaged.name + ".damaged"))
             return path
         raise CheckpointError("; ".join(problems) or f"{self.checkpoints.folder}: no checkpoint in it")

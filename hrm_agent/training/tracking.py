@@ -1,4 +1,4 @@
-"""What a run tells: TensorBoard and a JSON-lines file for later, a progress bar for now."""
+"""Logs of a run: TensorBoard, a JSON-lines file and a progress bar."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class RunLog:
 
 
 class NoLog(RunLog):
-    """Of a process whose run another one logs."""
+    """The tracker of a process that does not log."""
 
     def __init__(self) -> None:
         pass
@@ -107,10 +107,10 @@ class NoLog(RunLog):
 
 
 class Console:
-    """Speaks to the person at the terminal: a progress bar on a terminal, a few plain lines elsewhere.
+    """Terminal output: a progress bar on a terminal, a few plain lines elsewhere.
 
     Args:
-        quiet: say nothing; of a process beside the one that speaks.
+        quiet: print nothing; for processes other than rank 0.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -149,7 +149,7 @@ class Console:
         self.status(frames, "  ".join(parts))
 
     def status(self, frames: int, status: str) -> None:
-        """How far the run is, on the progress bar; elsewhere a line now and then."""
+        """Update the progress bar; without a terminal, print a line from time to time."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=frames, status=status)
         elif frames >= self._next_line:
@@ -157,7 +157,7 @@ class Console:
             self.say(status)
 
     def waiting(self, what: str | Callable[[], str]) -> Waiting:
-        """Says what takes its time while the body runs, and on a terminal for how long already."""
+        """Show what is being waited for while the body runs, on a terminal with the elapsed seconds."""
         return Waiting(what, quiet=self.rich.quiet)
 
     def say(self, text: str) -> None:

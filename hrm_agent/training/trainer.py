@@ -1,7 +1,7 @@
 """The training loop: collect, update, evaluate, log, checkpoint.
 
-Everything that the next update depends on is in a checkpoint, and a checkpoint is taken between updates; so a run
-that was killed and resumed ends with the same weights, bit for bit on a CPU, as one that was not.
+A checkpoint holds everything that the next update depends on and is taken between updates, so a run that was killed
+and resumed ends with the same weights as an uninterrupted one, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ COMPILES_KERNELS = "compiling the C++ kernels"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig(LoopConfig):
-    """A run's own settings, beside the policy's and the algorithm's. Units are environment frames, in whole rollouts.
+    """A run's own settings, besides the policy's and the algorithm's. Units are environment frames, in whole rollouts.
 
     Args:
         env, env_options: Gymnasium id and keyword arguments.
         eval_episodes: of an evaluation, greedy, on validation levels.
         video_every: frames between videos in TensorBoard; 0: only at the end.
-        init_from: agent, run or supervised model, whose weights the run starts from (`initial_weights.initialise`); not
-            looked at where there is a checkpoint to go on from.
+        init_from: agent, run or supervised model, whose weights the run starts from (`initial_weights.initialise`);
+            ignored when resuming from a checkpoint.
         init_parts: of them, `encoder`, `core`, `carry`, `heads`, separated by commas, or `all`.
         freeze: likewise, the parts that are not trained.
-        cuda: what is switched on where the device is a CUDA device.
+        cuda: options for a CUDA device.
     """
 
     env: str
@@ -122,7 +122,7 @@ class Trainer(RunLoop):
     """Args:
     config, policy_config, algo_config: see their classes.
     folder: of the run; checkpoints, agents and logs go there.
-    console: says what is compiled while it is; None for silence.
+    console: where compilation is announced; None for silence.
     processes: processes that train the policy together, each with its share of the environments.
 
     Raises:
@@ -238,7 +238,7 @@ class Trainer(RunLoop):
         self._validated_at = self.frames
         log.scalars(self.frames, validation=self.validation)
         reached = (self.validation["success"], self.validation["return"])
-        if reached >= self.best:  # of equals the later, which has seen more
+        if reached >= self.best:  # the later of equals, which was trained longer
             self.best = reached
             self._save_agent("best")
 
@@ -253,7 +253,7 @@ class Trainer(RunLoop):
             frames = record_episodes(
                 self.policy, self.config.env, self.config.env_options, VIDEO_EPISODES, seed=0, split="validation"
             )
-        except Exception as error:  # foreign code draws it, and no film is worth a run
+        except Exception as error:  # the environment's own code renders; a failure must not end the run
             console.say(f"no film of this run: {' '.join(str(error).split()) or type(error).__name__}")
             return
         log.video(self.frames, "validation/episodes", encode_gif(frames, VIDEO_FPS), frames[0].shape)
@@ -276,7 +276,7 @@ class Trainer(RunLoop):
         }
 
     def agent(self) -> Agent:
-        """The policy as it is now, as an agent that tells where it comes from."""
+        """The current policy as an agent, with its metadata."""
         c, p = self.config, self.policy.config
         info = {
             "env": c.env,

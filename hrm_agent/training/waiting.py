@@ -1,6 +1,6 @@
-"""What a command says before it can say more: what takes its time, and for how long already.
+"""Progress messages: what a command is waiting for, and since when.
 
-Nothing but the standard library is imported here, so that it can speak before torch is there.
+Imports the standard library alone, so that messages appear before torch is imported.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Waiting:
     """While the body runs, one line on stderr: on a terminal with the seconds, and gone at the end.
 
     Args:
-        what: takes its time; asked anew where it is a function.
-        quiet: say nothing.
+        what: description of the work, or a function that is called at every update.
+        quiet: print nothing.
     """
 
     def __init__(self, what: str | Callable[[], str], quiet: bool = False) -> None:

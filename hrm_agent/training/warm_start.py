@@ -1,4 +1,4 @@
-"""Weights that a run starts from (`init_from`), and those that it leaves as they are (`freeze`), by parts of a policy.
+"""Initial weights of a run (`init_from`) and frozen weights (`freeze`), by parts of a policy.
 
 They come from an agent, or from a supervised model whose core and encoder are those of a policy: tensors `core.*` and
 `patches.encoder.embedding` (`hrm_agent.supervised.model.PuzzleModel`).
@@ -46,10 +46,10 @@ def parse_parts(text: str, setting: str) -> tuple[str, ...]:
 
 
 def freeze(policy: Policy, parts: tuple[str, ...]) -> None:
-    """Take the parameters of `parts` out of training; what an encoder has seen it goes on counting.
+    """Freeze the parameters of `parts`; an encoder's running statistics are still updated.
 
     Raises:
-        ValueError: nothing is left that could be trained.
+        ValueError: no parameter is left to train.
     """
     for name, parameter in policy.named_parameters():
         if any(_belongs(name, part) for part in parts):
@@ -67,7 +67,7 @@ def initialise(policy: Policy, source: str | Path, parts: tuple[str, ...]) -> No
 
     Raises:
         CheckpointError: nothing usable there, truncated or altered.
-        ValueError: weights of a part are missing, left over or of another shape. The policy is as it was.
+        ValueError: weights of a part are missing, unexpected or of another shape. The policy is not changed.
     """
     source = _locate(source)
     theirs, made_with = _read(source, policy)
