@@ -160,7 +160,7 @@ def start_run(cfg: DictConfig, command: str, run: Callable[[Path, dict[str, Any]
 
 def _check_run_folder(folder: str | None) -> None:
     if folder and (Path(folder) / RUN_FILE).exists():
-        raise UsageError(f"hydra.run.dir={folder}: holds a run already; go on with it by resume={folder}")
+        raise UsageError(f"hydra.run.dir={folder}: holds a run already; resume it with resume={folder}")
 
 
 @contextmanager
@@ -178,7 +178,7 @@ def _begin_run(folder: Path, values: dict[str, Any], command: str) -> None:
     try:
         os.close(os.open(folder / RUN_FILE, os.O_CREAT | os.O_EXCL))  # two runs that start at once cannot share it
     except FileExistsError:
-        fail(f"{folder}: holds a run already; go on with it by resume={folder}", USAGE_ERROR)
+        fail(f"{folder}: holds a run already; resume it with resume={folder}", USAGE_ERROR)
     description = {
         "run_version": RUN_VERSION,
         "hrm_agent": __version__,
@@ -222,7 +222,7 @@ def load_run(folder: Path, command: str) -> dict[str, Any]:
     if found != RUN_VERSION:
         raise UsageError(f"{folder}: run of version {found}, expected {RUN_VERSION}; use the hrm_agent that wrote it")
     if module != command:
-        raise UsageError(f"{folder}: a run of {module}, not of {command}; go on with it by python -m {module}")
+        raise UsageError(f"{folder}: a run of {module}, not of {command}; resume it with python -m {module}")
     try:
         values = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE), resolve=True)
     except (OSError, UnicodeDecodeError, YAMLError) as error:
@@ -240,7 +240,7 @@ def reopen_run(
     changeable: tuple[str, ...],
     parse: Callable[[dict[str, Any]], Settings],
 ) -> tuple[Path, dict[str, Any], Settings]:
-    """Folder, configuration with what is changed, and typed settings of the run to go on with; nothing is written.
+    """Folder, changed configuration and typed settings of the run to resume; nothing is written.
 
     Args:
         given: `KEY=VALUE` of the command line; `resume` is taken out.
@@ -278,12 +278,12 @@ def write_settings(folder: Path, values: dict[str, Any]) -> None:
 
 @contextmanager
 def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS) -> Iterator[None]:
-    """Turn what can end a run inside the body into one line that says how to go on.
+    """Turn errors and signals that end a run inside the body into one line that says how to resume.
 
-    What ends all processes is said by the first, and before any of them ends: `torchrun` then terminates the rest.
-    What ends one is said by that one.
+    Where all processes end, rank 0 prints it before any of them ends, since `torchrun` then terminates the rest.
+    Where one ends, that one does.
     """
-    go_on = f"go on with: python -m {command} resume={folder}" + ", under torchrun or alone" * (
+    go_on = f"resume with: python -m {command} resume={folder}" + ", under torchrun or alone" * (
         processes.world_size > 1
     )
 
@@ -334,7 +334,7 @@ def open_loop(build: Callable[[], Loop], folder: Path, resume: bool, console: Co
     checkpoint = loop.resume() if loop.processes.broadcast_object(bool(loop.checkpoints.paths())) else None
     console.say(where)
     if checkpoint:
-        console.say(f"going on from {checkpoint}")
+        console.say(f"resuming from {checkpoint}")
     return loop
 
 
@@ -343,7 +343,7 @@ def run_to_end(loop: RunLoop, console: Console) -> bool:
 
     Raises:
         NonFiniteNumbers: it diverged alone.
-        Interrupted: it was asked to stop.
+        Interrupted: it received a signal to stop.
     """
     try:
         loop.run(console)

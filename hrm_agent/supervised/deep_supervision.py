@@ -1,9 +1,8 @@
 """One optimizer step per segment: the training of HRM (arXiv 2506.21734) and TRM (arXiv 2510.04871).
 
-A batch of puzzles is thought about for one segment at a time. After every segment the answers are judged, the weights
-take a step, and the latents go on, without gradient, into the next segment. A puzzle that has halted, by the model's
-own decision or after the most segments, is replaced by a new one with a fresh latent; so a batch holds puzzles at
-every stage of thought.
+A batch of puzzles is processed one segment at a time. After every segment the loss of the answers gives one optimizer
+step, and the latents are passed, without gradient, to the next segment. A puzzle that has halted, by the halting head
+or after `max_segments`, is replaced by a new one with a fresh latent, so a batch holds puzzles at different segments.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ Draw = Callable[[np.random.Generator, int], Examples]
 class SupervisedConfig:
     """Settings of training; every one can be changed on the command line as `training.NAME=VALUE`."""
 
-    batch_size: int = 768  # puzzles thought about side by side
-    max_segments: int = 16  # after which a puzzle is replaced, whatever the model says
+    batch_size: int = 768  # puzzles in a batch
+    max_segments: int = 16  # after which a puzzle is always replaced
     halting: str = "halt_only"  # halt_only (TRM) | q_learning (HRM: one more forward pass for the target)
-    exploration: float = 0.1  # share of puzzles that must think for a random number of segments at least
+    exploration: float = 0.1  # share of puzzles that run for at least a random number of segments
     cross_entropy: str = "stablemax"  # or softmax
     optimizer: str = "adam_atan2"  # or adamw
     learning_rate: float = 1e-4
@@ -64,7 +63,7 @@ class SupervisedConfig:
     puzzle_weight_decay: float = 1.0
     ema: float = 0.999  # decay of the average of the weights that is evaluated, less in the first steps; 0: none (HRM)
     precision: str = "float32"  # of the matrix products: float32 | bfloat16; weights and sums stay float32
-    chunk_size: int = 0  # puzzles of a batch thought about together; 0: what fits the cache of a CPU, all on a GPU
+    chunk_size: int = 0  # puzzles of a batch computed at once; 0: what fits the cache of a CPU, all on a GPU
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_segments"):
@@ -100,16 +99,16 @@ class SupervisedConfig:
 
 
 class DeepSupervision:
-    """A model, the puzzles it is thinking about, and one training step on them.
+    """A model, its current batch of puzzles, and one training step on them.
 
     Args:
         model: trained in place.
         config: see `SupervisedConfig`.
-        draw: where new puzzles come from.
+        draw: draws new puzzles.
         seed: of the puzzles drawn and of exploration.
-        threads: share a batch.
-        processes: processes that train it together. Each knows the whole batch and thinks about its share of the rows;
-            of `state` only these are kept up.
+        threads: over which a batch is divided.
+        processes: processes that train it together. Each holds the whole batch and computes its share of the rows;
+            only these rows of `state` are updated.
 
     Raises:
         ValueError: several processes, and a batch that does not divide, or puzzle embeddings.
@@ -143,12 +142,12 @@ class DeepSupervision:
         self.seen = 0  # puzzles begun
         count = config.batch_size
         self.halted = torch.ones(count, dtype=torch.bool)
-        self.segments = torch.zeros(count, dtype=torch.int64)  # that each puzzle has been thought about
+        self.segments = torch.zeros(count, dtype=torch.int64)  # used by each puzzle so far
         self.state: State = trees.map_tensors(Tensor.contiguous, model.initial_state(count))
         self.batch: dict[str, Tensor] = {}
 
     def step(self, done: float) -> dict[str, float]:
-        """Think for one segment and learn from it. `done`: fraction of the run that is over, for annealing.
+        """Run one segment and take an optimizer step. `done`: fraction of the run that is over, for annealing.
 
         Returns means over the batch: `loss`, `answers_loss`, `q_halt_loss`, `q_continue_loss`; `cells` and `exact` of
         the answers after this segment; of the puzzles that halted, `exact_at_halt`, `q_halt_accuracy` and `segments`
@@ -162,7 +161,7 @@ class DeepSupervision:
         own = self.processes.local_slice(count)
         parts_of_own = self.threads.slices(own.stop - own.start, self.config.chunk_size or self.model.chunk_size)
         slices = [slice(own.start + part.start, own.start + part.stop) for part in parts_of_own]
-        # Each worker looks at its own rows: their state is overwritten only when their gradient is known.
+        # Each worker computes its own rows; their state is overwritten only after their gradient.
         parts, answers = zip(*self.threads.map(self._think, slices), strict=True)
         scale = self._schedule(done)
         totals = self._take_step(parts, scale)
@@ -230,14 +229,14 @@ class DeepSupervision:
 
     @torch.no_grad()
     def _continue_target(self, state: State, batch: dict[str, Tensor], rows: slice) -> Tensor:
-        """HRM's target: what the better choice after one more segment is worth; after the last, halting alone."""
+        """HRM's target: the value of the better choice after one more segment; after the last, of halting."""
         with self._precision():
             _, _, q_halt, q_continue = self.model(trees.map_tensors(Tensor.detach, state), batch)
         last = (self.segments[rows] + 1 >= self.config.max_segments).to(q_halt.device)
         return torch.where(last, q_halt, torch.maximum(q_halt, q_continue)).float().sigmoid()
 
     def _decide_halts(self, q_halt: Tensor, q_continue: Tensor) -> None:
-        """Which puzzles are over: by the most segments, or by the model's word once exploration lets it speak."""
+        """Which puzzles halt: after the last segment, or by the halting head once exploration permits it."""
         most = self.config.max_segments
         over = self.segments >= most
         if most > 1:
@@ -265,17 +264,17 @@ class DeepSupervision:
         measured = gradient_step(self.parameters, optimizers, parts, self.config.max_grad_norm, self.processes)
         if self.averages:
             with torch.no_grad():
-                # A young average would be mostly the random weights that it began with.
+                # At first the average would be mostly the random initial weights.
                 decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
                 torch._foreach_lerp_(self.averages, list(self.weights), 1 - decay)
         return measured
 
     def averaged(self) -> AbstractContextManager[PuzzleModel]:
-        """The model with the averaged weights, which are taken out again when the context ends."""
+        """The model with the averaged weights inside a `with` block."""
         return _Averaged(self.model, self.weights, self.averages)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint needs beside `metadata`."""
+        """The tensors of a checkpoint; see also `metadata`."""
         saved = {
             **flatten("model", dict(self.model.state_dict())),
             **flatten("optimizer", optimizer_tensors(self.optimizer)),
@@ -311,7 +310,7 @@ class DeepSupervision:
 
 
 def check_processes(model: PuzzleModel, config: SupervisedConfig, processes: Processes) -> None:
-    """Can so many processes train the model together?
+    """Check that the processes can train the model together.
 
     Raises:
         ValueError: the batch does not divide, or the model has puzzle embeddings, whose gradient is sparse.
@@ -347,8 +346,8 @@ class _Averaged:
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     """Matrix products in bfloat16 where `precision` says so.
 
-    Without the cache of cast weights: some versions of torch reuse there, where a gradient is wanted, what was cast
-    without one in the cycles before (https://github.com/pytorch/pytorch/issues/112583).
+    Without the cache of cast weights: where a gradient is needed, some versions of torch reuse weights that earlier
+    cycles cast without one (https://github.com/pytorch/pytorch/issues/112583).
     """
     if precision == "float32":
         return nullcontext()
@@ -356,7 +355,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 def to_batch(examples: Examples, device: torch.device) -> dict[str, Tensor]:
-    """`inputs`, `labels` and `puzzle_identifiers`, int32, as the model takes them."""
+    """`inputs`, `labels` and `puzzle_identifiers`, int32, in the model's format."""
     arrays = {
         "inputs": examples.inputs,
         "labels": examples.labels,

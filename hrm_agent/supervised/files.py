@@ -1,4 +1,4 @@
-"""A puzzle model from its settings, and as a file that other projects can load."""
+"""Building a puzzle model from its settings, and saving and loading it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hrm_agent.tensors.files import CheckpointError, load_tensors, save_tensors
 from hrm_agent.training.model_folder import MODEL_FILE, find_model
 
 INFO_FILE = "model.json"
-"""Beside a run's models: what `SupervisedTrainer.info` says of each."""
+"""File beside a run's models with `SupervisedTrainer.info`."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that, with the task's shape, defines a puzzle model.
+    """The settings that, with the task's shape, define a puzzle model.
 
     Args:
         core: name of the core (`hrm_agent.cores.build_core`).
@@ -63,7 +63,7 @@ def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel:
 
 
 def check_answerable(model: PuzzleModel, task: Task) -> None:
-    """Raises: ValueError where the task asks for cells that the model crops, and so can never answer."""
+    """Raises: ValueError where the task has labels on cells that the model crops, and so cannot answer."""
     if model.patches is None or not model.patches.encoder.crop:
         return
     crop, (rows, cols) = model.patches.encoder.crop, model.patches.cells
@@ -71,13 +71,13 @@ def check_answerable(model: PuzzleModel, task: Task) -> None:
     ring[crop : rows - crop, crop : cols - crop] = False
     if (task.examples("validation", 1).labels.reshape(rows, cols)[ring] != IGNORED_LABEL).any():
         raise ValueError(
-            f"model.crop={crop}: the task asks for the cells that are cropped; add task.label_border=false where the "
+            f"model.crop={crop}: the task has labels on cropped cells; add task.label_border=false where the "
             "task has it, or use model.crop=0"
         )
 
 
 def save_model(folder: Path, model: PuzzleModel, config: ModelConfig, spec: TaskSpec) -> Path:
-    """Write the weights and all that is needed to build the model again."""
+    """Write the weights and everything needed to rebuild the model."""
     metadata = {"kind": "puzzle_model", "model": asdict(config), "spec": asdict(spec)}
     save_tensors(folder / MODEL_FILE, dict(model.state_dict()), metadata)
     return folder / MODEL_FILE
@@ -97,7 +97,7 @@ def load_model(path: str | Path, best: bool = False) -> PuzzleModel:
 
 
 def load_model_and_spec(path: str | Path, best: bool = False) -> tuple[PuzzleModel, TaskSpec]:
-    """As `load_model`, with the shape of the puzzles that the model is for."""
+    """As `load_model`, together with the shape of the model's puzzles."""
     file = find_model(path, best)
     tensors, metadata = load_tensors(file)
     if metadata.get("kind") != "puzzle_model":
@@ -114,10 +114,10 @@ def load_model_and_spec(path: str | Path, best: bool = False) -> tuple[PuzzleMod
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """`model.json` of a model's folder; empty where there is none, as of one that no run saved.
+    """`model.json` of a model's folder; empty where there is none, as for a model saved outside a run.
 
     Raises:
-        CheckpointError: it is no such file.
+        CheckpointError: the file is not valid.
     """
     file = folder / INFO_FILE
     if not file.exists():

@@ -1,4 +1,4 @@
-"""`kernel=auto` for a puzzle model: its core alone is measured, everything else costs the same on all paths."""
+"""`kernel=auto` for a puzzle model: only its core is measured; everything else costs the same on all paths."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def measure_model(
     training: bool = True,
     now: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """Which path computes a segment of a batch the fastest; the model is left as it is.
+    """The fastest path for a segment of a batch; the model is not changed.
 
     Args:
         paths: see `hrm_agent.recurrence.candidates`.
@@ -76,7 +76,7 @@ def measure_model(
 
 
 def choose_for_solving(model: PuzzleModel, kernel: str, puzzles: int, precision: str, info: Mapping[str, Any]) -> str:
-    """Have a model that only answers computed by a path.
+    """Set the path of a model that is only evaluated.
 
     Args:
         kernel: of `hrm_agent.kernels.CHOICES`. `auto` takes what computed the model in training, where that was on such

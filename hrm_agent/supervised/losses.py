@@ -19,7 +19,7 @@ class PuzzleLoss(NamedTuple):
 
     Attributes:
         answers: cross-entropy, averaged over each sequence's labels.
-        q_halt: of the logit that says whether the answer is right.
+        q_halt: of the logit of "the answer is right".
         q_continue: of HRM's second logit, 0 where it is not trained.
         exact: bool[B], every label is the arg max.
         right, labelled: int64[B], labels that are the arg max, and labels.
@@ -37,8 +37,8 @@ class PuzzleLoss(NamedTuple):
 class _StablemaxCrossEntropy(torch.autograd.Function):
     """`-log(s(x_label) / sum s(x))` with its gradient written out, in float32.
 
-    The published code computes it in double precision, which many devices lack or are slow in. It need not: both
-    branches of s are exact in float32 once written as `1 + |x|` and its reciprocal, the logarithm of either is plus or
+    The published code uses double precision, which many devices lack or compute slowly. Float32 suffices: both branches
+    of s are exact in float32 once written as `1 + |x|` and its reciprocal, the logarithm of either is plus or
     minus `log(1 + |x|)`, and the gradient `(p_j - [j = label]) / (1 + |x_j|)` has no difference of large numbers.
     """
 
@@ -87,8 +87,8 @@ def puzzle_loss(
         logits: float[B, L, V].
         q_halt: float[B], logit of "halt now"; its target is 1 where every label is the arg max.
         labels: int[B, L]; -100 is ignored.
-        q_continue: float[B], HRM's logit of "think on"; None trains `q_halt` alone, as TRM does.
-        continue_target: float[B], probability that thinking on leads to the right answer; goes with `q_continue`.
+        q_continue: float[B], HRM's logit of "continue"; None trains `q_halt` alone, as TRM does.
+        continue_target: float[B], probability that continuing leads to the right answer; goes with `q_continue`.
         cross_entropy: `stablemax`, as published, or `softmax`.
     """
     labelled = labels != IGNORED_LABEL

@@ -24,7 +24,7 @@ from hrm_agent.supervised.model import PuzzleModel
 from hrm_envs import Cell, MazeVectorEnv
 
 ON_PATH = 1
-"""The answer id of cells on the path; 0 is the other."""
+"""The answer id of cells on the path; 0 elsewhere."""
 
 
 class PathActor:
@@ -210,7 +210,7 @@ def measure_path_cost(
     halting: str | None = None,
     segments_used: float | None = None,
 ) -> dict[str, Any]:
-    """What one decision costs, entries and units as of `hrm_agent.evaluation.cost.decision_cost`.
+    """The cost of one decision, with the entries and units of `hrm_agent.evaluation.cost.decision_cost`.
 
     Args:
         model, segments, halting: see `PathActor`.

@@ -1,4 +1,4 @@
-"""Supervised training: think a segment and learn, evaluate, log, checkpoint."""
+"""Supervised training: run a segment, update, evaluate, log, checkpoint."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class SupervisedTrainer(RunLoop):
 
     @property
     def score(self) -> str:
-        """What models are compared by: `valid` where the task has it."""
+        """The score by which models are compared: `valid` where the task has it, else `exact`."""
         return "valid" if "valid" in self.validation else "exact"
 
     def evaluate(self, split: str, puzzles: int, own: bool = True) -> dict[str, Any]:
@@ -138,12 +138,12 @@ class SupervisedTrainer(RunLoop):
     def validate(self, log: RunLog) -> None:
         self.validation = self.evaluate("validation", self.config.eval_puzzles, own=False)
         log.scalars(self.position, validation=self.validation)
-        if self.validation[self.score] >= self.best:  # of equals the later, which has seen more
+        if self.validation[self.score] >= self.best:  # the later of equals, which was trained longer
             self.best = self.validation[self.score]
             self.save("best")
 
     def save(self, name: str) -> None:
-        """Keep the averaged weights as `models/NAME`."""
+        """Save the averaged weights as `models/NAME`."""
         if not self.processes.is_rank_zero:
             return
         folder = self.folder / "models" / name
@@ -152,7 +152,7 @@ class SupervisedTrainer(RunLoop):
         write_atomically(folder / INFO_FILE, (json.dumps(self.info(), indent=2) + "\n").encode())
 
     def info(self) -> dict[str, Any]:
-        """Where a model comes from."""
+        """Metadata of a model."""
         c, m = self.config, self.model_config
         return {
             "task": c.task,

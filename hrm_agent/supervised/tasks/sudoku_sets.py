@@ -1,4 +1,4 @@
-"""Sets of Sudoku puzzles: made in order, and those that took long kept on disk."""
+"""Sets of Sudoku puzzles, made in order and cached on disk where that took long."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hrm_agent.tensors.files import write_atomically
 from hrm_envs.config import SPLITS
 
 KEEP_FROM_SECONDS = 5.0
-"""A set that took longer to make is kept on disk."""
+"""Seconds; a set that took longer to make is cached on disk."""
 _CHUNK = 64
 _log = logging.getLogger(__name__)
 
@@ -61,13 +61,13 @@ def make(difficulty: Difficulty, split: str, seeds: NDArray[np.int64]) -> Puzzle
 
 
 class PuzzleSet:
-    """The puzzles of a stream of seeds, as many as were asked for; the first N are the same however many follow.
+    """The puzzles of a stream of seeds; the first N are the same however many follow.
 
     Args:
         difficulty: of the puzzles.
         split: `train`, `validation` or `test`.
         seed: selects the stream.
-        folder: where sets that took long are kept; None: nowhere.
+        folder: of the cache; None: no cache.
     """
 
     def __init__(self, difficulty: Difficulty, split: str, seed: int, folder: Path | None) -> None:
@@ -108,7 +108,7 @@ class PuzzleSet:
             self._keep()
 
     def _keep(self) -> None:
-        """To disk; where that cannot be written the set is made anew the next time."""
+        """Write to the cache; if that fails, the set is made again the next time."""
         if self.path is None:
             return
         file = io.BytesIO()
@@ -119,7 +119,7 @@ class PuzzleSet:
             _log.warning("the Sudoku puzzles are not kept: %s", error)
 
     def _read(self) -> Puzzles:
-        """What an earlier process kept, once it is known to be such puzzles; else nothing."""
+        """The puzzles that an earlier process cached, if they are valid; else none."""
         if self.path is None or not self.path.is_file():
             return _empty(0)
         try:
@@ -133,7 +133,7 @@ class PuzzleSet:
         return kept
 
     def _holds_puzzles(self, kept: Puzzles) -> bool:
-        """Whether they are what this set would make, as far as their solutions tell."""
+        """Whether cached puzzles are those of this set, judged by their solutions."""
         count = len(kept.clues)
         expected = [((count, CELLS), np.uint8), ((count, CELLS), np.uint8), ((count,), np.int64)]
         if [(array.shape, array.dtype) for array in (kept.clues, kept.solutions, kept.guesses)] != expected:
@@ -151,7 +151,7 @@ class PuzzleSet:
 
 
 def cache_folder() -> Path:
-    """Where puzzles are kept: `hrm_agent` in `$XDG_CACHE_HOME`, or in `~/.cache`."""
+    """The cache folder: `hrm_agent` in `$XDG_CACHE_HOME`, or in `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hrm_agent"
 
 

@@ -180,7 +180,7 @@ def test_a_run_is_resumed_by_the_command_that_began_it(
         with pytest.raises(SystemExit) as exit_:
             run_command(patch, mine, *begun[mine], f"hydra.run.dir={tmp_path / 'run'}")
     assert exit_.value.code == 130
-    assert capsys.readouterr().err.endswith(f"go on with: python -m hrm_agent.{mine} resume={tmp_path / 'run'}\n")
+    assert capsys.readouterr().err.endswith(f"resume with: python -m hrm_agent.{mine} resume={tmp_path / 'run'}\n")
     line = refusal(monkeypatch, capsys, other, ["resume=run"], tmp_path)
     assert f"run: a run of hrm_agent.{mine}, not of hrm_agent.{other}" in line
 
@@ -205,7 +205,7 @@ def test_a_run_is_not_written_over(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refusal(monkeypatch, capsys, "train", [*TINY_RUN, "hydra.run.dir=run"], copy.parent)
-    assert "go on with it by resume=run" in line
+    assert "resume it with resume=run" in line
 
 
 AFTER = [

@@ -144,11 +144,11 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     assert exit_.value.code == 130
     assert signal.getsignal(signal.SIGTERM) == before
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "stopped at 7 steps" in last
-    assert last.endswith(f"go on with: python -m hrm_agent.supervise resume={folder}")
+    assert "interrupted at 7 steps" in last
+    assert last.endswith(f"resume with: python -m hrm_agent.supervise resume={folder}")
     assert not (folder / "models" / "last").exists()
     run_command(monkeypatch, "supervise", f"resume={folder}")
-    assert "going on from" in capsys.readouterr().err
+    assert "resuming from" in capsys.readouterr().err
     assert_same_end(run, folder)
 
 
@@ -202,7 +202,7 @@ SUPERVISE = [
     ("resume=run training.batch_size=4", "cannot change in a run that is resumed"),
     ("resume=run total_steps=abc", "expected int"),
     ("--multirun seed=0,1 training.max_segments=4,0", "training.max_segments=0"),
-    ("hydra.run.dir=run", "holds a run already; go on with it by resume=run"),
+    ("hydra.run.dir=run", "holds a run already; resume it with resume=run"),
 ]
 
 

@@ -165,7 +165,7 @@ def test_what_happens_in_one_process_ends_all(tmp_path: Path, forks: Forks) -> N
     launch_worker(forks, 2, "trouble", tmp_path)
     told = [json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in range(2)]
     for stories in told:
-        assert stories["stopped"].startswith("Interrupted: stopped at 32 frames; checkpoint")
+        assert stories["stopped"].startswith("Interrupted: interrupted at 32 frames; checkpoint")
         assert stories["poisoned"].startswith("NonFiniteNumbers: ")
         assert "at 128 frames" not in stories["poisoned"]
         assert stories["apart"].startswith("ProcessesDiverged: at 0 frames: the weights of process 1 are not those")
@@ -291,7 +291,7 @@ def test_a_process_that_is_killed_does_not_hang_the_others(tmp_path: Path, forks
     assert first.returncode == 1
     last = first.stderr.splitlines()[-1]
     assert last.startswith("error: another process of this run has ended")
-    assert f"go on with: python -m hrm_agent.train resume={folder}" in last
+    assert f"resume with: python -m hrm_agent.train resume={folder}" in last
     assert sorted(p.name for p in (folder / "checkpoints").iterdir())[-1] == "000000000064.safetensors"
 
 

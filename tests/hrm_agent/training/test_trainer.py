@@ -51,7 +51,7 @@ def test_four_updates_equal_two_then_resumed_for_two_more(
         return update(rollout, progress)
 
     monkeypatch.setattr(halted.algo, "update", stop_after_the_second)
-    with pytest.raises(Interrupted, match="stopped at 64 frames"):
+    with pytest.raises(Interrupted, match="interrupted at 64 frames"):
         halted.run(Console())
     resumed = make_trainer(tmp_path / "halves", **changes)
     torch.manual_seed(99)  # the global stream must not matter
@@ -249,7 +249,7 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(
     assert [int(p.stem) for p in CheckpointFolder(checkpoints).paths()] == [0, 64, 128]
     assert len(list(checkpoints.glob(".*.tmp"))) == (where == "checkpoint")
     run_command(monkeypatch, "train", f"resume={folder}")
-    assert "going on from" in capsys.readouterr().err
+    assert "resuming from" in capsys.readouterr().err
     assert_same_end(uninterrupted, folder)
     assert list(checkpoints.glob(".*.tmp")) == []
 
@@ -279,8 +279,8 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
     assert exit_.value.code == 130
     assert signal.getsignal(sent) == before
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "stopped at 96 frames" in last
-    assert last.endswith(f"go on with: python -m hrm_agent.train resume={folder}")
+    assert "interrupted at 96 frames" in last
+    assert last.endswith(f"resume with: python -m hrm_agent.train resume={folder}")
     run_command(monkeypatch, "train", f"resume={folder}")
     assert_same_end(uninterrupted, folder)
 
@@ -302,7 +302,7 @@ def test_a_signal_before_training_begins_ends_with_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """While the checks run there is nothing to go on with; while the environments are compiled there is a folder."""
+    """While the checks run there is nothing to resume; while the environments are compiled there is a folder."""
     folder = tmp_path / "run"
     before = signal.getsignal(sent)
 
@@ -310,7 +310,7 @@ def test_a_signal_before_training_begins_ends_with_one_line(
         os.kill(os.getpid(), sent)
         pytest.fail("the signal was not noticed")
 
-    for part, hint in (("check_run", ""), ("Trainer", f"; go on with: python -m hrm_agent.train resume={folder}")):
+    for part, hint in (("check_run", ""), ("Trainer", f"; resume with: python -m hrm_agent.train resume={folder}")):
         with monkeypatch.context() as patch:
             patch.setattr(train, part, interrupted)
             with pytest.raises(SystemExit) as exit_:
@@ -343,7 +343,7 @@ def test_a_full_disk_stops_the_run_and_keeps_its_checkpoints(
             run_command(patch, "train", *tiny_run(folder))
     assert exit_.value.code == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert "No space left on device; earlier checkpoints are intact, go on with" in last
+    assert "No space left on device; earlier checkpoints are intact, resume with" in last
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == [
         "000000000000.safetensors",
         "000000000064.safetensors",
