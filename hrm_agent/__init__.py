@@ -1,15 +1,15 @@
 """HRM-Agent: recurrent reasoning cores as policies whose latent carries over between environment steps.
 
-What other projects build on is here and in `hrm_agent.cores`; everything else may change from version to version.
+The public interface is here and in `hrm_agent.cores`; everything else may change from version to version.
 
 - `Agent`: `load`, `save`, `predict`, `check_fits`.
 - `register`, `make`, `registry`: agents by name. Entry-point group `hrm_agent.agents`:
   `NAME-vN = "package.module:callable"`.
-- `make_env`: one environment by id, in the wrappers that agents were trained with; what `gymnasium.make` makes of, say,
-  `MiniGrid-DoorKey-5x5-v0` has observations that no agent reads.
+- `make_env`: one environment by id, in the wrappers used in training; without them an agent cannot read the
+  observations of `MiniGrid-DoorKey-5x5-v0`, for example.
 - `hrm_agent.cores`: `Core` and `State`, to write a core; `register_core`, or the entry-point group `hrm_agent.cores`:
   `NAME = "package.module:Class"`. Then `core=NAME` trains it, and its keyword-only arguments are `core.OPTION`.
-- An environment needs nothing of ours: `env=PACKAGE:ID` imports the package, which registers the id with Gymnasium.
+- Any Gymnasium environment: `env=PACKAGE:ID` imports the package, which registers the id.
 """
 
 from importlib import import_module
@@ -30,7 +30,7 @@ _MODULES = {"Agent": "agents.agent", "make_env": "environments.make", "make": "a
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported when first asked for: a command speaks before torch is there, which takes seconds."""
+    """The public names, imported at first use, so that commands print before torch is imported, which takes seconds."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

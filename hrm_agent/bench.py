@@ -1,4 +1,4 @@
-"""`python -m hrm_agent.bench [SUITE ...]`: how fast is each path against the plain one, and does it compute the same?
+"""`python -m hrm_agent.bench [SUITE ...]`: the speed of each path relative to the plain one, and its error.
 
 Paths take turns in one process, so that a busy machine slows all of them; ratios are medians over rounds of what was
 measured in the same round. Before they are timed, their results on fresh random input are compared: a path that is off
@@ -133,7 +133,7 @@ def _format_peak(peak: tuple[str, dict[str, float]]) -> str:
 
 
 def verdict(record: dict[str, Any], fail_below: float | None) -> str:
-    """`FAIL` where a path computes something else, `SLOW` where it is below the ratio asked for, else nothing."""
+    """`FAIL` where a path computes something else, `SLOW` where it is below `--fail-below`, else nothing."""
     if not record["passed"]:
         return "FAIL"
     slow = fail_below is not None and record["path"] != record["against"] and record["ratio"] < fail_below

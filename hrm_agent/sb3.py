@@ -1,8 +1,7 @@
 """Our cores inside agents of Stable-Baselines3 (extra `sb3`): `CoreExtractor`.
 
-The other way round needs nothing from here: `hrm_agent.Agent` follows the library's `predict`, so its
-`evaluate_policy` takes an agent of ours as it is, and `hrm_agent.baselines.vec_env.SB3VecEnv` makes a `VecEnv` of our
-vector environments.
+The reverse needs nothing from here: `hrm_agent.Agent` follows the library's `predict`, so its `evaluate_policy` accepts
+our agents, and `hrm_agent.baselines.vec_env.SB3VecEnv` makes a `VecEnv` of our vector environments.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class CoreExtractor(BaseFeaturesExtractor):
             features_extractor_kwargs=dict(core="trm", readout="agent", encoder=dict(crop=1, patch_size=2)),
         ))
 
-    The library's algorithms carry no state of ours from one step to the next: every call thinks from the core's
-    initial state, as our own policies do with `carry=reset`. A carried thought needs `python -m hrm_agent.train`.
+    The library's algorithms carry no core state between steps: every call starts from the core's initial state, as with
+    `carry=reset`. To carry it, train with `python -m hrm_agent.train`.
 
     The library has turned observations into floats before they come here (one-hot numbers, pixels divided by 255,
     channels in front), which is undone, so that a grid of ids, also one of bytes up to 255 as MiniGrid's, is read as

@@ -42,16 +42,16 @@ def shifts(
         out: file for the JSON, written whole or not at all.
         axes: which options to shift; None: all of `evaluation.shifts.AXES`.
         max_size: largest maze of the axis `size`, in cells along each side.
-        carry, segments, stop, stop_threshold: a lesion, see `hrm_agent.evaluate`.
+        carry, segments, stop, stop_threshold: overrides, see `hrm_agent.evaluate`.
         seed: number of the first level.
         split: `train`, `validation` or `test` levels.
-        env, env_options: another maze to start from than the one trained on.
+        env, env_options: another base maze than the one trained on.
         best: of a run's agents, the best on validation levels rather than the last.
         on_record: called with every record as soon as it is there.
         agent: id of a registered agent (`hrm_agent.registry`) in place of `run`.
 
     Returns:
-        What is written: who was played, and `records`, one for each point (`evaluation.shifts.run_shifts`).
+        The written record: the agent, and `records`, one for each point (`evaluation.shifts.run_shifts`).
 
     Raises:
         ValueError: no agent there, a file of it damaged, an agent that does not fit the maze to start from, or a
@@ -61,8 +61,8 @@ def shifts(
         raise ValueError(f"out={out}: expected a file in a folder that exists")
     if not 1 <= max_size <= MAX_SIDE:
         raise ValueError(f"max_size={max_size}: expected 1 to {MAX_SIDE} cells along each side")
-    lesion = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
-    player = load_agent(run, agent, best, **lesion)
+    overrides = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
+    player = load_agent(run, agent, best, **overrides)
     env_id, options = player.environment(env, env_options)
     points = list_points(base_config(env_id, options), list(AXES) if axes is None else axes, max_size)
     records = []

@@ -1,7 +1,7 @@
-"""`python -m hrm_agent.train [GROUP=CHOICE] [KEY=VALUE] ...`: train an agent, measure it, keep it.
+"""`python -m hrm_agent.train [GROUP=CHOICE] [KEY=VALUE] ...`: train an agent, measure it, save it.
 
 Hydra's command line: `--help`, `--cfg job` (print the configuration), `--multirun` (`seed=0,1,2`).
-`resume=RUN` goes on with a run from its newest checkpoint.
+`resume=RUN` resumes a run from its newest checkpoint.
 """
 
 from __future__ import annotations

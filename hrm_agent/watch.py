@@ -37,8 +37,7 @@ def watch(
         out: a `.gif` or `.mp4` file, written whole or not at all.
         seed: number of the first level.
         split: `train`, `validation` or `test` levels, where the environment has splits.
-        carry, segments, stop, stop_threshold: another carry rule, number of segments or rule for when to stop
-            thinking than the agent was trained with.
+        carry, segments, stop, stop_threshold: overrides of the trained settings.
         fps: pictures, that is environment steps, a second.
         env: another environment than the agent was trained on; only the size of its grid may differ
             (`Agent.fit`).
@@ -60,8 +59,8 @@ def watch(
         raise ValueError(f"fps={fps}: expected more than 0 frames a second")
     if path.suffix == ".mp4":
         check_mp4()  # before the work is done
-    lesion = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
-    player = load_agent(run, agent, best, **lesion)
+    overrides = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
+    player = load_agent(run, agent, best, **overrides)
     env_id, options = player.environment(env, env_options)
     probe = make_vector_env(env_id, 1, options)
     player = player.fit(probe.single_observation_space)

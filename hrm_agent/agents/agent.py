@@ -200,8 +200,8 @@ class Agent:
         """
         if stop_threshold is not None and not isinstance(stop_threshold, int | float):
             raise ValueError(f"stop_threshold={stop_threshold!r}: expected a number, 0 or more")
-        lesion = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
-        settings = {name: value for name, value in lesion.items() if value is not None}
+        overrides = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
+        settings = {name: value for name, value in overrides.items() if value is not None}
         if not settings:
             return self
         trained = self.policy.config

@@ -126,7 +126,7 @@ def _record_episode(policy: Policy, env: gym.Env, title: str, seed: int, episode
 
 def _say_bound(arrival: int, limit: int | None) -> str:
     in_time = arrival >= 0 and (limit is None or arrival <= limit)
-    return f"earliest possible: {arrival} steps" if in_time else "nobody could arrive"
+    return f"earliest possible: {arrival} steps" if in_time else "unreachable in time"
 
 
 def _batch_of_one(obs: Any) -> Any:

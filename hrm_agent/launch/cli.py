@@ -1,4 +1,4 @@
-"""What the commands share: overrides, checks before anything is written, and errors on one line.
+"""Common parts of the commands: overrides, checks before anything is written, and one-line errors.
 
 Bad input ends with exit code 2 and one line on stderr; nothing has been written by then.
 """
@@ -51,12 +51,12 @@ PLUGINS = {
 
 
 class UsageError(ValueError):
-    """What was given cannot be done; the message is one line."""
+    """Invalid input; the message is one line."""
 
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turn errors of input inside the body into one line on stderr and exit code 2."""
+    """Turn input errors inside the body into one line on stderr and exit code 2."""
     try:
         yield
     except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
@@ -64,7 +64,7 @@ def usage_errors() -> Iterator[None]:
 
 
 def say_error(message: str) -> None:
-    """On one line, to stderr."""
+    """Print a message on one line to stderr."""
     starting.over()
     print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
 
@@ -79,9 +79,9 @@ def wants_help(arguments: list[str]) -> bool:
 
 
 def open_options(arguments: list[str]) -> list[str]:
-    """`env.options.NAME=VALUE` adds the parameter or changes it: the configuration lists none of them.
+    """Let `env.options.NAME=VALUE` add or change a parameter, since the configuration lists none of them.
 
-    So does `task.env_options.NAME=VALUE`.
+    The same holds for `task.env_options.NAME=VALUE`.
 
     `init_parts=core,encoder` is a list where nothing is swept over.
     """
@@ -92,14 +92,14 @@ def open_options(arguments: list[str]) -> list[str]:
 
 
 def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConfig], Any]) -> None:
-    """Compose the configuration of every job that `arguments` ask for and `check` it.
+    """Compose the configuration of every job of `arguments` and `check` it.
 
-    Of a search, whose jobs nobody knows beforehand, every choice and both ends of every interval are checked, one at
+    For a search, whose jobs are not known beforehand, every choice and both ends of every interval are checked, one at
     a time.
 
     Raises:
         UsageError: an unknown choice or setting, with the nearest one that exists.
-        ValueError: what `check` finds wrong.
+        ValueError: from `check`.
     """
     overrides = command_overrides(arguments)
     typed = parse_overrides(overrides)
@@ -125,7 +125,7 @@ def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConf
 
 
 def command_overrides(arguments: list[str]) -> list[str]:
-    """What of a command line chooses and sets; a folder of configurations (`--config-dir`) as Hydra's search path."""
+    """The overrides of a command line; `--config-dir` becomes Hydra's search path."""
     overrides, waiting = [], iter(arguments)
     for argument in waiting:
         flag, equals, value = argument.partition("=")
@@ -140,7 +140,7 @@ def command_overrides(arguments: list[str]) -> list[str]:
 
 
 def parse_overrides(overrides: list[str]) -> list[Override]:
-    """Raises: UsageError for one that is not Hydra's grammar."""
+    """Raises: UsageError for an override that does not follow Hydra's grammar."""
     try:
         return OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -191,7 +191,7 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
     except MissingConfigException as error:
         missing = str(error.missing_cfg_file or "")
         if missing.startswith("env/"):
-            check_env_id(missing.removeprefix("env/"))  # says what is wrong with the id
+            check_env_id(missing.removeprefix("env/"))  # raises what is wrong with the id
         if missing in PLUGINS:
             raise UsageError(f"{missing}: not installed; pip install {PLUGINS[missing]}") from None
         group, _, choice = missing.rpartition("/")
@@ -231,7 +231,7 @@ def nearest(given: str, known: list[str]) -> str:
 def parse_options(arguments: list[str], config_name: str, usage: str) -> dict[str, Any]:
     """`KEY=VALUE` arguments over the defaults in `configs/CONFIG_NAME.yaml`; for commands that start no run.
 
-    Prints the options and exits 0 when asked for help.
+    With `--help` prints the options and exits 0.
 
     Raises:
         UsageError: an unknown key, or a required one (`???`) that is missing.

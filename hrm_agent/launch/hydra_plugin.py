@@ -1,12 +1,12 @@
-"""`env=ID` and `core=NAME` without a configuration file: a Hydra source of configurations that knows the registries.
+"""`env=ID` and `core=NAME` without a configuration file: a Hydra config source that reads the registries.
 
-Hydra asks its sources in turn. The shipped files come first, so `configs/env/ID.yaml` wins; for every other id that
-Gymnasium can make, this source answers with a generic node. Ids may name the module that registers them,
+Hydra searches its sources in turn. The shipped files come first, so `configs/env/ID.yaml` wins; for every other id that
+Gymnasium can make, this source provides a generic node. Ids may name the module that registers them,
 `env=hrm_envs:DynamicMaze-v0`, and may have a namespace, `env=ALE/Pong-v5`.
 
-What `configs/recommended/algo/ID/ALGO.yaml` and `configs/recommended/core/ID/CORE.yaml` say is laid over the defaults
-of that algorithm and core, beneath an experiment's settings and beneath what is typed. Where there is no such file, and
-the environment is not one of ours, this source answers for the algorithms (`GENERIC_ALGO`).
+`configs/recommended/algo/ID/ALGO.yaml` and `configs/recommended/core/ID/CORE.yaml` override the defaults of that
+algorithm and core; experiments and the command line override them. Where there is no such file, and the environment is
+not one of ours, this source provides one for the algorithms (`GENERIC_ALGO`).
 
 A core that another package registers (`hrm_agent.cores.register_core`, or the entry-point group `hrm_agent.cores`) has
 the options of its constructor as settings: `core=ring core.gain=0.2`.
@@ -37,7 +37,7 @@ GENERIC_ENV: dict[str, Any] = {
     "encoder": {"crop": 0, "patch_size": 1, "positions": "none", "prefix": 0, "join": False},
     "total_steps": 500_000,
 }
-# Mazes are short and their returns lie near 1; most other environments discount by 0.99, and returns may be anything.
+# Mazes are short and their returns near 1; most other environments discount by 0.99 and have returns of any size.
 GENERIC_ALGO: dict[str, dict[str, Any]] = {"ppo": {"gamma": 0.99, "scale_rewards": True}, "dqn": {"gamma": 0.99}}
 GENERIC_HIDDEN_SIZE = 64
 KINDS = {"env/": None, "core/": None, "recommended/algo/": "_global_", "recommended/core/": "_global_"}
@@ -63,21 +63,21 @@ class RegistrySource(ConfigSource):
         return _find(config_path)[1] is not None
 
     def is_group(self, config_path: str) -> bool:
-        return False  # `--help` lists what is shipped, not the hundreds of ids that are registered
+        return False  # `--help` lists shipped files, not the hundreds of registered ids
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         return []
 
 
 class RegistrySearchPath(SearchPathPlugin):
-    """Puts `RegistrySource` behind the shipped files."""
+    """Puts `RegistrySource` after the shipped files."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("hrm_agent", f"{RegistrySource.scheme()}://registry")
 
 
 def install() -> None:
-    """Make Hydra ask `RegistrySource`; calling it again changes nothing."""
+    """Register `RegistrySource` with Hydra; further calls have no effect."""
     Plugins.instance().register(RegistrySource)
     Plugins.instance().register(RegistrySearchPath)
 
@@ -92,7 +92,7 @@ OmegaConf.register_new_resolver("path_safe", path_safe, replace=True)
 
 
 def _find(config_path: str) -> tuple[str, DictConfig | None]:
-    """The kind of configuration that is asked for, and what it holds; None where the shipped files must answer."""
+    """The requested configuration; None where it must come from the shipped files."""
     for kind in KINDS:
         if config_path.startswith(kind):
             rest = config_path[len(kind) :]
@@ -132,7 +132,7 @@ def _recommended(kind: str, path: str) -> DictConfig | None:
 
 
 def _is_ours(env_id: str) -> bool:
-    """Whether it is of `hrm_envs`; of an id that is not registered there is nothing to say, so True."""
+    """Whether it is of `hrm_envs`; True for an unregistered id, which is reported elsewhere."""
     try:
         check_env_id(env_id)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Run folders, and what the commands that start and resume runs have in common: `train` and `supervise`."""
+"""Run folders, and the common part of the commands that start and resume runs: `train` and `supervise`."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ def run_command(
     resume: Callable[[dict[str, str]], Any],
     follow: Callable[[Path, dict[str, Any], bool], Any],
 ) -> None:
-    """What `python -m hrm_agent.NAME` does with its command line.
+    """The command `python -m hrm_agent.NAME`.
 
-    Of the processes that `torchrun` starts, the first reads the command line, refuses what is wrong with it and makes
-    the run's folder; the others are told what to run by `announce`, or to end.
+    Under `torchrun` rank 0 reads and checks the command line and creates the run's folder; the others wait for
+    `announce`, or end.
 
     Args:
         name: of the command, and of its configuration.
         check: refuses a run's configuration by a ValueError, before anything is written.
-        start: a run in Hydra's run folder; returns what a sweeper compares. Hydra names the job after its module.
-        resume: goes on with a run, from the `KEY=VALUE` given.
-        follow: what the other processes do with the run's folder, its configuration and whether it is resumed.
+        start: starts a run in Hydra's run folder; returns the sweeper's objective. Hydra names jobs by its module.
+        resume: resumes a run, from the given `KEY=VALUE`.
+        follow: runs the other processes, given the run's folder, its configuration and whether it is resumed.
     """
     processes = SINGLE_PROCESS
     try:
@@ -104,7 +104,7 @@ def run_command(
 
 @contextmanager
 def _leading(processes: Processes) -> Iterator[None]:
-    """Where the body ends without `announce`, because of an error or for want of a run, the other processes end too."""
+    """End the other processes where the body ends without `announce`."""
     code: Any = 0
     try:
         yield
@@ -121,22 +121,22 @@ def _leading(processes: Processes) -> Iterator[None]:
 
 
 def _follow(processes: Processes, run: Callable[[Path, dict[str, Any], bool], Any]) -> None:
-    """What another process than the first does: wait for `announce`, or for word that there is nothing to do."""
-    told = processes.broadcast_object(None)
-    if "exit" in told:
-        raise SystemExit(told["exit"])
-    run(Path(told["folder"]), told["values"], told["resume"])
+    """Wait for `announce` and run, or end; for processes other than rank 0."""
+    message = processes.broadcast_object(None)
+    if "exit" in message:
+        raise SystemExit(message["exit"])
+    run(Path(message["folder"]), message["values"], message["resume"])
 
 
 def announce(processes: Processes, folder: Path, values: dict[str, Any], resume: bool) -> None:
-    """Rank 0 tells the other processes which run begins; for them nothing happens."""
+    """Broadcast from rank 0 which run begins; does nothing in the others."""
     if processes.is_rank_zero:
         processes.broadcast_object({"folder": str(folder), "values": values, "resume": resume})
         processes.begun = True
 
 
 def _check_single_run(processes: Processes, arguments: list[str]) -> None:
-    """Raises: UsageError for several processes and several runs."""
+    """Raises: UsageError for several runs in several processes."""
     if processes.world_size > 1 and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
         raise UsageError(
             f"--multirun in {processes.world_size} processes of torchrun: expected one run; start each by itself"
@@ -165,7 +165,7 @@ def _check_run_folder(folder: str | None) -> None:
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt in the body, as Ctrl-C does; while it trains, the loop listens itself."""
+    """Make SIGTERM raise KeyboardInterrupt in the body, as Ctrl-C does; during training the loop handles both."""
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -192,12 +192,12 @@ def _begin_run(folder: Path, values: dict[str, Any], command: str) -> None:
 
 
 def is_multirun() -> bool:
-    """Of a run that is resumed, which Hydra does not start, False."""
+    """Whether Hydra runs a sweep; False for a resumed run, which Hydra does not start."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _command_line(command: str) -> str:
-    """What starts this run; of a job of a sweep, the job's own settings."""
+    """The command line that starts this run; for a job of a sweep, with the job's own settings."""
     if not is_multirun():
         return " ".join([f"python -m {command}", *sys.argv[1:]])
     return " ".join([f"python -m {command}", *HydraConfig.get().overrides.task, "hydra.mode=RUN"])
@@ -296,7 +296,7 @@ def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS
         raise SystemExit(code)
 
     try:
-        with terminated_like_interrupted():  # here too: a launcher may call this in a process of its own
+        with terminated_like_interrupted():  # here too: a launcher may call this in its own process
             yield
     except CheckpointError as error:
         end(str(error), USAGE_ERROR)
@@ -320,7 +320,7 @@ def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS
 
 
 def open_loop(build: Callable[[], Loop], folder: Path, resume: bool, console: Console) -> Loop:
-    """Build a run's loop, where it was when its newest checkpoint was taken, and say where its files are.
+    """Build a run's loop, restored from its newest checkpoint, and print where its files are.
 
     Raises:
         CheckpointError: none of its checkpoints can be used.
@@ -330,7 +330,7 @@ def open_loop(build: Callable[[], Loop], folder: Path, resume: bool, console: Co
         console.say(where)  # at once: building may take a minute
         return build()
     loop = build()
-    # A run that was killed before its first checkpoint begins anew: a fresh loop is where it was.
+    # A run that was killed before its first checkpoint starts from the beginning.
     checkpoint = loop.resume() if loop.processes.broadcast_object(bool(loop.checkpoints.paths())) else None
     console.say(where)
     if checkpoint:
@@ -339,10 +339,10 @@ def open_loop(build: Callable[[], Loop], folder: Path, resume: bool, console: Co
 
 
 def run_to_end(loop: RunLoop, console: Console) -> bool:
-    """Train to the end; False: it diverged as one job of a sweep, which goes on without it.
+    """Train to the end; False: it diverged as one job of a sweep, which continues without it.
 
     Raises:
-        NonFiniteNumbers: it diverged alone.
+        NonFiniteNumbers: it diverged outside a sweep.
         Interrupted: it received a signal to stop.
     """
     try:

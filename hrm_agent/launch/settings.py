@@ -1,4 +1,4 @@
-"""From the composed configuration to the typed settings of each part; the only module that knows both."""
+"""From the composed configuration to the typed settings of each part."""
 
 from __future__ import annotations
 
@@ -75,10 +75,10 @@ def config_folder() -> Path:
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Plain values, without interpolations and with `threads: auto` made a number.
+    """Plain values, with interpolations and `threads: auto` resolved.
 
     Raises:
-        ValueError: a setting that must be given is not.
+        ValueError: a required setting is missing.
     """
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -89,7 +89,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     rename_settings(plain)
     if plain["threads"] == "auto":
         on_cpu = str(plain.get("device", "cpu")) == "cpu"
-        plain["threads"] = available_cores() if on_cpu else 1  # threads only get in each other's way on a GPU
+        plain["threads"] = available_cores() if on_cpu else 1  # several threads do not help on a GPU
     return plain
 
 
@@ -117,7 +117,7 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, AlgoC
         heads=HEADS[name],
         encoder=typed(EncoderConfig, values["encoder"], "encoder"),
     )
-    trainer = {name: values[name] for name in TRAINER_SETTINGS if name in values}  # runs of before may lack the newest
+    trainer = {name: values[name] for name in TRAINER_SETTINGS if name in values}  # earlier runs may lack the newest
     for part_list in ("init_parts", "freeze"):
         if isinstance(trainer.get(part_list), list):
             trainer[part_list] = ",".join(map(str, trainer[part_list]))
@@ -134,11 +134,11 @@ def typed(kind: Any, values: dict[str, Any], prefix: str) -> Any:
 
     Args:
         kind: the dataclass.
-        values: of its fields, or of those that shall not have their default.
+        values: of its fields; the others have their defaults.
         prefix: of their names in messages, `algo` or `settings`.
 
     Raises:
-        ValueError: an unknown name, a value of another type, or what the dataclass itself finds wrong.
+        ValueError: an unknown name, a value of another type, or from the dataclass itself.
     """
     types = {"int": int, "float": float, "bool": bool, "str": str}
     annotated = {f.name: types.get(str(f.type)) for f in dataclasses.fields(kind)}

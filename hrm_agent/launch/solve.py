@@ -1,4 +1,4 @@
-"""A puzzle model on held-out puzzles, and what halting saves (`python -m hrm_agent.solve`)."""
+"""A puzzle model on held-out puzzles, with and without halting (`python -m hrm_agent.solve`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TRAINED = ("seed", "steps", "puzzles", "samples", "seconds", "clock", "step", "e
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model with its task, and how it was trained to think.
+    """A model with its task, and the segments and halting rule of its training.
 
     Attributes:
         path: of its file.
@@ -91,28 +91,28 @@ def solve(
 ) -> dict[str, Any]:
     """Answers and scores of a model that `hrm_agent.supervise` trained, or of a published checkpoint.
 
-    The same call gives the same numbers, but for `ms_per_puzzle`.
+    The same call gives the same numbers, except for `ms_per_puzzle`.
 
     Args:
         model: folder of a run or of a model, or a model's file; or a checkpoint of the authors of HRM and TRM, its
             folder or file, with `all_config.yaml` beside it.
-        task: a choice of `configs/task/`; None: the task that the model was trained on, with the options of then.
+        task: a choice of `configs/task/`; None: the model's training task and options.
         task_options: changed options of the task. Puzzles must keep the shape that the model was trained for.
         split: `test` or `validation`.
         puzzles: how many, the first of the split.
-        segments: S, of every puzzle; 0: as many as in training.
-        halt: solve them a second time, and stop thinking about each puzzle when the model says that it has the
-            answer. Without, the scores of halting are worked out from the answers after all segments, and not timed.
+        segments: S per puzzle; 0: as many as in training.
+        halt: solve them a second time, with each puzzle stopping when the model halts. Without, the scores of halting
+            are computed from the answers after all segments, and not timed.
         precision: of the matrix products, `float32` or `bfloat16`; None: as in training.
         device: `cpu`, or a CUDA device.
-        out: file for the JSON, written whole or not at all.
-        submission: file for ARC Prize's `submission.json`, of the task `arc` alone.
+        out: file for the JSON, written atomically.
+        submission: file for ARC Prize's `submission.json`, for the task `arc` alone.
         best: of a run's models, the best on validation puzzles rather than the last.
-        kernel: what computes the core (`hrm_agent.kernels.CHOICES`). `auto` takes what computed the model in training,
-            where that was on such a processor; elsewhere a segment is measured.
+        kernel: path of the core (`hrm_agent.recurrence.CHOICES`). `auto` takes the path of training where the
+            instruction set is the same, and otherwise measures a segment.
 
     Returns:
-        What is written: the scores (`hrm_agent.supervised.evaluation.evaluate_model`) and what was evaluated on what.
+        The written record: scores (`hrm_agent.supervised.evaluation.evaluate_model`), model and puzzles.
         `ms_per_puzzle` is wall-clock time on `threads` threads, `halted.ms_per_puzzle` the same with halting where
         `halt` is true.
 
@@ -159,7 +159,7 @@ def _load(path: Path, best: bool, task: str | None, options: dict[str, Any]) -> 
     made = _build(name, options, info.get("seed", 0))
     check_shape(name, made.spec, spec, model.puzzles is not None)
     if model.patches is not None and model.patches.encoder.crop and options.get("label_border"):
-        raise UsageError("the model answers nothing on the outer ring of a maze; add task_options.label_border=false")
+        raise UsageError("the model does not answer on the outer ring of a maze; add task_options.label_border=false")
     thinking = info.get("max_segments", 16), info.get("halting", "halt_only"), info.get("precision", "float32")
     return LoadedModel(model, file, made, name, options, info, *thinking)
 
@@ -169,7 +169,7 @@ def _load_published(path: Path, task: str | None, options: dict[str, Any]) -> Lo
     name, options = choose_task(path, task, options, {})
     made = _build(name, options, 0)
     model, facts = load_published_checkpoint(file, made.spec)
-    # The rule of whichever head was trained; TRM's authors leave the second one untrained unless told otherwise.
+    # The rule of whichever head was trained; TRM's authors leave the second one untrained by default.
     halting = "halt_only" if facts.get("no_ACT_continue", facts["kind"] == "trm") else "q_learning"
     thinking = facts.get("halt_max_steps", 16), halting, "float32"
     return LoadedModel(model, file, made, name, options, facts, *thinking)
@@ -181,7 +181,7 @@ def choose_task(
     """Name of a task (`hrm_agent.supervised.tasks.TASKS`) and all its options; arguments as of `solve`.
 
     Raises:
-        UsageError: nothing says which task, or an option is unknown or missing.
+        UsageError: the task is unknown, or an option is unknown or missing.
     """
     if task is not None:
         # The file alone, not what `configs/recommended/` lays over it for training one core or another.

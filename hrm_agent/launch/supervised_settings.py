@@ -25,7 +25,7 @@ def settings(values: dict[str, Any]) -> tuple[RunConfig, ModelConfig, Supervised
     task, core, training = dict(values["task"]), dict(values["core"]), dict(values["training"])
     name = core.pop("name")
     model = {**values["model"], "core": name, "hidden_size": core.pop("hidden_size"), "core_options": core}
-    if training.pop("compile", False):  # of runs before `kernel` was there
+    if training.pop("compile", False):  # in runs from before `kernel`
         run.setdefault("kernel", "compiled")
     if training.get("halting") == "auto":
         training["halting"] = OWN_HALTING.get(name, "halt_only")

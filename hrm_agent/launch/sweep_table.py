@@ -26,11 +26,11 @@ Row = dict[str, Any]
 
 
 def sweep_table(folder: str, out: str | None = None, sort: str | None = None) -> list[Row]:
-    """What the runs below `folder` reached, and the settings in which they differ.
+    """Results of the runs below `folder`, and the settings in which they differ.
 
     Args:
         folder: searched at any depth for runs of `hrm_agent.train` (`run.json` beside `config.yaml`); those without a
-            result (interrupted, or still going on) come last.
+            result (interrupted, or unfinished) come last.
         out: a `.csv` or `.md` file, written whole or not at all.
         sort: one of `RESULTS`, the largest first, equals by the others; None: the first of them that any run has.
 
@@ -115,7 +115,7 @@ def _text(value: Any) -> str:
 
 
 def _csv(rows: list[Row]) -> str:
-    """Numbers in full: a table to go on working with."""
+    """Numbers in full, for further processing."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -79,11 +79,11 @@ def choose_for_solving(model: PuzzleModel, kernel: str, puzzles: int, precision:
     """Set the path of a model that is only evaluated.
 
     Args:
-        kernel: of `hrm_agent.kernels.CHOICES`. `auto` takes what computed the model in training, where that was on such
-            a processor; elsewhere a segment is measured.
-        puzzles: how many there are.
+        kernel: of `hrm_agent.recurrence.CHOICES`. `auto` takes the path of training where the instruction set is the
+            same, and otherwise measures a segment.
+        puzzles: their number.
         precision: see `measure_model`.
-        info: what the model says of its training.
+        info: the model's metadata.
 
     Returns:
         The path in use.

@@ -113,8 +113,8 @@ def choose_for_playing(
     """Set the path of a policy that is only evaluated; float32, unless `kernel` names a bfloat16 path.
 
     Args:
-        kernel: of `hrm_agent.kernels.CHOICES`. `auto` takes what computed the agent in training, where that was on
-            such a processor; elsewhere decisions are measured.
+        kernel: of `hrm_agent.recurrence.CHOICES`. `auto` takes the path of training where the instruction set is the
+            same, and otherwise measures decisions.
         obs: of some environments, `[n, ...]`.
         rows: of a decision.
         info: `hrm_agent.agents.agent.Agent.info`.
@@ -132,7 +132,7 @@ def choose_for_playing(
 
 
 def path_of_training(info: Mapping[str, Any]) -> str:
-    """The path that a run took on such a processor, in float32, from what its agent or model says; else nothing."""
+    """The float32 path of training, from an agent's or model's metadata, for the same instruction set; else nothing."""
     if info.get("instruction_set") != instruction_set():
         return ""
     path = str(info.get("kernel"))

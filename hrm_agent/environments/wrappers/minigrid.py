@@ -14,8 +14,8 @@ HIGHEST_IDS = (10, 5, 3)
 class NarrowMiniGrid(TransformObservation):
     """The true range of MiniGrid's ids: `image: Box(0, 255, (v, v, 3), uint8)` -> `Box(0, (10, 5, 3), (v, v, 3))`.
 
-    Only the declared range changes. It tells ids from pixels, and an encoder then learns 11 embeddings for each place
-    and channel rather than 256.
+    Only the declared range changes. It distinguishes ids from pixels, and an encoder then learns 11 embeddings for each
+    position and channel rather than 256.
     """
 
     def __init__(self, env: gym.Env) -> None:

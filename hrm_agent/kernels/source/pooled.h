@@ -1,5 +1,5 @@
-// Mixing by convolution where tokens stand before the grid: they have no neighbours, so their mean is heard everywhere,
-// and they hear the grid's, each with a weight per channel. Without a grid that is the whole mixing.
+// Mixing by convolution with prefix tokens, which have no neighbours: their mean is added to all tokens, and the grid's
+// mean to them, each with a weight per channel. Without a grid this is all the mixing there is.
 
 #pragma once
 

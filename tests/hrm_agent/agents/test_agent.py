@@ -1,4 +1,4 @@
-"""Agents as other projects use them: saved, loaded, asked for actions by the convention of Stable-Baselines3."""
+"""Agents as other projects use them: saved, loaded, and played by the convention of Stable-Baselines3."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_a_saved_agent_has_a_card_that_says_what_it_is(tmp_path: Path) -> None:
     assert "None is recorded" in page
     head = front_matter(page)
     assert head["library_name"] == "hrm-agent"
-    assert head["license"] == "unknown"  # nobody said
+    assert head["license"] == "unknown"  # none was given
     assert {"reinforcement-learning", "DynamicMaze-v0", "ppo", "trm"} <= set(head["tags"])
     assert "model-index" not in head
 

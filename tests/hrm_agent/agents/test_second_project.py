@@ -1,4 +1,4 @@
-"""A stranger's project (`tests/second_project/`), beside ours: its environment, core and agent, by public names only.
+"""A second project (`tests/second_project/`): its environment, core and agent use public names only.
 
 It is met twice: as pip leaves it behind (a folder and its metadata on the path), and, slowly, installed beside the
 wheel in a new virtual environment. Both in an empty folder, by the same commands.

@@ -103,7 +103,7 @@ def test_rules_that_are_unknown_or_do_not_suit_the_core_are_refused() -> None:
     with pytest.raises(ValueError, match=r"carry='gates'.*reset, full, last_token, gate, output"):
         build_carry("gates", core_of("trm"), ACTIONS)
     for rule in ("last_token", "gate", "output"):
-        with pytest.raises(ValueError, match=rf"carry={rule}: .*per token, which ConvLSTM does not have; use carry=full"):
+        with pytest.raises(ValueError, match=rf"carry={rule}: .*, which ConvLSTM does not have; use carry=full"):
             build_carry(rule, core_of("convlstm"), ACTIONS)
 
 

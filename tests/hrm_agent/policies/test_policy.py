@@ -1,4 +1,4 @@
-"""The policy: stepping equals unrolling, the gradient goes where it is told, rows do not see each other."""
+"""The policy: stepping equals unrolling, the gradient follows the settings, batch rows are independent."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_latents_are_carried_between_segments_without_gradient() -> None:
     model = make_model()
     with torch.no_grad():
         for m in (ours.model, model):
-            m.halting_head.bias.fill_(-100.0)  # nobody halts
+            m.halting_head.bias.fill_(-100.0)  # no puzzle halts
     examples = Copying().draw(np.random.default_rng(0), 5)
     batch, state = to_batch(examples, torch.device("cpu")), model.initial_state(5)
     for _ in range(3):
