@@ -18,7 +18,7 @@ from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_agent.recurrence import check_kernel
 from hrm_agent.tensors.files import write_atomically
 from hrm_agent.tensors.trees import to_tensors
-from hrm_agent.training.kernel_choice import choose_for_playing
+from hrm_agent.training.kernel_work import choose_for_playing
 
 DEFAULT_LEVELS = {"episodes": 1000, "seed": 0, "split": "test", "env": None, "env_options": None}
 
@@ -60,8 +60,8 @@ def evaluate(
         level_set: play exactly this frozen set (`evaluation.level_sets`); it fixes all that chooses levels.
         baselines: play the random policy and the re-planner too; without, they are None.
         agent: id of a registered agent (`hrm_agent.registry`) in place of `run`.
-        kernel: what computes the core (`hrm_agent.kernels.CHOICES`), in float32 unless it says otherwise. `auto` takes
-            what computed the agent in training, where that was on such a processor; elsewhere decisions are measured.
+        kernel: what computes the core (`hrm_agent.recurrence.CHOICES`), in float32 unless it says otherwise. `auto`
+            takes what computed the agent in training where that was on such a processor; elsewhere it measures.
 
     Returns:
         What is written: `report.compare`, with `sampled` for actions drawn from the policy (None where it has

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices,
 
 from hrm_agent.baselines.observations import View, build_view
 from hrm_agent.environments.make import episode_statistics, episode_success
-from hrm_agent.experience.collector import stack_final_obs
+from hrm_agent.experience.truncation import stack_final_obs
 
 
 class SB3VecEnv(VecEnv):

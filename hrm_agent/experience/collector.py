@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,43 +20,17 @@ from hrm_agent.environments.make import episode_statistics, episode_success
 from hrm_agent.experience.demonstrations import Demonstrations
 from hrm_agent.experience.replay import Replay
 from hrm_agent.experience.rollout import Rollout
+from hrm_agent.experience.truncation import CutOff, Outcome, stack_final_obs, truncated_episodes, write_final_values
 from hrm_agent.parallel.graphs import Wrap
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.encoders import Observation
 from hrm_agent.policies.policy import Decision, Policy
-from hrm_agent.recurrence import without_compile
 from hrm_agent.tensors import trees
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 
 RECENT_EPISODES = 512
-
-
-class Outcome(NamedTuple):
-    """The outcome of one step of N environments.
-
-    Attributes:
-        rewards: float32 `[N]`.
-        terminated, truncated: bool `[N]`.
-        ended_rows: int64 `[M]`, the environments whose episode ended.
-        final_obs: `[M, ...]`, their final observations; None where there are none.
-    """
-
-    rewards: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    ended_rows: Tensor
-    final_obs: Observation | None
-
-
-class CutOff(NamedTuple):
-    """The M episodes that were truncated at one step of a rollout: final observations, and states before the reset."""
-
-    steps: Tensor  # int64 [M], that step
-    rows: Tensor  # int64 [M], environments
-    obs: Observation  # [M, ...]
-    state: PolicyState  # tensors [M, ...]
 
 
 class Collector:
@@ -149,9 +123,9 @@ class Collector:
             outcome = self._advance(actions, decision)
             rollout.rewards[t], rollout.terminated[t] = outcome.rewards, outcome.terminated
             rollout.truncated[t] = outcome.truncated
-            cut_off += self._cut_off(t, outcome)
+            cut_off += truncated_episodes(t, outcome, self.state)
         if cut_off:
-            self._write_final_values(rollout, cut_off)
+            write_final_values(rollout, cut_off, self.policy, self._decide)
         rollout.write_state(rollout.steps // rollout.window, self.state)
         # Only the value is used: the carried state is not changed, and the next rollout starts from it.
         rollout.last_values[:] = self.act(self.obs, self.state, self.episode_start, uniforms)[0].value
@@ -270,24 +244,6 @@ class Collector:
         joined: Decision = parts[0] if len(parts) == 1 else trees.cat(parts)
         return joined
 
-    def _cut_off(self, step: int, outcome: Outcome) -> list[CutOff]:
-        """The episodes that were truncated at this step: a list of at most one entry."""
-        rows = outcome.ended_rows
-        cut = (outcome.truncated & ~outcome.terminated)[rows]
-        if not cut.any():
-            return []
-        assert outcome.final_obs is not None
-        # A mask copies: the environment may write its next final observations into the same memory.
-        final = trees.rows(outcome.final_obs, cut)
-        return [CutOff(torch.full_like(rows[cut], step), rows[cut], final, trees.rows(self.state, rows[cut]))]
-
-    def _write_final_values(self, rollout: Rollout, cut_off: list[CutOff]) -> None:
-        """V(final observation) of truncated episodes, with the state before the reset, in one call of the policy."""
-        steps, rows, final, state = trees.cat(cut_off)
-        with without_compile(self.policy):  # the size of the batch varies, and every size would be compiled
-            decision = self._decide(final, state, torch.zeros_like(rows, dtype=torch.bool))
-        rollout.final_values[steps, rows] = decision.value
-
     def _note_episodes(self, infos: dict[str, Any]) -> None:
         reported = episode_statistics(infos)
         if reported is None:
@@ -376,20 +332,6 @@ def _seed_after(seed: int, frames: int) -> int:
     """First seed of a resumed run's levels: far from those of other seeds and of other numbers of frames."""
     # Below 2^28, where evaluation's seeds begin, also after the index of an environment is added.
     return int(np.random.SeedSequence([seed, frames]).generate_state(1)[0]) % (2**28 - 2**20)
-
-
-def stack_final_obs(final_obs: Any, rows: np.ndarray, space: gym.Space) -> Any:
-    """The final observations of `rows` as a batch, from a dense array, an object array or a dictionary."""
-    if isinstance(final_obs, dict):
-        return {key: stack_final_obs(value, rows, space[key]) for key, value in final_obs.items()}  # type: ignore[index]
-    if final_obs.dtype != object:
-        return final_obs[rows]
-    if isinstance(space, gym.spaces.Dict):
-        return {
-            key: np.stack([np.asarray(final_obs[i][key], dtype=sub.dtype) for i in rows])
-            for key, sub in space.spaces.items()
-        }
-    return np.stack([np.asarray(final_obs[i], dtype=space.dtype) for i in rows])
 
 
 def epsilon_greedy(q_values: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from hrm_agent.recurrence import check_kernel
 from hrm_agent.supervised.deep_supervision import PRECISIONS
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import find_model, load_model_and_spec, read_info
-from hrm_agent.supervised.kernel_choice import choose_for_solving
+from hrm_agent.supervised.kernel_work import choose_for_solving
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.published import CONFIG_FILE, find_weights, load_published_checkpoint
 from hrm_agent.supervised.tasks import Answers, Examples, Task, TaskSpec, build_task

@@ -1,7 +1,7 @@
 """Backends that compute a network: eager torch, our C++ kernels, `torch.compile`, or CUDA.
 
-A module with more than one backend has an attribute `backend`; None is eager torch, the reference. Only `use` sets it,
-for a policy or a puzzle model and all of its parts at once.
+A module with more than one backend has an attribute `backend`; None is eager torch, the reference. `use` sets it for a
+policy or a puzzle model and all of its parts at once; `hrm_agent.recurrence.cuda` wraps a policy's segments on a GPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PATHS = ("plain", "fused", "fused_bf16", "compiled")
 """`plain` is eager torch, the reference. `fused` is the C++ kernels in float32, `fused_bf16` the same with bfloat16
 matrix products in the forward. `compiled` is `torch.compile`."""
 CHOICES = ("auto", *PATHS)
-"""`auto` measures the `candidates` and takes the fastest (`hrm_agent.recurrence.measure`)."""
+"""`auto` measures the `candidates` and takes the fastest (`hrm_agent.recurrence.kernel_choice`)."""
 
 
 class Backend:

@@ -16,11 +16,11 @@ from hrm_agent import __version__
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import instruction_set
 from hrm_agent.recurrence import use
-from hrm_agent.recurrence.measure import Choice
+from hrm_agent.recurrence.kernel_choice import Choice
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import INFO_FILE, ModelConfig, build_model, save_model
-from hrm_agent.supervised.kernel_choice import measure_model
+from hrm_agent.supervised.kernel_work import measure_model
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.tensors.files import write_atomically
 from hrm_agent.training.loop import LoopConfig, RunLoop

@@ -30,9 +30,9 @@ from hrm_agent.policies.encoders import Encoder
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.recurrence import available, has_kernels, use, without_compile
 from hrm_agent.recurrence.cuda import CUDACore, use_cuda
-from hrm_agent.recurrence.measure import Choice
+from hrm_agent.recurrence.kernel_choice import Choice
 from hrm_agent.tensors.trees import flatten, unflatten
-from hrm_agent.training.kernel_choice import measure_policy, passes_of
+from hrm_agent.training.kernel_work import measure_policy, passes_of
 from hrm_agent.training.learners import AlgoConfig, build_env, build_learner, check_processes
 from hrm_agent.training.loop import LoopConfig, RunLoop
 from hrm_agent.training.tracking import Console, RunLog
@@ -54,7 +54,7 @@ class TrainerConfig(LoopConfig):
         env, env_options: Gymnasium id and keyword arguments.
         eval_episodes: of an evaluation, greedy, on validation levels.
         video_every: frames between videos in TensorBoard; 0: only at the end.
-        init_from: agent, run or supervised model, whose weights the run starts from (`initial_weights.initialise`);
+        init_from: agent, run or supervised model, whose weights the run starts from (`warm_start.initialise`);
             ignored when resuming from a checkpoint.
         init_parts: of them, `encoder`, `core`, `carry`, `heads`, separated by commas, or `all`.
         freeze: likewise, the parts that are not trained.
