@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import Ended, Forks
 
 from experiments.engine.records import ROOT
 from experiments.speed import gpu
 
 
-def run(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.speed.gpu", "--device", "cpu", "--smoke", "--out", str(out), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def run(forks: Forks, out: Path, *arguments: str) -> Ended:
+    command = ["-m", "experiments.speed.gpu", "--device", "cpu", "--smoke", "--out", str(out), *arguments]
+    return forks.run([command], [{}], ROOT)[0]
 
 
-def test_decisions_are_right_and_rows_that_are_there_are_left(tmp_path: Path) -> None:
+def test_decisions_are_right_and_rows_that_are_there_are_left(forks: Forks, tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     common = ("--parts", "decisions", "--paths", "eager float32", "eager")
-    first = run(out, *common)
+    first = run(forks, out, *common)
     assert first.returncode == 0, first.stderr
     before = json.loads(out.read_text())["rows"]
     assert [(row["path"], row["batch"], row["right"]) for row in before] == [
@@ -35,21 +29,21 @@ def test_decisions_are_right_and_rows_that_are_there_are_left(tmp_path: Path) ->
     ]
     for row in before:
         assert row["share_of_limit"] == pytest.approx(row["per_second"] * row["flops_a_decision"] / row["matrix_flops"])
-    second = run(out, *common, "graph")
+    second = run(forks, out, *common, "graph")
     assert second.returncode == 0, second.stderr
     after = json.loads(out.read_text())["rows"]
     assert after[:4] == before
     assert [row["path"] for row in after[4:]] == ["graph", "graph"]
     content = json.loads(out.read_text())
     out.write_text(json.dumps({**content, "machine": {**content["machine"], "device": "another"}}))
-    other = run(out, *common)
+    other = run(forks, out, *common)
     assert other.returncode == 1
     assert "measured on another machine" in other.stderr
 
 
-def test_training_and_profile_are_written(tmp_path: Path) -> None:
+def test_training_and_profile_are_written(forks: Forks, tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
-    done = run(out, "--parts", "training", "profile")
+    done = run(forks, out, "--parts", "training", "profile")
     assert done.returncode == 0, done.stderr
     rows = {row["switches"]: row for row in json.loads(out.read_text())["rows"]}
     assert rows.keys() == {"all", "none"}

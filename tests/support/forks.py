@@ -20,6 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, NoReturn
 
+TIMEOUT = 120.0  # seconds
+
 
 class Ended(NamedTuple):
     """How a process ended."""
@@ -41,22 +43,25 @@ class Forks:
             text=True,
         )
 
-    def run(self, commands: list[list[str]], environments: list[dict[str, str]], timeout: float = 120) -> list[Ended]:
+    def run(
+        self, commands: list[list[str]], environments: list[dict[str, str]], folder: Path | None = None
+    ) -> list[Ended]:
         """What `python COMMAND` does, for every command: `-m MODULE ...`, `-c CODE ...` or `FILE ...`.
 
         Args:
             environments: variables beside those of this process, for each command.
-            timeout: seconds after which all that still run are killed.
+            folder: in which they run; None: the working folder.
         """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        with TemporaryDirectory() as folder:
-            outputs = [[f"{folder}/{number}.{name}" for name in ("out", "err")] for number in range(len(commands))]
+        with TemporaryDirectory() as made:
+            outputs = [[f"{made}/{number}.{name}" for name in ("out", "err")] for number in range(len(commands))]
+            where = str(folder or Path.cwd())
             jobs = [
-                {"command": command, "environment": {**os.environ, **more}, "folder": os.getcwd(), "outputs": files}
+                {"command": command, "environment": {**os.environ, **more}, "folder": where, "outputs": files}
                 for command, more, files in zip(commands, environments, outputs, strict=True)
             ]
-            self._server.stdin.write(json.dumps({"jobs": jobs, "timeout": timeout}) + "\n")
+            self._server.stdin.write(json.dumps(jobs) + "\n")
             self._server.stdin.flush()
             answer = self._server.stdout.readline()
             assert answer, "the process to fork from has ended; its error is on stderr"
@@ -113,13 +118,13 @@ def run_command(command: list[str]) -> int:
     try:
         match command:
             case ["-m", module, *arguments]:
-                sys.argv = [module, *arguments]
+                sys.argv, sys.path[0] = [module, *arguments], os.getcwd()
                 runpy.run_module(module, run_name="__main__", alter_sys=True)
             case ["-c", source, *arguments]:
-                sys.argv = ["-c", *arguments]
+                sys.argv, sys.path[0] = ["-c", *arguments], ""
                 exec(source, {"__name__": "__main__"})
             case [file, *arguments]:
-                sys.argv = [file, *arguments]
+                sys.argv, sys.path[0] = [file, *arguments], str(Path(file).parent)
                 runpy.run_path(file, run_name="__main__")
     except SystemExit as error:
         if error.code is None or isinstance(error.code, int):
@@ -132,15 +137,15 @@ def run_command(command: list[str]) -> int:
     return 0
 
 
-def serve(jobs: list[dict[str, Any]], timeout: float) -> list[int]:
-    """Fork a process for each job; returns how they ended."""
+def serve(jobs: list[dict[str, Any]]) -> list[int]:
+    """Fork a process for each job; returns how they ended. After `TIMEOUT` those that still run are killed."""
     running: dict[int, int] = {}
     for number, job in enumerate(jobs):
         pid = os.fork()
         if pid == 0:
             become(job)
         running[pid] = number
-    codes, until = [0] * len(jobs), time.monotonic() + timeout
+    codes, until = [0] * len(jobs), time.monotonic() + TIMEOUT
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
@@ -156,4 +161,4 @@ def serve(jobs: list[dict[str, Any]], timeout: float) -> list[int]:
 if __name__ == "__main__":
     prepare()
     for line in sys.stdin:
-        print(json.dumps(serve(**json.loads(line))), flush=True)
+        print(json.dumps(serve(json.loads(line))), flush=True)

@@ -401,7 +401,7 @@ def test_the_shipped_agents_are_small() -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_agent_plays_as_its_card_says(name: str) -> None:
     card = hrm_agent.make(name).info["evaluation"]
-    record, episodes = RECORDS[name], 300
+    record, episodes = RECORDS[name], 100
     assert (card["success"], card["success_ci95"], card["spl"]) == tuple(
         record[k] for k in ("success", "success_ci95", "spl")
     )
@@ -409,7 +409,7 @@ def test_a_shipped_agent_plays_as_its_card_says(name: str) -> None:
     report = evaluate(agent=name, episodes=episodes, baselines=False)
     # Level by level; a tie in the logits may fall the other way where a machine rounds otherwise.
     mine, theirs = report["levels"]["success"], record["levels"]["success"][:episodes]
-    assert sum(a != b for a, b in zip(mine, theirs, strict=True)) <= 3
+    assert sum(a != b for a, b in zip(mine, theirs, strict=True)) <= 2
     low, high = report["success_ci95"]
     assert low <= card["success_ci95"][1]
     assert high >= card["success_ci95"][0]

@@ -80,9 +80,10 @@ def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """The kernels of one instruction set in place of the processor's."""
     if reason := _why_not(request.param):
         pytest.skip(f"{request.param}: {reason}")
-    how = "in software" if request.param.startswith("avx512") else "natively"
+    own = request.param == instruction_set()  # then those kernels are compiled already
+    how = "in software" if request.param.startswith("avx512") and not own else "natively"
     request.node.user_properties.append(("instruction set", f"{request.param} ({how})"))
-    monkeypatch.setenv("HRM_AGENT_CXXFLAGS", VARIANTS[request.param])
+    monkeypatch.setenv("HRM_AGENT_CXXFLAGS", "" if own else VARIANTS[request.param])
     for cached in (build._library, stack.functions):
         cached.cache_clear()
     yield request.param
@@ -222,8 +223,8 @@ def _emulated(name: str) -> Emulated:
 
 
 @pytest.mark.parametrize("name", EMULATORS)
-@given(case=cases())
-@settings(max_examples=6, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=cases(small=True))
+@settings(max_examples=8, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_another_processor_under_an_emulator(record_property: Any, name: str, case: Case) -> None:
     if missing := [tool for tool in EMULATORS[name] if shutil.which(tool) is None]:
         pytest.skip(f"{name}: {' and '.join(missing)} not installed")
