@@ -1,4 +1,4 @@
-"""What mkdocs adds to the pages in this folder: a page for each environment, and the pages of `experiments/`.
+"""What mkdocs adds to the pages in this folder: environments, settings, and the pages of `experiments/`.
 
 Environments' pages are made from docstrings and from the spaces of the environments themselves, so that nothing is
 written twice. Pages of experiments are those of the repository; what they link to outside the site stays as text.
@@ -10,7 +10,8 @@ import re
 import subprocess
 import sys
 from dataclasses import fields, replace
-from inspect import cleandoc, getdoc
+from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from typing import Any
@@ -21,14 +22,15 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "envs")]
+sys.path[:0] = [str(ROOT / "envs"), str(ROOT)]
 
+from hrm_agent.baselines.config import Options  # noqa: E402
+from hrm_agent.launch.help import explain, plain, reference, settings_of  # noqa: E402
 from hrm_envs.registration import MAZES  # noqa: E402
 
+COMMANDS = ("evaluate", "watch", "shifts", "export", "solve", "sweep_table")
 EXPERIMENTS = "experiments"
 SHOWN = (".md", ".png", ".svg", ".gif")
-# An entry of a docstring's list, `name, name: text`, with the further lines of its text.
-ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 OUTSIDE = re.compile(rf"\]\((?:\.\./)+{EXPERIMENTS}/")
 SOURCE_OF = re.compile(r"\[`([\w-]+)`\]\((?:\.\./)+envs/hrm_envs/\w+\.py\)")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
@@ -70,6 +72,8 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     if source.startswith(f"{EXPERIMENTS}/"):
         return LINK.sub(lambda match: _inside(match, source, files), markdown)
     folder = str(PurePosixPath(source).parent)
+    if source == "settings.md":
+        markdown = markdown.replace("<!-- settings -->", settings_tables())
     markdown = SOURCE_OF.sub(lambda match: _page_of(match, folder), markdown)
     return OUTSIDE.sub(f"]({relpath(EXPERIMENTS, folder)}/", markdown)
 
@@ -134,13 +138,20 @@ def _split(docstring: str) -> tuple[str, dict[str, str]]:
 
 def _arguments(config: Any) -> str:
     """Each parameter with its value in this environment and the description in its class."""
-    descriptions = {
-        name: " ".join(text.split())
-        for names, text in ENTRY.findall(getdoc(type(config)) or "")
-        for name in names.split(", ")
-    }
+    descriptions = explain(type(config))
     rows = [(f"`{f.name}`", f"`{getattr(config, f.name)!r}`", descriptions[f.name]) for f in fields(config)]
     return _table(("parameter", "default", "meaning"), rows)
+
+
+def settings_tables() -> str:
+    """Every setting of every command, Markdown: name, default and meaning, as the code says them."""
+    commands = {name: getattr(import_module(f"hrm_agent.{name}"), name) for name in COMMANDS}
+    others = [(name, settings_of(command)) for name, command in {**commands, "baselines": Options}.items()]
+    parts = []
+    for title, settings in [*reference(), *others]:
+        rows = [(f"`{s.name}`", f"`{plain(s.default)}`".replace("`???`", ""), s.meaning) for s in settings]
+        parts.append(f"## {title}\n\n{_table(('setting', 'default', 'meaning'), rows)}")
+    return "\n\n".join(parts)
 
 
 def _difference(name: str) -> str:

@@ -1,4 +1,4 @@
-"""`python -m hrm_agent.evaluate run=RUN|agent=ID`: an agent on held-out levels, with baselines and the bound."""
+"""`python -m hrm_agent.evaluate run=RUN|agent=ID`: an agent on held-out levels, beside the baselines and the bound."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hrm_agent.agents.agent import Agent
-from hrm_agent.agents.registry import load_agent
+from hrm_agent.agents.agent import Agent, AgentOverrides
+from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.cost import measure_cost
 from hrm_agent.evaluation.episodes import PolicyActor
@@ -21,21 +21,23 @@ from hrm_agent.tensors.trees import to_tensors
 from hrm_agent.training.kernel_work import choose_for_playing
 
 DEFAULT_LEVELS = {"episodes": 1000, "seed": 0, "split": "test", "env": None, "env_options": None}
+EXAMPLES = (
+    "python -m hrm_agent.evaluate agent=DynamicMaze-TRM-v0",
+    "python -m hrm_agent.evaluate run=RUN carry=reset segments=4 out=reset.json",
+    "python -m hrm_agent.evaluate run=RUN env_options.p_change=0.2",
+)
 
 
 def evaluate(
     run: str | None = None,
     episodes: int = 1000,
     out: str | None = None,
-    carry: str | None = None,
-    segments: int | None = None,
+    overrides: AgentOverrides = TRAINED,
     seed: int = 0,
     split: str = "test",
     env: str | None = None,
     best: bool = True,
     env_options: dict[str, Any] | None = None,
-    stop: str | None = None,
-    stop_threshold: float | None = None,
     level_set: str | None = None,
     baselines: bool = True,
     agent: str | None = None,
@@ -47,21 +49,22 @@ def evaluate(
 
     Args:
         run: folder of a training run or of an agent; or give `agent`.
+        agent: id of a registered agent in place of `run`; `python -m hrm_agent.agents` lists them.
         episodes: levels `seed ... seed + episodes - 1`, the first episode of each.
         out: file for the JSON, written whole or not at all.
-        carry, segments, stop, stop_threshold: override the carry rule, the number of segments and the rule for
-            stopping early that the agent was trained with.
+        overrides: of the trained settings.
         seed: number of the first level.
         split: `train`, `validation` or `test` levels, where the environment has splits.
         env: another environment than the agent was trained on; only the size of its grid may differ
             (`Agent.fit`).
         best: of a run's agents, the best on validation levels rather than the last.
         env_options: changed keyword arguments of the environment.
-        level_set: play exactly this frozen set (`evaluation.level_sets`); it fixes all that chooses levels.
+        level_set: play exactly this frozen set (`evaluation.level_sets`): `default`, `paper`, `paper_four_rooms` or
+            `braid`. It fixes all that chooses levels.
         baselines: play the random policy and the re-planner too; without, they are None.
-        agent: id of a registered agent (`hrm_agent.registry`) in place of `run`.
-        kernel: what computes the core (`hrm_agent.recurrence.CHOICES`), in float32 unless it says otherwise. `auto`
-            takes what computed the agent in training where that was on such a processor; elsewhere it measures.
+        kernel: what computes the core, `plain`, `fused`, `fused_bf16` or `compiled`, in float32 unless it says
+            otherwise. `auto` takes what computed the agent in training where that was on such a processor; elsewhere
+            it measures.
 
     Returns:
         What is written: `report.compare`, with `sampled` for actions drawn from the policy (None where it has
@@ -74,8 +77,7 @@ def evaluate(
     check_kernel(kernel)
     if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
         raise ValueError(f"out={out}: expected a file in a folder that exists")
-    overrides = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
-    player = load_agent(run, agent, best, **overrides)
+    player = load_agent(run, agent, best, overrides)
     levels = _choose_levels(player, episodes, seed, split, env, env_options or None, level_set)
     probe = make_vector_env(levels.env_id, 1, levels.env_options)
     player = player.fit(probe.single_observation_space)
@@ -123,7 +125,7 @@ def _choose_levels(
 def main() -> None:
     usage = "python -m hrm_agent.evaluate run=RUN|agent=ID [KEY=VALUE] ..."
     with usage_errors():
-        options = parse_agent_options(sys.argv[1:], "evaluate", usage)
+        options = parse_agent_options(sys.argv[1:], evaluate, usage, EXAMPLES)
         report = evaluate(**options)
     print(format_report(report))
     if options["out"] is not None:

@@ -7,11 +7,17 @@ import sys
 from hrm_agent.agents.onnx import export
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 
+EXAMPLES = (
+    "python -m hrm_agent.export agent=DynamicMaze-TRM-v0",
+    "python -m hrm_agent.export run=RUN out=agent.onnx",
+    "python -m hrm_agent.export run=RUN stop=fixed segments=2",
+)
+
 
 def main() -> None:
     usage = "python -m hrm_agent.export run=RUN|agent=ID [KEY=VALUE] ..."
     with usage_errors():
-        options = parse_agent_options(sys.argv[1:], "export", usage)
+        options = parse_agent_options(sys.argv[1:], export, usage, EXAMPLES)
         made = export(**options)
     print(f"inputs  {', '.join(made['inputs'])}\noutputs {', '.join(made['outputs'])}")
     print(

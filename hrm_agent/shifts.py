@@ -7,13 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hrm_agent.agents.registry import load_agent
+from hrm_agent.agents.agent import AgentOverrides
+from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.evaluation.report import describe_agent, to_json
 from hrm_agent.evaluation.shifts import AXES, base_config, format_header, format_point, list_points, run_shifts
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_agent.tensors.files import write_atomically
 from hrm_envs.config import MAX_SIDE
+
+EXAMPLES = (
+    "python -m hrm_agent.shifts agent=DynamicMaze-TRM-v0 episodes=100",
+    "python -m hrm_agent.shifts run=RUN axes=[size,view] out=shifts.json",
+    "python -m hrm_agent.shifts run=RUN carry=reset",
+)
 
 
 def shifts(
@@ -22,10 +29,7 @@ def shifts(
     out: str | None = None,
     axes: list[str] | None = None,
     max_size: int = 10,
-    carry: str | None = None,
-    segments: int | None = None,
-    stop: str | None = None,
-    stop_threshold: float | None = None,
+    overrides: AgentOverrides = TRAINED,
     seed: int = 0,
     split: str = "test",
     env: str | None = None,
@@ -38,17 +42,18 @@ def shifts(
 
     Args:
         run: folder of a training run or of an agent; or give `agent`.
+        agent: id of a registered agent in place of `run`; `python -m hrm_agent.agents` lists them.
         episodes: levels `seed ... seed + episodes - 1` at each point.
         out: file for the JSON, written whole or not at all.
-        axes: which options to shift; None: all of `evaluation.shifts.AXES`.
+        axes: which options to shift: `size`, `doors`, `p_change`, `door_process`, `goal`, `view`; None: all of them.
         max_size: largest maze of the axis `size`, in cells along each side.
-        carry, segments, stop, stop_threshold: overrides, see `hrm_agent.evaluate`.
+        overrides: of the trained settings.
         seed: number of the first level.
         split: `train`, `validation` or `test` levels.
-        env, env_options: another base maze than the one trained on.
+        env: another base maze than the one trained on.
+        env_options: changed keyword arguments of the base maze.
         best: of a run's agents, the best on validation levels rather than the last.
         on_record: called with every record as soon as it is there.
-        agent: id of a registered agent (`hrm_agent.registry`) in place of `run`.
 
     Returns:
         The written record: the agent, and `records`, one for each point (`evaluation.shifts.run_shifts`).
@@ -61,8 +66,7 @@ def shifts(
         raise ValueError(f"out={out}: expected a file in a folder that exists")
     if not 1 <= max_size <= MAX_SIDE:
         raise ValueError(f"max_size={max_size}: expected 1 to {MAX_SIDE} cells along each side")
-    overrides = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
-    player = load_agent(run, agent, best, **overrides)
+    player = load_agent(run, agent, best, overrides)
     env_id, options = player.environment(env, env_options)
     points = list_points(base_config(env_id, options), list(AXES) if axes is None else axes, max_size)
     records = []
@@ -84,7 +88,7 @@ def shifts(
 def main() -> None:
     usage = "python -m hrm_agent.shifts run=RUN|agent=ID [KEY=VALUE] ..."
     with usage_errors():
-        options = parse_agent_options(sys.argv[1:], "shifts", usage)
+        options = parse_agent_options(sys.argv[1:], shifts, usage, EXAMPLES)
         shifts(**options, on_record=_say)
     if options["out"] is not None:
         print(f"wrote {options['out']}")

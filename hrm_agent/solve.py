@@ -8,11 +8,17 @@ from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.launch.solve import solve
 from hrm_agent.supervised.evaluation import format_report
 
+EXAMPLES = (
+    "python -m hrm_agent.solve model=RUN",
+    "python -m hrm_agent.solve model=RUN halt=true out=solved.json",
+    "python -m hrm_agent.solve model=CHECKPOINT task=sudoku_extreme",
+)
+
 
 def main() -> None:
     usage = "python -m hrm_agent.solve model=RUN|FOLDER|FILE [KEY=VALUE] ..."
     with usage_errors():
-        options = parse_agent_options(sys.argv[1:], "solve", usage)
+        options = parse_agent_options(sys.argv[1:], solve, usage, EXAMPLES)
         report = solve(**options)
     print(format_report(report))
     for name in ("out", "submission"):

@@ -6,11 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hrm_agent.agents.registry import load_agent
+from hrm_agent.agents.agent import AgentOverrides
+from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.video import check_mp4, encode_gif, encode_mp4, record_episodes
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.tensors.files import write_atomically
+
+EXAMPLES = (
+    "python -m hrm_agent.watch agent=DynamicMaze-TRM-v0",
+    "python -m hrm_agent.watch run=RUN episodes=1 out=film.mp4",
+    "python -m hrm_agent.watch run=RUN env_options.rows=6 env_options.cols=6",
+)
 
 
 def watch(
@@ -19,31 +26,28 @@ def watch(
     out: str = "watch.gif",
     seed: int = 0,
     split: str = "test",
-    carry: str | None = None,
-    segments: int | None = None,
-    fps: float = 8,
+    overrides: AgentOverrides = TRAINED,
+    fps: float = 8.0,
     env: str | None = None,
     best: bool = True,
     env_options: dict[str, Any] | None = None,
-    stop: str | None = None,
-    stop_threshold: float | None = None,
     agent: str | None = None,
 ) -> Path:
     """Film greedy episodes, with the probability of each action drawn in.
 
     Args:
         run: folder of a training run or of an agent; or give `agent`.
+        agent: id of a registered agent in place of `run`; `python -m hrm_agent.agents` lists them.
         episodes: levels `seed ... seed + episodes - 1`.
         out: a `.gif` or `.mp4` file, written whole or not at all.
         seed: number of the first level.
         split: `train`, `validation` or `test` levels, where the environment has splits.
-        carry, segments, stop, stop_threshold: overrides of the trained settings.
+        overrides: of the trained settings.
         fps: pictures, that is environment steps, a second.
         env: another environment than the agent was trained on; only the size of its grid may differ
             (`Agent.fit`).
         best: of a run's agents, the best on validation levels rather than the last.
         env_options: changed keyword arguments of the environment.
-        agent: id of a registered agent (`hrm_agent.registry`) in place of `run`.
 
     Returns:
         The file written.
@@ -59,8 +63,7 @@ def watch(
         raise ValueError(f"fps={fps}: expected more than 0 frames a second")
     if path.suffix == ".mp4":
         check_mp4()  # before the work is done
-    overrides = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
-    player = load_agent(run, agent, best, **overrides)
+    player = load_agent(run, agent, best, overrides)
     env_id, options = player.environment(env, env_options)
     probe = make_vector_env(env_id, 1, options)
     player = player.fit(probe.single_observation_space)
@@ -75,7 +78,7 @@ def watch(
 def main() -> None:
     usage = "python -m hrm_agent.watch run=RUN|agent=ID [KEY=VALUE] ..."
     with usage_errors():
-        options = parse_agent_options(sys.argv[1:], "watch", usage)
+        options = parse_agent_options(sys.argv[1:], watch, usage, EXAMPLES)
         print(watch(**options))
 
 

@@ -35,6 +35,7 @@ from PIL import Image
 
 from hrm_agent import bench, registry, supervise, train
 from hrm_agent.agents import hub
+from hrm_agent.baselines.config import Options
 from hrm_agent.cores import CORES
 from hrm_agent.environments.sources import import_source
 from hrm_agent.launch.cli import check_jobs, open_options, parse_options, wants_help
@@ -130,7 +131,8 @@ def check_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
     elif name == "parity":
         assert importlib.util.find_spec(module)  # its arguments are files that the reader must have
     else:
-        options = parse_options(arguments, name, "")
+        command = Options if name == "baselines" else getattr(importlib.import_module(module), name)
+        options = parse_options(arguments, command, "")
         if name == "baselines":
             from hrm_agent.baselines.training import BaselineRun, RunConfig
 

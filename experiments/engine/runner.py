@@ -193,10 +193,12 @@ class Study:
 
     def evaluate(self, place: Path, **options: Any) -> dict[str, Any]:
         """The report of `hrm_agent.evaluate`, on the 1,000 levels that it takes by default or those of the study."""
+        from hrm_agent.agents.agent import AgentOverrides
         from hrm_agent.evaluate import evaluate
 
         given = {**self.settings.get("test", {}), **options}
-        return evaluate(run=str(place), best=self.settings.get("which", "best") == "best", **given)
+        overrides = AgentOverrides.taken_from(given)
+        return evaluate(str(place), overrides=overrides, best=self.settings.get("which", "best") == "best", **given)
 
     def evaluate_beside_references(self, place: Path, info: dict[str, Any]) -> dict[str, Any]:
         """`evaluate`; the references of an environment are played once."""

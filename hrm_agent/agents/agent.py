@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,31 @@ RUN_FILE = "run.json"  # of a training run, whose agents lie in RUN/agents/NAME
 WEIGHTS_FILE = "agent.safetensors"
 AGENT_VERSION = 1
 CARRY_WEIGHTS = "carry."
+
+
+@dataclass(frozen=True)
+class AgentOverrides:
+    """Overrides of an agent's trained settings; None: its own. The weights of a replaced carry rule are dropped."""
+
+    carry: str | None = None  # another carry rule than in training
+    segments: int | None = None  # another number of segments per step than in training
+    stop: str | None = None  # another rule for when to stop thinking: fixed | latent_change | policy_kl
+    stop_threshold: float | None = None  # of latent_change and policy_kl
+
+    @classmethod
+    def taken_from(cls, options: dict[str, Any]) -> AgentOverrides:
+        """Its settings out of the options of a command, which are left without them."""
+        return cls(**{name: options.pop(name) for name in cls.__annotations__ if name in options})
+
+    def changes(self) -> dict[str, Any]:
+        """Those that are given, by the names of `PolicyConfig`.
+
+        Raises:
+            ValueError: a threshold that is no number.
+        """
+        if self.stop_threshold is not None and not isinstance(self.stop_threshold, int | float):
+            raise ValueError(f"stop_threshold={self.stop_threshold!r}: expected a number, 0 or more")
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 class Agent:
@@ -184,24 +210,13 @@ class Agent:
         own = (self.info.get("env_options") or {}) if env_id == trained_on else {}
         return env_id, {**own, **(env_options or {})}
 
-    def changed(
-        self,
-        carry: str | None = None,
-        segments: int | None = None,
-        stop: str | None = None,
-        stop_threshold: float | None = None,
-    ) -> Agent:
+    def changed(self, overrides: AgentOverrides) -> Agent:
         """This agent with overrides of its trained settings: itself without any, else a copy.
-
-        Args: see `load`.
 
         Raises:
             ValueError: an override that is not possible.
         """
-        if stop_threshold is not None and not isinstance(stop_threshold, int | float):
-            raise ValueError(f"stop_threshold={stop_threshold!r}: expected a number, 0 or more")
-        overrides = {"carry": carry, "segments": segments, "stop": stop, "stop_threshold": stop_threshold}
-        settings = {name: value for name, value in overrides.items() if value is not None}
+        settings = overrides.changes()
         if not settings:
             return self
         trained = self.policy.config
@@ -248,8 +263,7 @@ class Agent:
 
         Args:
             folder: of the agent or of the run.
-            carry, segments, stop, stop_threshold: overrides of the trained settings. The weights of a replaced carry
-                rule are dropped.
+            carry, segments, stop, stop_threshold: see `AgentOverrides`.
             best: from a run's folder, the best agent on validation levels rather than the last.
             observation_space: for grids of another size than in training, see `fit`.
 
@@ -275,7 +289,8 @@ class Agent:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{folder}: weights do not fit the description in {AGENT_FILE} ({reason})") from None
-        agent = cls(policy, spaces[0], spaces[1], info, folder=origin).changed(carry, segments, stop, stop_threshold)
+        overrides = AgentOverrides(carry, segments, stop, stop_threshold)
+        agent = cls(policy, spaces[0], spaces[1], info, folder=origin).changed(overrides)
         return agent if observation_space is None else agent.fit(observation_space)
 
 

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from hrm_agent.agents.agent import Agent
-from hrm_agent.agents.registry import load_agent
+from hrm_agent.agents.agent import Agent, AgentOverrides
+from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.environments.spaces import space_to_dict
 from hrm_agent.policies.distributions import Categorical, Distribution, Gaussian, MultiCategorical
 from hrm_agent.policies.encoders import find_grid
@@ -300,15 +300,20 @@ def to_feed(agent: Agent, observation: Any, episode_start: Any, state: tuple[np.
 
 
 def export(
-    out: str,
+    out: str = "agent.onnx",
     run: str | None = None,
     agent: str | None = None,
-    carry: str | None = None,
-    segments: int | None = None,
-    stop: str | None = None,
+    overrides: AgentOverrides = TRAINED,
     best: bool = True,
 ) -> dict[str, Any]:
     """`export_onnx` of the agent in the folder `run`, or of the one registered as `agent`, into the file `out`.
+
+    Args:
+        run: folder of a training run or of an agent; or give `agent`.
+        agent: id of a registered agent in place of `run`; `python -m hrm_agent.agents` lists them.
+        out: a `.onnx` file, written whole or not at all.
+        overrides: of the trained settings; `stop=fixed` for one that stops thinking by itself.
+        best: of a run's agents, the best on validation levels rather than the last.
 
     Raises:
         ValueError: there is no agent, `out` is not an .onnx file, or the agent cannot be exported; nothing is written.
@@ -316,4 +321,4 @@ def export(
     path = Path(out)
     if path.suffix != ".onnx" or path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"out={out}: expected a name that ends in .onnx, in a folder that exists")
-    return export_onnx(load_agent(run, agent, best, carry=carry, segments=segments, stop=stop), path)
+    return export_onnx(load_agent(run, agent, best, overrides), path)

@@ -26,13 +26,14 @@ from typing import Any
 import gymnasium as gym
 
 from hrm_agent import agents as shipped
-from hrm_agent.agents.agent import Agent, find_agent_folder, read_description
+from hrm_agent.agents.agent import Agent, AgentOverrides, find_agent_folder, read_description
 from hrm_agent.environments.wrappers import is_adapted
 
 GROUP = "hrm_agent.agents"
 ID = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*-v[0-9]+")
 ENTRY_POINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
+TRAINED = AgentOverrides()
 Entry = str | Path | Callable[[], "Agent | str | Path"]
 
 
@@ -63,7 +64,7 @@ class AgentSpec:
         """
         return None if self.folder is None else read_description(find_agent_folder(self.folder))
 
-    def make(self, best: bool = True, **settings: Any) -> Agent:
+    def make(self, best: bool = True, overrides: AgentOverrides = TRAINED) -> Agent:
         """The agent itself; see `make`.
 
         Args:
@@ -78,12 +79,12 @@ class AgentSpec:
         if not isinstance(made, Path):
             made = made()
         if isinstance(made, str | Path):
-            return Agent.load(made, best=best, **settings)
+            return Agent.load(made, best=best, **vars(overrides))
         if not isinstance(made, Agent):
             raise ValueError(f"agent {self.id}: its entry point returned {made!r}, expected an Agent or a folder")
         if not best:
             raise ValueError(f"which=last: agent {self.id} is made by a function, not read from a run; use which=best")
-        return made.changed(**settings)
+        return made.changed(overrides)
 
 
 class AgentRegistry(Mapping[str, AgentSpec]):
@@ -191,17 +192,18 @@ def make(id: str, env: gym.Env | gym.vector.VectorEnv | None = None, **settings:
         id: its name; `"module:NAME"` imports `module` first, which may register it.
         env: an environment to play, in the wrappers that its observations need (`hrm_agent.make_env`); the agent is
             fitted to the size of its grid (`Agent.fit`).
-        settings: overrides of the trained `carry`, `segments`, `stop` and `stop_threshold` (`Agent.load`).
+        settings: overrides of the trained `carry`, `segments`, `stop` and `stop_threshold` (`AgentOverrides`).
 
     Raises:
         ValueError: an unknown id (the nearest is named), an agent that cannot be loaded, an override that is not
             possible, or spaces that do not fit `env`.
     """
-    unknown = [key for key in settings if key not in SETTINGS]
+    known = vars(TRAINED)
+    unknown = [key for key in settings if key not in known]
     if unknown:
-        raise ValueError(f"{unknown[0]}={settings[unknown[0]]!r}: an agent has no such setting; {', '.join(SETTINGS)}")
+        raise ValueError(f"{unknown[0]}={settings[unknown[0]]!r}: an agent has no such setting; {', '.join(known)}")
     spec = _find(id)
-    agent = spec.make(**settings)
+    agent = spec.make(overrides=AgentOverrides(**settings))
     if env is None:
         return agent
     observations, actions = _single_spaces(env)
@@ -214,10 +216,9 @@ def make(id: str, env: gym.Env | gym.vector.VectorEnv | None = None, **settings:
     return agent
 
 
-SETTINGS = ("carry", "segments", "stop", "stop_threshold")
-
-
-def load_agent(run: str | Path | None, agent: str | None, best: bool = True, **settings: Any) -> Agent:
+def load_agent(
+    run: str | Path | None, agent: str | None, best: bool = True, overrides: AgentOverrides = TRAINED
+) -> Agent:
     """The agent of a command: of the folder `run`, or registered as `agent`.
 
     Raises:
@@ -230,9 +231,9 @@ def load_agent(run: str | Path | None, agent: str | None, best: bool = True, **s
             f"expected run=FOLDER or agent=ID, one of the two, got {given}; python -m hrm_agent.agents lists the ids"
         )
     if agent is not None:
-        return _find(agent).make(best, **settings)
+        return _find(agent).make(best, overrides)
     assert run is not None
-    return Agent.load(run, best=best, **settings)
+    return Agent.load(run, best=best, **vars(overrides))
 
 
 def _find(agent_id: str) -> AgentSpec:

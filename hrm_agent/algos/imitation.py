@@ -31,10 +31,10 @@ class ImitationConfig:
     window: int = 8  # consecutive steps unrolled in training
     minibatch_windows: int = 64  # windows in a minibatch
     epochs: int = 1  # passes over a rollout
-    learning_rate: float = 3e-3
+    learning_rate: float = 3e-3  # of AdamW
     anneal: bool = True  # learning rate goes linearly to 0 over the run
-    max_grad_norm: float = 0.5
-    weight_decay: float = 0.0
+    max_grad_norm: float = 0.5  # gradients with a larger norm are scaled down to it
+    weight_decay: float = 0.0  # of AdamW
     teacher_noise: float = 0.0  # share of the teacher's actions that are uniformly random
 
     def __post_init__(self) -> None:

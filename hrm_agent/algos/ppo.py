@@ -32,15 +32,15 @@ class PPOConfig:
     window: int = 16  # consecutive steps unrolled in training; 1 with time_gradient=detached is the papers' way
     minibatch_windows: int = 32  # windows in a minibatch
     epochs: int = 1  # passes over a rollout
-    learning_rate: float = 3e-3
+    learning_rate: float = 3e-3  # of AdamW
     anneal: bool = True  # learning rate and entropy bonus go linearly to 0 over the run
-    gamma: float = 0.97
-    gae_lambda: float = 0.95
-    clip_range: float = 0.2
-    value_coef: float = 4.0
-    entropy_coef: float = 0.01
-    max_grad_norm: float = 0.5
-    weight_decay: float = 0.0
+    gamma: float = 0.97  # discount of a step
+    gae_lambda: float = 0.95  # of generalised advantage estimation (arXiv 1506.02438)
+    clip_range: float = 0.2  # of the probability ratio
+    value_coef: float = 4.0  # weight of the value's loss
+    entropy_coef: float = 0.01  # weight of the entropy bonus
+    max_grad_norm: float = 0.5  # gradients with a larger norm are scaled down to it
+    weight_decay: float = 0.0  # of AdamW
     refresh_states: bool = False  # recompute stored states with the current weights before every epoch but the first
     scale_rewards: bool = False  # divide rewards by the running deviation of the return, for returns far from 1
 

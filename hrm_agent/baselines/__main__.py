@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hrm_agent import __version__
+from hrm_agent.baselines.config import Options, RunConfig
 from hrm_agent.evaluation.report import to_json
 from hrm_agent.launch.cli import UsageError, fail, parse_options, usage_errors
 from hrm_agent.parallel.threads import Threads
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
     from hrm_agent.baselines.training import BaselineRun
 
 USAGE = "python -m hrm_agent.baselines baseline=NAME out=FOLDER [KEY=VALUE] ..."
+EXAMPLES = (
+    "python -m hrm_agent.baselines baseline=sb3_recurrent_ppo out=runs/recurrent_ppo",
+    "python -m hrm_agent.baselines baseline=sb3_ppo_cnn out=runs/ppo env=PaperMaze-v0 total_steps=500_000",
+    "python -m hrm_agent.baselines baseline=sb3_dqn out=runs/dqn settings.learning_rate=1e-3",
+)
 RUN_FILE = "run.json"
 PACKAGES = ("stable-baselines3", "sb3-contrib", "torch", "numpy", "gymnasium", "numba")
 
 
 def main() -> None:
     with usage_errors():
-        options = parse_options(sys.argv[1:], "baselines", USAGE)
+        options = parse_options(sys.argv[1:], Options, USAGE, EXAMPLES)
         folder = Path(options.pop("out"))
         _check_installed()
         Threads(1)  # one thread, so that runs side by side do not disturb each other
@@ -51,7 +57,7 @@ def _check_installed() -> None:
 
 
 def _build(options: dict[str, Any]) -> BaselineRun:
-    from hrm_agent.baselines.training import BaselineRun, RunConfig
+    from hrm_agent.baselines.training import BaselineRun
 
     return BaselineRun(RunConfig.parse(options))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,72 +12,14 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from hrm_agent.baselines.actor import SB3Actor, count_parameters, measure_cost
-from hrm_agent.baselines.agents import BASELINES, Settings, build_model, layout_of
+from hrm_agent.baselines.agents import build_model, layout_of
+from hrm_agent.baselines.config import RunConfig
 from hrm_agent.baselines.vec_env import SB3VecEnv
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import Actor, run_in_threads
 from hrm_agent.evaluation.report import BATCH, Levels, compare, summarize
 from hrm_agent.experience.collector import RECENT_EPISODES
-from hrm_agent.launch.cli import nearest
-from hrm_agent.launch.settings import typed
 from hrm_agent.training.tracking import CLOCKS, RunLog
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """One run of a baseline.
-
-    Args:
-        baseline: one of `agents.BASELINES`.
-        settings: of its class.
-        env, env_options: Gymnasium id and keyword arguments.
-        seed: of weights, environments, actions and minibatches.
-        total_steps: environment frames; rounded up to whole rollouts.
-        max_seconds: time limit of training, which ends it before `total_steps`; 0: no limit.
-        clock: for seconds of training, `wall` or `cpu` (processor time of the process).
-        log_every: frames between lines of the log.
-        eval_every, eval_episodes: greedy evaluation on validation levels, every so many frames (0: only at the end).
-        test_episodes: levels of the final evaluation; 0: none.
-
-    Raises:
-        ValueError: a setting out of range.
-    """
-
-    baseline: str
-    settings: Settings
-    env: str
-    env_options: dict[str, Any]
-    seed: int
-    total_steps: int
-    max_seconds: float
-    clock: str
-    log_every: int
-    eval_every: int
-    eval_episodes: int
-    test_episodes: int
-
-    def __post_init__(self) -> None:
-        for name in ("total_steps", "log_every", "eval_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
-        for name in ("seed", "max_seconds", "eval_every", "test_episodes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
-        if self.clock not in CLOCKS:
-            raise ValueError(f"clock={self.clock}: expected {' or '.join(CLOCKS)}")
-
-    @classmethod
-    def parse(cls, options: dict[str, Any]) -> RunConfig:
-        """From the options of the command, `settings` being the changed ones.
-
-        Raises:
-            ValueError: an unknown baseline or setting, or one of another type or out of range.
-        """
-        name = options["baseline"]
-        if name not in BASELINES:
-            raise ValueError(f"baseline={name}: no such baseline{nearest(str(name), list(BASELINES))}")
-        settings = typed(BASELINES[name].settings, options["settings"] or {}, "settings")
-        return cls(**{**options, "settings": settings, "env_options": options["env_options"] or {}})
 
 
 class Clock:

@@ -6,10 +6,11 @@ Bad input ends with exit code 2 and one line on stderr; nothing has been written
 from __future__ import annotations
 
 import difflib
+import inspect
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.cores import core_names
 from hrm_agent.environments.make import check_env_id
 from hrm_agent.launch import hydra_plugin as config_source
 from hrm_agent.launch import starting
-from hrm_agent.launch.settings import GROUPS, config_folder, rename_overrides
+from hrm_agent.launch.settings import GROUPS, config_folder, option_defaults, rename_overrides
 
 USAGE_ERROR = 2
 HYDRA_FLAGS = (
@@ -195,10 +197,8 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
         if missing in PLUGINS:
             raise UsageError(f"{missing}: not installed; pip install {PLUGINS[missing]}") from None
         group, _, choice = missing.rpartition("/")
-        known = sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))  # of a nested group too
-        if group == "core":
-            known = sorted({*known, *core_names()})
-        raise UsageError(f"{group}={choice}: no such {group or 'config'}{nearest(choice, known)}") from None
+        meant = nearest(choice, group_choices(group))
+        raise UsageError(f"{group}={choice}: no such {group or 'config'}{meant}") from None
     except ConfigCompositionException as error:
         cause = " ".join(str(x) for x in (error, error.__cause__ or ""))
         key = re.search(r"(?:override|group|Key) '([^']+)'", cause)
@@ -209,6 +209,12 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
             raise UsageError(f"{chosen[0]}: add this group with a plus sign, +{chosen[0]}") from None
         choices = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "task")]
         raise UsageError(f"{key[1]}: no such setting{nearest(key[1], known_settings(config_name, choices))}") from None
+
+
+def group_choices(group: str) -> list[str]:
+    """The names that are shipped for a group, `core` or a nested one, and the cores of other packages."""
+    shipped = {path.stem for path in (config_folder() / group).glob("*.yaml")}
+    return sorted(shipped.union(core_names()) if group == "core" else shipped)
 
 
 def known_settings(config_name: str, choices: list[str] | None = None) -> list[str]:
@@ -228,19 +234,25 @@ def nearest(given: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}? Known: {', '.join(known[:12])}{', ...' * (len(known) > 12)}" if near else ""
 
 
-def parse_options(arguments: list[str], config_name: str, usage: str) -> dict[str, Any]:
-    """`KEY=VALUE` arguments over the defaults in `configs/CONFIG_NAME.yaml`; for commands that start no run.
+def parse_options(arguments: list[str], command: Any, usage: str, examples: Sequence[str] = ()) -> dict[str, Any]:
+    """`KEY=VALUE` arguments over the defaults of a command that starts no run.
 
     With `--help` prints the options and exits 0.
 
+    Args:
+        command: what stands for the options (`hrm_agent.launch.settings.option_defaults`).
+        usage: one line.
+        examples: of the help.
+
     Raises:
-        UsageError: an unknown key, or a required one (`???`) that is missing.
+        UsageError: an unknown key, a required one that is missing, or a value of another type.
     """
-    path = config_folder() / f"{config_name}.yaml"
-    defaults = OmegaConf.load(path)
     if wants_help(arguments):
-        print(f"{usage}\n\nOptions and their defaults:\n\n{path.read_text()}")
+        from hrm_agent.launch.help import command_page  # which is needed for nothing else
+
+        print(command_page(usage, command, examples))
         raise SystemExit(0)
+    defaults = OmegaConf.create(option_defaults(command))
     known = [str(key) for key in defaults]
     arguments = [re.sub("^band=", "split=", a) for a in arguments]  # its former name
     for argument in arguments:
@@ -264,19 +276,25 @@ def parse_options(arguments: list[str], config_name: str, usage: str) -> dict[st
         expected = numbers.get(type(default))
         if expected and type(merged[key]) not in expected:
             raise UsageError(f"{key}={merged[key]}: expected a number like {default}")
+        if isinstance(default, bool) and not isinstance(merged[key], bool):
+            raise UsageError(f"{key}={merged[key]}: expected true or false")
     return {str(k): v for k, v in OmegaConf.to_container(merged, resolve=True).items()}  # type: ignore[union-attr]
 
 
-def parse_agent_options(arguments: list[str], config_name: str, usage: str) -> dict[str, Any]:
-    """`parse_options` of a command that loads an agent: `which=best|last` becomes `best=True|False`.
+def parse_agent_options(arguments: list[str], command: Any, usage: str, examples: Sequence[str] = ()) -> dict[str, Any]:
+    """`parse_options` of a function that loads an agent or a model, as its arguments.
+
+    `which=best|last` becomes `best=True|False`, and what overrides an agent's settings one `AgentOverrides`.
 
     Raises:
         UsageError: see `parse_options`; or another value of `which`.
     """
-    options = parse_options(arguments, config_name, usage)
+    options = parse_options(arguments, command, usage, examples)
     which = options.pop("which")
     if which not in ("best", "last"):
         raise UsageError(f"which={which}: expected best or last")
+    if "overrides" in inspect.signature(command).parameters:
+        options["overrides"] = AgentOverrides.taken_from(options)
     return {**options, "best": which == "best"}
 
 

@@ -8,6 +8,9 @@ Gymnasium can make, this source provides a generic node. Ids may name the module
 algorithm and core; experiments and the command line override them. Where there is no such file, and the environment is
 not one of ours, this source provides one for the algorithms (`GENERIC_ALGO`).
 
+`code/...` is what the dataclasses of the code say: `configs/train.yaml`, `configs/algo/ppo.yaml` and others begin with
+it and hold what differs.
+
 A core that another package registers (`hrm_agent.cores.register_core`, or the entry-point group `hrm_agent.cores`) has
 the options of its constructor as settings: `core=ring core.gain=0.2`.
 """
@@ -15,6 +18,7 @@ the options of its constructor as settings: `core=ring core.gain=0.2`.
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +32,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from hrm_agent.cores import core_names, core_options
 from hrm_agent.environments.make import check_env_id
-from hrm_agent.launch.settings import config_folder
+from hrm_agent.launch.settings import ALGORITHMS, config_folder, defaults, train_defaults
+from hrm_agent.policies.encoders import EncoderConfig
 
 GENERIC_READOUT = "mean"
 GENERIC_ENV: dict[str, Any] = {
     "options": {},
     "readout": GENERIC_READOUT,
-    "encoder": {"crop": 0, "patch_size": 1, "positions": "none", "prefix": 0, "join": False},
+    "encoder": defaults(EncoderConfig),
     "total_steps": 500_000,
 }
 # Mazes are short and their returns near 1; most other environments discount by 0.99 and have returns of any size.
 GENERIC_ALGO: dict[str, dict[str, Any]] = {"ppo": {"gamma": 0.99, "scale_rewards": True}, "dqn": {"gamma": 0.99}}
 GENERIC_HIDDEN_SIZE = 64
-KINDS = {"env/": None, "core/": None, "recommended/algo/": "_global_", "recommended/core/": "_global_"}
+KINDS = {"code/": None, "env/": None, "core/": None, "recommended/algo/": "_global_", "recommended/core/": "_global_"}
 
 
 class RegistrySource(ConfigSource):
@@ -96,10 +101,29 @@ def _find(config_path: str) -> tuple[str, DictConfig | None]:
     for kind in KINDS:
         if config_path.startswith(kind):
             rest = config_path[len(kind) :]
-            if kind == "env/":
-                return kind, _env_node(rest)
-            return kind, _core_node(rest) if kind == "core/" else _recommended(kind, rest)
+            find = {"code/": _code_node, "env/": _env_node, "core/": _core_node}.get(kind, partial(_recommended, kind))
+            return kind, find(rest)
     return "", None
+
+
+def _code_node(path: str) -> DictConfig | None:
+    """What the dataclasses of the code say, which the shipped files take as their defaults and change."""
+    kind, _, name = path.partition("/")
+    if path == "train":
+        return OmegaConf.create(train_defaults())
+    if path == "env":
+        return OmegaConf.create(GENERIC_ENV)
+    if kind == "algo" and name in ALGORITHMS:
+        return OmegaConf.create({"name": name, **defaults(ALGORITHMS[name])})
+    if path == "supervise":
+        from hrm_agent.launch.supervised_settings import supervise_defaults  # which training by rewards does not need
+
+        return OmegaConf.create(supervise_defaults())
+    if kind == "task":
+        from hrm_agent.supervised.tasks import TASKS, task_options
+
+        return OmegaConf.create({"name": name, **task_options(name)}) if name in TASKS else None
+    return None
 
 
 def _env_node(env_id: str) -> DictConfig | None:
@@ -109,7 +133,7 @@ def _env_node(env_id: str) -> DictConfig | None:
         return None
     module, _, name = env_id.rpartition(":")
     shipped = _shipped(f"env/{name}") if module else None
-    return OmegaConf.merge(GENERIC_ENV if shipped is None else shipped, {"id": env_id})  # type: ignore[return-value]
+    return OmegaConf.merge(GENERIC_ENV, shipped or {}, {"id": env_id})  # type: ignore[return-value]
 
 
 def _core_node(name: str) -> DictConfig | None:
@@ -146,4 +170,5 @@ def _shipped(path: str) -> DictConfig | None:
         return None
     node = OmegaConf.load(file)
     assert isinstance(node, DictConfig)
+    node.pop("defaults", None)
     return node

@@ -83,6 +83,14 @@ def run_command(
                 starting.over()
                 resume(given)
                 return
+            if {"-h", "--help"} & set(arguments):
+                from hrm_agent.launch.help import run_page  # which a run does not need
+
+                with usage_errors():
+                    page = run_page(name, arguments)
+                starting.over()
+                print(page)
+                return
             if not wants_help(arguments):
                 with usage_errors():
                     _check_single_run(processes, arguments)

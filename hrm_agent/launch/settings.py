@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,20 @@ ALGORITHMS: dict[str, type[AlgoConfig]] = {
 HEADS = {"ppo": "actor_critic", "dqn": "q", "bc": "actor_critic", "dagger": "actor_critic"}
 TRAINER_SETTINGS = tuple(f.name for f in dataclasses.fields(TrainerConfig) if f.name not in ("env", "env_options"))
 GROUPS = ("env", "core", "carry", "algo")
-POLICY_SETTINGS = ("segments", "stop", "stop_threshold", "time_gradient", "readout", "encoder")
-COMMAND_SETTINGS = ("test_episodes", "objective", "resume")
+POLICY_SETTINGS = ("segments", "stop", "stop_threshold", "time_gradient")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """What `hrm_agent.train` does with a run."""
+
+    objective: str = "success"  # success | return: of the validation levels, what a sweep maximises
+    test_episodes: int = 1000  # of the final evaluation on test levels; 0: none
+    resume: str | None = None  # folder of a run to resume
+
+
 KNOWN = {
-    "": (*TRAINER_SETTINGS, *GROUPS, *POLICY_SETTINGS, *COMMAND_SETTINGS),
+    "": (*TRAINER_SETTINGS, *GROUPS, *POLICY_SETTINGS, "readout", "encoder", *TrainCommand.__annotations__),
     "env": ("id", "options", "readout", "encoder", "total_steps"),
     "carry": ("rule",),
 }
@@ -63,6 +75,41 @@ def rename_settings(values: dict[str, Any]) -> None:
             part[new] = former if part.get(new, 0) in (0, "auto") else part[new]
     if isinstance(values.get("cuda"), dict):
         values["cuda"].pop("halves", None)
+
+
+def defaults(kind: Any) -> dict[str, Any]:
+    """The fields of a dataclass that have a default, with plain values."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            made = field.default_factory()
+            values[field.name] = made if isinstance(made, dict) else dataclasses.asdict(made)
+    return values
+
+
+def option_defaults(command: Any) -> dict[str, Any]:
+    """The options of a command that starts no run, with defaults: a function's arguments, or a dataclass's fields.
+
+    `???` is the default of one that must be given. Of an argument that is a dataclass the fields are options. `best` is
+    typed as `which=best|last`; what is called with results (`on_record`) cannot be typed.
+    """
+    if dataclasses.is_dataclass(command):
+        return {field.name: "???" for field in dataclasses.fields(command)} | defaults(command)
+    found: dict[str, Any] = {}
+    for argument in inspect.signature(command).parameters.values():
+        if dataclasses.is_dataclass(argument.default):
+            found |= vars(argument.default)
+        elif not argument.name.startswith("on_"):
+            found[argument.name] = "???" if argument.default is argument.empty else argument.default
+    return {**found, "which": "best"} if found.pop("best", False) else found
+
+
+def train_defaults() -> dict[str, Any]:
+    """The configuration of `train` without its groups; `configs/train.yaml` holds what differs."""
+    policy = defaults(PolicyConfig)
+    return {**defaults(TrainerConfig), **{name: policy[name] for name in POLICY_SETTINGS}, **defaults(TrainCommand)}
 
 
 def config_folder() -> Path:

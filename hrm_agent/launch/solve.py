@@ -14,8 +14,7 @@ from omegaconf import OmegaConf
 from hrm_agent import __version__
 from hrm_agent.cores import CORES
 from hrm_agent.cores.base import check_at_least, check_choice
-from hrm_agent.launch.cli import UsageError, nearest
-from hrm_agent.launch.settings import config_folder
+from hrm_agent.launch.cli import UsageError, compose_config, nearest
 from hrm_agent.parallel.threads import Threads, available_cores, check_device
 from hrm_agent.recurrence import check_kernel
 from hrm_agent.supervised.deep_supervision import PRECISIONS
@@ -96,19 +95,19 @@ def solve(
     Args:
         model: folder of a run or of a model, or a model's file; or a checkpoint of the authors of HRM and TRM, its
             folder or file, with `all_config.yaml` beside it.
-        task: a choice of `configs/task/`; None: the model's training task and options.
+        task: a task of `supervise`, `sudoku` for instance; None: the model's training task and options.
         task_options: changed options of the task. Puzzles must keep the shape that the model was trained for.
         split: `test` or `validation`.
-        puzzles: how many, the first of the split.
-        segments: S per puzzle; 0: as many as in training.
+        puzzles: puzzles to solve, the first of the split.
+        segments: segments per puzzle; 0: as many as in training.
         halt: solve them a second time, with each puzzle stopping when the model halts. Without, the scores of halting
             are computed from the answers after all segments, and not timed.
         precision: of the matrix products, `float32` or `bfloat16`; None: as in training.
         device: `cpu`, or a CUDA device.
         out: file for the JSON, written atomically.
-        submission: file for ARC Prize's `submission.json`, for the task `arc` alone.
+        submission: ARC Prize's `submission.json` to write, of `task=arc1` and `task=arc2`.
         best: of a run's models, the best on validation puzzles rather than the last.
-        kernel: path of the core (`hrm_agent.recurrence.CHOICES`). `auto` takes the path of training where the
+        kernel: path of the core, `plain`, `fused` or `fused_bf16`. `auto` takes the path of training where the
             instruction set is the same, and otherwise measures a segment.
 
     Returns:
@@ -184,11 +183,8 @@ def choose_task(
         UsageError: the task is unknown, or an option is unknown or missing.
     """
     if task is not None:
-        # The file alone, not what `configs/recommended/` lays over it for training one core or another.
-        files = {file.stem: file for file in sorted((config_folder() / "task").glob("*.yaml"))}
-        if task not in files:
-            raise UsageError(f"task={task}: no such task{nearest(str(task), list(files))}")
-        chosen: Any = OmegaConf.to_container(OmegaConf.load(files[task]))
+        # The task alone, not what `configs/recommended/` lays over it for training one core or another.
+        chosen: Any = OmegaConf.to_container(compose_config([], f"task/{task}").task)
         name = chosen.pop("name")
     elif "task" in info:
         name, chosen = info["task"], info.get("task_options", {})

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
-from hrm_agent.launch.settings import typed
+from hrm_agent.launch.settings import defaults, typed
 from hrm_agent.supervised.deep_supervision import SupervisedConfig
 from hrm_agent.supervised.files import ModelConfig
 from hrm_agent.supervised.trainer import RunConfig
 
+
+@dataclass(frozen=True, kw_only=True)
+class SuperviseCommand:
+    """What `hrm_agent.supervise` does with a run."""
+
+    test_puzzles: int = 1000  # of the final evaluation on test puzzles; 0: none
+    resume: str | None = None  # folder of a run to resume
+
+
 OWN_HALTING = {"hrm": "q_learning"}
 """What `training.halting=auto` stands for; TRM's rule for all other cores."""
+
+
+def supervise_defaults() -> dict[str, Any]:
+    """The configuration of `supervise` without its groups; `configs/supervise.yaml` holds what differs."""
+    run, model = defaults(RunConfig), defaults(ModelConfig)
+    for name in ("task_options", "core", "core_options", "hidden_size"):  # of the groups
+        (run if name in run else model).pop(name)
+    return {**run, **defaults(SuperviseCommand), "model": model, "training": defaults(SupervisedConfig)}
 
 
 def settings(values: dict[str, Any]) -> tuple[RunConfig, ModelConfig, SupervisedConfig]:

@@ -9,13 +9,9 @@ from dataclasses import dataclass
 class CudaConfig:
     """Options for a CUDA device; ignored on the CPU.
 
-    Args:
-        graphs: capture decisions and the gradients of PPO's minibatches in CUDA graphs, and replay them.
-        bf16: matrix products of the core in bfloat16, in evaluations during training too; weights, optimizer, encoder,
-            heads and states are float32, and saved agents run in float32.
-        triton: decisions by a fused kernel (`hrm_agent.kernels.triton`), after a check that it agrees with the core.
+    `bf16` holds in evaluations during training too; what is saved is played in float32.
     """
 
-    graphs: bool = True
-    bf16: bool = True
-    triton: bool = False
+    graphs: bool = True  # decisions and the gradients of PPO's minibatches are captured in CUDA graphs, and replayed
+    bf16: bool = True  # matrix products of the core; weights, optimizer, encoder, heads and states stay float32
+    triton: bool = False  # decisions by a fused kernel, once it has been seen to agree with the core

@@ -62,12 +62,12 @@ class PolicyConfig:
     core_options: dict[str, Any] = field(default_factory=dict)
     hidden_size: int = 32
     carry: str = "full"
-    segments: int = 1
-    time_gradient: str = "bptt"
-    readout: str = "agent"
+    segments: int = 1  # K, calls of the core per environment step; the most of them unless stop=fixed
+    time_gradient: str = "bptt"  # bptt | detached: does the gradient flow through the state between steps?
+    readout: str = "agent"  # agent | mean | first | last: the token that the heads read
     heads: str = "actor_critic"
-    stop: str = "fixed"
-    stop_threshold: float = 0.0
+    stop: str = "fixed"  # fixed | latent_change | policy_kl: think on until it is below the threshold
+    stop_threshold: float = 0.0  # relative change of the latent, or KL divergence in nats; 0: all segments are run
     agent_id: int = 3
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 

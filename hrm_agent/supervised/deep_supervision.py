@@ -48,21 +48,21 @@ class SupervisedConfig:
 
     batch_size: int = 768  # puzzles in a batch
     max_segments: int = 16  # after which a puzzle is always replaced
-    halting: str = "halt_only"  # halt_only (TRM) | q_learning (HRM: one more forward pass for the target)
+    halting: str = "halt_only"  # halt_only (TRM) | q_learning (HRM: one more forward pass); auto: by the core
     exploration: float = 0.1  # share of puzzles that run for at least a random number of segments
-    cross_entropy: str = "stablemax"  # or softmax
-    optimizer: str = "adam_atan2"  # or adamw
-    learning_rate: float = 1e-4
+    cross_entropy: str = "stablemax"  # stablemax | softmax
+    optimizer: str = "adam_atan2"  # adam_atan2 | adamw
+    learning_rate: float = 1e-4  # of the optimizer
     warmup: int = 2000  # steps over which learning rates rise from 0
     anneal: bool = False  # learning rates go linearly to 0 over the run, after the warm-up; published: constant
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 1.0
-    max_grad_norm: float = 0.0  # 0: no clipping, as published
+    beta1: float = 0.9  # of the optimizer: decay of the mean of gradients
+    beta2: float = 0.95  # of the optimizer: decay of the mean of their squares
+    weight_decay: float = 1.0  # of the optimizer
+    max_grad_norm: float = 0.0  # gradients with a larger norm are scaled down to it; 0: none are, as published
     puzzle_learning_rate: float = 1e-4  # of the puzzle embeddings, by sign-SGD
-    puzzle_weight_decay: float = 1.0
+    puzzle_weight_decay: float = 1.0  # of the puzzle embeddings
     ema: float = 0.999  # decay of the average of the weights that is evaluated, less in the first steps; 0: none (HRM)
-    precision: str = "float32"  # of the matrix products: float32 | bfloat16; weights and sums stay float32
+    precision: str = "float32"  # float32 | bfloat16: of the matrix products; weights and sums stay float32
     chunk_size: int = 0  # puzzles of a batch computed at once; 0: what fits the cache of a CPU, all on a GPU
 
     def __post_init__(self) -> None:

@@ -21,24 +21,16 @@ INFO_FILE = "model.json"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The settings that, with the task's shape, define a puzzle model.
+    """The settings that, with the task's shape, define a puzzle model (`PuzzleModel`)."""
 
-    Args:
-        core: name of the core (`hrm_agent.cores.build_core`).
-        core_options: its options, without `hidden_size`, `length` and `grid`.
-        hidden_size: channels D.
-        puzzle_embedding_size, slots, crop, patch_size: see `PuzzleModel`.
-        positions: `learned`, or None for the core's own.
-    """
-
-    core: str = "trm"
-    core_options: dict[str, Any] = field(default_factory=dict)
-    hidden_size: int = 512
-    puzzle_embedding_size: int = 0
-    slots: int | None = None
-    positions: str | None = None
-    crop: int = 0
-    patch_size: int = 1
+    core: str = "trm"  # name of the core (`hrm_agent.cores.build_core`)
+    core_options: dict[str, Any] = field(default_factory=dict)  # without `hidden_size`, `length` and `grid`
+    hidden_size: int = 512  # channels D
+    puzzle_embedding_size: int = 0  # numbers learned per puzzle; 0: no prefix
+    slots: int | None = None  # prefix tokens that hold them; null: 1 for HRM, 16 for TRM
+    positions: str | None = None  # learned; null: the core's own
+    crop: int = 0  # rings of cells dropped from the border of a grid
+    patch_size: int = 1  # side of the square of cells that share one token
 
 
 def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel:

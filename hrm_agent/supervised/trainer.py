@@ -29,18 +29,17 @@ from hrm_agent.training.tracking import Console, RunLog
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(LoopConfig):
-    """A run's own settings, beside the model's and the training's. Units are optimizer steps, one a segment of a batch.
+    """A run's own settings, beside the model's and the training's. Units are optimizer steps."""
 
-    Args:
-        task, task_options: name of the task (`hrm_agent.supervised.tasks.TASKS`) and keyword arguments.
-        eval_puzzles: of an evaluation, validation puzzles.
-        eval_segments: of an evaluation; 0: as many as in training.
-    """
-
-    task: str
-    task_options: dict[str, Any] = field(default_factory=dict)
-    eval_puzzles: int
-    eval_segments: int = 0
+    task: str  # name of the task (`hrm_agent.supervised.tasks.TASKS`)
+    task_options: dict[str, Any] = field(default_factory=dict)  # its keyword arguments
+    total_steps: int = 20_000  # optimizer steps: one for each segment of a batch
+    checkpoint_every: int = 1000  # steps between checkpoints; 0: only at the beginning and at the end
+    keep_checkpoints: int = 2  # checkpoints that are kept
+    eval_every: int = 1000  # steps between evaluations on validation puzzles; 0: only at the end
+    eval_puzzles: int = 256  # validation puzzles of an evaluation
+    eval_segments: int = 0  # segments of an evaluation; 0: as many as in training
+    log_every: int = 100  # steps between lines of the log
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,38 +30,25 @@ CHECKPOINTS = "checkpoints"
 class LoopConfig:
     """Settings of every training run. Its unit is environment frames or optimizer steps.
 
-    Args:
-        seed: of everything random.
-        total_steps: length of the run, in units.
-        max_seconds: of training, evaluation and checkpoints not counted, after which the run ends although units
-            are left; 0: no limit. What is annealed reaches its end with whichever limit is nearer. Such a run
-            depends on the speed of the machine and cannot be repeated exactly.
-        clock: what all seconds of training are counted by: `wall`, or `cpu`, processor time of the whole process
-            (on a machine with other work on it, one thread's seconds on a core of its own).
-        checkpoint_every: units between checkpoints; 0: only at the beginning and at the end.
-        keep_checkpoints: how many are kept.
-        eval_every: units between evaluations; 0: only at the end.
-        log_every: units between lines of the log.
-        threads: over which a batch is divided.
-        device: `cpu`, or a CUDA device.
-        kernel: path of the core, of `hrm_agent.recurrence.PATHS`, or `auto`: in a resumed run the one before the
-            interruption, in a new run the fastest, which is measured.
+    A run that `max_seconds` ends depends on the speed of the machine and cannot be repeated exactly; what is annealed
+    reaches its end with whichever limit is nearer. `kernel=auto` is what it was before a run was interrupted; of a run
+    that begins, the fastest, which is measured.
 
     Raises:
         ValueError: a setting out of range, or a device that is not there.
     """
 
-    seed: int
-    total_steps: int
-    checkpoint_every: int
-    keep_checkpoints: int
-    eval_every: int
-    log_every: int
-    threads: int
-    device: str
-    max_seconds: float = 0.0
-    clock: str = "wall"
-    kernel: str = "plain"
+    seed: int = 0  # of weights, levels or puzzles, actions and minibatches
+    total_steps: int  # units that the run ends after
+    max_seconds: float = 0  # time limit of training, without evaluations, which ends it before total_steps; 0: none
+    clock: str = "wall"  # wall | cpu: how seconds of training are counted; cpu on a machine with other work
+    checkpoint_every: int  # units between checkpoints; 0: only at the beginning and at the end
+    keep_checkpoints: int  # how many are kept
+    eval_every: int  # units between evaluations; 0: only at the end
+    log_every: int  # units between lines of the log
+    threads: int  # over which a batch is divided; auto: one per core, shared by torchrun's processes
+    device: str = "cpu"  # cpu, or a CUDA device: cuda, cuda:1
+    kernel: str = "plain"  # plain | fused | fused_bf16 | compiled: what computes the core; auto: the fastest, measured
 
     def __post_init__(self) -> None:
         self._check_least(1, "total_steps", "keep_checkpoints", "log_every", "threads")

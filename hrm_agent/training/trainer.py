@@ -50,25 +50,23 @@ COMPILES_KERNELS = "compiling the C++ kernels"
 class TrainerConfig(LoopConfig):
     """A run's own settings, besides the policy's and the algorithm's. Units are environment frames, in whole rollouts.
 
-    Args:
-        env, env_options: Gymnasium id and keyword arguments.
-        eval_episodes: of an evaluation, greedy, on validation levels.
-        video_every: frames between videos in TensorBoard; 0: only at the end.
-        init_from: agent, run or supervised model, whose weights the run starts from (`warm_start.initialise`);
-            ignored when resuming from a checkpoint.
-        init_parts: of them, `encoder`, `core`, `carry`, `heads`, separated by commas, or `all`.
-        freeze: likewise, the parts that are not trained.
-        cuda: options for a CUDA device.
+    `init_from` is read by `warm_start.initialise`, and ignored when resuming from a checkpoint. Parts of a policy
+    are `encoder`, `core`, `carry` and `heads`, separated by commas, or `all`.
     """
 
-    env: str
-    env_options: dict[str, Any]
-    eval_episodes: int
-    video_every: int
-    init_from: str | None = None
-    init_parts: str = "core,encoder"
-    freeze: str = ""
-    cuda: CudaConfig = field(default_factory=CudaConfig)
+    env: str  # Gymnasium id
+    env_options: dict[str, Any]  # keyword arguments of the environment
+    total_steps: int  # environment frames of training
+    checkpoint_every: int = 100_000  # frames between checkpoints; 0: only at the beginning and at the end
+    keep_checkpoints: int = 3  # checkpoints that are kept
+    eval_every: int = 150_000  # frames between greedy evaluations on validation levels; 0: only at the end
+    eval_episodes: int = 1000  # validation levels of an evaluation
+    video_every: int = 0  # frames between videos in TensorBoard; 0: only at the end
+    log_every: int = 20_000  # frames between lines of the log
+    init_from: str | None = None  # agent, run or supervised model whose weights the run starts from
+    init_parts: str = "core,encoder"  # of them; encoder, core, carry, heads or all
+    freeze: str = ""  # parts that are not trained
+    cuda: CudaConfig = field(default_factory=CudaConfig)  # what is switched on where the device is a CUDA device
 
     def __post_init__(self) -> None:
         super().__post_init__()

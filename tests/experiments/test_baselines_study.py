@@ -60,13 +60,13 @@ def test_the_searchs_winner_is_an_arm_of_its_own_unless_it_is_the_default(study:
 def test_every_command_is_accepted_and_both_worlds_are_the_same_for_all(study: Study) -> None:
     pytest.importorskip("stable_baselines3")
     pytest.importorskip("sb3_contrib")
-    from hrm_agent.baselines.training import RunConfig
+    from hrm_agent.baselines.config import Options, RunConfig
 
     for name, arm in study.arms().items():
         job = Job(name, 2)
         world, overrides = {"view": CONFIG["view"]} if arm["fog"] else {}, study.overrides(job)
         if study.module_of(job) == "hrm_agent.baselines":
-            options = parse_options([*overrides, "out=RUN"], "baselines", "")
+            options = parse_options([*overrides, "out=RUN"], Options, "")
             run = RunConfig.parse({key: value for key, value in options.items() if key != "out"})
             seconds = CONFIG["seconds_of"].get(name.removesuffix("_fog"), CONFIG["seconds"])
             assert (run.max_seconds, run.test_episodes, run.settings.num_envs) == (seconds, 1000, 64)

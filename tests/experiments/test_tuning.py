@@ -13,7 +13,7 @@ from experiments.baselines.draw import best_of
 from experiments.baselines.tune import ENV, HERE, OURS, Search
 from experiments.engine.records import load, save
 from experiments.engine.runner import Job
-from hrm_agent.baselines.training import RunConfig
+from hrm_agent.baselines.config import Options, RunConfig
 from hrm_agent.launch.cli import compose_config, parse_options
 from hrm_agent.launch.settings import resolve, settings
 
@@ -34,7 +34,7 @@ def test_every_draw_is_accepted_by_its_command() -> None:
         for trial in range(12):
             job = Job(agent, trial)
             if agent not in OURS:
-                options = parse_options([*SEARCH.overrides(job), "out=RUN"], "baselines", "")
+                options = parse_options([*SEARCH.overrides(job), "out=RUN"], Options, "")
                 config = RunConfig.parse({key: value for key, value in options.items() if key != "out"})
                 assert (config.max_seconds, config.clock, config.env) == (60, "cpu", ENV)
                 assert all(vars(config.settings)[k] == v for k, v in SEARCH.drawn(agent, trial).items())

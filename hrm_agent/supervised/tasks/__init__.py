@@ -10,7 +10,7 @@ from typing import Any
 from hrm_agent.cores.base import check_choice
 from hrm_agent.supervised.tasks.base import Answers, Examples, Task, TaskSpec
 
-__all__ = ["TASKS", "Answers", "Examples", "Task", "TaskSpec", "build_task"]
+__all__ = ["TASKS", "Answers", "Examples", "Task", "TaskSpec", "build_task", "task_class", "task_options"]
 
 TASKS = {
     "maze": "maze:MazeTask",
@@ -20,6 +20,23 @@ TASKS = {
     "csv": "published_csv:CsvTask",
 }
 """Name -> module of this package and class; imported when used, as some need further packages."""
+
+
+def task_class(name: str) -> Callable[..., Task]:
+    """Raises: ValueError for an unknown name, the nearest being named."""
+    module, _, kind = TASKS[check_choice("task", name, list(TASKS))].partition(":")
+    found: Callable[..., Task] = getattr(import_module(f"hrm_agent.supervised.tasks.{module}"), kind)
+    return found
+
+
+def task_options(name: str) -> dict[str, Any]:
+    """The options of a task with their defaults; `???` for one that must be given."""
+    found: dict[str, Any] = {}
+    for option in signature(task_class(name)).parameters.values():
+        if option.name != "seed":
+            default = "???" if option.default is option.empty else option.default
+            found[option.name] = {} if default is None and str(option.annotation).startswith("dict") else default
+    return found
 
 
 def build_task(name: str, options: dict[str, Any], seed: int = 0) -> Task:
@@ -33,9 +50,7 @@ def build_task(name: str, options: dict[str, Any], seed: int = 0) -> Task:
         ValueError: an unknown task or option, or one out of range.
         ModuleNotFoundError: the task needs a package that is not installed; the message says which extra has it.
     """
-    module, _, kind = TASKS[check_choice("task", name, list(TASKS))].partition(":")
-    make: Callable[..., Task] = getattr(import_module(f"hrm_agent.supervised.tasks.{module}"), kind)
-    known = [each for each in signature(make).parameters if each != "seed"]
+    make, known = task_class(name), task_options(name)
     for option, value in options.items():
         if option not in known:
             raise ValueError(f"task.{option}={value}: no such option of {name}; expected one of {', '.join(known)}")

@@ -73,7 +73,7 @@ class CsvTask(Task):
         *,
         train: str,
         test: str,
-        kind: str,
+        kind: str = "sudoku",
         train_puzzles: int = 0,
         min_rating: float = 0,
         augment: bool = True,

@@ -22,6 +22,7 @@ import hrm_agent
 from hrm_agent import Agent
 from hrm_agent.agents import registry as registration
 from hrm_agent.agents.__main__ import main as list_agents
+from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import AgentRegistry, load_agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
@@ -385,7 +386,7 @@ def test_which_agent_of_a_registered_run(tmp_path: Path) -> None:
         assert hrm_agent.make(name).policy.segments == 1
         assert load_agent(None, name, best=True).policy.segments == 1
         assert load_agent(None, name, best=False).policy.segments == 3
-    assert load_agent(None, "Run-v0", best=False, carry="reset").policy.config.carry == "reset"
+    assert load_agent(None, "Run-v0", False, AgentOverrides("reset")).policy.config.carry == "reset"
     with pytest.raises(ValueError, match="which=last: agent Made-v0 is made by a function") as caught:
         load_agent(None, "Made-v0", best=False)
     assert "\n" not in str(caught.value)

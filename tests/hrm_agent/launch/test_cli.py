@@ -14,6 +14,7 @@ from refusals import files, refusal
 
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.environments.make import make_vector_env
+from hrm_agent.evaluate import evaluate
 from hrm_agent.launch.cli import UsageError, compose_config, expand_sweeps, nearest, open_options, parse_options
 from hrm_agent.launch.runs import load_run, reopen_run
 from hrm_agent.launch.settings import resolve, settings
@@ -316,7 +317,7 @@ def test_the_nearest_name_is_offered() -> None:
 
 
 def test_options_take_dotted_names_and_folders_called_by_a_number() -> None:
-    options = parse_options(["run=0", "env_options.p_change=0.2"], "evaluate", "usage")
+    options = parse_options(["run=0", "env_options.p_change=0.2"], evaluate, "usage")
     assert options["run"] == "0"
     assert options["env_options"] == {"p_change": 0.2}
 

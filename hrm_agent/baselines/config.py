@@ -1,0 +1,64 @@
+"""The settings of a baseline's run; without the libraries that train it, so that they can be asked for anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hrm_agent.launch.cli import nearest
+from hrm_agent.launch.settings import typed
+from hrm_agent.training.tracking import CLOCKS
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run of a baseline.
+
+    Raises:
+        ValueError: a setting out of range.
+    """
+
+    baseline: str  # sb3_ppo_mlp | sb3_ppo_cnn | sb3_recurrent_ppo | sb3_dqn
+    env: str = "DynamicMaze-v0"  # Gymnasium id
+    env_options: dict[str, Any] = field(default_factory=dict)  # changed arguments of it, e.g. env_options.view=2
+    settings: Any = field(default_factory=dict)  # changed settings of the baseline, e.g. settings.learning_rate=1e-3
+    seed: int = 0  # of weights, levels, actions and minibatches
+    total_steps: int = 2_000_000  # environment frames; rounded up to whole rollouts
+    max_seconds: float = 0.0  # time limit of training, which ends it before total_steps; 0: no limit
+    clock: str = "wall"  # wall | cpu: how seconds of training are counted; cpu on a machine with other work
+    log_every: int = 20_000  # frames between lines of metrics.jsonl
+    eval_every: int = 100_000  # frames between greedy evaluations on validation levels; 0: only at the end
+    eval_episodes: int = 500  # validation levels of an evaluation
+    test_episodes: int = 1000  # of the final evaluation on test levels; 0: none
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "log_every", "eval_episodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
+        for name in ("seed", "max_seconds", "eval_every", "test_episodes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
+        if self.clock not in CLOCKS:
+            raise ValueError(f"clock={self.clock}: expected {' or '.join(CLOCKS)}")
+
+    @classmethod
+    def parse(cls, options: dict[str, Any]) -> RunConfig:
+        """From the options of the command, `settings` being the changed ones.
+
+        Raises:
+            ValueError: an unknown baseline or setting, or one of another type or out of range.
+        """
+        from hrm_agent.baselines.agents import BASELINES
+
+        name = options["baseline"]
+        if name not in BASELINES:
+            raise ValueError(f"baseline={name}: no such baseline{nearest(str(name), list(BASELINES))}")
+        settings = typed(BASELINES[name].settings, options["settings"] or {}, "settings")
+        return cls(**{**options, "settings": settings, "env_options": options["env_options"] or {}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RunConfig):
+    """Train one baseline of Stable-Baselines3, and measure it."""
+
+    out: str  # folder of the run
