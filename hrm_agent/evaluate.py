@@ -1,4 +1,4 @@
-"""`python -m hrm_agent.evaluate run=RUN|agent=ID`: an agent on held-out levels, beside the baselines and the bound."""
+"""`python -m hrm_agent.evaluate run=RUN|agent=ID`: an agent on held-out levels, with baselines and the bound."""
 
 from __future__ import annotations
 

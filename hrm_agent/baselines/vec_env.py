@@ -23,7 +23,7 @@ class SB3VecEnv(VecEnv):
     - `terminal_observation`: the final observation, in the form of `observation_space`;
     - `TimeLimit.truncated`: the episode was truncated, not terminated, so Stable-Baselines3 bootstraps;
     - `episode`: `r` (return, undiscounted) and `l` (steps), for the logger, where the environment reports them;
-    - `is_success`: whether the episode was a success (`environments.episode_success`), beside `episode`.
+    - `is_success`: whether the episode was a success (`environments.episode_success`), where there is `episode`.
 
     `seed(s)` gives environment i of N the seed `s * N + i` at the next reset, as our own training does, so that no
     two seeds share levels (Stable-Baselines3's own environments take `s + i`).

@@ -40,8 +40,8 @@ class PuzzleModel(nn.Module):
         grid: rows and columns of the puzzle, where it has them.
         answer_ids: number of ids of answers, where they are not those of the inputs.
         crop, patch_size: of a puzzle on a grid, see `hrm_agent.policies.encoders.EncoderConfig`: tokens that hold
-            several cells, so that the core thinks on fewer of them; the answers are per cell all the same. A ring
-            that is cropped is answered by id 0.
+            several cells, so that the core has fewer of them; the answers are still per cell. A ring that is
+            cropped is answered by id 0.
         core: name of the core (`hrm_agent.cores.build_core`).
         core_options: its further arguments.
 
@@ -109,7 +109,7 @@ class PuzzleModel(nn.Module):
 
     @property
     def chunk_size(self) -> int | None:
-        """Puzzles that are best thought about together on this device; None: as many as there are."""
+        """The fastest number of puzzles to run together on this device; None: as many as there are."""
         return chunk_size(self.core, self.core.length, self.lm_head.weight.device)
 
     def initial_state(self, batch_size: int) -> State:

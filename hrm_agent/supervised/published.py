@@ -1,4 +1,4 @@
-"""Checkpoints of the authors of HRM and TRM: a file of weights, and beside it the YAML that their training wrote.
+"""Checkpoints of the authors of HRM and TRM: a file of weights, next to the YAML that their training wrote.
 
 Both repositories save `model.state_dict()` by `torch.save` as `step_N`, next to `all_config.yaml`. See
 docs/supervised/published.md, also for how the two formats differ.
@@ -26,7 +26,7 @@ from hrm_agent.supervised.tasks.base import TaskSpec
 
 CONFIG_FILE = "all_config.yaml"
 DATA_FILE = "dataset.json"
-"""The published data sets' facts; read where a copy lies beside the weights."""
+"""Facts of a published data set; read if a copy is next to the weights."""
 KINDS = {"hrm_act_v1": "hrm", "hrm": "hrm", "trm": "trm"}
 """Module of the published model class (`arch.name` is `PACKAGE.MODULE@CLASS`) -> our core."""
 FIXED = {"rms_norm_eps": 1e-5, "rope_theta": 10000.0}
@@ -166,10 +166,10 @@ def load_published_checkpoint(
 
     Args:
         path: the file of weights, or its folder: then the `step_N` of the highest N, else `checkpoint`, else
-            `model.safetensors`. `all_config.yaml` lies beside it.
+            `model.safetensors`. `all_config.yaml` is next to it.
         spec: the task to solve; it must fit the weights.
         sequence_length: tokens of a puzzle. Needed only without `spec`, of a model with rotary positions, and without
-            the data's `dataset.json` beside the weights: their shapes do not determine it then.
+            the data's `dataset.json` next to the weights: their shapes do not determine it then.
 
     Returns:
         The model (float32, whatever the weights' type), and its facts: the entries of the config that

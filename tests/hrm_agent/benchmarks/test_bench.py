@@ -283,10 +283,10 @@ def test_the_command_writes_ratios_and_shares(tmp_path: Path, capsys: pytest.Cap
     assert (fast["gflops"], fast["share_of_peak"], fast["per_second"]) == (8.0, 0.5, 80.0)
     assert (plain["error"], fast["error"], fast["passed"]) == (None, 0.0, True)
     assert set(plain) == set(fast)
-    told = capsys.readouterr().out
-    assert "4.00" in told
-    assert "80.0 rows" in told
-    assert f"instruction set: {instruction_set()}" in told
+    printed = capsys.readouterr().out
+    assert "4.00" in printed
+    assert "80.0 rows" in printed
+    assert f"instruction set: {instruction_set()}" in printed
 
 
 @pytest.mark.usefixtures("_small")

@@ -1,4 +1,4 @@
-"""Evaluation: the same levels for everyone, numbers that do not depend on how they were played, pictures."""
+"""Evaluation: the same levels for all players, numbers that do not depend on batches or threads, films."""
 
 import io
 import json
@@ -64,7 +64,7 @@ class Replanning(torch.nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["random", "replan", "greedy", "sampled"])
-def test_numbers_do_not_depend_on_batch_or_shards(kind: str) -> None:
+def test_numbers_do_not_depend_on_batch_or_threads(kind: str) -> None:
     policy = make_policy(segments=4, stop="policy_kl", stop_threshold=0.003)
     make = {
         "random": RandomActor,
@@ -107,7 +107,7 @@ def test_splits_hold_different_levels() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, BUSY, {"view": 2}, {"layout": "braid", "door_process": "periodic"}])
-def test_nobody_beats_the_clairvoyant_bound(options: dict[str, Any]) -> None:
+def test_no_actor_beats_the_clairvoyant_bound(options: dict[str, Any]) -> None:
     for actor in (ReplanActor(), RandomActor()):
         played = run_episodes(actor, MAZE, options, 200)
         assert played.clairvoyant is not None
@@ -125,7 +125,7 @@ def test_a_policy_that_plays_the_replanners_moves_gets_its_numbers() -> None:
     assert [replanned[name] for name in counted] == [None, None]
     assert copied["segments_per_decision"] == 2
     assert set(copied["segments_by_change"].values()) == {2}
-    # It plans on the whole map as it stands: it never regrets an action on that map, and is never stale.
+    # It plans on the whole current map: it never regrets an action on that map, and is never stale.
     assert replanned["regret_after_material_change"] == 0
     assert replanned["steps_to_replan"] == 0
     assert replanned["stale_plan_rate"] == 0
@@ -271,7 +271,7 @@ def test_the_same_call_twice_gives_the_same_report(run: str, tmp_path: Path) -> 
     assert first["parameters"] == sum(p.numel() for p in Agent.load(run).policy.parameters())
 
 
-def test_lesions_are_played_and_reported(run: str) -> None:
+def test_overrides_are_played_and_reported(run: str) -> None:
     whole = evaluate(run, 30)
     reset, longer, hasty, patient = (
         evaluate(run, 30, overrides=AgentOverrides(**changed))

@@ -212,8 +212,8 @@ def make_space(height: int, width: int) -> Any:
 def test_regret_on_the_map_is_the_oracles() -> None:
     moments = 0
     for moment in latents.play(maze_policy(), ENV, BUSY, 40):
-        told, blocked = moment.infos, blocked_moves(moment.obs)
-        expected = action_regret(told["distance"], told["optimal_actions"], moment.actions, blocked)
+        oracle, blocked = moment.infos, blocked_moves(moment.obs)
+        expected = action_regret(oracle["distance"], oracle["optimal_actions"], moment.actions, blocked)
         np.testing.assert_array_equal(latents.map_regret(moment.maps, moment.actions), expected)
         moments += 1
     assert moments > 3
@@ -278,7 +278,7 @@ def test_a_network_with_random_weights_is_its_own_control(carry: str) -> None:
     records = {r.pop("features"): r for r in found}
     assert records["latent"] == records["random"]
     assert [len(records[name]["path_auc"]) for name in probes.FEATURES] == [4, 4, 1, 1]
-    if carry == "reset":  # the state before thinking is the same at every token and tells nothing
+    if carry == "reset":  # the initial state is the same at every token and says nothing
         assert records["latent"]["path_auc"][0] == records["latent"]["path_balanced_accuracy"][0] == 0.5
         assert records["latent"]["distance_r2"][0] <= 0
 
@@ -313,7 +313,7 @@ def test_a_carrying_agent_feels_it(carry: str) -> None:
     assert all(r["other_action"] > 0 for r in records[1:])
     assert len({r["episodes"] for r in records}) == 1
     alone = latents.intervene(policy, ENV, BUSY, 6, at=2, batch=1, interventions=("swap",))
-    assert {**alone[1], "intervention": "control"} == alone[0]  # nobody to swap with
+    assert {**alone[1], "intervention": "control"} == alone[0]  # no other episode to swap with
 
 
 @pytest.mark.parametrize("view", ["full", 2])

@@ -170,8 +170,8 @@ def test_every_decision_counts_to_at_most_one_change(rows: list, horizon: int, d
 
 def _total(regret: list, changed: list, material: list, length: int, segments: list | None = None) -> metrics.Totals:
     real, changed_, material_ = (np.array(values)[:, None] for values in (regret, changed, material))
-    thought = None if segments is None else np.array(segments)[:, None]
-    decisions = metrics.Decisions(real, changed_, material_, np.zeros_like(changed_), thought)
+    used = None if segments is None else np.array(segments)[:, None]
+    decisions = metrics.Decisions(real, changed_, material_, np.zeros_like(changed_), used)
     return metrics.total_decisions(decisions, np.array([length]))
 
 
@@ -185,7 +185,7 @@ def test_totals_of_a_hand_made_episode() -> None:
     assert (totals.regret.tolist(), totals.scored.tolist()) == ([8.0], [6])
     assert metrics.regret_by_change(totals) == {"unchanged": 0.5, "immaterial": 2.0, "material": 1.5}
     assert metrics.decisions_by_change(totals) == {"unchanged": 2, "immaterial": 1, "material": 2}
-    # The decision that is cut off from the goal has no score, but it was thought about.
+    # The decision that is cut off from the goal has no score, but it used segments.
     assert metrics.segments_by_change(totals) == {"unchanged": 1.0, "immaterial": 2.0, "material": 5.0}
     assert metrics.regret_per_decision(totals).tolist() == [8 / 6]
 

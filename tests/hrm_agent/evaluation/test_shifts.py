@@ -1,4 +1,4 @@
-"""One-axis shifts: one option at a time, played by everybody on the same levels, and a reason for what is not."""
+"""One-axis shifts: one option at a time, all players on the same levels, and a reason for every skipped point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of paths as an agent: it is as good as its paths, thinks as often as it says, and carries what it should."""
+"""A model of paths as an agent: as good as its paths, with the segments and the carry that its settings name."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def few_timed_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Thoughts(NamedTuple):
-    count: Tensor  # float [B, 1], segments thought since the state was new
+    count: Tensor  # float [B, 1], segments since the initial state
 
 
 class Oracle(nn.Module):
-    """The re-planner's paths once it has thought for `needs` segments; before, all cells are alike."""
+    """The re-planner's paths after `needs` segments; before, all cells are alike."""
 
     def __init__(self, needs: int = 1, spoils: int = 10**6) -> None:
         super().__init__()
@@ -73,16 +73,16 @@ def make_model(side: int = 9, answer_ids: int = 2, **changes: Any) -> PuzzleMode
     )
 
 
-@pytest.mark.parametrize("world", [{}, BUSY, {"view": 2}, {"layout": "braid", "walls": 0, "doors": 0}])
-def test_with_the_replanners_paths_it_plays_as_the_replanner(world: dict[str, Any]) -> None:
-    played = run_episodes(PathActor(Oracle(), 1), MAZE, world, 60, batch=25)
-    reference = run_episodes(ReplanActor(), MAZE, world, 60)
+@pytest.mark.parametrize("options", [{}, BUSY, {"view": 2}, {"layout": "braid", "walls": 0, "doors": 0}])
+def test_with_the_replanners_paths_it_plays_as_the_replanner(options: dict[str, Any]) -> None:
+    played = run_episodes(PathActor(Oracle(), 1), MAZE, options, 60, batch=25)
+    reference = run_episodes(ReplanActor(), MAZE, options, 60)
     for name in ("success", "steps", "returns"):
         np.testing.assert_array_equal(getattr(played, name), getattr(reference, name), err_msg=name)
     assert played.success.mean() > 0.3
 
 
-def test_segments_are_thought_and_counted() -> None:
+def test_segments_are_run_and_counted() -> None:
     patient, hasty = (run_episodes(PathActor(Oracle(needs=3), k), MAZE, BUSY, 40) for k in (3, 2))
     for played, segments in ((patient, 3), (hasty, 2)):
         assert played.segments is not None
@@ -91,7 +91,7 @@ def test_segments_are_thought_and_counted() -> None:
 
 
 @pytest.mark.parametrize("rule", ["halt_only", "q_learning"])
-def test_halting_keeps_what_was_right_and_counts_what_was_thought(rule: str) -> None:
+def test_halting_keeps_what_was_right_and_counts_segments(rule: str) -> None:
     halted, stubborn = (
         run_episodes(PathActor(Oracle(needs=2, spoils=4), 5, halting=halting), MAZE, BUSY, 40)
         for halting in (rule, None)
@@ -114,10 +114,10 @@ def test_each_view_halts_by_itself() -> None:
         batch = {"inputs": inputs, "puzzle_identifiers": torch.zeros(40, dtype=torch.int32)}
         _, _, q_halt, _ = model(model.initial_state(40), batch)
         model.halting_head.bias[0] = -q_halt.median()  # half of them stop at once
-        state, margin, thought = run_segments(model, model.initial_state(40), views, 4, "halt_only")
-        assert 10 < (thought == 1).sum() < 30
+        state, margin, used = run_segments(model, model.initial_state(40), views, 4, "halt_only")
+        assert 10 < (used == 1).sum() < 30
         for row in range(40):
-            alone, own, _ = run_segments(model, model.initial_state(1), views[[row]], int(thought[row]))
+            alone, own, _ = run_segments(model, model.initial_state(1), views[[row]], int(used[row]))
             torch.testing.assert_close(margin[row], own[0])
             for kept, expected in zip(state, alone, strict=True):
                 torch.testing.assert_close(kept[row], expected[0])
@@ -207,7 +207,7 @@ def test_a_model_of_something_else_is_refused_in_one_line(changes: dict[str, Any
     assert "\n" not in str(error.value)
 
 
-def test_a_path_policy_thinks_and_halts_by_a_rule_that_there_is() -> None:
+def test_unknown_halting_and_no_segments_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown halting 'halt'; did you mean 'halt_only'"):
         PathActor(make_model(), 2, halting="halt")
     with pytest.raises(ValueError, match="segments=0"):
