@@ -254,9 +254,9 @@ def test_it_learns_the_way_through_a_small_maze(dagger: bool, expected: float, t
     }
     if dagger:
         algo["beta_fraction"] = 0.9
-    core = {**QUICK, "layers": 2, "inner_size": 32}
+    core = {**QUICK, "inner_size": 32}
     trainer = make_imitation_trainer(
-        tmp_path, dagger, algo=algo, total_steps=24_576, policy={"hidden_size": 32, "core_options": core}
+        tmp_path, dagger, algo=algo, total_steps=12_288, policy={"hidden_size": 32, "core_options": core}
     )
     trainer.run(Console())
     assert isinstance(trainer.learner, ImitationLearner)

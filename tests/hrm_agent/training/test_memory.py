@@ -14,20 +14,20 @@ LEVELS = 400
 
 
 def successes(carry: str, time_gradient: str, folder: Path) -> tuple[float, float]:
-    """Success of the greedy and of the sampled policy on unseen levels, after 24,000 frames of training."""
+    """Success of the greedy and of the sampled policy on unseen levels, after 12,000 frames of training."""
     trainer = make_trainer(
         folder,
         env="CueMaze-v0",
         env_options=CORRIDOR,
         seed=0,
-        total_steps=24_000,
-        policy={"carry": carry, "time_gradient": time_gradient, "hidden_size": 16, "encoder": EncoderConfig()},
+        total_steps=12_000,
+        policy={"carry": carry, "time_gradient": time_gradient, "hidden_size": 16, "encoder": EncoderConfig(1)},
         algo={
             "num_envs": 64,
-            "rollout_steps": 16,
-            "window": 16,
-            "minibatch_windows": 32,
-            "epochs": 3,
+            "rollout_steps": 8,
+            "window": 8,
+            "minibatch_windows": 64,
+            "epochs": 6,
             "learning_rate": 7e-3,
             "gae_lambda": 0.9,
             "value_coef": 0.5,
