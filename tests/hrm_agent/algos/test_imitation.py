@@ -352,7 +352,11 @@ def test_any_environment_that_tells_will_do(telling: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("env", "options", "message"),
     [
-        ("CartPole-v1", {}, r"env=CartPole-v1: it does not tell .* needs infos\['optimal_actions'\], bool \[N, A\]"),
+        (
+            "CartPole-v1",
+            {},
+            r"env=CartPole-v1: it does not label .* needs infos\['optimal_actions'\], bool \[N, A\]",
+        ),
         ("Telling-v0", {"mask": np.ones(3, bool)}, r"is bool\[1, 3\] for one environment; expected bool\[1, 2\]"),
         ("Telling-v0", {"mask": np.ones(2)}, r"is float64\[1, 2\]"),
         ("DynamicMaze-v0", {"rows": 0}, "rows=0"),

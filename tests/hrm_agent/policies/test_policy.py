@@ -350,7 +350,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"stop_threshold": -1.0}, "0 or more"),
         ({"heads": "dueling"}, "actor_critic, q"),
         ({"core": "feedforward", "stop": "latent_change"}, "no latent"),
-        ({"heads": "q", "stop": "policy_kl"}, "Q-values are none"),
+        ({"heads": "q", "stop": "policy_kl"}, "needs a policy, not Q-values"),
     ):
         with pytest.raises(ValueError, match=message):
             tiny_policy(**changes)

