@@ -351,9 +351,12 @@ def test_the_table_says_what_the_report_says(run: str) -> None:
 def test_bad_input_is_one_line_and_nothing_is_written(
     run: str, tmp_path: Path, given: dict[str, Any], message: str
 ) -> None:
+    others = dict(given)
+    overrides = AgentOverrides.taken_from(others)
     for function, out in ((evaluate, "eval.json"), (watch, "watch.gif")):
+        options = {"run": run, "episodes": 2, "out": str(tmp_path / out), "overrides": overrides, **others}
         with pytest.raises(ValueError, match=message) as error:
-            function(**{"run": run, "episodes": 2, "out": str(tmp_path / out), **given})  # type: ignore[operator]
+            function(**options)  # type: ignore[operator]
         assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
