@@ -26,7 +26,8 @@ from hrm_agent.benchmarks.cases import Options, measure
 from hrm_agent.benchmarks.paths import COMPILED, PLAIN, available_paths
 from hrm_agent.benchmarks.peaks import matrix_peaks
 from hrm_agent.benchmarks.suites import DEFAULT, SUITES
-from hrm_agent.launch.cli import UsageError, nearest, usage_errors
+from hrm_agent.launch.cli import UsageError, usage_errors
+from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.parallel.threads import available_cores, instruction_set
 from hrm_agent.tensors.files import write_atomically
 from hrm_agent.training.tracking import CLOCKS
@@ -61,7 +62,7 @@ def check_options(options: argparse.Namespace) -> None:
     """
     for name in options.suites:
         if name not in SUITES:
-            raise UsageError(f"{name}: no such suite{nearest(name, list(SUITES))}")
+            raise UsageError(f"{name}: no such suite{did_you_mean(name, list(SUITES))}")
     options.suites = list(dict.fromkeys(options.suites)) or list(DEFAULT)
     for name in ("rounds", "cores"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
@@ -77,7 +78,7 @@ def check_options(options: argparse.Namespace) -> None:
     known = available_paths()
     for path in options.paths or ():
         if path not in known:
-            raise UsageError(f"--paths {path}: not on this machine{nearest(path, known)}")
+            raise UsageError(f"--paths {path}: not on this machine{did_you_mean(path, known)}")
     chosen = options.paths or [path for path in known if path != COMPILED]
     options.paths = [PLAIN, *(path for path in dict.fromkeys(chosen) if path != PLAIN)]
     options.rounds = options.rounds or (2 if options.quick else 5)

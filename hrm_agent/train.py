@@ -24,7 +24,7 @@ from hrm_agent.agents.card import evaluation_facts
 from hrm_agent.environments.sources import refuse_own_module
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import format_report
-from hrm_agent.launch.cli import UsageError, nearest, usage_errors
+from hrm_agent.launch.cli import UsageError, usage_errors
 from hrm_agent.launch.runs import (
     announce,
     check_count,
@@ -38,6 +38,7 @@ from hrm_agent.launch.runs import (
     write_settings,
 )
 from hrm_agent.launch.settings import ALGORITHMS, resolve, settings
+from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.parallel.processes import check_local_device, join
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.training.checkpoints import CheckpointFolder
@@ -67,7 +68,7 @@ def check_run(cfg: DictConfig) -> None:
     values = resolve(cfg)
     if values["algo"]["name"] not in ALGORITHMS:
         raise UsageError(
-            f"algo={values['algo']['name']}: no such algorithm{nearest(values['algo']['name'], list(ALGORITHMS))}"
+            f"algo={values['algo']['name']}: no such algorithm{did_you_mean(values['algo']['name'], list(ALGORITHMS))}"
         )
     check_count(values, "test_episodes")
     if values["objective"] not in WORST:

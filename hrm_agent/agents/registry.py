@@ -13,10 +13,9 @@ The first kind is imported when the agent is made, the second when the registry 
 
 from __future__ import annotations
 
-import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -28,6 +27,7 @@ import gymnasium as gym
 from hrm_agent import agents as shipped
 from hrm_agent.agents.agent import Agent, AgentOverrides, find_agent_folder, read_description
 from hrm_agent.environments.wrappers import is_adapted
+from hrm_agent.names.registry import Registry
 
 GROUP = "hrm_agent.agents"
 ID = re.compile(r"[A-Za-z0-9]+(-[A-Za-z0-9]+)*-v[0-9]+")
@@ -50,6 +50,9 @@ class AgentSpec:
     id: str
     entry: Entry
     package: str = ""
+
+    def __str__(self) -> str:
+        return str(self.entry)
 
     @property
     def folder(self) -> Path | None:
@@ -87,76 +90,56 @@ class AgentSpec:
         return made.changed(overrides)
 
 
-class AgentRegistry(Mapping[str, AgentSpec]):
+class AgentRegistry(Registry[AgentSpec]):
     """Ids -> `AgentSpec`, sorted by id; the first access searches other packages."""
 
     def __init__(self) -> None:
         # First, so that their names cannot be taken.
-        self._specs = {folder.name: AgentSpec(folder.name, folder, "hrm-agent") for folder in shipped.folders()}
+        ours = {folder.name: AgentSpec(folder.name, folder, "hrm-agent") for folder in shipped.folders()}
+        super().__init__("agent", GROUP, ours)
         self._searched = False
 
-    def __getitem__(self, agent_id: str) -> AgentSpec:
-        self._search()
-        if agent_id not in self._specs:
-            near = difflib.get_close_matches(str(agent_id), self._specs, n=1, cutoff=0.0)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            raise UnknownAgent(f"agent={agent_id}: no such agent{meant} (python -m hrm_agent.agents lists them)")
-        return self._specs[agent_id]
-
     def __iter__(self) -> Iterator[str]:
-        self._search()
-        return iter(sorted(self._specs))
-
-    def __len__(self) -> int:
-        self._search()
-        return len(self._specs)
+        return iter(sorted(super().__iter__()))
 
     def __repr__(self) -> str:
         return f"AgentRegistry({', '.join(self)})"
 
-    def add(self, spec: AgentSpec) -> None:
+    def add(self, name: str, value: AgentSpec) -> None:
         """Raises: ValueError for an id that is malformed, or taken by another agent."""
-        if ID.fullmatch(spec.id) is None:
+        if ID.fullmatch(name) is None:
             raise ValueError(
-                f"agent id {spec.id!r}: expected letters and digits in groups joined by -, the last of them vN, "
+                f"agent id {name!r}: expected letters and digits in groups joined by -, the last of them vN, "
                 "such as DynamicMaze-TRM-v0"
             )
-        there = self._specs.setdefault(spec.id, spec)
-        if there.entry != spec.entry:
-            raise ValueError(
-                f"agent {spec.id}: already registered, as {there.entry}; give this one another name or version"
-            )
-
-    def _search(self) -> None:
-        if self._searched:
+        if name in self.registered and self.registered[name].entry == value.entry:
             return
-        self._searched = True  # first, so that a plugin may read the registry while it is searched
-        for point in entry_points(group=GROUP):
-            package = point.dist.name if point.dist is not None else ""
-            try:
-                self._add_plugin(point, package)
-            except Exception as error:  # another package's failure must not affect the registry
-                reason = f"{type(error).__name__}: {error}"
-                warnings.warn(
-                    f"agents of {package or 'an unknown package'}: entry point {point.name} = {point.value} is left "
-                    f"out ({reason})",
-                    stacklevel=4,
-                )
+        super().add(name, value)
+
+    def entry_points(self) -> dict[str, EntryPoint]:
+        """None: the first look registers what they name."""
+        if not self._searched:
+            self._searched = True  # first, so that a plugin may read the registry while it is searched
+            for point in entry_points(group=GROUP):
+                package = point.dist.name if point.dist is not None else ""
+                try:
+                    self._add_plugin(point, package)
+                except Exception as error:  # another package's failure must not affect the registry
+                    reason = f"{type(error).__name__}: {error}"
+                    warnings.warn(
+                        f"agents of {package or 'an unknown package'}: entry point {point.name} = {point.value} is "
+                        f"left out ({reason})",
+                        stacklevel=4,
+                    )
+        return {}
 
     def _add_plugin(self, point: EntryPoint, package: str) -> None:
         if ID.fullmatch(point.name):
             if not point.attr:
                 raise ValueError("expected package.module:callable")
-            self.add(AgentSpec(point.name, f"{point.module}:{point.attr}", package))
+            self.add(point.name, AgentSpec(point.name, f"{point.module}:{point.attr}", package))
         elif point.load()() is not None:
             raise ValueError(f"{point.name} is no agent id, and its function returns a value; expected it to register")
-
-
-class UnknownAgent(KeyError, ValueError):
-    """No agent of this name; a KeyError, as for any mapping, with a one-line message."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 registry = AgentRegistry()
@@ -182,7 +165,7 @@ def register(id: str, folder_or_entry_point: Entry) -> None:
         entry = entry.absolute()  # independent of later changes of the working folder
     elif not isinstance(entry, str) and not callable(entry):
         raise ValueError(f"agent {id}: {entry!r} is no folder, no package.module:callable and no callable")
-    registry.add(AgentSpec(id, entry))
+    registry.add(id, AgentSpec(id, entry))
 
 
 def make(id: str, env: gym.Env | gym.vector.VectorEnv | None = None, **settings: Any) -> Agent:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from hrm_agent.launch.cli import nearest
 from hrm_agent.launch.settings import typed
+from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.training.tracking import CLOCKS
 
 
@@ -52,7 +52,7 @@ class RunConfig:
 
         name = options["baseline"]
         if name not in BASELINES:
-            raise ValueError(f"baseline={name}: no such baseline{nearest(str(name), list(BASELINES))}")
+            raise ValueError(f"baseline={name}: no such baseline{did_you_mean(name, list(BASELINES))}")
         settings = typed(BASELINES[name].settings, options["settings"] or {}, "settings")
         return cls(**{**options, "settings": settings, "env_options": options["env_options"] or {}})
 

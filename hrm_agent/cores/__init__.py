@@ -9,9 +9,8 @@ which is loaded when its name is first used.
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from hrm_agent.cores.base import Core, State, map_state
@@ -20,14 +19,45 @@ from hrm_agent.cores.feedforward import FeedForward, FeedForwardState
 from hrm_agent.cores.gru import GRUCore, GRUState
 from hrm_agent.cores.hrm import HRM, HRMState
 from hrm_agent.cores.trm import TRM, TRMState
+from hrm_agent.names.nearest import did_you_mean
+from hrm_agent.names.registry import Registry
 
-CORES: dict[str, type[Core]] = {
-    "hrm": HRM,
-    "trm": TRM,
-    "gru": GRUCore,
-    "convlstm": ConvLSTM,
-    "feedforward": FeedForward,
-}
+
+class CoreRegistry(Registry[type[Core]]):
+    """Names -> classes of cores; those of other packages are imported when they are asked for."""
+
+    def add(self, name: str, value: type[Core]) -> None:
+        """Raises: ValueError, see `register_core`."""
+        if not name or not all(c.isalnum() or c in "_-." for c in name):
+            raise ValueError(f"core name {name!r}: expected letters, digits, _, - and .")
+        if not (isinstance(value, type) and issubclass(value, Core)):
+            raise ValueError(f"core {name}: {value!r} is no subclass of hrm_agent.cores.Core")
+        without = [p.name for p in _options_of(value) if p.default is p.empty]
+        if without:
+            raise ValueError(f"core {name}: the options {', '.join(without)} need default values")
+        for option in _options_of(value):
+            if not _is_plain(option.default):
+                raise ValueError(
+                    f"core {name}: the default of {option.name} is {option.default!r}; expected a number, a text, a "
+                    "bool, None or a list of these, which configurations and saved agents can hold"
+                )
+        super().add(name, value)
+
+    def load(self, point: EntryPoint) -> None:
+        """Raises: ValueError for a package that cannot be imported."""
+        try:
+            loaded = point.load()
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"core={point.name}: its package fails to load {point.value} ({reason})") from error
+        self.add(point.name, loaded)
+
+
+CORES = CoreRegistry(
+    "core",
+    "hrm_agent.cores",
+    {"hrm": HRM, "trm": TRM, "gru": GRUCore, "convlstm": ConvLSTM, "feedforward": FeedForward},
+)
 
 __all__ = [
     "CORES",
@@ -48,43 +78,28 @@ __all__ = [
     "core_options",
     "find_core",
     "map_state",
+    "name_of",
     "register_core",
 ]
-ENTRY_POINTS = "hrm_agent.cores"
 
 
 def register_core(name: str, core: type[Core]) -> None:
-    """Register a core under a name, for configurations (`core=NAME`), `PolicyConfig` and saved agents.
+    """Make a core known by a name, for configurations (`core=NAME`), `PolicyConfig` and saved agents.
 
     Args:
         name: letters, digits, `_`, `-` and `.`.
-        core: its class; its options are the keyword-only arguments of its constructor, each with a default that is a
-            number, a string, a bool, None or a list of these, so that configurations and saved agents can hold it.
+        core: its class; options are the keyword-only arguments of its constructor, each with a default that is a
+            number, a text, a bool, None or a list of these. A file of settings, and a saved agent, hold them.
 
     Raises:
-        ValueError: the name is malformed or belongs to another class, or `core` is not a subclass of `Core`.
+        ValueError: a name that is taken by another class or is none, or a class that is no core.
     """
-    if not name or not all(c.isalnum() or c in "_-." for c in name):
-        raise ValueError(f"core name {name!r}: expected letters, digits, _, - and .")
-    if not (isinstance(core, type) and issubclass(core, Core)):
-        raise ValueError(f"core {name}: {core!r} is no subclass of hrm_agent.cores.Core")
-    without = [p.name for p in _options_of(core) if p.default is p.empty]
-    if without:
-        raise ValueError(f"core {name}: the options {', '.join(without)} need default values")
-    for option in _options_of(core):
-        if not _is_plain(option.default):
-            raise ValueError(
-                f"core {name}: the default of {option.name} is {option.default!r}; expected a number, a string, a "
-                "bool, None or a list of these, which configurations and saved agents can hold"
-            )
-    if CORES.get(name, core) is not core:
-        raise ValueError(f"core {name!r} is already registered as {CORES[name].__qualname__}; choose another name")
-    CORES[name] = core
+    CORES.add(name, core)
 
 
 def core_names() -> list[str]:
-    """Every name that `find_core` accepts: built-in cores, registered ones, and entry points of installed packages."""
-    return [*CORES, *(e.name for e in entry_points(group=ENTRY_POINTS) if e.name not in CORES)]
+    """Every name that `find_core` knows: ours, registered ones, and entry points of installed packages."""
+    return list(CORES)
 
 
 def find_core(name: str) -> type[Core]:
@@ -93,24 +108,12 @@ def find_core(name: str) -> type[Core]:
     Raises:
         ValueError: an unknown name (the nearest is named), or a package's core that cannot be loaded.
     """
-    if name not in CORES:
-        for entry in entry_points(group=ENTRY_POINTS):
-            if entry.name == name:
-                try:
-                    loaded = entry.load()
-                except Exception as error:
-                    reason = f"{type(error).__name__}: {error}"
-                    raise ValueError(f"core={name}: its package fails to load {entry.value} ({reason})") from error
-                register_core(name, loaded)
-                break
-        else:
-            known = core_names()
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)
-            raise ValueError(
-                f"unknown core {name!r}; did you mean {near[0]!r}? Choose one of: {', '.join(known)}; another "
-                "package's core must be installed or registered first (hrm_agent.cores.register_core)"
-            )
     return CORES[name]
+
+
+def name_of(core: Core) -> str:
+    """The name of a core's class; that of the class itself where it has none."""
+    return next((name for name, kind in CORES.registered.items() if type(core) is kind), type(core).__name__)
 
 
 def core_options(name: str) -> dict[str, Any]:
@@ -148,7 +151,5 @@ def build_core(
     make, known = find_core(name), list(core_options(name))
     for option in options:
         if option not in known:
-            near = difflib.get_close_matches(option, known, n=1, cutoff=0.0)
-            hint = f"did you mean {near[0]!r}? It has: {', '.join(known)}" if near else "it has none"
-            raise ValueError(f"core={name} has no option {option!r}; {hint}")
+            raise ValueError(f"core={name} has no option {option!r}{did_you_mean(option, known) or '; it has none'}")
     return make(hidden_size, length, grid, **options)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.tensors.trees import map_tensors
 
 State = tuple[Tensor, ...]
@@ -102,8 +102,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     """Return the value, or raise ValueError naming the nearest of the choices."""
     if value in choices:
         return value
-    near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)
-    raise ValueError(f"unknown {name} {value!r}; did you mean {near[0]!r}? Choose one of: {', '.join(choices)}")
+    raise ValueError(f"{name}={value}: no such {name}{did_you_mean(value, choices)}")
 
 
 def check_grid(grid: tuple[int, int] | None, length: int) -> tuple[int, int] | None:

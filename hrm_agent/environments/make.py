@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 import hrm_envs
 from hrm_agent.environments.sources import import_source, wrap_by_source
 from hrm_agent.environments.wrappers import adapt, is_adapted
+from hrm_agent.names.nearest import did_you_mean
 from hrm_envs.batch import Batch
 
 
@@ -35,9 +35,8 @@ def check_env_id(env_id: str) -> None:
     import_source(name)
     if name in gym.registry:
         return
-    near = difflib.get_close_matches(name, gym.registry, n=1, cutoff=0.0)
     hint = "" if module else "; an id that another package registers is given as MODULE:ID"
-    raise ValueError(f"env={env_id}: no such environment; did you mean {near[0]}?{hint}")
+    raise ValueError(f"env={env_id}: no such environment{did_you_mean(name, gym.registry, 0)}{hint}")
 
 
 def make_env(env_id: str, options: dict[str, Any] | None = None) -> gym.Env:

@@ -10,7 +10,6 @@ and `count=` choose the levels (test, 0, 1000); everything else is an option of 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from hrm_agent.environments.make import make_vector_env
+from hrm_agent.names.nearest import did_you_mean
 from hrm_envs import MazeVectorEnv
 
 FILE = Path(__file__).with_name("level_sets.json")
@@ -56,8 +56,7 @@ def find_level_set(name: str, file: Path = FILE) -> LevelSet:
     """
     entries = json.loads(file.read_text())
     if name not in entries:
-        near = difflib.get_close_matches(name, entries, n=1, cutoff=0.0)
-        raise ValueError(f"level_set={name}: no such set; did you mean {near[0]}? Known: {', '.join(entries)}")
+        raise ValueError(f"level_set={name}: no such set{did_you_mean(name, entries)}")
     levels = LevelSet(**{"split" if key == "band" else key: value for key, value in entries[name].items()})
     found = hash_levels(levels)
     if found != levels.sha256:

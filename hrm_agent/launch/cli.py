@@ -5,7 +5,6 @@ Bad input ends with exit code 2 and one line on stderr; nothing has been written
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import itertools
 import re
@@ -28,6 +27,7 @@ from hrm_agent.environments.make import check_env_id
 from hrm_agent.launch import hydra_plugin as config_source
 from hrm_agent.launch import starting
 from hrm_agent.launch.settings import GROUPS, config_folder, option_defaults, rename_overrides
+from hrm_agent.names.nearest import did_you_mean
 
 USAGE_ERROR = 2
 HYDRA_FLAGS = (
@@ -197,7 +197,7 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
         if missing in PLUGINS:
             raise UsageError(f"{missing}: not installed; pip install {PLUGINS[missing]}") from None
         group, _, choice = missing.rpartition("/")
-        meant = nearest(choice, group_choices(group))
+        meant = did_you_mean(choice, group_choices(group))
         raise UsageError(f"{group}={choice}: no such {group or 'config'}{meant}") from None
     except ConfigCompositionException as error:
         cause = " ".join(str(x) for x in (error, error.__cause__ or ""))
@@ -208,7 +208,9 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
         if (config_folder() / key[1]).is_dir() and chosen:
             raise UsageError(f"{chosen[0]}: add this group with a plus sign, +{chosen[0]}") from None
         choices = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "task")]
-        raise UsageError(f"{key[1]}: no such setting{nearest(key[1], known_settings(config_name, choices))}") from None
+        raise UsageError(
+            f"{key[1]}: no such setting{did_you_mean(key[1], known_settings(config_name, choices))}"
+        ) from None
 
 
 def group_choices(group: str) -> list[str]:
@@ -227,11 +229,6 @@ def known_settings(config_name: str, choices: list[str] | None = None) -> list[s
                 yield from walk(f"{prefix}.{key}" if prefix else key, node._get_node(key))
 
     return [name for name in walk("", compose_config(choices or [], config_name)) if name]
-
-
-def nearest(given: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.0)
-    return f"; did you mean {near[0]}? Known: {', '.join(known[:12])}{', ...' * (len(known) > 12)}" if near else ""
 
 
 def parse_options(arguments: list[str], command: Any, usage: str, examples: Sequence[str] = ()) -> dict[str, Any]:
@@ -258,7 +255,7 @@ def parse_options(arguments: list[str], command: Any, usage: str, examples: Sequ
     for argument in arguments:
         key, equals, _ = argument.partition("=")
         if not equals or key.lstrip("+").split(".")[0] not in known:
-            raise UsageError(f"{argument}: expected KEY=VALUE{nearest(key, known)}")
+            raise UsageError(f"{argument}: expected KEY=VALUE{did_you_mean(key, known)}")
     given = OmegaConf.from_cli([a.lstrip("+") for a in arguments])
     for argument in arguments:
         key, _, text = argument.lstrip("+").partition("=")

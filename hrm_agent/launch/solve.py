@@ -12,9 +12,10 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from hrm_agent import __version__
-from hrm_agent.cores import CORES
+from hrm_agent.cores import name_of
 from hrm_agent.cores.base import check_at_least, check_choice
-from hrm_agent.launch.cli import UsageError, compose_config, nearest
+from hrm_agent.launch.cli import UsageError, compose_config
+from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.parallel.threads import Threads, available_cores, check_device
 from hrm_agent.recurrence import check_kernel
 from hrm_agent.supervised.deep_supervision import PRECISIONS
@@ -192,7 +193,9 @@ def choose_task(
         raise UsageError(f"model={path}: nothing there says what it was trained on; add task=NAME, as configs/task/")
     for key in options:
         if key not in chosen:
-            raise UsageError(f"task_options.{key}: no such option of task={task or name}{nearest(key, list(chosen))}")
+            raise UsageError(
+                f"task_options.{key}: no such option of task={task or name}{did_you_mean(key, list(chosen))}"
+            )
     merged: Any = OmegaConf.to_container(OmegaConf.merge(chosen, options))
     for key, value in merged.items():
         if value == "???":
@@ -238,7 +241,7 @@ def _report(
     report["ms_per_puzzle"] = solver.ms_per_puzzle
     if stopping is not None:
         report["halted"]["ms_per_puzzle"] = stopping.ms_per_puzzle
-    core = next((name for name, kind in CORES.items() if type(model.core) is kind), type(model.core).__name__)
+    core = name_of(model.core)
     return {
         **report,
         "model": str(loaded.path),

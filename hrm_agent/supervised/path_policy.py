@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrm_agent import __version__
-from hrm_agent.cores import CORES, State, map_state
+from hrm_agent.cores import State, map_state, name_of
 from hrm_agent.cores.base import check_at_least, check_choice
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.cost import count_macs, decision_cost
@@ -187,11 +187,10 @@ def describe(
     model: PuzzleModel, segments: int, carry: bool, halting: str | None, about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The entries of `hrm_agent.evaluation.report.describe_agent`."""
-    core = next((name for name, kind in CORES.items() if type(model.core) is kind), type(model.core).__name__)
     return {
         "run": about.get("run"),
         "agent": None,
-        "core": core,
+        "core": name_of(model.core),
         "carry": "full" if carry else "reset",
         "segments": segments,
         "stop": halting or "fixed",

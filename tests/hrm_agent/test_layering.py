@@ -12,7 +12,7 @@ AGENT, ENVS = ROOT / "hrm_agent", ROOT / "envs" / "hrm_envs"
 
 LAYERS = (
     "commands", "benchmarks", "baselines", "launch", "supervised", "training", "evaluation", "agents", "algos",
-    "experience", "policies", "recurrence", "cores", "environments", "parallel", "kernels", "tensors",
+    "experience", "policies", "recurrence", "cores", "environments", "parallel", "kernels", "tensors", "names",
 )  # fmt: skip
 """Folders of `hrm_agent`, from what users type down to what knows nothing of the rest; imports go down only.
 
@@ -25,7 +25,9 @@ ALIENS = {
     "sb3_contrib": ("baselines",),
     "hrm_envs": ("commands", "launch", "evaluation", "environments", "supervised", "benchmarks", "baselines"),
     "gymnasium": tuple(
-        name for name in LAYERS if name not in ("cores", "recurrence", "algos", "parallel", "kernels", "tensors")
+        name
+        for name in LAYERS
+        if name not in ("cores", "recurrence", "algos", "parallel", "kernels", "tensors", "names")
     ),
 }
 """Packages that some layers alone may import."""

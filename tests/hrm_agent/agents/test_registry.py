@@ -38,9 +38,9 @@ RECORDS = {r["agent"]: r for r in json.loads((ROOT / "experiments" / "shipped_ag
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a test registers is gone after it."""
-    specs = {name: registration.registry[name] for name in registration.registry}
+    specs = dict(registration.registry)
     yield
-    registration.registry._specs = specs
+    registration.registry.registered = specs
 
 
 def tiny_agent(**changes: Any) -> Agent:
@@ -356,8 +356,8 @@ def test_a_registry_that_nobody_filled_holds_what_ships() -> None:
 def test_registering_before_the_first_look_breaks_nothing(folder: Path) -> None:
     fresh = AgentRegistry()
     with pytest.raises(ValueError, match=f"{SHIPPED[0]}: already registered"):
-        fresh.add(registration.AgentSpec(SHIPPED[0], folder))
-    fresh.add(registration.AgentSpec("A-v0", folder))
+        fresh.add(SHIPPED[0], registration.AgentSpec(SHIPPED[0], folder))
+    fresh.add("A-v0", registration.AgentSpec("A-v0", folder))
     assert {"A-v0", *SHIPPED} <= set(fresh)
     assert fresh[SHIPPED[0]].package == "hrm-agent"
 
@@ -368,7 +368,7 @@ def test_an_agent_of_a_plugin_whose_name_is_taken_is_left_out_alone(
     points = [EntryPoint(name, "guest_agents:guest", registration.GROUP) for name in ("A-v0", SHIPPED[0], "Guest-v0")]
     monkeypatch.setattr(registration, "entry_points", lambda group: points)
     fresh = AgentRegistry()
-    fresh.add(registration.AgentSpec("A-v0", folder))
+    fresh.add("A-v0", registration.AgentSpec("A-v0", folder))
     with pytest.warns(UserWarning, match="already registered") as warned:
         assert set(fresh) == {"A-v0", "Guest-v0", *SHIPPED}
     assert len(warned) == 2

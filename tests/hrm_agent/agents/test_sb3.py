@@ -144,8 +144,8 @@ def test_the_library_trains_our_core(algorithm: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"core": "tmr"}, "unknown core 'tmr'; did you mean 'trm'?"),
-        ({"core_options": {"layer": 1}}, "did you mean 'layers'?"),
+        ({"core": "tmr"}, "core=tmr: no such core; did you mean trm?"),
+        ({"core_options": {"layer": 1}}, "did you mean layers?"),
         ({"encoder": {"croop": 1}}, "encoder.croop=1: no such setting; expected one of crop"),
         ({"segments": 0}, "segments=0: expected 1 or more"),
         ({"readout": "middle"}, "readout='middle': expected one of agent"),

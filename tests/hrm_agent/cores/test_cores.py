@@ -390,13 +390,13 @@ def test_the_papers_sizes() -> None:
 
 
 BAD = [
-    ("hmr", {}, "did you mean 'hrm'"),
-    ("trm", {"H_cycle": 2}, "did you mean 'H_cycles'"),
+    ("hmr", {}, "did you mean hrm"),
+    ("trm", {"H_cycle": 2}, "did you mean H_cycles"),
     ("trm", {"layers": 0}, "layers=0"),
     ("trm", {"L_cycles": 0}, "L_cycles=0"),
     ("trm", {"H_cycles": 1.5}, "H_cycles=1.5"),
-    ("trm", {"mixing": "convolution"}, "did you mean 'conv'"),
-    ("trm", {"positions": "rope3d"}, "did you mean 'rope2d'"),
+    ("trm", {"mixing": "convolution"}, "did you mean conv"),
+    ("trm", {"positions": "rope3d"}, "did you mean rope2d"),
     ("trm", {"cycle_gradient": "first"}, "unknown cycle_gradient 'first'"),
     ("hrm", {"num_heads": 3}, "num_heads=3 does not divide hidden_size=8"),
     ("hrm", {"num_heads": 8}, "even head size"),

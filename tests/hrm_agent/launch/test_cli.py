@@ -15,9 +15,10 @@ from refusals import files, refusal
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
-from hrm_agent.launch.cli import UsageError, compose_config, expand_sweeps, nearest, open_options, parse_options
+from hrm_agent.launch.cli import UsageError, compose_config, expand_sweeps, open_options, parse_options
 from hrm_agent.launch.runs import load_run, reopen_run
 from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.parallel.threads import total_memory
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.supervised.trainer import SupervisedTrainer
@@ -43,7 +44,7 @@ TRAIN = [
     ("+env.encoder.bogus=1", "encoder.bogus=1: no such setting"),
     ("encoder.crop=0", "did you mean env.encoder.crop?"),
     ("hydra.run.dr=x", "hydra.run.dr: no such setting"),
-    ("core.mixing=convv", "did you mean 'conv'?"),
+    ("core.mixing=convv", "did you mean conv?"),
     ("+core.depth=3", "'depth'"),
     ("env.options.walls=1000", "walls=1000 is not an integer from 0 to 23"),
     ("env.options.wals=3", "wals"),
@@ -312,8 +313,10 @@ def test_environment_parameters_need_no_plus() -> None:
 
 
 def test_the_nearest_name_is_offered() -> None:
-    assert nearest("trn", ["hrm", "trm"]).startswith("; did you mean trm?")
-    assert nearest("trn", []) == ""
+    assert did_you_mean("trn", ["hrm", "trm"]) == "; did you mean trm? Known: hrm, trm"
+    assert did_you_mean("trn", ["hrm", "trm"], shown=1) == "; did you mean trm? Known: hrm, ..."
+    assert did_you_mean("trn", ["hrm", "trm"], shown=0) == "; did you mean trm?"
+    assert did_you_mean("trn", []) == ""
 
 
 def test_options_take_dotted_names_and_folders_called_by_a_number() -> None:

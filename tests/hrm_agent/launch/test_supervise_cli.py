@@ -387,7 +387,7 @@ SOLVE = [
     ("model=run which=worst", "expected best or last"),
     ("model=run split=train", "expected validation or test"),
     ("model=run halt=maybe", "halt=maybe: expected true or false"),
-    ("model=run precision=half", "unknown precision 'half'"),
+    ("model=run precision=half", "precision=half: no such precision"),
     ("model=run device=tpu", "expected cpu, cuda or cuda:N"),
     ("model=run task=sudoku", "grid (9, 9), but the model was trained for (7, 7); a model's shape is fixed"),
     ("model=run task=suduko", "did you mean sudoku?"),

@@ -51,11 +51,10 @@ class Leaky(Core):
 
 @pytest.fixture
 def leaky() -> Iterator[None]:
-    before = dict(CORES)
+    before = dict(CORES.registered)
     register_core("leaky", Leaky)
     yield
-    CORES.clear()
-    CORES.update(before)
+    CORES.registered = before
 
 
 @pytest.fixture
@@ -104,7 +103,7 @@ def test_it_trains_and_is_loaded_with_every_carry_rule(
         ("core=leakyy", "core=leakyy: no such core; did you mean leaky?"),
         ("core=trmm", "did you mean trm? Known: broken, convlstm, feedforward, gru, hrm, leaky, trm"),
         ("core=leaky core.leek=1", "core.leek: no such setting; did you mean core.leak?"),
-        ("core=leaky +core.leek=1", "core=leaky has no option 'leek'; did you mean 'leak'?"),
+        ("core=leaky +core.leek=1", "core=leaky has no option 'leek'; did you mean leak?"),
         ("core=gru core.memory_sise=3", "core.memory_sise: no such setting; did you mean core.memory_size?"),
         ("core=broken", "core=broken: its package fails to load no_such_package:Core (ModuleNotFoundError"),
         ("--multirun core=trm,leakyy", "core=leakyy: no such core; did you mean leaky?"),

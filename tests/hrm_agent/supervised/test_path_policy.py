@@ -208,7 +208,7 @@ def test_a_model_of_something_else_is_refused_in_one_line(changes: dict[str, Any
 
 
 def test_unknown_halting_and_no_segments_are_refused() -> None:
-    with pytest.raises(ValueError, match="unknown halting 'halt'; did you mean 'halt_only'"):
+    with pytest.raises(ValueError, match="halting=halt: no such halting; did you mean halt_only"):
         PathActor(make_model(), 2, halting="halt")
     with pytest.raises(ValueError, match="segments=0"):
         PathActor(make_model(), 0)

@@ -1,0 +1,1 @@
+"""Names that users type: what is registered under them, and which one was meant."""
