@@ -1,5 +1,6 @@
-"""One thread and repeatable examples, so that a test that fails fails again.
+"""One thread and repeatable examples, so that a test that fails fails again; and where the time goes.
 
+What every process would compile is compiled before the workers start, and the files that take longest come first.
 Beside the outcome it says for which instruction sets the kernels were tested, and why not for others.
 """
 
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,15 +16,54 @@ import torch
 from forks import Forks
 from hypothesis import settings
 
+from hrm_agent.kernels.cpu import build
+
+LONG = (
+    "test_data_parallel.py",
+    "test_docs.py",
+    "test_instruction_sets.py",
+)
+"""Files that a worker should not begin with when the others are done, the longest first (`--dist loadfile`)."""
+
 pytest.register_assert_rewrite("played", "refusals", "runs", "stack_cases", "window_cases")
 settings.register_profile("project", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("project")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile kernels and environments once, side by side, where several workers would all begin with that."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        return
+    from tiny import MAZE
+
+    from hrm_agent.environments.make import make_vector_env
+
+    build.begin()
+    env = make_vector_env("DynamicMaze-v0", 1, MAZE)
+    env.reset(seed=0)
+    env.step(env.action_space.sample())
+    with suppress(build.NoKernels):
+        build.library()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Bits depend on how many threads torch splits a sum over."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _few_timed_calls() -> Iterator[None]:
+    """No test asserts how long a decision takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hrm_agent.evaluation.cost.TIMED_CALLS", 2)
+        patch.setattr("hrm_agent.evaluation.cost.WARM_UP_CALLS", 0)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -225,7 +225,6 @@ def _left_as_it_was() -> Iterator[None]:
 def test_code_blocks(page: Path, tmp_path: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("hrm_agent.evaluation.cost.TIMED_CALLS", 2)
     monkeypatch.setattr(hub, "_library", lambda: FolderHub(tmp_path / "hub"))
     for folder in ("RUN", "runs/..."):  # the names that pages have for some run
         shutil.copytree(trained_run, folder)

@@ -84,7 +84,6 @@ def test_a_reading_is_recorded_with_what_its_run_took(tmp_path: Path, monkeypatc
     monkeypatch.setattr(runner, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(script, "train", train)
     monkeypatch.setattr("hrm_agent.supervised.load_model", lambda place: make_model())
-    monkeypatch.setattr("hrm_agent.evaluation.cost.TIMED_CALLS", 1)
     monkeypatch.setattr(script, "LEVELS", 5)
     for arm in ("path_1", "path_1_carried"):
         assert study.run(Job(arm, 1, "fog"))

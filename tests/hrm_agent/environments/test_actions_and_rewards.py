@@ -106,7 +106,7 @@ def test_on_fresh_data_the_ratio_is_one(actions: str) -> None:
 def test_it_learns_to_answer_what_it_sees(actions: str) -> None:
     learner, collector = make_learner(actions, num_envs=64, rollout_steps=8, window=4, minibatch_windows=32)
     random = run_episodes(RandomActor(collector.env.single_action_space), TARGET, {"actions": actions}, 40)
-    updates = 60
+    updates = 40
     for i in range(updates):
         learner.collect(collector, i / updates)
         learner.update(i / updates)

@@ -38,11 +38,6 @@ from hrm_envs.planners import ReplanPolicy
 DEFAULTS = {"p_change": 0.05, "goal_process": "static", "p_goal": 0.0, "max_episode_steps": 60}
 
 
-@pytest.fixture(autouse=True)
-def few_timed_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hrm_agent.evaluation.cost.TIMED_CALLS", 2)
-
-
 class Replanning(torch.nn.Module):
     """A policy whose most probable action is the BFS re-planner's; it carries nothing."""
 
@@ -272,9 +267,9 @@ def test_the_same_call_twice_gives_the_same_report(run: str, tmp_path: Path) -> 
 
 
 def test_overrides_are_played_and_reported(run: str) -> None:
-    whole = evaluate(run, 30)
+    whole = evaluate(run, 15)
     reset, longer, hasty, patient = (
-        evaluate(run, 30, overrides=AgentOverrides(**changed))
+        evaluate(run, 15, overrides=AgentOverrides(**changed))
         for changed in (
             {"carry": "reset"},
             {"segments": 4},

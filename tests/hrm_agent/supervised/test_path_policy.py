@@ -25,11 +25,6 @@ from hrm_envs.planners import replan
 TINY = {"mixing": "conv", "layers": 1, "H_cycles": 1, "L_cycles": 1, "inner_size": 16}
 
 
-@pytest.fixture(autouse=True)
-def few_timed_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hrm_agent.evaluation.cost.TIMED_CALLS", 2)
-
-
 class Thoughts(NamedTuple):
     count: Tensor  # float [B, 1], segments since the initial state
 
