@@ -9,33 +9,20 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig
 
-from hrm_agent.launch.cli import UsageError, usage_errors
-from hrm_agent.launch.runs import (
-    announce,
-    check_count,
-    open_loop,
-    reopen_run,
-    run_command,
-    run_errors,
-    run_to_end,
-    say_end,
-    start_run,
-    write_settings,
-)
+from hrm_agent.launch.cli import UsageError
+from hrm_agent.launch.runs import Run, check_count, open_loop, run_command, run_errors, run_to_end, say_end
 from hrm_agent.launch.settings import resolve
 from hrm_agent.launch.supervised_settings import settings
 from hrm_agent.parallel.processes import check_local_device, join
-from hrm_agent.supervised.deep_supervision import SupervisedConfig, check_processes
+from hrm_agent.supervised.deep_supervision import check_processes
 from hrm_agent.supervised.evaluation import format_report
-from hrm_agent.supervised.files import ModelConfig, build_model, check_answerable
+from hrm_agent.supervised.files import build_model, check_answerable
 from hrm_agent.supervised.tasks import build_task
-from hrm_agent.supervised.trainer import RunConfig, SupervisedTrainer
+from hrm_agent.supervised.trainer import SupervisedTrainer
 from hrm_agent.tensors.files import write_atomically
-from hrm_agent.training.tracking import Console
 
 COMMAND = "hrm_agent.supervise"
 CHANGEABLE = (
@@ -47,60 +34,47 @@ WORST = 0.0
 
 
 def main() -> None:
-    run_command("supervise", check_run, _start, _resume, _run)
+    run_command("supervise", settings, check_run, train, CHANGEABLE)
 
 
-def check_run(cfg: DictConfig) -> None:
+def check_run(cfg: DictConfig, folder: Path | None = None) -> None:
     """Build everything a run needs but the run; touches no file of it.
 
+    Args:
+        folder: of the run that is resumed with this configuration.
+
     Raises:
-        ValueError: what is wrong with the settings.
+        ValueError: what is wrong with the settings, or does not fit together or into the machine.
     """
     values = resolve(cfg)
-    _check_parts(values, *settings(values))
-
-
-def _check_parts(values: dict[str, Any], run: RunConfig, model: ModelConfig, training: SupervisedConfig) -> None:
+    config, model, training = settings(values)
     check_count(values, "test_puzzles")
-    check_local_device(run.device)
+    check_local_device(config.device)
     try:
-        task = build_task(run.task, run.task_options, run.seed)
+        task = build_task(config.task, config.task_options, config.seed)
     except ModuleNotFoundError as error:
         raise UsageError(str(error)) from None
     made = build_model(model, task.spec)
     check_answerable(made, task)
     check_processes(made, training, join())
-    for split, count in (("validation", run.eval_puzzles), ("test", values["test_puzzles"])):
+    for split, count in (("validation", config.eval_puzzles), ("test", values["test_puzzles"])):
         if count:
             task.examples(split, count)
 
 
-def _start(cfg: DictConfig) -> float:
-    return start_run(cfg, COMMAND, _run)
+def train(run: Run) -> float:
+    """Build the trainer, train to the end, and measure the model on test puzzles.
 
-
-def _resume(given: dict[str, str]) -> None:
-    with usage_errors():
-        folder, values, parts = reopen_run(given, COMMAND, CHANGEABLE, settings)
-        _check_parts(values, *parts)
-        if given:
-            write_settings(folder, values)
-    _run(folder, values, resume=True)
-
-
-def _run(folder: Path, values: dict[str, Any], resume: bool) -> float:
-    """Returns the score on validation puzzles, for sweepers; of `torchrun`'s processes the first does."""
-    processes = join()
-    announce(processes, folder, values, resume)
-    console = Console(quiet=not processes.is_rank_zero)
-    with run_errors(folder, COMMAND, processes):
-        trainer = open_loop(partial(SupervisedTrainer, *settings(values), folder, processes), folder, resume, console)
-        if not run_to_end(trainer, console) or not processes.is_rank_zero:
+    Returns the score on validation puzzles, for sweepers; of `torchrun`'s processes the first does.
+    """
+    with run_errors(run.folder, COMMAND, run.processes):
+        trainer = open_loop(run, partial(SupervisedTrainer, *settings(run.values), run.folder, run.processes))
+        if not run_to_end(trainer, run.console) or not run.processes.is_rank_zero:
             return WORST
-        say_end(trainer, console)
-        if values["test_puzzles"]:
-            report = trainer.evaluate("test", values["test_puzzles"])
-            write_atomically(folder / "eval.json", (json.dumps(report, indent=2) + "\n").encode())
+        say_end(trainer, run.console)
+        if run.values["test_puzzles"]:
+            report = trainer.evaluate("test", run.values["test_puzzles"])
+            write_atomically(run.folder / "eval.json", (json.dumps(report, indent=2) + "\n").encode())
             print(format_report(report))
     return float(trainer.validation[trainer.score])  # the test puzzles choose nothing
 

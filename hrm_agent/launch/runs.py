@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,41 +48,73 @@ CONFIG_FILE = "config.yaml"
 INTERRUPTED = 130
 
 Loop = TypeVar("Loop", bound=RunLoop)
-Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that begins or is resumed; with `torchrun`, as one of its processes sees it.
+
+    Attributes:
+        folder: with `config.yaml` and `run.json`.
+        values: its resolved configuration.
+        resumed: whether it goes on from a checkpoint, if there is one.
+        processes: those that run it together.
+        console: silent in all but rank 0.
+    """
+
+    folder: Path
+    values: dict[str, Any]
+    resumed: bool
+    processes: Processes
+    console: Console
 
 
 def run_command(
     name: str,
-    check: Callable[[DictConfig], Any],
-    start: Callable[[DictConfig], float],
-    resume: Callable[[dict[str, str]], Any],
-    follow: Callable[[Path, dict[str, Any], bool], Any],
+    settings: Callable[[dict[str, Any]], Any],
+    check: Callable[[DictConfig, Path | None], Any],
+    perform: Callable[[Run], float],
+    changeable: tuple[str, ...],
 ) -> None:
-    """The command `python -m hrm_agent.NAME`.
+    """The command `python -m hrm_agent.NAME`: read and check the settings, then perform one run or a sweep of them.
 
     Under `torchrun` rank 0 reads and checks the command line and creates the run's folder; the others wait for
-    `announce`, or end.
+    `_announce`, or end.
 
     Args:
         name: of the command, and of its configuration.
-        check: refuses a run's configuration by a ValueError, before anything is written.
-        start: starts a run in Hydra's run folder; returns the sweeper's objective. Hydra names jobs by its module.
-        resume: resumes a run, from the given `KEY=VALUE`.
-        follow: runs the other processes, given the run's folder, its configuration and whether it is resumed.
+        settings: from a resolved configuration to typed settings.
+        check: refuses a configuration by a ValueError, before anything is written; of a run that is resumed it is given
+            the folder.
+        perform: the run; returns the sweeper's objective.
+        changeable: settings that can change when a run is resumed.
     """
-    processes = SINGLE_PROCESS
+    processes, command = SINGLE_PROCESS, f"hrm_agent.{name}"
+
+    def start(cfg: DictConfig) -> float:
+        """A job in Hydra's run folder."""
+        folder, values = Path(HydraConfig.get().runtime.output_dir), resolve(cfg)
+        values.pop("resume")
+        _begin_run(folder, values, command)
+        return _announce(perform, folder, values, resumed=False)
+
     try:
         with terminated_like_interrupted():
             processes = join()
             if not processes.is_rank_zero:
-                _follow(processes, follow)
+                _follow(processes, perform)
                 return
         with terminated_like_interrupted(), _leading(processes):
             arguments = sys.argv[1:] = open_options(sys.argv[1:])
             given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
             if given.get("resume", "null") not in ("null", ""):
                 starting.over()
-                resume(given)
+                with usage_errors():
+                    folder, values = reopen_run(given, command, changeable, settings)
+                    check(OmegaConf.create(values), folder)
+                    if given:
+                        _write_settings(folder, values)
+                _announce(perform, folder, values, resumed=True)
                 return
             if {"-h", "--help"} & set(arguments):
                 from hrm_agent.launch.help import run_page  # which a run does not need
@@ -94,10 +127,10 @@ def run_command(
             if not wants_help(arguments):
                 with usage_errors():
                     _check_single_run(processes, arguments)
-                    check_jobs(arguments, name, check)
+                    check_jobs(arguments, name, lambda cfg: check(cfg, None))
                     _check_run_folder(given.get("hydra.run.dir"))
             starting.over()
-            sys.argv[0] = f"hrm_agent.{name}"
+            sys.argv[0] = command
             config_source.install()
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(start)()
     except (KeyboardInterrupt, ProcessLost) as error:
@@ -112,7 +145,7 @@ def run_command(
 
 @contextmanager
 def _leading(processes: Processes) -> Iterator[None]:
-    """End the other processes where the body ends without `announce`."""
+    """End the other processes where the body ends without `_announce`."""
     code: Any = 0
     try:
         yield
@@ -128,19 +161,20 @@ def _leading(processes: Processes) -> Iterator[None]:
                 processes.broadcast_object({"exit": code})
 
 
-def _follow(processes: Processes, run: Callable[[Path, dict[str, Any], bool], Any]) -> None:
-    """Wait for `announce` and run, or end; for processes other than rank 0."""
+def _follow(processes: Processes, perform: Callable[[Run], float]) -> None:
+    """Wait for `_announce` and perform the run, or end; for processes other than rank 0."""
     message = processes.broadcast_object(None)
     if "exit" in message:
         raise SystemExit(message["exit"])
-    run(Path(message["folder"]), message["values"], message["resume"])
+    perform(Run(Path(message["folder"]), message["values"], message["resumed"], processes, Console(quiet=True)))
 
 
-def announce(processes: Processes, folder: Path, values: dict[str, Any], resume: bool) -> None:
-    """Broadcast from rank 0 which run begins; does nothing in the others."""
-    if processes.is_rank_zero:
-        processes.broadcast_object({"folder": str(folder), "values": values, "resume": resume})
-        processes.begun = True
+def _announce(perform: Callable[[Run], float], folder: Path, values: dict[str, Any], resumed: bool) -> float:
+    """Perform a run in rank 0, which broadcasts to the others that it begins."""
+    processes = join()
+    processes.broadcast_object({"folder": str(folder), "values": values, "resumed": resumed})
+    processes.begun = True
+    return perform(Run(folder, values, resumed, processes, Console()))
 
 
 def _check_single_run(processes: Processes, arguments: list[str]) -> None:
@@ -149,21 +183,6 @@ def _check_single_run(processes: Processes, arguments: list[str]) -> None:
         raise UsageError(
             f"--multirun in {processes.world_size} processes of torchrun: expected one run; start each by itself"
         )
-
-
-def start_run(cfg: DictConfig, command: str, run: Callable[[Path, dict[str, Any], bool], float]) -> float:
-    """Begin a run in Hydra's run folder.
-
-    Args:
-        cfg: its configuration.
-        command: the module that runs it, `hrm_agent.train`.
-        run: the run, from its folder, its resolved configuration and False.
-    """
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    values = resolve(cfg)
-    values.pop("resume")
-    _begin_run(folder, values, command)
-    return run(folder, values, False)
 
 
 def _check_run_folder(folder: str | None) -> None:
@@ -195,7 +214,7 @@ def _begin_run(folder: Path, values: dict[str, Any], command: str) -> None:
         "machine": platform.machine(),
         "packages": {name: version(name) for name in ("torch", "numpy", "gymnasium", "numba")},
     }
-    write_settings(folder, values)
+    _write_settings(folder, values)
     write_atomically(folder / RUN_FILE, (json.dumps(description, indent=2) + "\n").encode())
 
 
@@ -246,19 +265,19 @@ def reopen_run(
     given: dict[str, str],
     command: str,
     changeable: tuple[str, ...],
-    parse: Callable[[dict[str, Any]], Settings],
-) -> tuple[Path, dict[str, Any], Settings]:
-    """Folder, changed configuration and typed settings of the run to resume; nothing is written.
+    settings: Callable[[dict[str, Any]], Any],
+) -> tuple[Path, dict[str, Any]]:
+    """Folder and changed configuration of the run to resume; nothing is written.
 
     Args:
         given: `KEY=VALUE` of the command line; `resume` is taken out.
         command: the module that must have started it.
         changeable: settings that can change in a run that is resumed.
-        parse: from the configuration to the typed settings.
+        settings: from the configuration to typed settings.
 
     Raises:
         UsageError: no such run, or a setting that cannot change.
-        ValueError: what `parse` finds wrong.
+        ValueError: what `settings` finds wrong.
     """
     folder = existing_folder(given.pop("resume"), "resume")
     values = load_run(folder, command)
@@ -267,9 +286,10 @@ def reopen_run(
             raise UsageError(f"{key}={text}: cannot change in a run that is resumed; only {', '.join(changeable)}")
         values[key] = OmegaConf.from_cli([f"{key}={text}"])[key]
     try:
-        return folder, values, parse(values)
+        settings(values)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
+    return folder, values
 
 
 def check_count(values: dict[str, Any], name: str) -> None:
@@ -279,7 +299,7 @@ def check_count(values: dict[str, Any], name: str) -> None:
         raise UsageError(f"{name}={count}: expected an integer, 0 or more")
 
 
-def write_settings(folder: Path, values: dict[str, Any]) -> None:
+def _write_settings(folder: Path, values: dict[str, Any]) -> None:
     """Keep a run's configuration."""
     write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(values)).encode())
 
@@ -327,14 +347,14 @@ def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS
         end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
 
 
-def open_loop(build: Callable[[], Loop], folder: Path, resume: bool, console: Console) -> Loop:
+def open_loop(run: Run, build: Callable[[], Loop]) -> Loop:
     """Build a run's loop, restored from its newest checkpoint, and print where its files are.
 
     Raises:
         CheckpointError: none of its checkpoints can be used.
     """
-    where = f"run folder: {folder}\ncurves:     tensorboard --logdir {folder}"
-    if not resume:
+    where, console = f"run folder: {run.folder}\ncurves:     tensorboard --logdir {run.folder}", run.console
+    if not run.resumed:
         console.say(where)  # at once: building may take a minute
         return build()
     loop = build()

@@ -17,6 +17,7 @@ from omegaconf.errors import MissingMandatoryValue
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.imitation import DAggerConfig, ImitationConfig
 from hrm_agent.algos.ppo import PPOConfig
+from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.parallel.cuda import CudaConfig
 from hrm_agent.parallel.threads import available_cores
 from hrm_agent.policies.encoders import EncoderConfig
@@ -151,6 +152,8 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, AlgoC
     core = dict(values["core"])
     algo = dict(values["algo"])
     name = algo.pop("name")
+    if name not in ALGORITHMS:
+        raise ValueError(f"algo={name}: no such algorithm{did_you_mean(name, ALGORITHMS)}")
     policy = PolicyConfig(
         core=core.pop("name"),
         hidden_size=_checked("core.hidden_size", core.pop("hidden_size"), int),

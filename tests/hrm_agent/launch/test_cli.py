@@ -302,7 +302,8 @@ def test_settings_have_their_former_names_too(copy: Path) -> None:
     values = load_run(copy, "hrm_agent.train")
     kept = OmegaConf.to_yaml(values).replace("threads:", "shards:").replace("stop: fixed", "stop: settled")
     (copy / "config.yaml").write_text(kept)
-    _, again, (trainer, policy, _) = reopen_run({"resume": str(copy)}, "hrm_agent.train", CHANGEABLE, settings)
+    _, again = reopen_run({"resume": str(copy)}, "hrm_agent.train", CHANGEABLE, settings)
+    trainer, policy, _ = settings(again)
     assert again == {**values, "stop": "settled"}
     assert (trainer.threads, policy.stop) == (1, "latent_change")
 
