@@ -200,7 +200,7 @@ class Policy(nn.Module):
             self._chunk_sizes[kind] = chunk_size(self, self.encoder.length, self.device)
         return self._chunk_sizes[kind]
 
-    def slices(self, shards: Threads, rows: int, divisible: bool = True) -> list[slice]:
+    def slices(self, threads: Threads, rows: int, divisible: bool = True) -> list[slice]:
         """The parts in which a batch is computed: slices for threads, or the whole where the kernels divide it.
 
         In one part, the operations around the kernels run once instead of once per slice. A batch larger than
@@ -211,10 +211,10 @@ class Policy(nn.Module):
         """
         largest, whole = self.chunk_size, False
         if divisible and self._encodes_cheaply and self.backend is not None:
-            fits = largest is None or rows <= largest * shards.count
+            fits = largest is None or rows <= largest * threads.count
             whole = fits and self.backend.divides(self.core, self.carry, self.rules)
-        self.divide(shards.count if whole else 1)
-        return [slice(0, rows)] if whole else shards.slices(rows, largest)
+        self.divide(threads.count if whole else 1)
+        return [slice(0, rows)] if whole else threads.slices(rows, largest)
 
     def divide(self, threads: int) -> None:
         """Let the kernels divide a batch over this many threads from now on."""

@@ -62,7 +62,10 @@ def grids(*lead: int, seed: int = 0, side: int = SIDE) -> Tensor:
 
 
 def make_ppo(
-    policy_changes: dict[str, Any] | None = None, shards: int = 1, env_options: dict[str, Any] | None = None, **ppo: Any
+    policy_changes: dict[str, Any] | None = None,
+    threads: int = 1,
+    env_options: dict[str, Any] | None = None,
+    **ppo: Any,
 ) -> tuple[PPO, Collector, Rollout]:
     """An algorithm, its collector and an empty rollout on small mazes; equal arguments give equal weights."""
     settings = {"num_envs": 6, "rollout_steps": 8, "window": 4, "epochs": 1, **ppo}
@@ -71,11 +74,11 @@ def make_ppo(
     env = make_vector_env("DynamicMaze-v0", config.num_envs, {**MAZE, **(env_options or {})})
     changes = {"core_options": QUICK, **(policy_changes or {})}
     policy = tiny_policy(env.single_observation_space, **changes)
-    threads = Threads(shards)
-    collector = Collector(env, policy, 0, threads)
+    pool = Threads(threads)
+    collector = Collector(env, policy, 0, pool)
     space = env.single_observation_space
     rollout = Rollout(config.rollout_steps, config.num_envs, config.window, space, collector.state)
-    return PPO(policy, config, threads, 0), collector, rollout
+    return PPO(policy, config, pool, 0), collector, rollout
 
 
 def make_trainer(folder: Path, **changes: Any) -> Trainer:

@@ -33,10 +33,10 @@ class Filled(NamedTuple):
     final_q: dict[tuple[int, int], Tensor]  # (step, environment) -> [A], of the final observation
 
 
-def make(policy: dict[str, Any] | None = None, shards: int = 1, seed: int = 0, **changes: Any) -> DQN:
+def make(policy: dict[str, Any] | None = None, threads: int = 1, seed: int = 0, **changes: Any) -> DQN:
     config = DQNConfig(**{**SMALL, **changes})
     options = {"core_options": QUICK, "segments": 2, **(policy or {})}
-    return DQN(tiny_policy(heads="q", **options), config, Threads(shards), seed)
+    return DQN(tiny_policy(heads="q", **options), config, Threads(threads), seed)
 
 
 @torch.no_grad()

@@ -19,9 +19,9 @@ from hrm_agent.tensors.gradients import NonFiniteNumbers
 @pytest.mark.parametrize("changes", [{"prioritised": True}, PAPER], ids=["sequences", "paper"])
 def test_the_update_does_not_depend_on_the_shards(changes: dict[str, Any]) -> None:
     ends, measured = [], []
-    for shards in (1, 2, 5):
+    for threads in (1, 2, 5):
         # Bias-corrected steps turn rounding in tiny gradients into noise: eps keeps them small.
-        algo = make(shards=shards, eps=1.0, **{**changes, "optimizer": "adamw"})
+        algo = make(threads=threads, eps=1.0, **{**changes, "optimizer": "adamw"})
         filled = fill(algo)
         measured.append([algo.update(filled.replay, 0.0) for _ in range(2)][-1])
         ends.append(weights(algo))

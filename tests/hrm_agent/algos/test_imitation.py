@@ -37,7 +37,7 @@ CUT_OFF_OFTEN = {"walls": 0, "doors": 4, "p_change": 0.5}
 
 
 def make_imitation(
-    policy_changes: dict[str, Any] | None = None, shards: int = 1, **changes: Any
+    policy_changes: dict[str, Any] | None = None, threads: int = 1, **changes: Any
 ) -> tuple[Imitation, Collector, Demonstrations]:
     """The algorithm, its collector and empty demonstrations on mazes whose goal is now and then cut off."""
     settings = {"num_envs": 6, "rollout_steps": 8, "window": 4, **changes}
@@ -46,12 +46,12 @@ def make_imitation(
     env = make_labelled_vector_env("DynamicMaze-v0", config.num_envs, {**MAZE, **CUT_OFF_OFTEN})
     space = env.single_observation_space
     policy = tiny_policy(space, **{"core_options": QUICK, **(policy_changes or {})})
-    threads = Threads(shards)
-    collector = Collector(env, policy, 0, threads)
+    pool = Threads(threads)
+    collector = Collector(env, policy, 0, pool)
     demonstrations = Demonstrations(
         config.rollout_steps, config.num_envs, config.window, space, collector.state, "cpu", 4
     )
-    return Imitation(policy, config, threads, 0), collector, demonstrations
+    return Imitation(policy, config, pool, 0), collector, demonstrations
 
 
 def demonstrate(collector: Collector, demonstrations: Demonstrations, beta: float = 1.0, noise: float = 0.3) -> None:
@@ -130,9 +130,9 @@ def slow_loss(algo: Imitation, demonstrations: Demonstrations, k: int) -> Tensor
 
 
 @pytest.mark.parametrize("window", [1, 4, 8])
-@pytest.mark.parametrize("shards", [1, 3])
-def test_loss_and_gradient_equal_a_reference_step_by_step(window: int, shards: int) -> None:
-    algo, collector, demonstrations = make_imitation({"segments": 2}, shards, window=window, max_grad_norm=1e9)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_loss_and_gradient_equal_a_reference_step_by_step(window: int, threads: int) -> None:
+    algo, collector, demonstrations = make_imitation({"segments": 2}, threads, window=window, max_grad_norm=1e9)
     demonstrate(collector, demonstrations)
     assert 0 < demonstrations.labelled_steps < demonstrations.episode_start.numel()
     reference = slow_loss(algo, demonstrations, window)

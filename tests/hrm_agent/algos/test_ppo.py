@@ -98,11 +98,11 @@ def test_the_loss_equals_its_definition_decision_by_decision() -> None:
     assert {name: measured[name].item() for name in expected} == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("shards", [2, 5])
-def test_the_gradient_does_not_depend_on_the_shards(shards: int) -> None:
+@pytest.mark.parametrize("threads", [2, 5])
+def test_the_gradient_does_not_depend_on_the_threads(threads: int) -> None:
     gradients: list[list[Tensor]] = []
-    for count in (1, shards):
-        algo, collector, rollout = make_ppo(shards=count, max_grad_norm=1e9)
+    for count in (1, threads):
+        algo, collector, rollout = make_ppo(threads=count, max_grad_norm=1e9)
         collector.threads = make_ppo()[1].threads  # the same data for both: only the update is split
         collect_twice(collector, rollout)
         algo.update(rollout, 0.0)

@@ -132,8 +132,8 @@ def test_log_probabilities_are_those_of_the_policy_that_acted() -> None:
 
 def test_shards_change_no_decision() -> None:
     rollouts = []
-    for shards in (1, 4):
-        _, collector, rollout = make_ppo(shards=shards)
+    for threads in (1, 4):
+        _, collector, rollout = make_ppo(threads=threads)
         collector.collect(rollout)
         rollouts.append(rollout)
     one, split = rollouts

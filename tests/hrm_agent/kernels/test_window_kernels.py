@@ -311,15 +311,15 @@ def test_calls_at_once_and_forked_processes_compute_the_same() -> None:
 
 
 def test_the_kernels_divide_what_they_compute_and_python_the_rest() -> None:
-    shards = Threads(2)
+    threads = Threads(2)
     torch.set_num_threads(1)
     policy = make("trm", 32, mixing="conv")
-    assert policy.slices(shards, 10) == [slice(0, 5), slice(5, 10)]
+    assert policy.slices(threads, 10) == [slice(0, 5), slice(5, 10)]
     recurrence.use(policy, "fused")
-    assert (policy.slices(shards, 10), policy.backend.threads) == ([slice(0, 10)], 2)
-    assert (policy.slices(shards, 10, divisible=False), policy.backend.threads) == ([slice(0, 5), slice(5, 10)], 1)
+    assert (policy.slices(threads, 10), policy.backend.threads) == ([slice(0, 10)], 2)
+    assert (policy.slices(threads, 10, divisible=False), policy.backend.threads) == ([slice(0, 5), slice(5, 10)], 1)
     many = 2 * policy.chunk_size + 1  # would keep too much at a time
-    assert (len(policy.slices(shards, many)), policy.backend.threads) == (4, 1)
+    assert (len(policy.slices(threads, many)), policy.backend.threads) == (4, 1)
 
 
 def test_weights_of_another_type_are_not_read_by_the_kernels() -> None:

@@ -32,8 +32,8 @@ from hrm_agent.tensors.gradients import NonFiniteNumbers
 PLAIN = SupervisedConfig(batch_size=5, max_segments=3, learning_rate=1e-2, warmup=0, weight_decay=0.1, ema=0.9)
 
 
-def learner(config: SupervisedConfig = PLAIN, shards: int = 1, **model: Any) -> DeepSupervision:
-    return DeepSupervision(make_model(**model), config, Copying().draw, 0, Threads(shards))
+def learner(config: SupervisedConfig = PLAIN, threads: int = 1, **model: Any) -> DeepSupervision:
+    return DeepSupervision(make_model(**model), config, Copying().draw, 0, Threads(threads))
 
 
 def weights(learner: DeepSupervision) -> list[Tensor]:
@@ -84,7 +84,7 @@ def test_the_split_of_a_batch_changes_nothing(core: str, monkeypatch: pytest.Mon
     config = dataclasses.replace(PLAIN, halting=halting)
     whole = learner(config, core=core)
     monkeypatch.setattr(PuzzleModel, "chunk_size", 2)
-    parts = learner(config, shards=2, core=core)
+    parts = learner(config, threads=2, core=core)
     for _ in range(4):
         one, other = whole.step(0.0), parts.step(0.0)
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
@@ -184,7 +184,7 @@ def test_the_target_of_thinking_on() -> None:
 @needs_published
 @pytest.mark.parametrize("name", ["hrm", "trm_attention", "trm_mlp"])
 def test_the_gradient_of_a_training_step_is_the_authors(name: str) -> None:
-    """Through the very step that training takes, its shards and its sums."""
+    """Through the very step that training takes, its threads and its sums."""
     reference = Reference(FOLDER / f"{name}.safetensors")
     kind = reference.config["kind"]
     model = model_from_published(reference.config)

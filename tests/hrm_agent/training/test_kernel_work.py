@@ -239,10 +239,10 @@ def test_a_wrong_kernel_is_not_taken(part: str, monkeypatch: pytest.MonkeyPatch)
 def test_what_auto_takes_for_the_default_policy_is_not_slower_than_the_plain_path() -> None:
     """Held by ratios within one run: paths take turns, the best of their rounds counts, and the margin is wide."""
     parts = build_run("default")
-    policy, obs, shards = parts.policy, to_tensors(parts.env.reset(seed=0)[0]), Threads(1)
-    chosen = measure_policy(policy, recurrence.candidates(policy, allow_bf16=True), passes_of(parts.algo), obs, shards)
+    policy, obs, threads = parts.policy, to_tensors(parts.env.reset(seed=0)[0]), Threads(1)
+    chosen = measure_policy(policy, recurrence.candidates(policy, allow_bf16=True), passes_of(parts.algo), obs, threads)
     assert not chosen.wrong, str(chosen)
-    work, window = PolicyWork(obs, shards), Passes(1, 8, 64, gradient=True)
+    work, window = PolicyWork(obs, threads), Passes(1, 8, 64, gradient=True)
     best = {path: float("inf") for path in ("plain", chosen.path)}
     for _ in range(6):
         for path in best:
