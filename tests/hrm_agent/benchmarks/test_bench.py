@@ -58,7 +58,7 @@ def forward_by(change: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, str],
 
 def measured(case: Case) -> dict[str, dict[str, Any]]:
     peaks = {"float32": {"1": 100.0}, "bfloat16": {"1": 200.0}}
-    return {r["path"]: r for r in cases.measure(case, rounds=2, seconds=1e-6, seed=5, peaks=peaks)}
+    return {r["path"]: r for r in cases.measure(case, rounds=1, seconds=1e-6, seed=5, peaks=peaks)}
 
 
 def scaled_gradient(y: Tensor) -> Tensor:
@@ -86,6 +86,8 @@ def test_a_path_that_computes_something_else_fails(
         "not a number": (lambda y: y * float("nan"), False),
         "of the first row only": (lambda y: torch.cat([y[:1], y[:-1]]), False),
     }
+    if module in (training, deep_supervision):  # each takes seconds, and one function judges them all
+        changes = {name: changes[name] for name in ("the same", "a little off", "of the first row only")}
     for name, (change, right) in changes.items():
         monkeypatch.setattr(module, "put_on", forward_by(change))
         for case in make():
@@ -220,11 +222,9 @@ def test_the_recipe_says_what_our_policy_says(paper: networks.RunParts) -> None:
 
 def test_the_recipe_trains_as_ours_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of one segment, ours and the recipe's, compared by the benchmark itself; a wrong one is found."""
+    _, segment = published(Options(("other",), 1, quick=True), rows=2)
     for wrong in (False, True):
-        change = scaled_gradient if wrong else lambda y: y
-        for module in (decisions, training):
-            monkeypatch.setattr(module, "put_on", forward_by(change))
-        _, segment = published(Options(("other",), 1, quick=True), rows=2)
+        monkeypatch.setattr(training, "put_on", forward_by(scaled_gradient if wrong else lambda y: y))
         records = measured(segment)
         assert set(records) == {"published", "published_bf16", "other"}
         assert records["other"]["against"] == "published"
