@@ -21,7 +21,7 @@ from hrm_agent.cores import build_core
 from hrm_agent.launch.settings import config_folder, typed
 from hrm_agent.policies.encoders import EncoderConfig, Observation, build_encoder, find_grid
 from hrm_agent.policies.policy import READOUTS, agent_token
-from hrm_agent.recurrence.unroll import read_token
+from hrm_agent.recurrence.unroll import read_token, run_segments
 
 
 class CoreExtractor(BaseFeaturesExtractor):
@@ -86,10 +86,9 @@ class CoreExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: Observation) -> Tensor:
         obs = self.original.restore(observations)
-        output = tokens = self.encoder(obs)
+        tokens = self.encoder(obs)
         state = self.core.initial_state(tokens.shape[0])
-        for _ in range(self.segments):
-            output, state = self.core(tokens, state)
+        output, state = run_segments(self.core, tokens, state, self.segments)
         index = None
         if self.readout == "agent" and self._grid is not None:
             index = agent_token(self._grid, obs, self.agent_id)

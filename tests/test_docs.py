@@ -208,7 +208,7 @@ def _left_as_it_was() -> Iterator[None]:
     """What pages register is gone after the test."""
     assert len(registry)  # looks for agents, once
     import_source("MiniGrid-Empty-5x5-v0")  # a module registers once: taken back, its environments would be gone
-    mappings: list[dict[str, Any]] = [CORES, gymnasium.registry, registry._specs]
+    mappings: list[dict[str, Any]] = [CORES.registered, gymnasium.registry, registry.registered]
     before, modules = [dict(mapping) for mapping in mappings], set(sys.modules)
     yield
     for mapping, was in zip(mappings, before, strict=True):

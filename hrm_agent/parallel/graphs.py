@@ -50,6 +50,10 @@ class CudaGraph:
         self.device = device
 
     def __call__(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
+        with torch.cuda.device(self.device):  # whose stream the capture takes
+            return self._capture(function)
+
+    def _capture(self, function: Callable[[], Any]) -> tuple[Any, Callable[[], None]]:
         aside = torch.cuda.Stream(self.device)
         aside.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(aside):

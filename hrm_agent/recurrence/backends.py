@@ -108,7 +108,7 @@ class EagerBfloat16(Backend):
 
 
 def use(module: nn.Module, path: str) -> str:
-    """Set the backend of a module and of all its parts, in place.
+    """Set the backend of a module and of all its parts, in place; a GPU's own (`Backend.outer`) stays around it.
 
     Args:
         path: of `PATHS`, or `plain_bf16` (`EagerBfloat16`).
@@ -121,7 +121,9 @@ def use(module: nn.Module, path: str) -> str:
     """
     if path != "plain_bf16":
         check_kernel(path)
-    if path.startswith("fused") and not has_kernels(module):
+    if (path.startswith("fused") and not has_kernels(module)) or not any(
+        hasattr(m, "backend") for m in module.modules()
+    ):
         path = "plain"
     set_backend(module, _build(path))
     return path
@@ -143,9 +145,9 @@ def set_backend(module: nn.Module, backend: Backend | None) -> None:
 
 
 def path_of(module: nn.Module) -> str:
-    """The path of a module, one of `PATHS`."""
+    """The path that `use` set, `plain` where it set none."""
     backends = (getattr(part, "backend", None) for part in module.modules())
-    return next((backend.path for backend in backends if backend is not None), "plain")
+    return next((backend.path for backend in backends if backend is not None and not backend.outer), "plain")
 
 
 @contextmanager
@@ -164,11 +166,14 @@ def reference_kernels(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def without_compile(module: nn.Module) -> Iterator[None]:
     """Run a module uncompiled, for batches of shapes that it was not compiled for."""
-    if path_of(module) != "compiled":
+    backends = {p: p.backend for p in module.modules() if isinstance(getattr(p, "backend", None), Compiled)}
+    try:
+        for part in backends:
+            part.backend = None  # type: ignore[assignment]
         yield
-        return
-    with reference_kernels(module):
-        yield
+    finally:
+        for part, backend in backends.items():
+            part.backend = backend
 
 
 def check_kernel(kernel: str) -> None:
@@ -190,7 +195,8 @@ def candidates(module: nn.Module, device: torch.device | str = "cpu", allow_bf16
     if reason := _lacking("fused"):
         _log.warning("kernel=plain, which is slower: %s", reason)
         return ["plain"]
-    return ["plain", "fused", *(["fused_bf16"] if allow_bf16 and available("fused_bf16") else [])]
+    multiplies = bool(_parts(module)[0])  # a GRU's products are torch's, in float32
+    return ["plain", "fused", *(["fused_bf16"] if allow_bf16 and multiplies and available("fused_bf16") else [])]
 
 
 def available(path: str) -> bool:
@@ -200,9 +206,16 @@ def available(path: str) -> bool:
 
 def has_kernels(module: nn.Module) -> bool:
     """Whether the C++ kernels support a part of a module."""
-    from hrm_agent.recurrence.cpu import shape_of
+    from hrm_agent.recurrence.cpu import plan_of, shape_of
 
-    return any(isinstance(m, GRUCore) or (isinstance(m, BlockStack) and shape_of(m).fits) for m in module.modules())
+    stacks, cores = _parts(module)
+    return any(shape_of(stack).fits for stack in stacks) or any(plan_of(core) is not None for core in cores)
+
+
+def _parts(module: nn.Module) -> tuple[list[BlockStack], list[GRUCore]]:
+    """What the kernels may support: stacks of blocks, and the core that is not made of them."""
+    parts = list(module.modules())
+    return [m for m in parts if isinstance(m, BlockStack)], [m for m in parts if isinstance(m, GRUCore)]
 
 
 def _lacking(path: str) -> str:

@@ -79,7 +79,7 @@ class Unrolled(NamedTuple):
 
 
 def unroll(core: Core, carry: Any, steps: Steps, rules: Rules, backend: Backend | None = None) -> Unrolled:
-    """Run k consecutive environment steps; the only place where a policy's core is called.
+    """Run k consecutive environment steps; a policy's core is called here and in `run_segments` only.
 
     Args:
         carry: the carry rule (`hrm_agent.policies.carry.Carry`).

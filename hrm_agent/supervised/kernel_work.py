@@ -12,7 +12,7 @@ from torch import Tensor
 from hrm_agent.cores import Core, map_state
 from hrm_agent.cores.base import State
 from hrm_agent.parallel.threads import Threads, available_cores
-from hrm_agent.recurrence import candidates, use
+from hrm_agent.recurrence import candidates, run_segments, use
 from hrm_agent.recurrence.agreement import Outputs
 from hrm_agent.recurrence.kernel_choice import Choice, Job, Size, measure
 from hrm_agent.supervised.deep_supervision import autocast
@@ -45,24 +45,25 @@ def measure_model(
     device = model.lm_head.weight.device
     largest = model.chunk_size
 
-    def run(core: Core, size: Size) -> None:
-        tokens, state = _draw(core, size.rows)
-        parameters = [p for p in core.parameters() if p.requires_grad]
+    def run(model: PuzzleModel, size: Size) -> None:
+        tokens, state = _draw(model.core, size.rows)
+        parameters = [p for p in model.core.parameters() if p.requires_grad]
 
         def part(at: slice) -> None:
             with torch.set_grad_enabled(training), autocast(precision, device):  # grad mode is per thread
-                y, _ = core(tokens[at], map_state(lambda s: s[at], state))
+                y, _ = run_segments(model.core, tokens[at], map_state(lambda s: s[at], state), 1, model.backend)
             if training:
                 torch.autograd.grad(y.float().square().sum(), parameters, allow_unused=True)
 
         threads.map(part, threads.slices(size.rows, largest))
 
-    def outputs(core: Core, _: str) -> Outputs:
+    def outputs(model: PuzzleModel, _: str) -> Outputs:
+        core = model.core
         names, parameters = zip(*((n, p) for n, p in core.named_parameters() if p.requires_grad), strict=True)
         tokens, state = _draw(core, CHECKED_ROWS)
         exact = next(core.parameters()).dtype == torch.float64
         with torch.set_grad_enabled(training), autocast("float32" if exact else precision, device):
-            y, after = core(tokens, state)
+            y, after = run_segments(core, tokens, state, 1, model.backend)
         found = {"output": y, **{f"state {i}": s for i, s in enumerate(after)}}
         if training:
             weights = torch.arange(y.numel(), dtype=torch.float64).cos().view_as(y).to(y)
@@ -72,7 +73,7 @@ def measure_model(
             }
         return found
 
-    return measure(model.core, paths, [Job(run, Size(1, 1, rows), 1.0, threads.count)], outputs, now)
+    return measure(model, paths, [Job(run, Size(1, 1, rows), 1.0, threads.count)], outputs, now)
 
 
 def choose_for_solving(model: PuzzleModel, kernel: str, puzzles: int, precision: str, info: Mapping[str, Any]) -> str:

@@ -128,7 +128,7 @@ def _place(compiler: str) -> Path:
     key = hashlib.sha256("\0".join([compiler, _version(compiler), *FLAGS, *_own_flags(), _processor()]).encode())
     for source in sorted(SOURCES.iterdir()):
         key.update(source.read_bytes())
-    return cache_folder().absolute() / f"stack-{key.hexdigest()[:16]}.so"  # absolute: the loader searches for names
+    return cache_folder().resolve() / f"stack-{key.hexdigest()[:16]}.so"  # absolute: the loader searches for names
 
 
 def _seal_of(path: Path) -> Path:
@@ -187,15 +187,22 @@ def _load_uncached(compiler: str) -> ctypes.CDLL:
 def _compiler() -> str:
     given = os.environ.get("CXX")
     for name in [given] if given else COMPILERS:
-        words = shlex.split(name)  # "ccache g++"
-        if words and shutil.which(words[0]):
+        if shutil.which(_words("CXX", name)[0]):
             return name
     raise NoKernels(f"no C++ compiler found ({given or ', '.join(COMPILERS)})")
 
 
 def _own_flags() -> list[str]:
     """`HRM_AGENT_CXXFLAGS`, appended last: `-mno-avx512f`, for example, compiles for an older processor."""
-    return os.environ.get("HRM_AGENT_CXXFLAGS", "").split()
+    return _words("HRM_AGENT_CXXFLAGS", os.environ.get("HRM_AGENT_CXXFLAGS", ""))
+
+
+def _words(name: str, value: str) -> list[str]:
+    """Of a variable such as CXX="ccache g++"; `[""]` where there are none."""
+    try:
+        return shlex.split(value) or ([""] if name == "CXX" else [])
+    except ValueError as error:
+        raise NoKernels(f"{name}={value}: {error}") from None
 
 
 def _version(compiler: str) -> str:
@@ -259,7 +266,7 @@ def _run(commands: list[list[str]]) -> str:
     try:
         for command in commands:
             if _ended.is_set():
-                break
+                return "the program has ended"
             _running.append(
                 subprocess.Popen(
                     command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
