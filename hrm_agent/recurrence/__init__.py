@@ -1,7 +1,7 @@
 """K segments of a core at each of k environment steps, and the backends that compute them.
 
-`unroll` is the only entry point. It computes with a `Backend`, chosen once for a module by `use`; without one, with
-eager torch, the reference that all backends must agree with.
+A core is called through `unroll`, or `run_segments` for one step's segments. They compute with a `Backend`, chosen once
+for a module by `use`; without one, with eager torch, the reference that all backends must agree with.
 """
 
 from hrm_agent.recurrence.backends import (
