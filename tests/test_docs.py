@@ -272,7 +272,7 @@ def test_a_wrong_line_is_noticed(trained_run: Path, monkeypatch: pytest.MonkeyPa
         "rm -rf runs",
     ]
     for line in wrong:
-        with pytest.raises((ValueError, AssertionError, OSError)):
+        with pytest.raises((ValueError, AssertionError, OSError, ImportError)):
             do_bash(Block("", "bash", line, 0), monkeypatch)
 
 
