@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from published_files import PUBLISHED, needs_published
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,9 +24,7 @@ from hrm_agent.supervised.published import (
 )
 from hrm_agent.supervised.tasks.base import TaskSpec
 
-ROOT = Path(__file__).resolve().parents[3]
-PARITY = Path(os.environ.get("HRM_AGENT_PARITY", ROOT.parent / "shared" / "parity"))
-NUMBERS = [path for path in sorted(PARITY.glob("*.safetensors")) if path.stem != "hrm_agent"]
+NUMBERS = [path for path in PUBLISHED if path.stem != "hrm_agent"]
 
 TRM = "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1"
 HRM = "hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"
@@ -118,7 +117,7 @@ def test_exported_names_are_those_that_are_read(variant: str) -> None:
         export_published(other)
 
 
-@pytest.mark.skipif(not NUMBERS, reason=f"no parity files in {PARITY}; set HRM_AGENT_PARITY to their folder")
+@needs_published
 @pytest.mark.parametrize("path", NUMBERS, ids=lambda p: p.stem)
 def test_weights_of_the_authors_code_in_their_layout_give_their_numbers(path: Path, tmp_path: Path) -> None:
     with safe_open(path, framework="pt") as file:
