@@ -51,8 +51,8 @@ SWITCHES: dict[str, dict[str, bool]] = {
     "all and triton": {"triton": True},
 }
 TINY = ["core.hidden_size=32", "core.H_layers=1", "core.L_layers=1", "core.inner_size=32", "segments=2"]
-SMALL = ["core.hidden_size=32", "core.inner_size=32", "algo.num_envs=8", "algo.rollout_steps=8", "algo.window=8"]
-SMALL += ["algo.minibatch_windows=8"]
+SMALL = ["core.hidden_size=32", "core.inner_size=32", "algo.num_envs=8", "algo.rollout_steps=2", "algo.window=2"]
+SMALL += ["algo.minibatch_windows=8", "algo.epochs=1", "segments=1"]
 PARTS = ("decisions", "training", "profile")
 
 
@@ -301,7 +301,8 @@ def profile(out: Path, device: torch.device, options: argparse.Namespace) -> Non
             function()
             wait(device)
             wall = time.perf_counter() - began
-        events = sorted(recorded.key_averages(), key=lambda e: -getattr(e, key))
+        averages = recorded.key_averages()
+        events = sorted(averages, key=lambda e: -getattr(e, key))
         parts[name] = {
             "seconds": wall,
             "seconds_in_operations": sum(getattr(e, key) for e in events) / 1e6,
@@ -309,7 +310,7 @@ def profile(out: Path, device: torch.device, options: argparse.Namespace) -> Non
                 {"name": e.key[:120], "calls": e.count, "microseconds": getattr(e, key)} for e in events[:30]
             ],
         }
-        texts.append(f"{name}\n" + recorded.key_averages().table(sort_by=key, row_limit=30, max_name_column_width=80))
+        texts.append(f"{name}\n" + averages.table(sort_by=key, row_limit=30, max_name_column_width=80))
     out.with_name(out.stem + "_profile.txt").write_text("\n".join(texts))
     found = {"command": "python experiments/speed/gpu.py", "sorted_by": key, "said": training.said, "parts": parts}
     out.with_name(out.stem + "_profile.json").write_text(json.dumps(found, indent=1) + "\n")
