@@ -101,6 +101,8 @@ def become(job: dict[str, Any]) -> NoReturn:
         os.chdir(job["folder"])
         os.environ.clear()
         os.environ.update(job["environment"])
+        added = job["environment"].get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[1:1] = [folder for folder in added if folder and folder not in sys.path]
         for number, file in enumerate([os.devnull, *job["outputs"]]):
             opened = os.open(file, os.O_RDWR | os.O_CREAT)
             os.dup2(opened, number)

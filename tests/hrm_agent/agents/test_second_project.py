@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Forks
 
 from hrm_agent.cores import Core
 
@@ -70,13 +71,18 @@ def test_its_core_has_thirty_lines_at_most() -> None:
     assert [ast.unparse(base) for base in core.bases] == [Core.__name__]
 
 
-def test_as_pip_leaves_it_behind(tmp_path: Path) -> None:
-    site = tmp_path / "site"
+def test_as_pip_leaves_it_behind(forks: Forks, tmp_path: Path) -> None:
+    site, folder = tmp_path / "site", tmp_path / "empty"
     shutil.copytree(PACKAGE, site / "second_project", ignore=shutil.ignore_patterns("__pycache__"))
     write_metadata(site / "second_project-1.0.dist-info")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (site, ROOT, ROOT / "envs")))}
-    python = interpreter(Path(sys.executable), tmp_path / "empty", environment)
-    trained = train(python, tmp_path / "empty", frames=1024, processes=False)
+    folder.mkdir()
+
+    def python(*arguments: str) -> str:
+        (done,) = forks.run([[*arguments]], [{"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}], folder)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    trained = train(python, folder, frames=1024)
     report = play(python, "run")
     assert 0 <= report["agent"] <= 1
     assert report["begins_anew"]
@@ -160,30 +166,11 @@ def interpreter(executable: Path, folder: Path, environment: dict[str, str]) -> 
     return run
 
 
-IN_TURN = """
-import json, runpy, sys
-for module, *arguments in json.loads(sys.argv[1]):
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
-"""
-
-
-def train(python: Python, folder: Path, frames: int, processes: bool = True) -> Path:
-    """Train in `folder`, go on for another quarter, evaluate; returns the folder of the agent.
-
-    Args:
-        processes: one for each command, as a user would; otherwise one for all, which saves the time to start.
-    """
-    commands = [
-        ["hrm_agent.train", *RUN, f"total_steps={frames}"],
-        ["hrm_agent.train", "resume=run", f"total_steps={frames * 5 // 4}"],
-        ["hrm_agent.evaluate", "run=run", "episodes=32", "out=eval.json"],
-    ]
-    if processes:
-        for command in commands:
-            python("-m", *command)
-    else:
-        python("-c", IN_TURN, json.dumps(commands))
+def train(python: Python, folder: Path, frames: int) -> Path:
+    """Train in `folder`, go on for another quarter, evaluate; returns the folder of the agent."""
+    python("-m", "hrm_agent.train", *RUN, f"total_steps={frames}")
+    python("-m", "hrm_agent.train", "resume=run", f"total_steps={frames * 5 // 4}")
+    python("-m", "hrm_agent.evaluate", "run=run", "episodes=32", "out=eval.json")
     report = json.loads((folder / "eval.json").read_text())
     assert (report["env"], report["core"], report["carry"]) == ("second_project:Corridor-v0", "ring", "gate")
     last = json.loads((folder / "run" / "agents" / "last" / "agent.json").read_text())
