@@ -22,7 +22,7 @@ def test_a_million_steps_keep_every_rule(parameters: dict[str, Any], seed: int) 
     actions = np.random.default_rng(seed).integers(0, 4, (STEPS, NUM_ENVS))
     offsets = env.batch.geometry.offsets
     every = np.arange(NUM_ENVS)
-    check_level(env, every == every)
+    levels = [levels_of(env, every == every)]
     walls = state.grid == Cell.WALL
     for action in actions:
         grid, agent = state.grid.copy(), state.agent.copy()
@@ -30,7 +30,7 @@ def test_a_million_steps_keep_every_rule(parameters: dict[str, Any], seed: int) 
         ended = terminated | truncated
         assert not (terminated & truncated).any()
         assert bool(ended.any()) == ("episode" in infos)
-        check_level(env, ended)
+        levels.append(levels_of(env, ended))
         walls[ended] = state.grid[ended] == Cell.WALL
         assert ((state.grid == Cell.WALL) == walls).all()
         # The move itself: one position, unless the map before the step has a wall or closed door there.
@@ -46,33 +46,39 @@ def test_a_million_steps_keep_every_rule(parameters: dict[str, Any], seed: int) 
             # Moving onto the goal always ends an episode with success.
             assert (terminated[grid[every, expected] == Cell.GOAL]).all()
             assert (infos["episode"]["success"] == terminated)[ended].all()
+    check_levels(env, *map(np.concatenate, zip(*levels, strict=True)))
 
 
-def check_level(env: MazeVectorEnv, fresh: np.ndarray) -> None:
+def levels_of(env: MazeVectorEnv, fresh: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Copies of the maps, agents and goals of the environments that were just reset."""
+    state = env.batch.state
+    return state.grid[fresh], state.agent[fresh], state.goal[fresh]
+
+
+def check_levels(env: MazeVectorEnv, maps: np.ndarray, agents: np.ndarray, goals: np.ndarray) -> None:
     """New levels: the given numbers of walls and doors, distinct start and goal, which walls do not separate."""
-    config, state = env.config, env.batch.state
-    grids = state.grid[fresh].reshape(-1, config.height, config.width)
+    config = env.config
+    grids = maps.reshape(-1, config.height, config.width)
     if config.layout == "scatter":
         assert ((grids == Cell.WALL)[:, edge_positions(config)].sum(1) == config.walls).all()
     if config.door_process == "reroll":
         assert ((grids == Cell.DOOR).sum((1, 2)) == config.doors).all()
-    assert (state.agent[fresh] != state.goal[fresh]).all()
-    assert env.batch.geometry.is_cell[state.agent[fresh]].all()
-    if len(grids):
-        reached = grids == Cell.AGENT
-        for _ in range(grids[0].size):
-            grown = reached.copy()
-            grown[:, 1:] |= reached[:, :-1]
-            grown[:, :-1] |= reached[:, 1:]
-            grown[:, :, 1:] |= reached[:, :, :-1]
-            grown[:, :, :-1] |= reached[:, :, 1:]
-            grown &= grids != Cell.WALL
-            if (grown == reached).all():
-                break
-            reached = grown
-        assert reached[grids == Cell.GOAL].all()
-        if config.layout != "scatter":
-            assert (reached == (grids != Cell.WALL)).all()
+    assert (agents != goals).all()
+    assert env.batch.geometry.is_cell[agents].all()
+    reached = grids == Cell.AGENT
+    for _ in range(grids[0].size):
+        grown = reached.copy()
+        grown[:, 1:] |= reached[:, :-1]
+        grown[:, :-1] |= reached[:, 1:]
+        grown[:, :, 1:] |= reached[:, :, :-1]
+        grown[:, :, :-1] |= reached[:, :, 1:]
+        grown &= grids != Cell.WALL
+        if (grown == reached).all():
+            break
+        reached = grown
+    assert reached[grids == Cell.GOAL].all()
+    if config.layout != "scatter":
+        assert (reached == (grids != Cell.WALL)).all()
 
 
 def check_position(env: MazeVectorEnv) -> None:
@@ -179,7 +185,7 @@ def test_as_many_walls_as_fit_leave_a_path() -> None:
     for walls in (20, 22, 23):
         env = MazeVectorEnv(300, walls=walls, doors=0)
         env.reset(seed=1)
-        check_level(env, np.ones(300, bool))
+        check_levels(env, *levels_of(env, np.ones(300, bool)))
         assert (env.clairvoyant() >= 2).all()
 
 
