@@ -260,25 +260,41 @@ def test_only_needed_functions_are_compiled_and_once_per_type(tmp_path: Path) ->
     assert run_apart(COMPILED, "{}", **cache).stdout.split() == ["True"]  # from the cache
 
 
+# Compiles a kernel as those of the environments are, but a small one.
+DOUBLED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from doubling import double
+from hrm_envs.jit import kernel
+doubled = kernel(double)
+"""
+
+
+@pytest.fixture
+def doubling(tmp_path: Path) -> str:
+    """The folder of a module with a function to compile."""
+    (tmp_path / "doubling.py").write_text("def double(x):\n    return 2 * x\n")
+    return str(tmp_path)
+
+
 @pytest.mark.parametrize("locators", ["UserProvidedCacheLocator", "UserProvidedCacheLocator,UserWideCacheLocator"])
-def test_a_cache_that_cannot_be_written_costs_the_cache_alone(locators: str, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_costs_the_cache_alone(locators: str, doubling: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()  # not a folder, so nothing can be written below it
     nowhere = {name: str(file / "cache") for name in ("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME")}
-    code = "import hrm_envs, numpy; print(*hrm_envs.ReplanPolicy().act(numpy.zeros((2, 3, 3), numpy.uint8)))"
-    done = run_apart(code, NUMBA_CACHE_LOCATOR_CLASSES=locators, **nowhere)
-    assert done.stdout.split() == ["0", "0"], done.stderr
+    done = run_apart(DOUBLED + "print(doubled(2))", doubling, NUMBA_CACHE_LOCATOR_CLASSES=locators, **nowhere)
+    assert done.stdout.split() == ["4"], done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "compiled anew in every process" in done.stderr
 
 
-def test_a_cache_that_is_lost_after_import_costs_the_cache_alone(tmp_path: Path) -> None:
+def test_a_cache_that_is_lost_after_import_costs_the_cache_alone(doubling: str, tmp_path: Path) -> None:
     code = (
-        "import hrm_envs, numpy, pathlib, shutil, sys; folder = pathlib.Path(sys.argv[1]); shutil.rmtree(folder);"
-        "folder.touch(); print(*hrm_envs.ReplanPolicy().act(numpy.zeros((2, 3, 3), numpy.uint8)))"
+        "import pathlib, shutil; folder = pathlib.Path(sys.argv[2]); shutil.rmtree(folder);"
+        "folder.touch(); print(doubled(2))"
     )
-    done = run_apart(code, str(tmp_path / "cache"), NUMBA_CACHE_DIR=str(tmp_path / "cache"))
-    assert done.stdout.split() == ["0", "0"], done.stderr
+    done = run_apart(DOUBLED + code, doubling, str(tmp_path / "cache"), NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert done.stdout.split() == ["4"], done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
