@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from forks import Forks
 from hypothesis import settings
 
+from forks import Forks
 from hrm_agent.kernels.cpu import build
 
 LONG = (
@@ -34,9 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Compile kernels and environments once, side by side, where several workers would all begin with that."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         return
-    from tiny import MAZE
-
     from hrm_agent.environments.make import make_vector_env
+    from tiny import MAZE
 
     build.begin()
     env = make_vector_env("DynamicMaze-v0", 1, MAZE)

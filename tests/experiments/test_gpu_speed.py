@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from forks import Ended, Forks
 
 from experiments.engine.records import ROOT
 from experiments.speed import gpu
+from forks import Ended, Forks
 
 
 def run(forks: Forks, out: Path, *arguments: str) -> Ended:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import MOVES, distances_to, maze_parameters, optimal_mask
 
 from hrm_envs import Cell, MazeEnv, MazeVectorEnv, RandomPolicy, ReplanPolicy
+from strategies import MOVES, distances_to, maze_parameters, optimal_mask
 
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from strategies import edge_positions, maze_parameters
 
 from hrm_envs import Cell, MazeVectorEnv
+from strategies import edge_positions, maze_parameters
 
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 NUM_ENVS, STEPS, EXAMPLES = 256, 50, 80  # 1,024,000 steps

@@ -79,7 +79,6 @@ class Forks:
 def prepare() -> None:
     """What most commands would spend their first seconds on. Not the commands: `-m` would warn of them."""
     import torch._dynamo  # noqa: F401 - torch's own optimizers import it
-    from tiny import MAZE
 
     import hrm_agent.evaluate
     import hrm_agent.launch.hydra_plugin
@@ -88,6 +87,7 @@ def prepare() -> None:
     import hrm_agent.supervised.trainer
     import hrm_agent.watch  # noqa: F401
     from hrm_agent.environments.make import make_vector_env
+    from tiny import MAZE
 
     env = make_vector_env("DynamicMaze-v0", 2, MAZE)  # loads the compiled environments
     env.reset(seed=0)

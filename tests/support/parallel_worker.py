@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import CORES, fitting, make_trainer
 
 from hrm_agent.algos.imitation import DAggerConfig
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, join
@@ -22,6 +21,7 @@ from hrm_agent.training import loop as run_loop
 from hrm_agent.training.loop import Interrupted
 from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer
+from tiny import CORES, fitting, make_trainer
 
 # Four updates of 32 frames each; minibatches of both processes in every one.
 SETTINGS: dict[str, dict[str, Any]] = {

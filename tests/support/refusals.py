@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 
 import pytest
-from commands import run_command
 
+from commands import run_command
 from hrm_agent.training.trainer import Trainer
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from tiny import ACTIONS, GRID, QUICK, grids, tiny_policy
 from torch import Tensor
 
 from hrm_agent.algos.dqn import DQN, DQNConfig
 from hrm_agent.experience.replay import Replay, Sequences
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import Policy
+from tiny import ACTIONS, GRID, QUICK, grids, tiny_policy
 
 SMALL = {
     "num_envs": 3, "capacity": 96, "learning_starts": 0, "updates": 1, "batch_sequences": 16, "burn_in": 4,

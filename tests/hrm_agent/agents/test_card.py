@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import run_command, tiny_run
-from tiny import ACTIONS, GRID, MAZE, tiny_policy
 
+from commands import run_command, tiny_run
 from hrm_agent import Agent
 from hrm_agent.agents.agent import add_facts
 from hrm_agent.agents.card import BASELINES, evaluation_facts, write_card
 from hrm_agent.evaluate import evaluate
 from hrm_agent.tensors.files import CheckpointError
+from tiny import ACTIONS, GRID, MAZE, tiny_policy
 
 INFO: dict[str, Any] = {
     "env": "DynamicMaze-v0",

@@ -11,13 +11,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from commands import run_command
-from tiny import ACTIONS, BLOCKS, GRID, MAZE, QUICK, tiny_policy
 
+from commands import run_command
 from hrm_agent import Agent
 from hrm_agent.agents import onnx
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.environments.spaces import space_from_dict
+from tiny import ACTIONS, BLOCKS, GRID, MAZE, QUICK, tiny_policy
 
 onnx_format = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import ACTIONS, GRID, MAZE, tiny_policy
 
 from hrm_agent import Agent
 from hrm_agent.agents.hub import FILES, HubError, from_hub, push_to_hub
+from tiny import ACTIONS, GRID, MAZE, tiny_policy
 
 hub = pytest.importorskip("huggingface_hub")
 

@@ -15,10 +15,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from commands import run_command
-from tiny import ACTIONS, GRID, MAZE, grids, tiny_policy
 
 import hrm_agent
+from commands import run_command
 from hrm_agent import Agent
 from hrm_agent.agents import registry as registration
 from hrm_agent.agents.__main__ import main as list_agents
@@ -29,6 +28,7 @@ from hrm_agent.evaluate import evaluate
 from hrm_agent.shifts import shifts
 from hrm_agent.tensors.files import CheckpointError
 from hrm_agent.watch import watch
+from tiny import ACTIONS, GRID, MAZE, grids, tiny_policy
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = sorted(folder.parent.name for folder in (ROOT / "hrm_agent" / "agents").glob("*/agent.json"))

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+
 from tiny import ACTIONS, BLOCKS, CORES, GRID, MAZE, QUICK, grids, tiny_policy
 
 pytest.importorskip("stable_baselines3")

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forks import Forks
 
+from forks import Forks
 from hrm_agent.cores import Core
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import grids
-from tiny_dqn import PAPER, SEGMENTS, SMALL, close, equal, fill, make, perturb, sample, weights
 from torch import Tensor
 
 from hrm_agent.algos.dqn import DQN, DQNConfig, n_step_targets
 from hrm_agent.experience.replay import Sequences
 from hrm_agent.policies.policy import Policy
+from tiny import grids
+from tiny_dqn import PAPER, SEGMENTS, SMALL, close, equal, fill, make, perturb, sample, weights
 
 VARIANTS: list[tuple[str, str]] = [
     ("full", "bptt"), ("full", "detached"), ("last_token", "bptt"), ("gate", "bptt"), ("output", "bptt"),

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import GRID, grids, tiny_policy
-from tiny_dqn import PAPER, SEGMENTS, SMALL, close, equal, fill, make, perturb, weights
 
 from hrm_agent.algos import dqn
 from hrm_agent.algos.dqn import DQN, DQNConfig
 from hrm_agent.experience.replay import Replay
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.tensors.gradients import NonFiniteNumbers
+from tiny import GRID, grids, tiny_policy
+from tiny_dqn import PAPER, SEGMENTS, SMALL, close, equal, fill, make, perturb, weights
 
 
 @pytest.mark.parametrize("changes", [{"prioritised": True}, PAPER], ids=["sequences", "paper"])

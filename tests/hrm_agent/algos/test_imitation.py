@@ -14,10 +14,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from commands import run_command, tiny_run
-from tiny import MAZE, QUICK, make_trainer, tiny_policy
 from torch import Tensor
 
+from commands import run_command, tiny_run
 from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.imitation import DAggerConfig, Imitation, ImitationConfig, sample_beta_mixture
 from hrm_agent.environments.make import make_labelled_vector_env
@@ -31,6 +30,7 @@ from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer
 from hrm_envs.cells import Cell
 from runs import assert_equal_bits, everything
+from tiny import MAZE, QUICK, make_trainer, tiny_policy
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # N, E, S, W
 CUT_OFF_OFTEN = {"walls": 0, "doors": 4, "p_change": 0.5}

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import make_ppo
 from torch import Tensor
 
 from hrm_agent.algos.ppo import PPOConfig
@@ -15,6 +14,7 @@ from hrm_agent.algos.update import state_drift
 from hrm_agent.experience.collector import Collector
 from hrm_agent.experience.rollout import Rollout, Windows
 from hrm_agent.tensors.gradients import NonFiniteNumbers
+from tiny import make_ppo
 
 VARIANTS: list[tuple[str, str, int]] = [
     ("full", "bptt", 4),

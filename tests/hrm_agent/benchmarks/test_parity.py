@@ -11,7 +11,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from published_files import PUBLISHED, needs_published
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,6 +28,7 @@ from hrm_agent.supervised import (
     stablemax_cross_entropy,
 )
 from hrm_agent.supervised.published import name_from_published
+from published_files import PUBLISHED, needs_published
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "hrm": {"kind": "hrm", "H_layers": 1, "pos_encodings": "rope"},

@@ -283,10 +283,9 @@ def test_torch_compile_takes_the_plain_scan_without_a_break(image: Tensor) -> No
 def test_an_agent_with_sweeps_exports_to_onnx(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    from tiny import ACTIONS, BLOCKS, tiny_policy
-
     from hrm_agent.agents import onnx as export
     from hrm_agent.agents.agent import Agent
+    from tiny import ACTIONS, BLOCKS, tiny_policy
 
     options = {"layers": 1, "H_cycles": 1, "L_cycles": 1, "cycle_gradient": "all", **BLOCKS, "mixing": "sweep"}
     space = gym.spaces.Box(0, 5, (5, 5), np.uint8)  # 2 x 2 tokens: tracing takes its time for every step of a scan

@@ -10,7 +10,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from tiny import CORES
 
 from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.ppo import PPOConfig
@@ -23,6 +22,7 @@ from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.encoders import VectorEncoder
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.training.learners import PPOLearner
+from tiny import CORES
 
 TARGET = "Target-v0"
 BOX = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 8.0], np.float32))

@@ -13,9 +13,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from commands import run_command
 from omegaconf import OmegaConf
 
+from commands import run_command
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.launch.cli import UsageError, check_jobs, command_overrides, compose_config
 from hrm_agent.launch.hydra_plugin import GENERIC_READOUT, path_safe

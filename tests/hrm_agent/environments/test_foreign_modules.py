@@ -8,12 +8,12 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
-from commands import run_command
-from tiny import ACTIONS, GRID, tiny_policy
 
+from commands import run_command
 from hrm_agent.agents.agent import Agent
 from hrm_agent.environments import make as environments
 from hrm_agent.environments.make import make_env, make_vector_env
+from tiny import ACTIONS, GRID, tiny_policy
 
 EVIL = "import pathlib; pathlib.Path(__file__).with_name('ran').touch()"
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from played import BUSY, CORE, MAZE, TIMINGS, assert_same, make_policy, save_agent
 
 from hrm_agent import Agent
 from hrm_agent.agents.agent import AgentOverrides
@@ -34,6 +33,7 @@ from hrm_agent.policies.encoders import EncoderConfig, Observation
 from hrm_agent.policies.policy import Decision
 from hrm_agent.watch import watch
 from hrm_envs.planners import ReplanPolicy
+from played import BUSY, CORE, MAZE, TIMINGS, assert_same, make_policy, save_agent
 
 DEFAULTS = {"p_change": 0.05, "goal_process": "static", "p_goal": 0.0, "max_episode_steps": 60}
 

@@ -14,7 +14,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tiny import QUICK, tiny_policy
 
 from experiments.carry_budget import latents as script
 from hrm_agent.agents.agent import Agent
@@ -25,6 +24,7 @@ from hrm_agent.evaluation.metrics import action_regret
 from hrm_agent.policies.encoders import EncoderConfig, GridEncoder
 from hrm_agent.policies.policy import Policy
 from hrm_envs import Cell
+from tiny import QUICK, tiny_policy
 
 ENV = "DynamicMaze-v0"
 BUSY: dict[str, Any] = {"rows": 3, "cols": 3, "walls": 1, "doors": 3, "p_change": 0.4, "max_episode_steps": 9}

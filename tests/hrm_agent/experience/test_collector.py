@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from tiny import make_ppo, tiny_policy
 from torch import Tensor
 
 from hrm_agent.experience.collector import Collector
@@ -17,6 +16,7 @@ from hrm_agent.experience.replay import Replay
 from hrm_agent.experience.rollout import Rollout
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import Policy
+from tiny import make_ppo, tiny_policy
 
 CARRIES = ["full", "last_token", "reset"]
 # Tiny open mazes: of the 48 episodes' ends in a few rollouts some are at the goal and some at the time limit.

@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from window_cases import assert_near, make_gru, results, window
 
 from hrm_agent import recurrence
 from hrm_agent.kernels.cpu.gru import pool_tokens, run_gru
+from window_cases import assert_near, make_gru, results, window
 
 pytestmark = pytest.mark.skipif(not recurrence.available("fused"), reason="no C++ compiler")
 

@@ -15,8 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import window_cases
 from hypothesis import HealthCheck, given, settings
+from torch import Tensor
+
+import window_cases
+from hrm_agent import recurrence
+from hrm_agent.kernels.cpu import build, stack
+from hrm_agent.kernels.cpu.build import NoKernels
+from hrm_agent.parallel.threads import instruction_set
+from hrm_agent.recurrence.cpu import shape_of, weights_of
 from stack_cases import (
     Case,
     assert_bfloat16_gradients,
@@ -26,13 +33,6 @@ from stack_cases import (
     cases,
     results,
 )
-from torch import Tensor
-
-from hrm_agent import recurrence
-from hrm_agent.kernels.cpu import build, stack
-from hrm_agent.kernels.cpu.build import NoKernels
-from hrm_agent.parallel.threads import instruction_set
-from hrm_agent.recurrence.cpu import shape_of, weights_of
 
 HERE = Path(__file__).parent / "instruction_sets"
 SHIM = HERE / "avx512_in_software.h"

@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from commands import TINY_RUN, run_command
 from hypothesis import given, settings
+
+from commands import TINY_RUN, run_command
+from hrm_agent import recurrence
+from hrm_agent.benchmarks import parity
+from hrm_agent.cores import build_core
+from hrm_agent.kernels.cpu import build
+from hrm_agent.kernels.cpu.build import NoKernels
+from hrm_agent.kernels.cpu.stack import has_bfloat16
+from hrm_agent.tensors.files import load_tensors
 from published_files import FOLDER, PUBLISHED, needs_published
 from refusals import refusal
 from stack_cases import (
@@ -25,14 +33,6 @@ from stack_cases import (
     needs_kernels,
     results,
 )
-
-from hrm_agent import recurrence
-from hrm_agent.benchmarks import parity
-from hrm_agent.cores import build_core
-from hrm_agent.kernels.cpu import build
-from hrm_agent.kernels.cpu.build import NoKernels
-from hrm_agent.kernels.cpu.stack import has_bfloat16
-from hrm_agent.tensors.files import load_tensors
 
 
 @needs_kernels

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from window_cases import SPACE, assert_near, make, results, window
 
 from hrm_agent import recurrence
 from hrm_agent.cores.trm import TRM
@@ -23,6 +22,7 @@ from hrm_agent.policies.carry import Full
 from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import cpu as windows
 from hrm_agent.recurrence.cpu import plan_of, supports
+from window_cases import SPACE, assert_near, make, results, window
 
 pytestmark = pytest.mark.skipif(not recurrence.available("fused"), reason="no C++ compiler")
 

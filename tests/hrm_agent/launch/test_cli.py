@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import TINY_RUN, run_command, tiny_run
 from omegaconf import OmegaConf
-from refusals import files, refusal
 
+from commands import TINY_RUN, run_command, tiny_run
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
@@ -26,6 +25,7 @@ from hrm_agent.train import CHANGEABLE, check_run
 from hrm_agent.training import learners
 from hrm_agent.training.loop import RunLoop
 from hrm_agent.training.trainer import Trainer
+from refusals import files, refusal
 
 TRAIN = [
     ("env=DynamicMaz-v0", "did you mean DynamicMaze-v0?"),

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
-from commands import run_command
 from omegaconf import OmegaConf
 
+from commands import run_command
 from hrm_agent import evaluate, shifts, solve, sweep_table, watch
 from hrm_agent.agents.onnx import export
 from hrm_agent.baselines.config import Options

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import tiny_run
 from torch import Tensor, nn
 
+from commands import tiny_run
 from hrm_agent import recurrence
 from hrm_agent.algos.optim import FusedAdamW
 from hrm_agent.kernels.cpu import build

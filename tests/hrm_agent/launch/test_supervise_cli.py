@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import TINY_RUN as TINY_RL_RUN
-from commands import run_command
-from refusals import not_refused, refusal
 from safetensors.torch import load_file
 
+from commands import TINY_RUN as TINY_RL_RUN
+from commands import run_command
 from hrm_agent.cores import CORES
 from hrm_agent.launch.cli import group_choices
 from hrm_agent.launch.runs import run_errors
@@ -34,6 +33,7 @@ from hrm_agent.supervised.published import export_published
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.trainer import SupervisedTrainer
 from hrm_agent.tensors.files import load_tensors, save_tensors
+from refusals import not_refused, refusal
 
 # 12 steps of 8 puzzles on 7x7 positions, a checkpoint and an evaluation after every fourth.
 TINY = (

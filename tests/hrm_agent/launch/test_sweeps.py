@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import TINY_RUN, run_command
 from omegaconf import DictConfig, OmegaConf
 
+from commands import TINY_RUN, run_command
 from hrm_agent.launch.cli import UsageError, check_jobs, compose_config, expand_sweeps, one_at_a_time
 from hrm_agent.launch.settings import config_folder
 from hrm_agent.launch.sweep_table import sweep_table

@@ -12,6 +12,7 @@ import venv
 from pathlib import Path
 
 import pytest
+
 from commands import TINY_RUN
 
 ROOT = Path(__file__).resolve().parents[3]

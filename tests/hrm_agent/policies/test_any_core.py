@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from commands import run_command
 from torch import Tensor
 
+from commands import run_command
 from hrm_agent.agents.agent import Agent
 from hrm_agent.cores import CORES, Core, State, register_core
 from hrm_agent.launch.cli import compose_config

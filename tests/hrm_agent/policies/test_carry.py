@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import CORES
 from torch import Tensor
 
 from hrm_agent.cores import Core, build_core
 from hrm_agent.policies.carry import CARRY_RULES, Gate, build_carry, resolve_carry
+from tiny import CORES
 
 BATCH, LENGTH, SIZE, ACTIONS = 3, 9, 8, 4
 

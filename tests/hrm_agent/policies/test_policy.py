@@ -8,7 +8,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from tiny import AGENT, CORES, GRID, SIDE, grids, tiny_policy
 from torch import Tensor, nn
 
 from hrm_agent.cores import map_state
@@ -16,6 +15,7 @@ from hrm_agent.policies.carry import CARRY_RULES
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.recurrence import relative_change
 from hrm_agent.recurrence.unroll import read_token
+from tiny import AGENT, CORES, GRID, SIDE, grids, tiny_policy
 
 K, BATCH = 4, 3
 NO_TOKEN_LATENT = ("gru", "convlstm")

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from published_files import FOLDER, needs_published
-from puzzles import SPEC, TRM, Copying, make_model
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,6 +26,8 @@ from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.tasks.base import Examples
 from hrm_agent.tensors.files import CheckpointError
 from hrm_agent.tensors.gradients import NonFiniteNumbers
+from published_files import FOLDER, needs_published
+from puzzles import SPEC, TRM, Copying, make_model
 
 PLAIN = SupervisedConfig(batch_size=5, max_segments=3, learning_rate=1e-2, warmup=0, weight_decay=0.1, ema=0.9)
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from played import BUSY, MAZE, TIMINGS, assert_same, save_agent
 from torch import Tensor, nn
 
 from hrm_agent.environments.make import make_vector_env
@@ -21,6 +20,7 @@ from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.path_policy import PathActor, evaluate_path_policy, run_segments, step_along
 from hrm_envs import Cell
 from hrm_envs.planners import replan
+from played import BUSY, MAZE, TIMINGS, assert_same, save_agent
 
 TINY = {"mixing": "conv", "layers": 1, "H_cycles": 1, "L_cycles": 1, "inner_size": 16}
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from published_files import PUBLISHED, needs_published
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,6 +22,7 @@ from hrm_agent.supervised.published import (
     name_from_published,
 )
 from hrm_agent.supervised.tasks.base import TaskSpec
+from published_files import PUBLISHED, needs_published
 
 NUMBERS = [path for path in PUBLISHED if path.stem != "hrm_agent"]
 

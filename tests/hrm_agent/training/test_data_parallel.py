@@ -15,12 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+
 from commands import TINY_RUN, run_command
 from forks import Ended, Forks
-from parallel_worker import SETTINGS, build
-from puzzles import make_model
-from tiny import make_trainer
-
 from hrm_agent import recurrence
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
@@ -32,7 +29,10 @@ from hrm_agent.supervised.deep_supervision import check_processes as check_super
 from hrm_agent.tensors.files import load_tensors
 from hrm_agent.training.learners import check_processes
 from hrm_agent.training.tracking import Console
+from parallel_worker import SETTINGS, build
+from puzzles import make_model
 from runs import Part
+from tiny import make_trainer
 
 WORKER = Path(__file__).resolve().parents[2] / "support" / "parallel_worker.py"
 MIDDLE, END = "000000000064.safetensors", "000000000128.safetensors"

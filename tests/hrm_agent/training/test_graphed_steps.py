@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from tiny import MAZE, QUICK, make_dqn_trainer, make_ppo, make_trainer, tiny_policy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,6 +28,7 @@ from hrm_agent.tensors import trees
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer, wrap_for
+from tiny import MAZE, QUICK, make_dqn_trainer, make_ppo, make_trainer, tiny_policy
 
 
 class HostReads(TorchDispatchMode):

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from commands import run_command, tiny_run
-from tiny import IDS, MAZE, QUICK, make_trainer, tiny_policy
 from torch import Tensor
 
+from commands import run_command, tiny_run
 from hrm_agent.agents.registry import registry
 from hrm_agent.policies.policy import Policy
 from hrm_agent.supervised.files import ModelConfig, build_model, save_model
@@ -21,6 +20,7 @@ from hrm_agent.tensors.files import CheckpointError, save_tensors
 from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer
 from hrm_agent.training.warm_start import PARTS, freeze, initialise, parse_parts, supervised_weights
+from tiny import IDS, MAZE, QUICK, make_trainer, tiny_policy
 
 PREFIXES = {"encoder": "encoder.", "core": "core.", "heads": ("policy_head.", "value_head.")}
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from puzzles import make_model
-from tiny import DQN_SETTINGS, fitting, make_dqn_trainer, make_trainer
 from torch import Tensor, nn
 
 from hrm_agent import recurrence
@@ -38,7 +36,9 @@ from hrm_agent.training.kernel_work import (
 )
 from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer
+from puzzles import make_model
 from runs import assert_equal_bits, everything
+from tiny import DQN_SETTINGS, fitting, make_dqn_trainer, make_trainer
 
 needs_kernels = pytest.mark.skipif(not recurrence.available("fused"), reason="no C++ compiler")
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tiny import make_trainer
-
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.policies.encoders import EncoderConfig
+from tiny import make_trainer
 
 CORRIDOR = {"length": 3}
 LEVELS = 400

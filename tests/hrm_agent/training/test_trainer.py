@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from commands import run_command, tiny_run
 from forks import Forks
-from safetensors.torch import load_file
-from tiny import MAZE, make_dqn_trainer, make_trainer
-
 from hrm_agent import train
 from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.ppo import PPO
@@ -32,6 +31,7 @@ from hrm_agent.training.loop import Interrupted
 from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer
 from runs import assert_equal_bits, everything
+from tiny import MAZE, make_dqn_trainer, make_trainer
 
 
 @pytest.mark.parametrize("threads", [1, 2])
