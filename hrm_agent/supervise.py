@@ -13,7 +13,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from hrm_agent.launch.cli import UsageError
-from hrm_agent.launch.runs import Run, check_count, open_loop, run_command, run_errors, run_to_end, say_end
+from hrm_agent.launch.errors import run_errors
+from hrm_agent.launch.runs import Run, check_count, open_loop, run_command, run_to_end, say_end
 from hrm_agent.launch.settings import resolve
 from hrm_agent.launch.supervised_settings import settings
 from hrm_agent.parallel.processes import check_local_device, join

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    from hrm_agent.launch import starting
+    from hrm_agent.launch import startup
 
-    starting.begin("train", sys.argv[1:])  # now: what follows imports torch, which takes seconds
+    startup.begin("train", sys.argv[1:])  # now: what follows imports torch, which takes seconds
 
 from omegaconf import DictConfig
 
@@ -25,7 +25,8 @@ from hrm_agent.environments.sources import refuse_own_module
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import format_report
 from hrm_agent.launch.cli import UsageError
-from hrm_agent.launch.runs import Run, check_count, open_loop, run_command, run_errors, run_to_end, say_end
+from hrm_agent.launch.errors import run_errors
+from hrm_agent.launch.runs import Run, check_count, open_loop, run_command, run_to_end, say_end
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.parallel.processes import check_local_device, join
 from hrm_agent.policies.policy import Policy

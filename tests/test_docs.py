@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -38,8 +39,9 @@ from hrm_agent.agents import hub
 from hrm_agent.baselines.config import Options
 from hrm_agent.cores import CORES
 from hrm_agent.environments.sources import import_source
+from hrm_agent.launch import cli
 from hrm_agent.launch.cli import check_jobs, open_options, parse_options, wants_help
-from hrm_agent.launch.runs import load_run
+from hrm_agent.launch.resume import load_run
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.training.warm_start import parse_parts
 
@@ -57,10 +59,19 @@ SHELL = (
     r"mkdocs (build --strict|serve)",
 )
 TINY_RUN = (
-    "env=DynamicMaze-v0", "core.hidden_size=8", "core.inner_size=8", "total_steps=256", "algo.num_envs=8",
+    "env=DynamicMaze-v0", "env.options.max_episode_steps=20", "core.hidden_size=8", "core.inner_size=8",
+    "total_steps=256", "algo.num_envs=8",
     "algo.rollout_steps=4", "algo.window=4", "algo.minibatch_windows=4", "eval_episodes=4", "test_episodes=0",
     "threads=1",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _two_jobs_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`test_sweeps.py` checks every choice of those that ship, which takes its time."""
+    for name in ("expand_sweeps", "one_at_a_time"):
+        jobs = getattr(cli, name)
+        monkeypatch.setattr(cli, name, lambda overrides, jobs=jobs: islice(jobs(overrides), 2))
 
 
 class Block(NamedTuple):

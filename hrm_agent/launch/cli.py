@@ -25,7 +25,7 @@ from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.cores import core_names
 from hrm_agent.environments.make import check_env_id
 from hrm_agent.launch import hydra_plugin as config_source
-from hrm_agent.launch import starting
+from hrm_agent.launch import startup
 from hrm_agent.launch.settings import GROUPS, config_folder, option_defaults, rename_overrides
 from hrm_agent.names.nearest import did_you_mean
 
@@ -67,7 +67,7 @@ def usage_errors() -> Iterator[None]:
 
 def say_error(message: str) -> None:
     """Print a message on one line to stderr."""
-    starting.over()
+    startup.over()
     print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
 
 

@@ -1,11 +1,10 @@
-"""Run folders, and the common part of the commands that start and resume runs: `train` and `supervise`."""
+"""Start and perform runs: the common part of the commands `train` and `supervise`."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,37 +14,31 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
 from hrm_agent import __version__
 from hrm_agent.agents.agent import RUN_FILE
 from hrm_agent.launch import hydra_plugin as config_source
-from hrm_agent.launch import starting
+from hrm_agent.launch import startup
 from hrm_agent.launch.cli import (
     USAGE_ERROR,
     UsageError,
     check_jobs,
-    existing_folder,
     fail,
     open_options,
-    say_error,
     usage_errors,
     wants_help,
 )
-from hrm_agent.launch.settings import config_folder, rename_settings, resolve
-from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, ProcessLost, join
-from hrm_agent.tensors.files import CheckpointError, write_atomically
+from hrm_agent.launch.errors import INTERRUPTED, terminated_like_interrupted
+from hrm_agent.launch.resume import CONFIG_FILE, RUN_VERSION, reopen_run
+from hrm_agent.launch.settings import config_folder, resolve
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessLost, join
+from hrm_agent.tensors.files import write_atomically
 from hrm_agent.tensors.gradients import NonFiniteNumbers
-from hrm_agent.training.loop import Interrupted, RunLoop
+from hrm_agent.training.loop import RunLoop
 from hrm_agent.training.tracking import Console
-
-RUN_VERSION = 1
-CONFIG_FILE = "config.yaml"
-INTERRUPTED = 130
 
 Loop = TypeVar("Loop", bound=RunLoop)
 
@@ -108,7 +101,7 @@ def run_command(
             arguments = sys.argv[1:] = open_options(sys.argv[1:])
             given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
             if given.get("resume", "null") not in ("null", ""):
-                starting.over()
+                startup.over()
                 with usage_errors():
                     folder, values = reopen_run(given, command, changeable, settings)
                     check(OmegaConf.create(values), folder)
@@ -121,7 +114,7 @@ def run_command(
 
                 with usage_errors():
                     page = run_page(name, arguments)
-                starting.over()
+                startup.over()
                 print(page)
                 return
             if not wants_help(arguments):
@@ -129,7 +122,7 @@ def run_command(
                     _check_single_run(processes, arguments)
                     check_jobs(arguments, name, lambda cfg: check(cfg, None))
                     _check_run_folder(given.get("hydra.run.dir"))
-            starting.over()
+            startup.over()
             sys.argv[0] = command
             config_source.install()
             hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(start)()
@@ -139,7 +132,7 @@ def run_command(
             raise SystemExit(code) from None
         fail(message, code)
     finally:
-        starting.over()
+        startup.over()
         processes.leave()
 
 
@@ -190,16 +183,6 @@ def _check_run_folder(folder: str | None) -> None:
         raise UsageError(f"hydra.run.dir={folder}: holds a run already; resume it with resume={folder}")
 
 
-@contextmanager
-def terminated_like_interrupted() -> Iterator[None]:
-    """Make SIGTERM raise KeyboardInterrupt in the body, as Ctrl-C does; during training the loop handles both."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def _begin_run(folder: Path, values: dict[str, Any], command: str) -> None:
     """Describe a new run in its folder; ends the program where there is one already."""
     try:
@@ -230,68 +213,6 @@ def _command_line(command: str) -> str:
     return " ".join([f"python -m {command}", *HydraConfig.get().overrides.task, "hydra.mode=RUN"])
 
 
-def load_run(folder: Path, command: str) -> dict[str, Any]:
-    """The resolved configuration of a run.
-
-    Args:
-        command: the module that must have started it, `hrm_agent.train`.
-
-    Raises:
-        UsageError: `folder` holds no run, one of another version, or of another command.
-    """
-    if not (folder / RUN_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
-        raise UsageError(f"{folder}: not the folder of a run ({RUN_FILE} or {CONFIG_FILE} is missing)")
-    try:
-        description = json.loads((folder / RUN_FILE).read_text())
-        found, module = description["run_version"], description["command"].split()[2]  # of python -m MODULE ...
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, IndexError):
-        raise UsageError(f"{folder / RUN_FILE}: not a run's description") from None
-    if found != RUN_VERSION:
-        raise UsageError(f"{folder}: run of version {found}, expected {RUN_VERSION}; use the hrm_agent that wrote it")
-    if module != command:
-        raise UsageError(f"{folder}: a run of {module}, not of {command}; resume it with python -m {module}")
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE), resolve=True)
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise UsageError(f"{folder / CONFIG_FILE}: not valid YAML ({error})") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration")
-    named = {str(key): value for key, value in values.items()}
-    rename_settings(named)
-    return named
-
-
-def reopen_run(
-    given: dict[str, str],
-    command: str,
-    changeable: tuple[str, ...],
-    settings: Callable[[dict[str, Any]], Any],
-) -> tuple[Path, dict[str, Any]]:
-    """Folder and changed configuration of the run to resume; nothing is written.
-
-    Args:
-        given: `KEY=VALUE` of the command line; `resume` is taken out.
-        command: the module that must have started it.
-        changeable: settings that can change in a run that is resumed.
-        settings: from the configuration to typed settings.
-
-    Raises:
-        UsageError: no such run, or a setting that cannot change.
-        ValueError: what `settings` finds wrong.
-    """
-    folder = existing_folder(given.pop("resume"), "resume")
-    values = load_run(folder, command)
-    for key, text in given.items():
-        if key not in changeable:
-            raise UsageError(f"{key}={text}: cannot change in a run that is resumed; only {', '.join(changeable)}")
-        values[key] = OmegaConf.from_cli([f"{key}={text}"])[key]
-    try:
-        settings(values)
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
-    return folder, values
-
-
 def check_count(values: dict[str, Any], name: str) -> None:
     """Raises: UsageError if setting `name` is no number of levels or puzzles."""
     count = values.get(name)
@@ -302,49 +223,6 @@ def check_count(values: dict[str, Any], name: str) -> None:
 def _write_settings(folder: Path, values: dict[str, Any]) -> None:
     """Keep a run's configuration."""
     write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(values)).encode())
-
-
-@contextmanager
-def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS) -> Iterator[None]:
-    """Turn errors and signals that end a run inside the body into one line that says how to resume.
-
-    Where all processes end, rank 0 prints it before any of them ends, since `torchrun` then terminates the rest.
-    Where one ends, that one does.
-    """
-    go_on = f"resume with: python -m {command} resume={folder}" + ", under torchrun or alone" * (
-        processes.world_size > 1
-    )
-
-    def end(message: str, code: int, everywhere: bool = False) -> None:
-        if processes.is_rank_zero or not everywhere:
-            say_error(message if processes.is_rank_zero else f"process {processes.rank}: {message}")
-        if everywhere:
-            with suppress(ProcessLost):
-                processes.barrier()
-        raise SystemExit(code)
-
-    try:
-        with terminated_like_interrupted():  # here too: a launcher may call this in its own process
-            yield
-    except CheckpointError as error:
-        end(str(error), USAGE_ERROR)
-    except KeyboardInterrupt:  # before training began, or a second time
-        if processes.is_rank_zero:
-            end(f"interrupted; {go_on}", INTERRUPTED)
-        raise SystemExit(INTERRUPTED) from None
-    except Interrupted as error:
-        end(f"{error}; {go_on}", INTERRUPTED, everywhere=True)
-    except (NonFiniteNumbers, ProcessesDiverged) as error:
-        end(str(error), 1, everywhere=True)
-    except ProcessLost as error:
-        if processes.is_rank_zero:
-            end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
-        raise SystemExit(1) from None
-    except torch.OutOfMemoryError as error:
-        less = "a smaller batch, or fewer puzzles at once (training.chunk_size) where it is a supervised run"
-        end(f"{str(error).splitlines()[0]}; give {less}; earlier checkpoints are intact, {go_on}", 1)
-    except OSError as error:
-        end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
 
 
 def open_loop(run: Run, build: Callable[[], Loop]) -> Loop:

@@ -15,7 +15,7 @@ from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
 from hrm_agent.launch.cli import UsageError, compose_config, expand_sweeps, open_options, parse_options
-from hrm_agent.launch.runs import load_run, reopen_run
+from hrm_agent.launch.resume import load_run, reopen_run
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.parallel.threads import total_memory

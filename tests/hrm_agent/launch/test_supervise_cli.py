@@ -20,7 +20,7 @@ from commands import TINY_RUN as TINY_RL_RUN
 from commands import run_command
 from hrm_agent.cores import CORES
 from hrm_agent.launch.cli import group_choices
-from hrm_agent.launch.runs import run_errors
+from hrm_agent.launch.errors import run_errors
 from hrm_agent.launch.settings import config_folder
 from hrm_agent.launch.solve import solve
 from hrm_agent.supervise import CHANGEABLE

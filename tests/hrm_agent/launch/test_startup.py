@@ -18,7 +18,7 @@ from commands import tiny_run
 from hrm_agent import recurrence
 from hrm_agent.algos.optim import FusedAdamW
 from hrm_agent.kernels.cpu import build
-from hrm_agent.launch import starting
+from hrm_agent.launch import startup
 from hrm_agent.launch.cli import say_error
 from hrm_agent.training.waiting import Waiting
 
@@ -32,7 +32,7 @@ def run_apart(code: str, *arguments: str, **environment: str) -> subprocess.Comp
 
 def test_a_command_speaks_before_torch_is_imported() -> None:
     code = (
-        "import sys; from hrm_agent.launch import starting; starting.begin('train', ['kernel=plain']);"
+        "import sys; from hrm_agent.launch import startup; startup.begin('train', ['kernel=plain']);"
         "print('torch' in sys.modules)"
     )
     done = run_apart(code)
@@ -83,9 +83,9 @@ def test_kernels_compile_where_they_will_be_asked_for(
 ) -> None:
     begun: list[bool] = []
     monkeypatch.setattr(build, "begin", lambda: begun.append(True))
-    starting.begin("train", arguments)
+    startup.begin("train", arguments)
     assert not gc.isenabled()  # imports are not walked
-    starting.over()
+    startup.over()
     assert gc.isenabled()
     assert begun == [True] * begins
 
@@ -134,7 +134,7 @@ def test_elsewhere_it_is_one_line_and_silence_is_silent(capsys: pytest.CaptureFi
 def test_an_error_takes_the_place_of_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    starting.begin("train", ["kernel=plain"])
+    startup.begin("train", ["kernel=plain"])
     say_error("no such setting")
     assert terminal.getvalue().endswith("\r\x1b[Kerror: no such setting\n")
 

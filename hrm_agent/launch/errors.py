@@ -1,0 +1,71 @@
+"""What ends a run: errors and signals as one line that says how to resume."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from hrm_agent.launch.cli import USAGE_ERROR, say_error
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, ProcessLost
+from hrm_agent.tensors.files import CheckpointError
+from hrm_agent.tensors.gradients import NonFiniteNumbers
+from hrm_agent.training.loop import Interrupted
+
+INTERRUPTED = 130
+
+
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """Make SIGTERM raise KeyboardInterrupt in the body, as Ctrl-C does; during training the loop handles both."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS) -> Iterator[None]:
+    """Turn errors and signals that end a run inside the body into one line that says how to resume.
+
+    Where all processes end, rank 0 prints it before any of them ends, since `torchrun` then terminates the rest.
+    Where one ends, that one does.
+    """
+    go_on = f"resume with: python -m {command} resume={folder}" + ", under torchrun or alone" * (
+        processes.world_size > 1
+    )
+
+    def end(message: str, code: int, everywhere: bool = False) -> None:
+        if processes.is_rank_zero or not everywhere:
+            say_error(message if processes.is_rank_zero else f"process {processes.rank}: {message}")
+        if everywhere:
+            with suppress(ProcessLost):
+                processes.barrier()
+        raise SystemExit(code)
+
+    try:
+        with terminated_like_interrupted():  # here too: a launcher may call this in its own process
+            yield
+    except CheckpointError as error:
+        end(str(error), USAGE_ERROR)
+    except KeyboardInterrupt:  # before training began, or a second time
+        if processes.is_rank_zero:
+            end(f"interrupted; {go_on}", INTERRUPTED)
+        raise SystemExit(INTERRUPTED) from None
+    except Interrupted as error:
+        end(f"{error}; {go_on}", INTERRUPTED, everywhere=True)
+    except (NonFiniteNumbers, ProcessesDiverged) as error:
+        end(str(error), 1, everywhere=True)
+    except ProcessLost as error:
+        if processes.is_rank_zero:
+            end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
+        raise SystemExit(1) from None
+    except torch.OutOfMemoryError as error:
+        less = "a smaller batch, or fewer puzzles at once (training.chunk_size) where it is a supervised run"
+        end(f"{str(error).splitlines()[0]}; give {less}; earlier checkpoints are intact, {go_on}", 1)
+    except OSError as error:
+        end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
