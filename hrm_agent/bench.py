@@ -26,10 +26,10 @@ from hrm_agent.benchmarks.cases import Options, measure
 from hrm_agent.benchmarks.paths import COMPILED, PLAIN, available_paths
 from hrm_agent.benchmarks.peaks import matrix_peaks
 from hrm_agent.benchmarks.suites import DEFAULT, SUITES
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import UsageError, usage_errors
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.parallel.threads import available_cores, instruction_set
-from hrm_agent.tensors.files import write_atomically
 from hrm_agent.training.tracking import CLOCKS
 
 WIDE = 160  # columns where the output is no terminal: no line is broken there

@@ -13,10 +13,10 @@ from hrm_agent.evaluation.cost import measure_cost
 from hrm_agent.evaluation.episodes import PolicyActor
 from hrm_agent.evaluation.level_sets import find_level_set
 from hrm_agent.evaluation.report import BATCH, REFERENCES, Levels, compare, describe_agent, format_report, to_json
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_agent.recurrence import check_kernel
-from hrm_agent.tensors.files import write_atomically
 from hrm_agent.tensors.trees import to_tensors
 from hrm_agent.training.kernel_work import choose_for_playing
 

@@ -11,9 +11,9 @@ from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.evaluation.report import describe_agent, to_json
 from hrm_agent.evaluation.shifts import AXES, base_config, format_header, format_point, list_points, run_shifts
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.parallel.threads import Threads, available_cores
-from hrm_agent.tensors.files import write_atomically
 from hrm_envs.config import MAX_SIDE
 
 EXAMPLES = (

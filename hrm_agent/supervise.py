@@ -12,6 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import UsageError
 from hrm_agent.launch.errors import run_errors
 from hrm_agent.launch.runs import Run, check_count, open_loop, run_command, run_to_end, say_end
@@ -23,7 +24,6 @@ from hrm_agent.supervised.evaluation import format_report
 from hrm_agent.supervised.files import build_model, check_answerable
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.trainer import SupervisedTrainer
-from hrm_agent.tensors.files import write_atomically
 
 COMMAND = "hrm_agent.supervise"
 CHANGEABLE = (

@@ -10,8 +10,8 @@ from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.video import check_mp4, encode_gif, encode_mp4, record_episodes
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
-from hrm_agent.tensors.files import write_atomically
 
 EXAMPLES = (
     "python -m hrm_agent.watch agent=DynamicMaze-TRM-v0",

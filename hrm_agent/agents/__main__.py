@@ -11,8 +11,8 @@ from rich.table import Table
 from hrm_agent.agents.agent import find_agent_folder
 from hrm_agent.agents.card import CARD_FILE
 from hrm_agent.agents.registry import AgentSpec, registry
+from hrm_agent.files.reading import CheckpointError
 from hrm_agent.launch.cli import UsageError, usage_errors, wants_help
-from hrm_agent.tensors.files import CheckpointError
 
 USAGE = "python -m hrm_agent.agents [ID]"
 COLUMNS = ("id", "environment", "core", "carry", "K", "parameters", "success on test levels", "from")

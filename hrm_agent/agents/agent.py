@@ -17,9 +17,11 @@ import torch
 from hrm_agent.agents.card import CARD_FILE, write_card
 from hrm_agent.environments.sources import refuse_own_module
 from hrm_agent.environments.spaces import space_from_dict, space_to_dict
+from hrm_agent.files.reading import CheckpointError
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.policies.distributions import build_distribution
 from hrm_agent.policies.policy import Policy, PolicyConfig
-from hrm_agent.tensors.files import CheckpointError, load_tensors, save_tensors, write_atomically
+from hrm_agent.tensors.files import load_tensors, save_tensors
 from hrm_agent.tensors.trees import to_tensors
 
 AGENT_FILE = "agent.json"

@@ -34,11 +34,11 @@ from torch.overrides import TorchFunctionMode
 from hrm_agent.agents.agent import Agent, AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.environments.spaces import space_to_dict
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.policies.distributions import Categorical, Distribution, Gaussian, MultiCategorical
 from hrm_agent.policies.encoders import find_grid
 from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import reference_kernels
-from hrm_agent.tensors.files import write_atomically
 
 TOLERANCE = 1e-4
 """Largest difference from torch that counts as rounding, relative to `1 + |number|`."""

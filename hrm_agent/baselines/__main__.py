@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from hrm_agent import __version__
 from hrm_agent.baselines.config import Options, RunConfig
 from hrm_agent.evaluation.report import to_json
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import UsageError, fail, parse_options, usage_errors
 from hrm_agent.parallel.threads import Threads
-from hrm_agent.tensors.files import write_atomically
 
 if TYPE_CHECKING:
     from hrm_agent.baselines.training import BaselineRun

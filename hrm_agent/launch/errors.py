@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from hrm_agent.files.reading import CheckpointError
 from hrm_agent.launch.cli import USAGE_ERROR, say_error
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, ProcessLost
-from hrm_agent.tensors.files import CheckpointError
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.loop import Interrupted
 

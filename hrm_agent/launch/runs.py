@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hrm_agent import __version__
 from hrm_agent.agents.agent import RUN_FILE
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch import hydra_plugin as config_source
 from hrm_agent.launch import startup
 from hrm_agent.launch.cli import (
@@ -35,7 +36,6 @@ from hrm_agent.launch.errors import INTERRUPTED, terminated_like_interrupted
 from hrm_agent.launch.resume import CONFIG_FILE, RUN_VERSION, reopen_run
 from hrm_agent.launch.settings import config_folder, resolve
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessLost, join
-from hrm_agent.tensors.files import write_atomically
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.loop import RunLoop
 from hrm_agent.training.tracking import Console

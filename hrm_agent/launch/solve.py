@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from hrm_agent import __version__
 from hrm_agent.cores import name_of
 from hrm_agent.cores.base import check_at_least, check_choice
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import UsageError, compose_config
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.parallel.threads import Threads, available_cores, check_device
@@ -26,7 +27,6 @@ from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.published import CONFIG_FILE, find_weights, load_published_checkpoint
 from hrm_agent.supervised.tasks import Answers, Examples, Task, TaskSpec, build_task
 from hrm_agent.supervised.tasks.arc_voting import write_submission
-from hrm_agent.tensors.files import write_atomically
 
 WARM_UP = 8
 """Puzzles solved before the clock starts: the first call on a device loads what later ones reuse."""

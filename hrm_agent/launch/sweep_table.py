@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from yaml import YAMLError
 
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import UsageError, existing_folder
 from hrm_agent.launch.settings import rename_settings
-from hrm_agent.tensors.files import write_atomically
 
 RESULTS = ("test_success", "validation_success", "validation_return")
 SUFFIXES = (".csv", ".md")

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from hrm_agent.files.reading import CheckpointError
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Task, TaskSpec
-from hrm_agent.tensors.files import CheckpointError, load_tensors, save_tensors
+from hrm_agent.tensors.files import load_tensors, save_tensors
 from hrm_agent.training.model_folder import MODEL_FILE, find_model
 
 INFO_FILE = "model.json"

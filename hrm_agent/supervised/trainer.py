@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hrm_agent import __version__
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import instruction_set
 from hrm_agent.recurrence import use
@@ -22,7 +23,6 @@ from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import INFO_FILE, ModelConfig, build_model, save_model
 from hrm_agent.supervised.kernel_work import measure_model
 from hrm_agent.supervised.tasks import build_task
-from hrm_agent.tensors.files import write_atomically
 from hrm_agent.training.loop import LoopConfig, RunLoop
 from hrm_agent.training.tracking import Console, RunLog
 

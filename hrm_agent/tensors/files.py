@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from hrm_agent.files.reading import CheckpointError
+from hrm_agent.files.writing import write_atomically
+
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
-
-
-class CheckpointError(ValueError):
-    """An unusable file; the message is one line with its path and the reason."""
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, or leave it untouched.
-
-    Raises:
-        OSError: the disk is full or not writable; the temporary file is removed and `path` unchanged.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself must survive a power cut
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

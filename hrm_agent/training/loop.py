@@ -14,11 +14,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from hrm_agent import __version__
+from hrm_agent.files.reading import CheckpointError
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads, check_device
 from hrm_agent.recurrence import PATHS, candidates, check_kernel, use
 from hrm_agent.recurrence.kernel_choice import Choice
-from hrm_agent.tensors.files import CheckpointError, load_tensors
+from hrm_agent.tensors.files import load_tensors
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.checkpoints import CheckpointFolder
 from hrm_agent.training.tracking import CLOCKS, Console, NoLog, RunLog

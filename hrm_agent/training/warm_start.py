@@ -13,9 +13,10 @@ from torch import Tensor
 
 from hrm_agent.agents.agent import AGENT_FILE, WEIGHTS_FILE, find_agent_folder, read_description
 from hrm_agent.agents.registry import registry
+from hrm_agent.files.reading import CheckpointError
 from hrm_agent.policies.encoders import find_grid
 from hrm_agent.policies.policy import Policy
-from hrm_agent.tensors.files import CheckpointError, load_tensors
+from hrm_agent.tensors.files import load_tensors
 from hrm_agent.training.model_folder import MODEL_FILE, find_model
 
 PARTS: dict[str, tuple[str, ...]] = {

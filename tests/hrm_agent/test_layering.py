@@ -12,7 +12,7 @@ AGENT, ENVS = ROOT / "hrm_agent", ROOT / "envs" / "hrm_envs"
 
 LAYERS = (
     "commands", "benchmarks", "baselines", "launch", "supervised", "training", "evaluation", "agents", "algos",
-    "experience", "policies", "recurrence", "cores", "environments", "parallel", "kernels", "tensors", "names",
+    "experience", "policies", "recurrence", "cores", "environments", "parallel", "kernels", "tensors", "files", "names",
 )  # fmt: skip
 """Folders of `hrm_agent`, from what users type down to what knows nothing of the rest; imports go down only.
 
@@ -27,7 +27,7 @@ ALIENS = {
     "gymnasium": tuple(
         name
         for name in LAYERS
-        if name not in ("cores", "recurrence", "algos", "parallel", "kernels", "tensors", "names")
+        if name not in ("cores", "recurrence", "algos", "parallel", "kernels", "tensors", "files", "names")
     ),
 }
 """Packages that some layers alone may import."""

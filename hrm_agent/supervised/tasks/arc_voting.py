@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_agent.evaluation.metrics import wilson_interval
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.supervised.tasks.arc_grids import Grid
-from hrm_agent.tensors.files import write_atomically
 
 ATTEMPTS = 2
 

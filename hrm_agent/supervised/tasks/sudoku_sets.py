@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.supervised.tasks.sudoku_rules import CELLS, GENERATOR, grid_splits, make_puzzles, solve_many
-from hrm_agent.tensors.files import write_atomically
 from hrm_envs.config import SPLITS
 
 KEEP_FROM_SECONDS = 5.0

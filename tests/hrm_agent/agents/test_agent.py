@@ -15,9 +15,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 import hrm_envs  # noqa: F401 - registers the environments
 from hrm_agent import Agent
+from hrm_agent.files.reading import CheckpointError
 from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.policies.policy import Policy
-from hrm_agent.tensors.files import CheckpointError, save_tensors
+from hrm_agent.tensors.files import save_tensors
 from tiny import ACTIONS, CORES, GRID, MAZE, QUICK, grids, tiny_policy
 
 K, BATCH = 5, 3

@@ -25,8 +25,8 @@ from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import AgentRegistry, load_agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
+from hrm_agent.files.reading import CheckpointError
 from hrm_agent.shifts import shifts
-from hrm_agent.tensors.files import CheckpointError
 from hrm_agent.watch import watch
 from tiny import ACTIONS, GRID, MAZE, grids, tiny_policy
 

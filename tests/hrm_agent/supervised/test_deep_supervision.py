@@ -16,6 +16,7 @@ from hrm_agent import recurrence
 from hrm_agent.algos.optim import SignSGD
 from hrm_agent.algos.update import Part
 from hrm_agent.benchmarks.parity import TOLERANCE, Reference
+from hrm_agent.files.reading import CheckpointError
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised import ModelConfig, PuzzleModel, load_model, puzzle_loss, save_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig, to_batch
@@ -24,7 +25,6 @@ from hrm_agent.supervised.files import build_model, check_answerable
 from hrm_agent.supervised.published import load_published, model_from_published, name_from_published
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.tasks.base import Examples
-from hrm_agent.tensors.files import CheckpointError
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from published_files import FOLDER, needs_published
 from puzzles import SPEC, TRM, Copying, make_model

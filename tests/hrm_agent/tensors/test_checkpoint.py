@@ -17,7 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hrm_agent.algos.optim import load_optimizer_tensors, optimizer_tensors
-from hrm_agent.tensors.files import CheckpointError, load_tensors, save_tensors, write_atomically
+from hrm_agent.files.reading import CheckpointError
+from hrm_agent.files.writing import write_atomically
+from hrm_agent.tensors.files import load_tensors, save_tensors
 from hrm_agent.tensors.trees import flatten, unflatten
 from hrm_agent.training.checkpoints import CheckpointFolder
 

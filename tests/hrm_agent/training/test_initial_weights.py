@@ -12,11 +12,12 @@ from torch import Tensor
 
 from commands import run_command, tiny_run
 from hrm_agent.agents.registry import registry
+from hrm_agent.files.reading import CheckpointError
 from hrm_agent.policies.policy import Policy
 from hrm_agent.supervised.files import ModelConfig, build_model, save_model
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import TaskSpec
-from hrm_agent.tensors.files import CheckpointError, save_tensors
+from hrm_agent.tensors.files import save_tensors
 from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer
 from hrm_agent.training.warm_start import PARTS, freeze, initialise, parse_parts, supervised_weights

@@ -23,7 +23,7 @@ from hrm_agent import train
 from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.ppo import PPO
 from hrm_agent.experience.rollout import Rollout
-from hrm_agent.tensors.files import CheckpointError
+from hrm_agent.files.reading import CheckpointError
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training import trainer as trainer_module
 from hrm_agent.training.checkpoints import CheckpointFolder

@@ -1,0 +1,1 @@
+"""Files: whole or not at all when written, regular and bounded when read."""
