@@ -11,7 +11,7 @@ from hrm_agent.benchmarks.training import policy_on
 from hrm_agent.evaluation.cost import count_operations
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.recurrence import candidates
-from hrm_agent.recurrence.kernel_choice import Size
+from hrm_agent.recurrence.kernel_timing import Size
 from hrm_agent.tensors.trees import to_tensors
 from hrm_agent.training.kernel_work import Passes, PolicyWork, measure_policy, passes_of
 

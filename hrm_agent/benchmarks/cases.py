@@ -14,7 +14,7 @@ import torch
 
 from hrm_agent.benchmarks.paths import DOUBLE, PLAIN_BF16, NoPath
 from hrm_agent.recurrence.agreement import Outputs, error_between, precision_of, tolerance
-from hrm_agent.recurrence.kernel_choice import Choice
+from hrm_agent.recurrence.kernel_timing import Choice
 
 REFERENCE = {"float32": DOUBLE, "bfloat16": PLAIN_BF16}
 """The path whose distance from the plain one measures rounding in a precision."""

@@ -1,4 +1,8 @@
-"""What every recurrent core has in common: its call, its state, and checks of its arguments."""
+"""What every recurrent core has in common: its call, its state, and checks of its arguments.
+
+A core is a subclass of `Core`, under a name in the registry `CORES` of `hrm_agent/cores/__init__.py`: ours stand there,
+others are added by `register_core`.
+"""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def level_batches(
         A vector environment, not yet reset, and the numbers of its levels, int64 `[N]`: to be reset with the first.
 
     Raises:
-        ValueError: no episode asked for, or an environment that cannot be made.
+        ValueError: fewer than one episode, or an environment that cannot be made.
     """
     if episodes < 1 or batch < 1:
         raise ValueError(f"episodes={episodes}, batch={batch}: expected 1 or more of each")
@@ -180,7 +180,7 @@ def run_episodes(
         on_step: called after every step with the unfinished episodes.
 
     Raises:
-        ValueError: no episode asked for, or an environment that cannot be made.
+        ValueError: fewer than one episode, or an environment that cannot be made.
     """
     known = known_options(env_id, env_options)
     wanted = {"split": split, "oracle": oracle}

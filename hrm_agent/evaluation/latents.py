@@ -80,7 +80,7 @@ def play(
         intervention: called before every decision; it may change the environment and the carried state.
 
     Raises:
-        ValueError: no episode asked for, an environment that cannot be made or is not a maze.
+        ValueError: fewer than one episode, an environment that cannot be made or is not a maze.
     """
     _check_maze(env_id, env_options)
     options = {**env_options, "split": split, "oracle": True}

@@ -223,7 +223,7 @@ def evaluate_policy(
         processes: to divide the levels over; all hold the policy and return the same. Not with `oracle`.
 
     Raises:
-        ValueError: no episode asked for, or an environment that cannot be made.
+        ValueError: fewer than one episode, or an environment that cannot be made.
     """
     own = processes.local_slice(episodes)
     count = own.stop - own.start

@@ -175,7 +175,7 @@ def run_shifts(
         played, the agent's `report.summarize` and `report.list_levels`, `bfs_replanner` and `clairvoyant`.
 
     Raises:
-        ValueError: an agent that does not fit the first maze, no episode asked for, or an unknown split.
+        ValueError: an agent that does not fit the first maze, fewer than one episode, or an unknown split.
     """
     base = base_config(env_id, env_options)
     _fit(agent, env_id, env_options)

@@ -74,7 +74,7 @@ def record_episodes(
         uint8 `[h, w, 3]` each, all of one size.
 
     Raises:
-        ValueError: no episode asked for, or an environment that cannot be made or drawn.
+        ValueError: fewer than one episode, or an environment that cannot be made or drawn.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: expected 1 or more")

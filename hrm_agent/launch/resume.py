@@ -1,6 +1,7 @@
 """Resume a run: read its folder, and change the settings that may change.
 
-`training/loop.py: resume` then restores the newest checkpoint that is whole.
+`launch/runs.py: open_loop` then builds the run, and `training/loop.py: resume` restores it from the newest checkpoint
+that is whole.
 """
 
 from __future__ import annotations

@@ -4,18 +4,16 @@ A core is called through `unroll`, or `run_segments` for one step's segments. Th
 for a module by `use`; without one, with eager torch, the reference that all backends must agree with.
 """
 
-from hrm_agent.recurrence.backends import (
+from hrm_agent.recurrence.backends import Backend, reference_kernels, without_compile
+from hrm_agent.recurrence.kernel_choice import (
     CHOICES,
     PATHS,
-    Backend,
     available,
     candidates,
     check_kernel,
     has_kernels,
     path_of,
-    reference_kernels,
     use,
-    without_compile,
 )
 from hrm_agent.recurrence.unroll import Rules, Steps, Unrolled, relative_change, run_segments, unroll
 

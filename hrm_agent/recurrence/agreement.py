@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from hrm_agent.recurrence.backends import use
+from hrm_agent.recurrence.kernel_choice import use
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -66,7 +66,9 @@ def use_cuda(policy: Any, bf16: bool, triton: bool, say: Callable[[str], None]) 
         policy: `hrm_agent.policies.policy.Policy`, on its device.
         say: called with one line where the kernel is not used, which says why.
     """
-    policy.backend = CUDACore(bf16, checked_kernel(policy.core, say) if triton else None)
+    if triton and not bf16:
+        say("cuda.triton: not used (its products are in bfloat16, which cuda.bf16=false excludes)")
+    policy.backend = CUDACore(bf16, checked_kernel(policy.core, say) if triton and bf16 else None)
     return policy.backend
 
 

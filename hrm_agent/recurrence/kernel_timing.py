@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hrm_agent.recurrence.agreement import Outputs, agrees
-from hrm_agent.recurrence.backends import use
+from hrm_agent.recurrence.kernel_choice import use
 
 BUDGET = 0.8
 """Seconds of timing; exceeded only where one round of the smallest size takes longer."""

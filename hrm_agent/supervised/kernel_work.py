@@ -14,7 +14,7 @@ from hrm_agent.cores.base import State
 from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_agent.recurrence import candidates, run_segments, use
 from hrm_agent.recurrence.agreement import Outputs
-from hrm_agent.recurrence.kernel_choice import Choice, Job, Size, measure
+from hrm_agent.recurrence.kernel_timing import Choice, Job, Size, measure
 from hrm_agent.supervised.deep_supervision import autocast
 from hrm_agent.supervised.evaluation import EVALUATION_BATCH
 from hrm_agent.supervised.model import PuzzleModel

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from hrm_agent import __version__
 from hrm_agent.files.writing import write_atomically
+from hrm_agent.names.values import DepthOrNone, Episodes, Steps, StepsOrNone
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import instruction_set
 from hrm_agent.recurrence import use
-from hrm_agent.recurrence.kernel_choice import Choice
+from hrm_agent.recurrence.kernel_timing import Choice
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import INFO_FILE, ModelConfig, build_model, save_model
@@ -33,18 +34,13 @@ class RunConfig(LoopConfig):
 
     task: str  # name of the task (`hrm_agent.supervised.tasks.TASKS`)
     task_options: dict[str, Any] = field(default_factory=dict)  # its keyword arguments
-    total_steps: int = 20_000  # optimizer steps: one for each segment of a batch
-    checkpoint_every: int = 1000  # steps between checkpoints; 0: only at the beginning and at the end
-    keep_checkpoints: int = 2  # checkpoints that are kept
-    eval_every: int = 1000  # steps between evaluations on validation puzzles; 0: only at the end
-    eval_puzzles: int = 256  # validation puzzles of an evaluation
-    eval_segments: int = 0  # segments of an evaluation; 0: as many as in training
-    log_every: int = 100  # steps between lines of the log
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_least(1, "eval_puzzles")
-        self._check_least(0, "eval_segments")
+    total_steps: Steps = 20_000  # optimizer steps: one for each segment of a batch
+    checkpoint_every: StepsOrNone = 1000  # steps between checkpoints; 0: only at the beginning and at the end
+    keep_checkpoints: Steps = 2  # checkpoints that are kept
+    eval_every: StepsOrNone = 1000  # steps between evaluations on validation puzzles; 0: only at the end
+    eval_puzzles: Episodes = 256  # validation puzzles of an evaluation
+    eval_segments: DepthOrNone = 0  # segments of an evaluation; 0: as many as in training
+    log_every: Steps = 100  # steps between lines of the log
 
 
 class SupervisedTrainer(RunLoop):

@@ -1,4 +1,4 @@
-"""What a policy's run computes, at its own shapes: the work that `hrm_agent.recurrence.kernel_choice` measures."""
+"""What a policy's run computes, at its own shapes: the work that `hrm_agent.recurrence.kernel_timing` measures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hrm_agent.policies.encoders import Observation
 from hrm_agent.policies.policy import Decision, Policy
 from hrm_agent.recurrence import candidates, use
 from hrm_agent.recurrence.agreement import Outputs
-from hrm_agent.recurrence.kernel_choice import Choice, Job, Size, measure
+from hrm_agent.recurrence.kernel_timing import Choice, Job, Size, measure
 from hrm_agent.tensors import trees
 
 CHECKED_ROWS = 2

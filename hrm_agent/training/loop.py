@@ -18,7 +18,7 @@ from hrm_agent.files.reading import CheckpointError
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads, check_device
 from hrm_agent.recurrence import PATHS, candidates, check_kernel, use
-from hrm_agent.recurrence.kernel_choice import Choice
+from hrm_agent.recurrence.kernel_timing import Choice
 from hrm_agent.tensors.files import load_tensors
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.checkpoints import CheckpointFolder

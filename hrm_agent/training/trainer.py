@@ -30,7 +30,7 @@ from hrm_agent.policies.encoders import Encoder
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.recurrence import available, has_kernels, use, without_compile
 from hrm_agent.recurrence.cuda import CUDACore, use_cuda
-from hrm_agent.recurrence.kernel_choice import Choice
+from hrm_agent.recurrence.kernel_timing import Choice
 from hrm_agent.tensors.trees import flatten, unflatten
 from hrm_agent.training.kernel_work import measure_policy, passes_of
 from hrm_agent.training.learners import AlgoConfig, build_env, build_learner, check_processes

@@ -15,7 +15,7 @@ import torch
 from hrm_agent.algos.imitation import DAggerConfig
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, join
 from hrm_agent.policies.encoders import EncoderConfig
-from hrm_agent.recurrence.kernel_choice import Choice
+from hrm_agent.recurrence.kernel_timing import Choice
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training import loop as run_loop
 from hrm_agent.training.loop import Interrupted

@@ -154,14 +154,14 @@ void layer_backward(const Stack& s, const Weights& w, const PackedBack& p, const
     return arena.back(mark);
   }
   AttentionSpace space(s);
-  float *heard_g = h_g, *mixed_g = arena.take(tokens * 3 * d), *second = arena.take(s.length * space.padded);
+  float *attended_g = h_g, *mixed_g = arena.take(tokens * 3 * d), *second = arena.take(s.length * space.padded);
   i64 head = d / s.heads;
-  product(s, sum_g, d, tokens, d, d, p.second, heard_g, false);
-  outer(s, sum_g, d, k.heard, d, d, tokens, gw.second);
+  product(s, sum_g, d, tokens, d, d, p.second, attended_g, false);
+  outer(s, sum_g, d, k.attended, d, d, tokens, gw.second);
   for (i64 b = 0; b < samples; b++)
     for (i64 h = 0; h < s.heads; h++) {
       i64 at = b * s.length * d + h * head, at3 = b * s.length * 3 * d + h * head;
-      attend_backward(s, space, k.mixed + at3, k.heard + at, k.normaliser + b * s.length * s.heads + h, heard_g + at,
+      attend_backward(s, space, k.mixed + at3, k.attended + at, k.normaliser + b * s.length * s.heads + h, attended_g + at,
                       second, mixed_g + at3);
     }
   turn(s, mixed_g, samples, true);

@@ -138,9 +138,9 @@ void layer_forward(const Stack& s, const Weights& w, const Packed& p, const Kept
     turn(s, k.mixed, samples, false);
     for (i64 b = 0; b < samples; b++)
       for (i64 h = 0; h < s.heads; h++)
-        attend(s, space, k.mixed + b * s.length * 3 * s.size + h * head, k.heard + b * s.length * s.size + h * head,
+        attend(s, space, k.mixed + b * s.length * 3 * s.size + h * head, k.attended + b * s.length * s.size + h * head,
                keep ? k.normaliser + b * s.length * s.heads + h : nullptr);
-    project(s, k.heard, tokens, s.size, s.size, p.second, p.second16, narrow_x, branch);
+    project(s, k.attended, tokens, s.size, s.size, p.second, p.second16, narrow_x, branch);
     add_and_norm(k.x, branch, tokens, s.size, s.epsilon, k.h, k.scale);
   } else {
     float* hidden = arena.take(s.position_inner * s.size);

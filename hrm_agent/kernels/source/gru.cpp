@@ -75,8 +75,8 @@ int64_t gru_forward(int64_t rows, int64_t size, const float* inputs, float* prod
       i64 n = least(W, size - c);
       vec reset = sigmoid(load_some(inputs + c, n) + load_some(products + c, n));
       vec update = sigmoid(load_some(inputs + size + c, n) + load_some(products + size + c, n));
-      vec heard = load_some(inputs + 2 * size + c, n) + reset * load_some(products + 2 * size + c, n);
-      vec made = 2.0f * sigmoid(2.0f * heard) - 1.0f;  // tanh
+      vec before_tanh = load_some(inputs + 2 * size + c, n) + reset * load_some(products + 2 * size + c, n);
+      vec made = 2.0f * sigmoid(2.0f * before_tanh) - 1.0f;  // tanh
       store_some(products + c, reset, n);
       store_some(products + size + c, update, n);
       store_some(candidate + c, made, n);

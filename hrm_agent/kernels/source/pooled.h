@@ -21,10 +21,10 @@ void mix_cells(const Stack& s, const float* kernel, const float* pooled, const f
   if (!pooled) return;
   for (i64 b = 0; b < samples; b++, x += s.length * d, to += s.length * d)
     for (i64 c = 0; c < d; c += W) {
-      vec heard = load(pooled + c) * mean_of(x + c, before, d), all = heard;
+      vec gathered = load(pooled + c) * mean_of(x + c, before, d), all = gathered;
       if (cells) all += load(pooled + d + c) * mean_of(x + before * d + c, cells, d);
       for (i64 t = 0; t < before; t++) store(to + t * d + c, all);
-      for (i64 t = before; t < s.length; t++) store(to + t * d + c, load(to + t * d + c) + heard);
+      for (i64 t = before; t < s.length; t++) store(to + t * d + c, load(to + t * d + c) + gathered);
     }
 }
 

@@ -50,7 +50,7 @@ Weights weights_of(const Stack& s, i64 layer) { return layer_of<Weights>(s, s.we
 struct Kept {
   float *x;               // [tokens, D] the input
   float *mixed;           // ATTENTION: queries, keys and values [tokens, 3D]; MLP: [samples, 2 P, D]
-  float *heard;           // ATTENTION: what attention gave, before its output matrix [tokens, D]
+  float *attended;        // ATTENTION: what attention gave, before its output matrix [tokens, D]
   float *normaliser;      // ATTENTION: log of the sum of exponentials [tokens, heads]
   float *h, *scale;       // [tokens, D] after the first norm; what it divided by: [tokens], MLP [samples, D]
   float *gate_up;         // [tokens, 2 I]
@@ -88,7 +88,7 @@ Kept kept_at(const Stack& s, float* base, i64 of, i64 first) {
   k.scale = take(tokens, at);
   if (s.mixing == ATTENTION) {
     k.mixed = take(tokens * 3 * s.size, at * 3 * s.size);
-    k.heard = take(tokens * s.size, at * s.size);
+    k.attended = take(tokens * s.size, at * s.size);
     k.normaliser = take(tokens * s.heads, at * s.heads);
   }
   return k;

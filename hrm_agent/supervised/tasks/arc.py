@@ -51,7 +51,7 @@ class Puzzle:
 
     name: str
     train: Sequence[Pair]
-    asked: Sequence[Pair]
+    test: Sequence[Pair]
 
     @property
     def used_colours(self) -> NDArray[np.bool_]:
@@ -60,7 +60,7 @@ class Puzzle:
         for pair in self.train:
             for grid in pair:
                 used[grid] = True
-        for grid, _ in self.asked:
+        for grid, _ in self.test:
             used[grid] = True
         return used
 
@@ -125,11 +125,11 @@ class ArcTask(Task):
         splits = {"validation": training[first_held_out:], "test": evaluation[: tasks or None]}
         # Left out are duplicates of all evaluation tasks, whichever of them this run evaluates. Their own
         # demonstrations are given by the benchmark, and stay even where one is an image of a test pair.
-        secret = Images(pair for puzzle in evaluation for pair in puzzle.asked)
+        secret = Images(pair for puzzle in evaluation for pair in puzzle.test)
         splits["validation"] = [_without(secret, puzzle) for puzzle in splits["validation"]]
-        asked = Images(pair for puzzle in (*splits["validation"], *evaluation) for pair in puzzle.asked)
-        whole = [Puzzle(p.name, [*p.train, *p.asked], []) for p in training[:first_held_out][: training_tasks or None]]
-        trained = [_without(asked, puzzle) for puzzle in whole]
+        evaluated = Images(pair for puzzle in (*splits["validation"], *evaluation) for pair in puzzle.test)
+        whole = [Puzzle(p.name, [*p.train, *p.test], []) for p in training[:first_held_out][: training_tasks or None]]
+        trained = [_without(evaluated, puzzle) for puzzle in whole]
         self.puzzles = tuple(p for p in (*trained, *splits["validation"], *splits["test"]) if p.train)
         names = {puzzle.name: i for i, puzzle in enumerate(self.puzzles)}
         # Indices into `puzzles`.
@@ -143,7 +143,7 @@ class ArcTask(Task):
         self.spec = TaskSpec(max_side**2, TOKEN_IDS, TOKEN_IDS, num_puzzles, grid=(max_side, max_side))
 
     def _fitting(self, puzzles: list[Puzzle]) -> list[Puzzle]:
-        fitting = [p for p in puzzles if all(max(g.shape) <= self.side for pair in (*p.train, *p.asked) for g in pair)]
+        fitting = [p for p in puzzles if all(max(g.shape) <= self.side for pair in (*p.train, *p.test) for g in pair)]
         if len(fitting) < len(puzzles):
             dropped = len(puzzles) - len(fitting)
             _log.warning("max_side=%d: %d of %d tasks are larger and dropped", self.side, dropped, len(puzzles))
@@ -211,7 +211,7 @@ class ArcTask(Task):
             offset = (int(row * (self.side - rows + 1)), int(column * (self.side - cols + 1)))
         return (*(to_tokens(grid, self.side, offset) for grid in grids), images.identifiers[k])
 
-    def asked(self, split: str, count: int) -> list[tuple[int, int]]:
+    def test_inputs(self, split: str, count: int) -> list[tuple[int, int]]:
         """The first `count` test inputs of a split: (index into `puzzles`, which of its test inputs).
 
         Raises:
@@ -219,7 +219,7 @@ class ArcTask(Task):
         """
         check_split(split)
         check_at_least("count", count, 1)
-        found = [(i, n) for i in self._splits[split] for n in range(len(self.puzzles[i].asked))]
+        found = [(i, n) for i in self._splits[split] for n in range(len(self.puzzles[i].test))]
         if count > len(found):
             raise ValueError(f"{count} {split} puzzles, but task=arc has {len(found)}; ask for no more")
         return found[:count]
@@ -227,8 +227,8 @@ class ArcTask(Task):
     def examples(self, split: str, count: int) -> Examples:
         """The first `count` test pairs of a split, unaugmented, in the corner of the canvas."""
         made = []
-        for i, n in self.asked(split, count):
-            tokens = (to_tokens(grid, self.side) for grid in self.puzzles[i].asked[n])
+        for i, n in self.test_inputs(split, count):
+            tokens = (to_tokens(grid, self.side) for grid in self.puzzles[i].test[n])
             made.append((*tokens, self.identifier(i)))
         return _stacked(made, self.side)
 
@@ -242,7 +242,7 @@ class ArcTask(Task):
         Returns:
             `arc_voting.summary`, and `vote_augmentations`.
         """
-        indices = list(dict.fromkeys(i for i, _ in self.asked(split, count)))
+        indices = list(dict.fromkeys(i for i, _ in self.test_inputs(split, count)))
         results: dict[str, list] = {}
         for group in self._groups(indices):
             answers = solve(_stacked([self._image(i, n, k) for i, n, k in group], self.side))
@@ -253,7 +253,7 @@ class ArcTask(Task):
                 votes = range(start, start + self._voters(i))
                 grids = [images(k).invert(read_grid(tokens[at], self.side)) for k, at in enumerate(votes)]
                 candidates = rank(grids, q_halt[start : votes.stop])
-                results.setdefault(self.puzzles[i].name, []).append(judge(candidates, self.puzzles[i].asked[n][1]))
+                results.setdefault(self.puzzles[i].name, []).append(judge(candidates, self.puzzles[i].test[n][1]))
                 start = votes.stop
         return {**summary(results), "vote_augmentations": self.vote_augmentations}
 
@@ -264,7 +264,7 @@ class ArcTask(Task):
         """(puzzle, test input, image), all images of a test input in one group."""
         group: list[tuple[int, int, int]] = []
         for i in puzzles:
-            for n in range(len(self.puzzles[i].asked)):
+            for n in range(len(self.puzzles[i].test)):
                 group += [(i, n, k) for k in range(self._voters(i))]
                 if len(group) >= IMAGES_AT_ONCE:
                     yield group
@@ -274,7 +274,7 @@ class ArcTask(Task):
 
     def _image(self, puzzle: int, which: int, k: int) -> tuple:
         images = self.images(puzzle)
-        tokens = to_tokens(images(k).apply(self.puzzles[puzzle].asked[which][0]), self.side)
+        tokens = to_tokens(images(k).apply(self.puzzles[puzzle].test[which][0]), self.side)
         return tokens, np.full_like(tokens, PAD), images.identifiers[k]
 
 
@@ -294,7 +294,7 @@ def _puzzle(task: Any) -> Puzzle:
 
 
 def _without(held_out: Images, puzzle: Puzzle) -> Puzzle:
-    return Puzzle(puzzle.name, [pair for pair in puzzle.train if pair not in held_out], puzzle.asked)
+    return Puzzle(puzzle.name, [pair for pair in puzzle.train if pair not in held_out], puzzle.test)
 
 
 def _stacked(made: Sequence[tuple], side: int) -> Examples:

@@ -33,7 +33,7 @@ from hrm_agent.benchmarks.suites import SUITES
 from hrm_agent.cores.blocks import BlockStack
 from hrm_agent.evaluation.cost import count, measure_cost
 from hrm_agent.parallel.threads import instruction_set
-from hrm_agent.recurrence.kernel_choice import Choice
+from hrm_agent.recurrence.kernel_timing import Choice
 
 QUICK = Options((paths.PLAIN, "other"), cores=1, quick=True)
 

@@ -437,7 +437,7 @@ def test_arc_is_solved_by_vote_and_writes_its_submission(tmp_path: Path, monkeyp
     core = {"layers": 1, "H_cycles": 1, "L_cycles": 1, "mixing": "mlp", "inner_size": 8}
     config = ModelConfig("trm", core, 8, 8, 1)
     save_model(tmp_path, build_model(config, task.spec), config, task.spec)
-    count = len(task.asked("test", 1))
+    count = len(task.test_inputs("test", 1))
     report = solve(
         str(tmp_path), "arc1", options, puzzles=count, segments=1, submission=str(tmp_path / "submission.json")
     )

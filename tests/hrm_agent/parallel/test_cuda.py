@@ -74,3 +74,11 @@ def test_it_stays_whatever_computes_the_stacks() -> None:
     assert use(policy, "plain") == "plain"
     assert policy.backend is backend
     assert path_of(policy) == "plain"
+
+
+def test_a_kernel_in_bfloat16_is_not_used_where_that_is_excluded() -> None:
+    grid, config = gym.spaces.Box(0, 5, (5, 7), np.uint8), PolicyConfig(core="trm", hidden_size=16, carry="reset")
+    said: list[str] = []
+    backend = use_cuda(Policy(config, grid, gym.spaces.Discrete(4)), bf16=False, triton=True, say=said.append)
+    assert backend.kernel is None
+    assert said == ["cuda.triton: not used (its products are in bfloat16, which cuda.bf16=false excludes)"]

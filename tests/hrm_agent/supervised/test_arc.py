@@ -136,7 +136,7 @@ def test_whole_benchmarks() -> None:
         assert len(whole.puzzles) == puzzles
         assert whole.spec.num_puzzles == 1 + puzzles * 1001
         assert whole.spec.sequence_length == 900
-        assert len(whole.asked("test", asked)) == asked
+        assert len(whole.test_inputs("test", asked)) == asked
         with pytest.raises(ValueError, match=f"{asked + 1} test puzzles, but task=arc has {asked}"):
             whole.examples("test", asked + 1)
         in_split = [{whole.puzzles[i].name for i in whole._splits[split]} for split in ("validation", "test")]
@@ -148,18 +148,18 @@ def test_whole_benchmarks() -> None:
 @pytest.mark.parametrize("version", [1, 2])
 def test_no_answer_that_is_asked_for_is_ever_drawn(version: int) -> None:
     whole = ArcTask(version=version, augmentations=2)
-    asked = {(p.name, a.tobytes(), b.tobytes()) for p in whole.puzzles for a, b in p.asked}
-    assert len(asked) == sum(len(p.asked) for p in whole.puzzles)
+    asked = {(p.name, a.tobytes(), b.tobytes()) for p in whole.puzzles for a, b in p.test}
+    assert len(asked) == sum(len(p.test) for p in whole.puzzles)
     assert not asked & {(p.name, a.tobytes(), b.tobytes()) for p in whole.puzzles for a, b in p.train}
     # Nor as a task of the training set that is a copy in other colours or turned.
-    secret = Images(pair for puzzle in whole.puzzles for pair in puzzle.asked)
-    training = [puzzle for puzzle in whole.puzzles if not puzzle.asked]
+    secret = Images(pair for puzzle in whole.puzzles for pair in puzzle.test)
+    training = [puzzle for puzzle in whole.puzzles if not puzzle.test]
     assert len(training) == (380 if version == 1 else 980)
     assert not [p.name for p in training for pair in p.train if pair in secret]
     # With few evaluation tasks the others' answers stay out too.
     few = ArcTask(version=1, tasks=1, augmentations=0)
-    assert sum(len(p.train) for p in few.puzzles if not p.asked) == sum(
-        len(p.train) for p in ArcTask(version=1, augmentations=0).puzzles if not p.asked
+    assert sum(len(p.train) for p in few.puzzles if not p.test) == sum(
+        len(p.train) for p in ArcTask(version=1, augmentations=0).puzzles if not p.test
     )
 
 
@@ -225,8 +225,8 @@ def test_a_task_keeps_its_images_among_others() -> None:
 def test_examples_are_the_tasks_as_they_are() -> None:
     arc = task()
     examples = arc.examples("test", 5)
-    for (i, n), inputs, labels, identifier in zip(arc.asked("test", 5), *examples, strict=True):
-        given, answer = arc.puzzles[i].asked[n]
+    for (i, n), inputs, labels, identifier in zip(arc.test_inputs("test", 5), *examples, strict=True):
+        given, answer = arc.puzzles[i].test[n]
         assert np.array_equal(read_grid(inputs, 8), given)
         assert np.array_equal(read_grid(labels, 8), answer)
         assert identifier == arc.images(i).identifiers[0]
@@ -249,7 +249,7 @@ def oracle(arc: ArcTask, split: str) -> Callable[[Examples], np.ndarray]:
     for i in arc._splits[split]:
         images = arc.images(i)
         for k, identifier in enumerate(images.identifiers.tolist()):
-            for question, answer in arc.puzzles[i].asked:
+            for question, answer in arc.puzzles[i].test:
                 tokens = to_tokens(images(k).apply(question), arc.side)
                 known[identifier, tokens.tobytes()] = to_tokens(images(k).apply(answer), arc.side)
 
@@ -263,7 +263,7 @@ def oracle(arc: ArcTask, split: str) -> Callable[[Examples], np.ndarray]:
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_who_knows_the_answers_scores_one_and_who_says_always_the_same_scores_none(split: str, tmp_path: Path) -> None:
     arc = task()
-    count = sum(len(arc.puzzles[i].asked) for i in arc._splits[split])
+    count = sum(len(arc.puzzles[i].test) for i in arc._splits[split])
     result = arc.evaluate(answering(oracle(arc, split)), split, count)
     assert result["score"] == result["pass_at_1"] == result["pass_at_any"] == 1
     assert result["score_ci95"][1] == 1
@@ -273,7 +273,7 @@ def test_who_knows_the_answers_scores_one_and_who_says_always_the_same_scores_no
     submission = json.loads((tmp_path / "submission.json").read_text())
     for i in arc._splits[split]:
         puzzle = arc.puzzles[i]
-        assert [each["attempt_1"] for each in submission[puzzle.name]] == [b.tolist() for _, b in puzzle.asked]
+        assert [each["attempt_1"] for each in submission[puzzle.name]] == [b.tolist() for _, b in puzzle.test]
     for silent in (np.zeros_like, lambda inputs: np.full_like(inputs, 9)):
         result = arc.evaluate(answering(lambda e, f=silent: f(e.inputs)), split, count)  # type: ignore[misc]
         assert result["score"] == result["pass_at_any"] == 0
@@ -285,7 +285,7 @@ def test_the_majority_of_images_decides_and_the_rest_is_the_ceiling() -> None:
     """Right on every fourth image only, and elsewhere a different wrong grid each time."""
     arc = task()
     right = oracle(arc, "test")
-    count = len(arc.asked("test", 1)) + 7
+    count = len(arc.test_inputs("test", 1)) + 7
 
     def sometimes(keep: int) -> Callable[[Examples], np.ndarray]:
         def answer(examples: Examples) -> np.ndarray:
@@ -320,11 +320,11 @@ def test_votes_then_confidence_then_two_attempts() -> None:
 
 def test_a_task_with_two_test_inputs_counts_by_halves() -> None:
     arc = task()
-    two = next(i for i in arc._splits["test"] if len(arc.puzzles[i].asked) == 2)
+    two = next(i for i in arc._splits["test"] if len(arc.puzzles[i].test) == 2)
     arc = ArcTask(**SMALL)
     arc._splits = {**arc._splits, "test": [two]}
     right = oracle(arc, "test")
-    first = arc.puzzles[two].asked[0][0]
+    first = arc.puzzles[two].test[0][0]
 
     def half(examples: Examples) -> np.ndarray:
         tokens = right(examples)

@@ -22,7 +22,7 @@ from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import cpu as windows
 from hrm_agent.recurrence import path_of
 from hrm_agent.recurrence.agreement import Outputs, agrees
-from hrm_agent.recurrence.kernel_choice import FEW_ROUNDS, MOST_ROUNDS, Choice, Job, Size, measure
+from hrm_agent.recurrence.kernel_timing import FEW_ROUNDS, MOST_ROUNDS, Choice, Job, Size, measure
 from hrm_agent.supervised.kernel_work import measure_model
 from hrm_agent.tensors.trees import to_tensors
 from hrm_agent.training import kernel_work
