@@ -1,28 +1,33 @@
-"""What is said about several training seeds; the bootstrap over seeds and levels is the package's own."""
+"""What is said about several training seeds; intervals over seeds and levels are the package's own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import numpy as np
+from scipy.stats import t as student
 
 from experiments.engine.records import Record
-from hrm_agent.evaluation.statistics import Estimate, bootstrap_difference, bootstrap_interval
+from hrm_agent.evaluation.statistics import (
+    Estimate,
+    bootstrap_difference,
+    bootstrap_interval,
+    crossed_difference,
+    crossed_interval,
+    holm,
+)
 
-__all__ = ["NEVER", "Estimate", "bootstrap_difference", "bootstrap_interval"]
-__all__ += ["mean_interval", "mean_of", "median_of", "success_interval"]
+__all__ = ["NEVER", "Estimate", "bootstrap_difference", "bootstrap_interval", "crossed_difference", "crossed_interval"]
+__all__ += ["holm", "mean_interval", "mean_of", "median_of", "success_interval"]
 
 NEVER = float("inf")
 """Time of a run that did not get there."""
-
-# Student's t, two-sided 95%, by degrees of freedom.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def mean_interval(values: list[float]) -> Estimate:
     """Mean over seeds with Student's 95% interval, cut to [0, 1]; all of [0, 1] for one seed."""
     mean, n = float(np.mean(values)), len(values)
-    half = T95[n - 1] * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else float("nan")
+    half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else float("nan")
     return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hrm_agent.evaluation import statistics
-from hrm_agent.evaluation.statistics import bootstrap_difference, bootstrap_interval, iqm
+from hrm_agent.evaluation.statistics import (
+    bootstrap_difference,
+    bootstrap_interval,
+    crossed_difference,
+    crossed_interval,
+    holm,
+    iqm,
+)
 
 NAN = float("nan")
 
@@ -169,3 +176,70 @@ def test_arms_on_other_levels_are_not_compared() -> None:
         bootstrap_difference(np.ones((2, 3)), np.ones((2, 4)))
     with pytest.raises(ValueError, match="one or more seeds"):
         iqm([])
+
+
+def draw_outcomes(random: np.random.Generator, seeds: int, levels: np.ndarray) -> np.ndarray:
+    log_odds = 2.0 + 0.5 * random.normal(size=(seeds, 1)) + levels
+    return (random.random(log_odds.shape) < 1 / (1 + np.exp(-log_odds))).astype(float)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_crossed_intervals_cover_seeds_and_levels(seeds: int) -> None:
+    """The truth lies inside in nineteen of twenty studies, and a difference is found as often as its p-value says."""
+    random, inside, apart, repeats = np.random.default_rng(0), 0, 0, 400
+    truth = (1 / (1 + np.exp(-(2 + np.hypot(0.5, 1.0) * random.normal(size=10**6))))).mean()
+    for _ in range(repeats):
+        levels = random.normal(size=(1, 200))
+        a, b = (draw_outcomes(random, seeds, levels) for _ in range(2))
+        interval, difference = crossed_interval(a), crossed_difference(a, b)
+        inside += interval.low <= truth <= interval.high
+        apart += difference.p_value < 0.05
+        assert interval.low < interval.value < interval.high
+        assert (difference.low <= 0 <= difference.high) == (difference.p_value >= 0.05)
+    assert 0.92 < inside / repeats < 0.99  # a standard deviation of the count is a hundredth
+    assert apart / repeats < 0.085
+
+
+def test_crossed_variance_is_that_of_the_model() -> None:
+    """The mean squares find the variance of the mean, of many studies whose seeds and levels both vary."""
+    random = np.random.default_rng(1)
+    tables = [np.clip(simulate(random, 6, 40), 0, 1) for _ in range(2000)]
+    found = [(max(t.seeds, t.rest) + max(t.levels - t.rest, 0)) / (6 * 40) for t in map(statistics._Table.of, tables)]
+    assert np.mean(found) == pytest.approx(np.var([table.mean() for table in tables]), rel=0.1)
+
+
+def test_crossed_intervals_at_the_ends() -> None:
+    all_won = crossed_interval(np.ones((5, 100)))
+    assert all_won.value == 1
+    assert 0.95 < all_won.low < 0.999
+    assert all_won.high < 1
+    one = crossed_interval([[1.0] * 90 + [0.0] * 10])
+    assert (one.low, one.high) == pytest.approx((0.8256, 0.9448), abs=1e-3)  # Wilson's
+    same = crossed_difference(np.ones((3, 10)), np.ones((3, 10)))
+    assert same == (0, 0, 0, 1)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_rejects_what_the_step_down_procedure_rejects(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    going = True
+    for rank, i in enumerate(order):
+        going = going and p_values[i] * (len(p_values) - rank) <= 0.05
+        assert (adjusted[i] <= 0.05) == going
+    assert all(p <= a <= 1 for p, a in zip(p_values, adjusted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ([[0.5, 1.0]], [[0, 1]], "two or more training seeds"),
+        ([[0, 1], [1, 1]], [[0, 1, 1]] * 2, "the same levels"),
+        ([[0, 2], [1, 1]], [[0, 1]] * 2, "0 to 1"),
+        ([[0, NAN], [1, 1]], [[0, 1]] * 2, "0 to 1"),
+        ([0, 1], [[0, 1]] * 2, r"expected \[seeds, levels\]"),
+    ],
+)
+def test_tables_that_are_none_are_refused(a: list, b: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        crossed_difference(a, b)
