@@ -1,6 +1,6 @@
 """How often 95% intervals over training seeds and levels contain the truth, by simulation.
 
-    python -m experiments.coverage.simulate
+    python -m experiments.interval_coverage.simulate
 
 An agent of seed s succeeds on level e with log odds `mean + of_seed[s] + of_level[e]`, both normal. An interval has
 to contain the mean success over all seeds and levels; for two arms that share the levels, the difference of theirs.
@@ -90,7 +90,7 @@ def main() -> None:
         for seeds in SEEDS:
             records.append(simulate(world, seeds))
             print(records[-1], flush=True)
-    about = {"command": "python -m experiments.coverage.simulate", "commit": machine.commit_of_code()}
+    about = {"command": "python -m experiments.interval_coverage.simulate", "commit": machine.commit_of_code()}
     sizes = {"levels": LEVELS, "repeats": REPEATS, "repeats of the bootstrap": SLOW_REPEATS}
     machine.write(HERE / "coverage.json", {**about, "processor": machine.processor(), **sizes, "records": records})
 
