@@ -1,7 +1,7 @@
 """Tables and figures of the carry x budget study, from its JSON files alone.
 
-Success of an arm: interquartile mean over training seeds (of three seeds the mean), with a 95% bootstrap interval over
-seeds and levels (`hrm_agent.evaluation.statistics`).
+Success of an arm: mean over training seeds, with a 95% interval over seeds and levels
+(`hrm_agent.evaluation.statistics.crossed_interval`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from experiments.engine.figures import panels, save
 from experiments.engine.records import Record, load
-from experiments.engine.statistics import Estimate, bootstrap_difference, bootstrap_interval, mean_of
+from experiments.engine.statistics import Estimate, crossed_difference, crossed_interval, holm, mean_of
 from experiments.engine.tables import average, estimate, number, seconds, table
 
 RULES = ("reset", "full-detached", "full-bptt", "last_token-bptt", "gate-bptt", "output-bptt")
@@ -65,7 +65,7 @@ class Study:
     @cache  # noqa: B019
     def success(self, arm: str) -> Estimate | None:
         scores = self.scores(arm)
-        return bootstrap_interval(scores) if scores.size else None
+        return crossed_interval(scores) if scores.size else None
 
     def lesioned(self, arm: str, lesion: str) -> list[Record]:
         return [r for r in self.lesions if (r["agent"], r["lesion"]) == (arm, lesion)]
@@ -94,21 +94,18 @@ def rules_table(study: Study) -> list[dict[str, str]]:
 
 
 def differences_table(study: Study) -> list[dict[str, str]]:
-    rows = []
-    for a, b in PAIRS:
-        scores = study.scores(a), study.scores(b)
-        if not (scores[0].size and scores[1].size):
-            continue
-        d = bootstrap_difference(*scores)
-        rows.append(
-            {
-                "a": a,
-                "b": b,
-                "success of a - b [95%]": f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]",
-                "bootstrap P(a > b)": f"{d.probability:.3f}",
-            }
-        )
-    return rows
+    scores = [(a, b, study.scores(a), study.scores(b)) for a, b in PAIRS]
+    found = [(a, b, crossed_difference(x, y)) for a, b, x, y in scores if x.size and y.size]
+    adjusted = holm([d.p_value for _, _, d in found])
+    return [
+        {
+            "a": a,
+            "b": b,
+            "success of a - b [95%]": f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]",
+            f"p, corrected for {len(found)} comparisons": f"{p:.3f}" if p >= 0.001 else "< 0.001",
+        }
+        for (a, b, d), p in zip(found, adjusted, strict=True)
+    ]
 
 
 def changes_table(study: Study) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
-from experiments.engine.statistics import Estimate, bootstrap_interval
+from experiments.engine.statistics import Estimate, crossed_interval
 from experiments.engine.tables import LABELS, each_seed, estimate, longest, seconds, success, table
 
 GREEDY = "greedy [95% over seeds and levels]"
@@ -16,7 +16,7 @@ GREEDY = "greedy [95% over seeds and levels]"
 
 def over_seeds_and_levels(records: list[Record], arm: str, key: str) -> Estimate:
     scores = np.array([[c == "1" for c in r[key]] for r in records if r["agent"] == arm], dtype=float)
-    return bootstrap_interval(scores, statistic="mean")
+    return crossed_interval(scores)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
