@@ -220,12 +220,13 @@ def _whole_history() -> None:
 
 @pytest.mark.usefixtures("_whole_history")
 @pytest.mark.parametrize("file", RECORDS, ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_the_commit_of_a_record_is_there(file: Path) -> None:
-    """In the history of what is checked out, or else named on the study's page."""
+def test_the_commit_of_a_record_is_there_and_was_clean(file: Path) -> None:
+    """In the history of what is checked out, without further edits; what is not is named on the study's page."""
     page = file.with_name("README.md")
     text = page.read_text() if page.exists() else ""
-    for commit in set(re.findall(r'"commit": "([^"]*?)(?:-dirty)?"', file.read_text())):
+    for commit in set(re.findall(r'"commit": "([^"]*)"', file.read_text())):
         if f"`{commit}`" not in text:
+            assert not commit.endswith("-dirty"), commit
             assert git("merge-base", "--is-ancestor", commit, "HEAD").returncode == 0, commit
 
 
