@@ -1,5 +1,6 @@
 """A batch of mazes behind one kernel, shared by the vector and the single environment."""
 
+from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
@@ -18,6 +19,7 @@ from hrm_envs.kernel import (
     STEP,
     STEP_AND_RESET,
     Outcome,
+    State,
     build_outcome,
     build_rules,
     build_scratch,
@@ -27,6 +29,7 @@ from hrm_envs.kernel import (
 )
 from hrm_envs.levels import build_geometry
 from hrm_envs.oracle import clairvoyant_arrival
+from hrm_envs.states import check_episodes, check_maze
 
 _NO_ACTIONS = np.zeros(0, np.int64)
 
@@ -73,7 +76,7 @@ class Batch:
     """N environments of one kind behind one kernel: seeding, stepping, statistics, saving.
 
     A subclass sets the attributes below and implements ``is_compiled``, ``compile``, ``_begin``,
-    ``_advance`` and ``clairvoyant``.
+    ``_advance``, ``_check`` and ``clairvoyant``.
 
     Attributes:
         config: the parameters of all N environments.
@@ -99,6 +102,10 @@ class Batch:
 
     def _advance(self, actions: NDArray[np.int64], autoreset: bool) -> int:
         """Step; the number of episodes that ended, or ``-1 - i`` if action i is invalid."""
+        raise NotImplementedError
+
+    def _check(self, state: Any) -> None:
+        """``ValueError`` unless environments in the middle of an episode can be in ``state`` (as ``self.state``)."""
         raise NotImplementedError
 
     def clairvoyant(self) -> NDArray[np.int32]:
@@ -156,21 +163,44 @@ class Batch:
         saved = {name: np.copy(array) for name, array in zip(self.state._fields, self.state, strict=True)}
         return {**saved, "seeded": np.array([self.seeded])}
 
-    def set_state(self, state: dict[str, NDArray]) -> None:
-        """Restore what ``get_state`` returned; every array is checked before any is changed."""
-        expected = {**self.state._asdict(), "seeded": np.array([self.seeded])}
-        for name, array in expected.items():
-            if name not in state:
-                raise ValueError(f"the state lacks {name!r}; pass the result of get_state()")
-            given = np.asarray(state[name])
-            if given.shape != array.shape or given.dtype != array.dtype:
-                raise ValueError(
-                    f"state[{name!r}] is {given.dtype}{list(given.shape)}, expected {array.dtype}"
-                    f"{list(array.shape)}; use the parameters and number of environments it was saved with"
-                )
-        for name, array in self.state._asdict().items():
-            array[...] = state[name]
-        self.seeded = bool(np.asarray(state["seeded"])[0])
+    def set_state(self, state: Mapping[str, Any], autoreset: bool = False) -> None:
+        """Restore what ``get_state`` returned; everything is checked before anything is changed.
+
+        Args:
+            state: arrays by name.
+            autoreset: environments begin their next episode at once, so that none can be at its end.
+
+        Raises:
+            ValueError: an array is missing or of another shape or dtype, or no environment can be in this state.
+        """
+        own = {**self.state._asdict(), "seeded": np.array([self.seeded])}
+        given = {name: _as_saved(state, name, array) for name, array in own.items()}
+        seeded = bool(given.pop("seeded")[0])
+        saved = type(self.state)(**given)
+        check_episodes(saved, seeded, self.config.max_episode_steps, self.config.split, autoreset)
+        if seeded:
+            self._check(saved)
+        for array, value in zip(self.state, saved, strict=True):
+            array[...] = value
+        self.seeded = seeded
+
+
+def _as_saved(state: Mapping[str, Any], name: str, expected: NDArray) -> NDArray:
+    """``state[name]``; ``ValueError`` unless it is an array of the shape and dtype of ``expected``."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"the state is a {type(state).__name__}; pass the dictionary that get_state() returned")
+    if name not in state:
+        raise ValueError(f"the state lacks {name!r}; pass the result of get_state()")
+    try:
+        given = np.asarray(state[name])
+    except ValueError:  # lists of different lengths
+        raise ValueError(f"state[{name!r}] is no array, expected {expected.dtype}{list(expected.shape)}") from None
+    if given.shape != expected.shape or given.dtype != expected.dtype:
+        raise ValueError(
+            f"state[{name!r}] is {given.dtype}{list(given.shape)}, expected {expected.dtype}"
+            f"{list(expected.shape)}; use the parameters and number of environments it was saved with"
+        )
+    return given
 
 
 class MazeBatch(Batch):
@@ -212,6 +242,9 @@ class MazeBatch(Batch):
     def _advance(self, actions: NDArray[np.int64], autoreset: bool) -> int:
         command = STEP_AND_RESET if autoreset else STEP
         return run_batch(*self._arguments(actions, command))
+
+    def _check(self, state: State) -> None:
+        check_maze(self.config, self.geometry, state)
 
     def known_doors(self, i: int) -> list[int]:
         """Flat positions of the doors that environment i keeps for the whole episode, open or closed."""

@@ -16,6 +16,7 @@ from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD, build_outcome
 from hrm_envs.limits import Unlimited
 from hrm_envs.maze import MazeEnv
 from hrm_envs.rng import STREAM_LAYOUT, below, draw, level_seed
+from hrm_envs.states import require
 from hrm_envs.vector import MazeVectorEnv
 
 _HEIGHT, _MIDDLE = 5, 2
@@ -202,6 +203,26 @@ class CueBatch(Batch):
 
     def _advance(self, actions: NDArray[np.int64], autoreset: bool) -> int:
         return _step_all(*self._step_arguments(actions, autoreset))
+
+    def _check(self, state: CueState) -> None:
+        width, last = self.config.width, self.config.width - 2
+        ends = [row * width + last for row in (1, _HEIGHT - 2)]
+        require(np.isin(state.goal, ends), "goal", state.goal, f"the end of an arm, {ends[0]} or {ends[1]}")
+        inside = (state.agent >= 0) & (state.agent < len(self._template))
+        row, col = state.agent // width, state.agent % width
+        free = self._template[np.where(inside, state.agent, 0)] != WALL
+        # Either arm ends the episode, and every position of the corridor is a step further from its west end.
+        going = (row == _MIDDLE) & (state.done == 0) | (state.done == 1)
+        require(inside & free & going, "agent", state.agent, "a position in the corridor, or in an arm at the end")
+        travelled = col - 1 + abs(row - _MIDDLE)
+        require(travelled <= state.steps, "agent", state.agent, "a position within as many moves as steps were taken")
+        over = (row != _MIDDLE) | (state.steps >= self.config.max_episode_steps)
+        require(over | (state.done == 0), "done", state.done, "0 before an episode's end")
+        grid = np.repeat(self._template[None], len(state.grid), 0)
+        rows = np.arange(len(grid))
+        grid[rows, state.goal] = np.where(state.steps == 0, GOAL, EMPTY)
+        grid[rows, state.agent] = AGENT
+        require(state.grid == grid, "grid", state.grid, "the corridor, the agent and at first the goal", grid)
 
     def clairvoyant(self) -> NDArray[np.int32]:
         """Earliest arrival at the goal in steps from now: int32 [N], -1 where impossible in time."""

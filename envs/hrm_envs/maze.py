@@ -130,7 +130,12 @@ class MazeEnv(LevelEnv):
         return self.batch.get_state()
 
     def set_state(self, state: dict[str, NDArray]) -> None:
-        """Restore ``get_state`` of an environment with the same parameters (``ValueError`` otherwise)."""
+        """Restore ``get_state`` of an environment with the same parameters.
+
+        Raises:
+            ValueError: an array is missing or does not fit, or no such environment can be in this state; then nothing
+                has changed.
+        """
         self.batch.set_state(state)
         self._trail = [int(self.batch.state.agent[0])]
 

@@ -30,6 +30,9 @@ def mix(x):
     return x ^ (x >> _S31)
 
 
+_mix = getattr(mix, "py_func", mix)  # under NUMBA_DISABLE_JIT it is the plain function already
+
+
 @inner
 def draw(seed, stream, step, index):
     """64 random bits for a seed, stream, step and index: uint64."""
@@ -56,3 +59,9 @@ def level_seed(env_seed, episode, split):
     """
     bits = mix(mix(np.uint64(env_seed) + _GOLDEN) + _STREAM * np.uint64(episode) + _INDEX)
     return np.int64((np.uint64(split) << np.uint64(61)) | (bits >> _S3))
+
+
+def level_seeds(env_seeds, episodes, split):
+    """``level_seed`` for int64 arrays, without compiled code: int64 of their shape."""
+    bits = _mix(_mix(env_seeds.astype(np.uint64) + _GOLDEN) + _STREAM * episodes.astype(np.uint64) + _INDEX)
+    return (np.uint64(split << 61) | (bits >> _S3)).astype(np.int64)

@@ -167,9 +167,10 @@ class MazeVectorEnv(VectorEnv):
         """Restore ``get_state`` of an environment with the same parameters and N.
 
         Raises:
-            ValueError: an array is missing or does not fit; then nothing has changed.
+            ValueError: an array is missing or does not fit, or no such environments can be in this state; then nothing
+                has changed.
         """
-        self.batch.set_state(state)
+        self.batch.set_state(state, autoreset=True)
         self._trails = [[int(position)] for position in self.batch.state.agent]
 
     def _extend_trails(self) -> None:

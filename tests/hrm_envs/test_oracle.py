@@ -60,7 +60,8 @@ def earliest_by_brute_force(env: MazeEnv) -> int:
         following: dict[int, dict[str, Any]] = {}
         for saved in frontier.values():
             for action in range(len(MOVES)):
-                env.set_state(saved)
+                for name, array in env.batch.state._asdict().items():
+                    array[...] = saved[name]  # set_state would check each of thousands of states
                 _, _, terminated, truncated, _ = env.step(action)
                 if terminated:
                     return step
