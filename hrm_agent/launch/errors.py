@@ -14,18 +14,23 @@ from hrm_agent.launch.cli import USAGE_ERROR, say_error
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, ProcessLost
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.loop import Interrupted
+from hrm_agent.training.signals import stop_signals
 
 INTERRUPTED = 130
 
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Make SIGTERM raise KeyboardInterrupt in the body, as Ctrl-C does; during training the loop handles both."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Make SIGTERM and SIGHUP raise KeyboardInterrupt in the body, as Ctrl-C does; the training loop handles all three.
+
+    A SIGHUP that is ignored stays so, see `stop_signals`.
+    """
+    previous = {s: signal.signal(s, signal.default_int_handler) for s in stop_signals() if s != signal.SIGINT}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for s, handler in previous.items():
+            signal.signal(s, handler)
 
 
 @contextmanager

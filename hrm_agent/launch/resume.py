@@ -6,51 +6,102 @@ that is whole.
 
 from __future__ import annotations
 
-import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from omegaconf import OmegaConf
-from yaml import YAMLError
 
 from hrm_agent.agents.agent import RUN_FILE
+from hrm_agent.files.folders import check_own
+from hrm_agent.files.plain_yaml import read_yaml
+from hrm_agent.files.reading import CheckpointError, read_json
 from hrm_agent.launch.cli import UsageError, existing_folder
 from hrm_agent.launch.settings import rename_settings
 
 RUN_VERSION = 1
 CONFIG_FILE = "config.yaml"
+OWN = (RUN_FILE, CONFIG_FILE, "metrics.jsonl", "eval.json", "agents", "models", "checkpoints", "tensorboard")
+"""Entries of a run's folder that commands write or read."""
+
+
+class RunDescription(msgspec.Struct):
+    """What `run.json` holds; it has more entries, which are for people."""
+
+    run_version: int
+    command: str
+    machine: str = ""
+
+
+def read_description(folder: Path) -> RunDescription:
+    """The description of a run.
+
+    Raises:
+        UsageError: `run.json` is no run's description.
+    """
+    try:
+        description: RunDescription = read_json(folder / RUN_FILE, RunDescription, links=False)
+    except CheckpointError as error:
+        raise UsageError(f"{error}; not a run's description") from None
+    return description
 
 
 def load_run(folder: Path, command: str) -> dict[str, Any]:
-    """The resolved configuration of a run.
+    """The configuration of a run, as it was resolved when the run began: nothing in it is interpolated again.
 
     Args:
         command: the module that must have started it, `hrm_agent.train`.
 
     Raises:
         UsageError: `folder` holds no run, one of another version, or of another command.
+        CheckpointError: something that a resumed run writes or reads is not a regular file in the folder.
     """
-    if not (folder / RUN_FILE).is_file() or not (folder / CONFIG_FILE).is_file():
+    if not all(os.path.lexists(folder / name) for name in (RUN_FILE, CONFIG_FILE)):
         raise UsageError(f"{folder}: not the folder of a run ({RUN_FILE} or {CONFIG_FILE} is missing)")
-    try:
-        description = json.loads((folder / RUN_FILE).read_text())
-        found, module = description["run_version"], description["command"].split()[2]  # of python -m MODULE ...
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, IndexError):
-        raise UsageError(f"{folder / RUN_FILE}: not a run's description") from None
+    check_own(folder, OWN)
+    description = read_description(folder)
+    words = description.command.split()  # python -m MODULE ...
+    module = words[2] if len(words) > 2 else ""
+    found = description.run_version
     if found != RUN_VERSION:
         raise UsageError(f"{folder}: run of version {found}, expected {RUN_VERSION}; use the hrm_agent that wrote it")
+    if not re.fullmatch(r"[\w.]+", module):
+        raise UsageError(f"{folder / RUN_FILE}: not a run's description (command is not python -m MODULE)")
     if module != command:
         raise UsageError(f"{folder}: a run of {module}, not of {command}; resume it with python -m {module}")
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE), resolve=True)
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise UsageError(f"{folder / CONFIG_FILE}: not valid YAML ({error})") from None
+    values = read_settings(folder)
+    _refuse_interpolations(values, "", folder / CONFIG_FILE)
+    return values
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The content of a run's `config.yaml`, under the present names of settings.
+
+    Raises:
+        CheckpointError: see `read_yaml`.
+        UsageError: it holds something else than settings by name.
+    """
+    values = read_yaml(folder / CONFIG_FILE, links=False)
     if not isinstance(values, dict):
         raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration")
     named = {str(key): value for key, value in values.items()}
     rename_settings(named)
     return named
+
+
+def _refuse_interpolations(value: Any, name: str, path: Path) -> None:
+    """Raises: UsageError for a text that OmegaConf would replace, by a variable of the environment for example."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _refuse_interpolations(entry, f"{name}.{key}" if name else str(key), path)
+    elif isinstance(value, list):
+        for place, entry in enumerate(value):
+            _refuse_interpolations(entry, f"{name}[{place}]", path)
+    elif isinstance(value, str) and "${" in value:
+        raise UsageError(f"{path}: {name} is {value[:100]!r}; expected a value, a run's settings are not interpolated")
 
 
 def reopen_run(
@@ -69,6 +120,7 @@ def reopen_run(
 
     Raises:
         UsageError: no such run, or a setting that cannot change.
+        CheckpointError: see `load_run`.
         ValueError: what `settings` finds wrong.
     """
     folder = existing_folder(given.pop("resume"), "resume")

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from hrm_agent import __version__
 from hrm_agent.agents.agent import RUN_FILE
+from hrm_agent.files.folders import check_own
+from hrm_agent.files.locking import lock_folder
+from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch import hydra_plugin as config_source
 from hrm_agent.launch import startup
 from hrm_agent.launch.cli import (
-    USAGE_ERROR,
     UsageError,
     check_jobs,
     fail,
@@ -33,7 +35,7 @@ from hrm_agent.launch.cli import (
     wants_help,
 )
 from hrm_agent.launch.errors import INTERRUPTED, terminated_like_interrupted
-from hrm_agent.launch.resume import CONFIG_FILE, RUN_VERSION, reopen_run
+from hrm_agent.launch.resume import CONFIG_FILE, OWN, RUN_VERSION, reopen_run
 from hrm_agent.launch.settings import config_folder, resolve
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessLost, join
 from hrm_agent.tensors.gradients import NonFiniteNumbers
@@ -62,6 +64,7 @@ class Run:
     console: Console
 
 
+@outliving_the_terminal()
 def run_command(
     name: str,
     settings: Callable[[dict[str, Any]], Any],
@@ -88,8 +91,8 @@ def run_command(
         """A job in Hydra's run folder."""
         folder, values = Path(HydraConfig.get().runtime.output_dir), resolve(cfg)
         values.pop("resume")
-        _begin_run(folder, values, command)
-        return _announce(perform, folder, values, resumed=False)
+        with outliving_the_terminal(), _begin_run(folder, values, command):
+            return _announce(perform, folder, values, resumed=False)
 
     try:
         with terminated_like_interrupted():
@@ -102,12 +105,14 @@ def run_command(
             given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
             if given.get("resume", "null") not in ("null", ""):
                 startup.over()
-                with usage_errors():
-                    folder, values = reopen_run(given, command, changeable, settings)
-                    check(OmegaConf.create(values), folder)
-                    if given:
-                        _write_settings(folder, values)
-                _announce(perform, folder, values, resumed=True)
+                with ExitStack() as held:
+                    with usage_errors():
+                        folder, values = reopen_run(given, command, changeable, settings)
+                        check(OmegaConf.create(values), folder)
+                        held.enter_context(_locked(folder))
+                        if given:
+                            _write_settings(folder, values)
+                    _announce(perform, folder, values, resumed=True)
                 return
             if {"-h", "--help"} & set(arguments):
                 from hrm_agent.launch.help import run_page  # which a run does not need
@@ -179,16 +184,21 @@ def _check_single_run(processes: Processes, arguments: list[str]) -> None:
 
 
 def _check_run_folder(folder: str | None) -> None:
-    if folder and (Path(folder) / RUN_FILE).exists():
+    """Raises: ValueError for a folder with a run, or with links where a run writes."""
+    if folder and os.path.lexists(Path(folder) / RUN_FILE):
         raise UsageError(f"hydra.run.dir={folder}: holds a run already; resume it with resume={folder}")
+    if folder:
+        check_own(Path(folder), OWN)
 
 
-def _begin_run(folder: Path, values: dict[str, Any], command: str) -> None:
-    """Describe a new run in its folder; ends the program where there is one already."""
-    try:
-        os.close(os.open(folder / RUN_FILE, os.O_CREAT | os.O_EXCL))  # two runs that start at once cannot share it
-    except FileExistsError:
-        fail(f"{folder}: holds a run already; resume it with resume={folder}", USAGE_ERROR)
+def _locked(folder: Path) -> AbstractContextManager[None]:
+    """Hold the lock of a run's folder; see `lock_folder` for the errors."""
+    return lock_folder(folder, lambda line: print(f"warning: {line}", file=sys.stderr))
+
+
+@contextmanager
+def _begin_run(folder: Path, values: dict[str, Any], command: str) -> Iterator[None]:
+    """Describe a new run in its folder and hold the folder's lock; ends the program where there is a run already."""
     description = {
         "run_version": RUN_VERSION,
         "hrm_agent": __version__,
@@ -197,8 +207,20 @@ def _begin_run(folder: Path, values: dict[str, Any], command: str) -> None:
         "machine": platform.machine(),
         "packages": {name: version(name) for name in ("torch", "numpy", "gymnasium", "numba")},
     }
-    _write_settings(folder, values)
-    write_atomically(folder / RUN_FILE, (json.dumps(description, indent=2) + "\n").encode())
+    with ExitStack() as held:
+        with usage_errors():
+            try:
+                os.close(os.open(folder / RUN_FILE, os.O_CREAT | os.O_EXCL))  # two that start at once cannot share it
+            except FileExistsError:
+                raise UsageError(f"{folder}: holds a run already; resume it with resume={folder}") from None
+            try:
+                held.enter_context(_locked(folder))
+                _write_settings(folder, values)
+                write_atomically(folder / RUN_FILE, (json.dumps(description, indent=2) + "\n").encode())
+            except OSError:
+                (folder / RUN_FILE).unlink(missing_ok=True)
+                raise
+        yield
 
 
 def is_multirun() -> bool:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import msgspec
 from rich.console import Console
 from rich.table import Table
-from yaml import YAMLError
 
-from hrm_agent.files.writing import write_atomically
+from hrm_agent.agents.agent import RUN_FILE
+from hrm_agent.files.reading import read_json
+from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import UsageError, existing_folder
-from hrm_agent.launch.settings import rename_settings
+from hrm_agent.launch.resume import CONFIG_FILE, read_settings
+from hrm_agent.training.tracking import METRICS_FILE, read_metrics
 
+COMMAND = "hrm_agent.train"
 RESULTS = ("test_success", "validation_success", "validation_return")
 SUFFIXES = (".csv", ".md")
 WIDE = 1000  # columns of a pipe or a file: no line is broken there
@@ -29,8 +32,8 @@ def sweep_table(folder: str, out: str | None = None, sort: str | None = None) ->
     """Results of the runs below `folder`, and the settings in which they differ.
 
     Args:
-        folder: searched at any depth for runs of `hrm_agent.train` (`run.json` beside `config.yaml`); those without a
-            result (interrupted, or unfinished) come last.
+        folder: searched at any depth for runs of `hrm_agent.train` (`run.json` beside `config.yaml`), links to folders
+            not followed; those without a result (interrupted, or unfinished) come last.
         out: a `.csv` or `.md` file, written whole or not at all.
         sort: one of `RESULTS`, the largest first, equals by the others; None: the first of them that any run has.
 
@@ -43,11 +46,12 @@ def sweep_table(folder: str, out: str | None = None, sort: str | None = None) ->
     """
     if sort is not None and sort not in RESULTS:
         raise UsageError(f"sort={sort}: expected one of {', '.join(RESULTS)}")
-    if out is not None and (Path(out).suffix not in SUFFIXES or not Path(out).absolute().parent.is_dir()):
-        raise UsageError(f"out={out}: expected a name that ends in {' or '.join(SUFFIXES)}, in a folder that exists")
+    if out is not None:
+        check_output(out)
+        if Path(out).suffix not in SUFFIXES:
+            raise UsageError(f"out={out}: expected a name that ends in {' or '.join(SUFFIXES)}")
     root = existing_folder(folder, "folder")
-    # What else writes a run.json, as the agents of Stable-Baselines3 do, has settings of another kind.
-    folders = [path.parent for path in sorted(root.rglob("run.json")) if (path.parent / "config.yaml").is_file()]
+    folders = [path.parent for path in sorted(root.rglob(RUN_FILE)) if _is_run(path.parent)]
     runs = [(path, *_read_run(path)) for path in folders]
     if not runs:
         raise UsageError(f"folder={folder}: no run in it")
@@ -64,33 +68,52 @@ def sweep_table(folder: str, out: str | None = None, sort: str | None = None) ->
     columns = [sort, *reached] if sort in reached else reached
     rows.sort(key=lambda row: [(row[name] is not None, row[name]) for name in columns], reverse=True)
     if out is not None:
-        write_atomically(Path(out), (_csv(rows) if out.endswith(".csv") else _markdown(rows)).encode())
+        write_output(out, (_csv(rows) if out.endswith(".csv") else _markdown(rows)).encode())
     return rows
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether it is a run of `hrm_agent.train`; what else writes a `run.json` has settings of another kind."""
+    if not os.path.lexists(folder / CONFIG_FILE):
+        return False
+    described: _Described = read_json(folder / RUN_FILE, _Described, links=False)
+    return described.command is None or COMMAND in described.command.split()
+
+
+class _Described(msgspec.Struct):
+    """Of `run.json`."""
+
+    command: str | None = None
+
+
+class _Evaluated(msgspec.Struct):
+    """Of `eval.json`."""
+
+    success: float
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], Row]:
     """Settings by dotted name, and results."""
     try:
-        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        assert isinstance(values, dict)
-        rename_settings(values)  # type: ignore[arg-type]
-        return dict(_flat(values)), _read_results(folder)
-    except (OSError, ValueError, TypeError, AssertionError, YAMLError) as error:
+        return dict(_flat(read_settings(folder))), _read_results(folder)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{folder}: a damaged run ({error})") from None
 
 
 def _read_results(folder: Path) -> Row:
     results: Row = {"frames": None}
-    if (folder / "metrics.jsonl").is_file():
-        for line in (folder / "metrics.jsonl").read_text().splitlines():
-            if line.endswith("}"):  # the last line of a run that was killed may be cut
-                logged = json.loads(line)
-                results["frames"] = logged["frames"]
-                for name in ("success", "return"):
-                    if f"validation/{name}" in logged:
-                        results[f"validation_{name}"] = logged[f"validation/{name}"]
-    if (folder / "eval.json").is_file():
-        results["test_success"] = json.loads((folder / "eval.json").read_text())["success"]
+    path = folder / METRICS_FILE
+    if os.path.lexists(path):
+        for number, (_, logged) in enumerate(read_metrics(path, "frames"), 1):
+            if logged is None:
+                raise UsageError(f"{path}: line {number} is not an object of numbers with frames")
+            results["frames"] = int(logged["frames"])
+            for name in ("success", "return"):
+                if f"validation/{name}" in logged:
+                    results[f"validation_{name}"] = logged[f"validation/{name}"]
+    if os.path.lexists(folder / "eval.json"):
+        evaluated: _Evaluated = read_json(folder / "eval.json", _Evaluated, links=False)
+        results["test_success"] = evaluated.success
     return results
 
 

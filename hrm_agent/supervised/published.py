@@ -11,16 +11,17 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from msgspec import UNSET, UnsetType
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from yaml import YAMLError
 
 from hrm_agent.cores import HRM, TRM
+from hrm_agent.files.plain_yaml import read_yaml
+from hrm_agent.files.reading import CheckpointError
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import TaskSpec
 
@@ -58,6 +59,27 @@ NAMES = {
 }
 """Published name of a weight, without its wrappers -> ours; TRM's only network is published as `L_level`."""
 _WRAPPERS = re.compile(r"^(_orig_mod\.)?(model\.)?inner\.")
+
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+SizeOrNone = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+
+
+class Architecture(msgspec.Struct):
+    """Types and bounds of what is read of `arch` in an `all_config.yaml`; which of it is needed depends on the kind."""
+
+    hidden_size: Size | UnsetType = UNSET
+    num_heads: Size | UnsetType = UNSET
+    expansion: Annotated[float, msgspec.Meta(gt=0, le=1000)] | UnsetType = UNSET
+    H_layers: SizeOrNone | UnsetType = UNSET
+    L_layers: SizeOrNone | UnsetType = UNSET
+    H_cycles: Size | UnsetType = UNSET
+    L_cycles: Size | UnsetType = UNSET
+    halt_max_steps: Size | UnsetType = UNSET
+    puzzle_emb_len: SizeOrNone | UnsetType | None = UNSET
+    pos_encodings: Annotated[str, msgspec.Meta(max_length=100)] | UnsetType | None = UNSET
+    mlp_t: bool | UnsetType | None = UNSET
+    no_ACT_continue: bool | UnsetType = UNSET
 
 
 def _rename(name: str, names: Mapping[str, str]) -> str | None:
@@ -219,15 +241,17 @@ def find_weights(path: Path) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """The architecture in an `all_config.yaml`, as `model_from_published` takes it, without what depends on the data.
 
+    Nothing in it is interpolated. What the authors leave to interpolation, `puzzle_emb_ndim: ${.hidden_size}`, follows
+    from the weights (`_sizes`).
+
     Raises:
         ValueError: the file is missing or no such YAML, its architecture is not HRM or TRM, or a setting is not
             supported.
     """
     try:
-        whole = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: {reason}; a checkpoint needs the {CONFIG_FILE} of its training beside it") from None
+        whole = read_yaml(path)
+    except CheckpointError as error:
+        raise ValueError(f"{error}; a checkpoint needs the {CONFIG_FILE} of its training beside it") from None
     arch = whole.get("arch") if isinstance(whole, dict) else None
     if not isinstance(arch, dict) or "name" not in arch:
         raise ValueError(f"{path} has no arch.name; give the {CONFIG_FILE} that the authors' training wrote")
@@ -235,6 +259,11 @@ def read_config(path: Path) -> dict[str, Any]:
     if module not in KINDS:
         raise ValueError(f"{path}: arch.name={arch['name']} is none of those that load: {', '.join(KINDS)}")
     config: dict[str, Any] = {str(key): value for key, value in arch.items()}
+    try:
+        msgspec.convert(config, Architecture)
+    except msgspec.ValidationError as error:
+        reason = str(error).replace("`", "").replace("$", "arch")
+        raise ValueError(f"{path}: {reason}; give the {CONFIG_FILE} that the authors' training wrote") from None
     kind = config["kind"] = KINDS[module]
     for name, value in FIXED.items():
         if config.get(name, value) != value:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from hrm_agent.files.reading import CheckpointError
 from hrm_agent.tensors.files import SUFFIX, save_tensors
 
 
@@ -22,10 +25,21 @@ class CheckpointFolder:
         self.folder, self.keep = folder, keep
 
     def paths(self) -> list[Path]:
-        """Oldest first."""
-        return sorted(self.folder.glob(f"[0-9]*{SUFFIX}"))
+        """Oldest first.
+
+        Raises:
+            CheckpointError: one of them is a symbolic link or no regular file, or the folder is a link.
+        """
+        if self.folder.is_symlink():
+            raise CheckpointError(f"{self.folder}: a symbolic link; expected a folder")
+        paths = sorted(self.folder.glob(f"[0-9]*{SUFFIX}"))
+        for path in paths:
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                raise CheckpointError(f"{path}: not a regular file")
+        return paths
 
     def latest(self) -> Path | None:
+        """Raises: CheckpointError, see `paths`."""
         paths = self.paths()
         return paths[-1] if paths else None
 
@@ -39,5 +53,6 @@ class CheckpointFolder:
         for old in self.paths()[: -self.keep]:
             old.unlink()
         for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while writing
-            leftover.unlink()
+            if not stat.S_ISDIR(os.lstat(leftover).st_mode):
+                leftover.unlink()
         return path

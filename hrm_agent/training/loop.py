@@ -22,6 +22,7 @@ from hrm_agent.recurrence.kernel_timing import Choice
 from hrm_agent.tensors.files import load_tensors
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.checkpoints import CheckpointFolder
+from hrm_agent.training.signals import stop_signals
 from hrm_agent.training.tracking import CLOCKS, Console, NoLog, RunLog
 
 CHECKPOINTS = "checkpoints"
@@ -149,12 +150,12 @@ class RunLoop(ABC):
 
         Raises:
             NonFiniteNumbers: its message names the last good checkpoint.
-            Interrupted: after Ctrl-C or SIGTERM, sent to any of the processes.
+            Interrupted: after Ctrl-C, SIGTERM or SIGHUP, sent to any of the processes.
             ProcessesDiverged, ProcessLost: something is wrong with the other processes.
         """
         self.settle_kernel(console)
-        log = RunLog(self.folder, self.position, self.unit) if self.processes.is_rank_zero else NoLog()
-        previous = {s: signal.signal(s, self._ask_to_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        log = RunLog(self.folder, self.position, self.unit, console.say) if self.processes.is_rank_zero else NoLog()
+        previous = {s: signal.signal(s, self._ask_to_stop) for s in stop_signals()}
         try:
             if self.processes.broadcast_object(self.checkpoints.latest() is None):
                 self.save_checkpoint()  # so that there is always one to return to, and a full disk is noticed at once
@@ -258,6 +259,6 @@ class RunLoop(ABC):
         raise CheckpointError("; ".join(problems) or f"{self.checkpoints.folder}: no checkpoint in it")
 
     def _ask_to_stop(self, signum: int, frame: FrameType | None) -> None:
-        if self._stop:  # a second Ctrl-C does not wait
+        if self._stop and signum != signal.SIGHUP:  # a second Ctrl-C does not wait; shells repeat SIGHUP
             raise KeyboardInterrupt
         self._stop = True

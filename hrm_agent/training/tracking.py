@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,15 +13,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from hrm_agent.files.folders import check_own
+from hrm_agent.files.reading import TEXT_LIMIT, open_regular
+from hrm_agent.files.streams import forgiving
+from hrm_agent.files.writing import open_log, replacing
 from hrm_agent.training.waiting import Waiting
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
 PLAIN_LINES = 10
 # What seconds of training are counted by: `cpu` is processor time of the whole process.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -28,21 +36,30 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 class RunLog:
     """Scalars, videos and hyperparameters of one run, in TensorBoard's format and in `metrics.jsonl`.
 
+    Where a run is resumed, `metrics.jsonl` is rewritten, whole or not at all, without what the interrupted run logged
+    after `frames`. A last line that was cut is dropped; where other lines are damaged, the file as it was is kept as
+    `metrics.jsonl.damaged`.
+
     Args:
         folder: of the run.
         frames: where the run (re)starts; what an interrupted run logged after it is dropped.
         unit: what `frames` counts, and the name of that number in `metrics.jsonl`.
+        say: is called with a line where `metrics.jsonl` was damaged.
+
+    Raises:
+        CheckpointError: `metrics.jsonl` or `tensorboard` is a symbolic link or something else than it should be.
     """
 
-    def __init__(self, folder: Path, frames: int, unit: str = "frames") -> None:
+    def __init__(
+        self, folder: Path, frames: int, unit: str = "frames", say: Callable[[str], None] | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        check_own(folder, (METRICS_FILE, TENSORBOARD))
         self.path, self.unit = folder / METRICS_FILE, unit
-        if self.path.exists():
-            lines = self.path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)[unit] <= frames]
-            self.path.write_text("".join(line + "\n" for line in kept))
-        self.file = open(self.path, "a")  # noqa: SIM115 - closed by close()
-        self._tensorboard, self._purge = str(folder / "tensorboard"), frames + 1 if frames else None
+        if os.path.lexists(self.path):
+            _rewrite(self.path, frames, unit, say)
+        self.file = open_log(self.path)
+        self._tensorboard, self._purge = str(folder / TENSORBOARD), frames + 1 if frames else None
 
     @cached_property
     def writer(self) -> SummaryWriter:
@@ -87,6 +104,48 @@ class RunLog:
         self.file.close()
 
 
+def read_metrics(path: Path, unit: str) -> Iterator[tuple[bytes, dict[str, float] | None]]:
+    """The lines of a `metrics.jsonl` with their numbers; None where a line is damaged. A cut last line is left out.
+
+    A line is an object of numbers, of which `unit` is a count.
+
+    Raises:
+        CheckpointError: the file is a symbolic link, no regular file, or cannot be read.
+    """
+    with open_regular(path, links=False) as file:
+        while line := file.readline(TEXT_LIMIT):
+            numbers = _parse(line, unit)
+            if line.endswith(b"\n") or numbers is not None or len(line) == TEXT_LIMIT:
+                yield line, numbers
+
+
+def _parse(line: bytes, unit: str) -> dict[str, float] | None:
+    try:
+        # The standard library's reader knows NaN, which a log may hold and msgspec's does not.
+        numbers: dict[str, float] = msgspec.convert(json.loads(line), dict[str, float])
+    except (ValueError, RecursionError):  # of both libraries, and of text that is not UTF-8
+        return None
+    count = numbers.get(unit, -1)
+    return numbers if 0 <= count < 2**63 and count == int(count) else None
+
+
+def _rewrite(path: Path, frames: int, unit: str, say: Callable[[str], None] | None) -> None:
+    """Drop what was logged after `frames`, and what is damaged; see `RunLog`."""
+    damaged = 0
+    with replacing(path) as file:
+        for line, numbers in read_metrics(path, unit):
+            if numbers is None:
+                damaged += 1
+            elif numbers[unit] <= frames:
+                file.write(line if line.endswith(b"\n") else line + b"\n")
+        kept = path.with_name(path.name + ".damaged")
+        if damaged:
+            with open_regular(path, links=False) as original, replacing(kept) as copy:
+                shutil.copyfileobj(original, copy)
+    if damaged and say is not None:
+        say(f"{path}: {damaged} damaged lines are left out; as it was it is kept as {kept.name}")
+
+
 class NoLog(RunLog):
     """The tracker of a process that does not log."""
 
@@ -107,14 +166,14 @@ class NoLog(RunLog):
 
 
 class Console:
-    """Terminal output: a progress bar on a terminal, a few plain lines elsewhere.
+    """Terminal output: a progress bar on a terminal, a few plain lines elsewhere; silence where that has been closed.
 
     Args:
         quiet: print nothing; for processes other than rank 0.
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.rich = RichConsole(file=sys.stderr, quiet=quiet)
+        self.rich = RichConsole(file=forgiving(sys.stderr), quiet=quiet)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._next_line = 0.0

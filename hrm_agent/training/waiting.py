@@ -1,6 +1,6 @@
 """Progress messages: what a command is waiting for, and since when.
 
-Imports the standard library alone, so that messages appear before torch is imported.
+Imports nothing but the standard library, so that messages appear before torch is imported.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TextIO
+from typing import Any
+
+from hrm_agent.files.streams import forgiving
 
 EVERY = 0.5  # seconds
 
@@ -31,7 +33,7 @@ class Waiting:
 
     def __enter__(self) -> Waiting:
         self._began = time.monotonic()
-        self._stream: TextIO = sys.stderr
+        self._stream: Any = forgiving(sys.stderr)
         if self._quiet:
             return self
         if not self._stream.isatty():

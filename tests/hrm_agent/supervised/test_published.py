@@ -258,7 +258,9 @@ def test_configs_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
         ("trm", {"rope_theta": 500.0}, "rope_theta=500.0"),
         ("hrm", {"rms_norm_eps": 1e-6}, "rms_norm_eps=1e-06"),
         ("hrm", {"mlp_t": True}, "mlp_t=true of HRM"),
-        ("hrm", {"hidden_size": "${.absent}"}, "all_config.yaml"),
+        ("hrm", {"hidden_size": "${.absent}"}, "Expected int, got str - at arch.hidden_size"),
+        ("trm", {"L_cycles": 10**9}, "arch.L_cycles"),
+        ("trm", {"puzzle_emb_len": [1]}, "arch.puzzle_emb_len"),
     ):
         write_folder(tmp_path, variant, **changes)
         assert_refused(tmp_path, wanted)
@@ -278,6 +280,16 @@ def test_a_config_never_makes_objects(tmp_path: Path) -> None:
     (tmp_path / "all_config.yaml").write_text(f"arch: !!python/object/apply:os.mkdir ['{target}']\n")
     assert_refused(tmp_path, "all_config.yaml")
     assert not target.exists()
+
+
+def test_a_config_is_read_as_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of the environment gets into a model's description."""
+    monkeypatch.setenv("HRM_SECRET", "hidden")
+    write_folder(tmp_path, "trm", loss="${oc.env:HRM_SECRET}")
+    assert load_published_checkpoint(tmp_path, SPEC)[1]["loss"] == "${oc.env:HRM_SECRET}"
+    config = tmp_path / "all_config.yaml"
+    config.write_text(config.read_text().replace("arch:", "arch: &a\n  ema: *a", 1))
+    assert_refused(tmp_path, "all_config.yaml", "an alias")
 
 
 def test_a_task_that_does_not_fit_is_refused(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_temporary_file(
 
     with monkeypatch.context() as patch:
         if step == "write":
-            patch.setattr("builtins.open", FullDisk)
+            patch.setattr(os, "fdopen", FullDisk)
         else:
             patch.setattr(os, step, full)
         with pytest.raises(OSError, match="No space left"):
@@ -153,12 +153,15 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_no_temporary_file(
 class FullDisk:
     """A file that takes ten bytes."""
 
-    def __init__(self, path: Path, mode: str) -> None:
-        self.file = os.fdopen(os.open(path, os.O_CREAT | os.O_WRONLY), mode)
+    def __init__(self, descriptor: int, mode: str) -> None:
+        self.file = open(descriptor, mode)  # noqa: SIM115
 
     def write(self, data: bytes) -> None:
         self.file.write(data[:10])
         raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fileno(self) -> int:
+        return self.file.fileno()
 
     def __enter__(self) -> FullDisk:
         return self
