@@ -26,7 +26,7 @@ from hrm_agent.benchmarks.cases import Options, measure
 from hrm_agent.benchmarks.paths import COMPILED, PLAIN, available_paths
 from hrm_agent.benchmarks.peaks import matrix_peaks
 from hrm_agent.benchmarks.suites import DEFAULT, SUITES
-from hrm_agent.files.writing import write_atomically
+from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import UsageError, usage_errors
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.parallel.threads import available_cores, instruction_set
@@ -73,8 +73,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise UsageError(f"--seed {options.seed}: expected 0 or more, below 2^31")
     if options.fail_below is not None and not options.fail_below > 0:
         raise UsageError(f"--fail-below {options.fail_below}: expected a ratio above 0")
-    if options.out is not None and not options.out.absolute().parent.is_dir():
-        raise UsageError(f"--out {options.out}: no such folder")
+    if options.out is not None:
+        check_output(options.out, "--out")
     known = available_paths()
     for path in options.paths or ():
         if path not in known:
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     result = bench(options, console if console.is_terminal else Console(width=WIDE))
     if options.out is not None:
-        write_atomically(options.out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+        write_output(options.out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
         print(f"wrote {options.out}")
     found = [verdict(record, options.fail_below) for record in result["records"]]
     for word, what in (("FAIL", "computed something else than the plain path"), ("SLOW", "slower than asked for")):

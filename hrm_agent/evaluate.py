@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from hrm_agent.agents.agent import Agent, AgentOverrides
@@ -13,7 +12,7 @@ from hrm_agent.evaluation.cost import measure_cost
 from hrm_agent.evaluation.episodes import PolicyActor
 from hrm_agent.evaluation.level_sets import find_level_set
 from hrm_agent.evaluation.report import BATCH, REFERENCES, Levels, compare, describe_agent, format_report, to_json
-from hrm_agent.files.writing import write_atomically
+from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_agent.recurrence import check_kernel
@@ -75,8 +74,8 @@ def evaluate(
             that is not what it was, or a setting out of range; nothing is written then.
     """
     check_kernel(kernel)
-    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
-        raise ValueError(f"out={out}: expected a file in a folder that exists")
+    if out is not None:
+        check_output(out)
     player = load_agent(run, agent, best, overrides)
     levels = _choose_levels(player, episodes, seed, split, env, env_options or None, level_set)
     probe = make_vector_env(levels.env_id, 1, levels.env_options)
@@ -97,7 +96,7 @@ def evaluate(
     )
     report = {**played, "level_set": level_set, **describe_agent(player, run, agent), "kernel": used}
     if out is not None:
-        write_atomically(Path(out), to_json(report))
+        write_output(out, to_json(report))
     return report
 
 

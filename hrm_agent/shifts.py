@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.evaluation.report import describe_agent, to_json
 from hrm_agent.evaluation.shifts import AXES, base_config, format_header, format_point, list_points, run_shifts
-from hrm_agent.files.writing import write_atomically
+from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_envs.config import MAX_SIDE
@@ -62,8 +61,8 @@ def shifts(
         ValueError: no agent there, a file of it damaged, an agent that does not fit the maze to start from, or a
             setting out of range; nothing is written then.
     """
-    if out is not None and (Path(out).is_dir() or not Path(out).absolute().parent.is_dir()):
-        raise ValueError(f"out={out}: expected a file in a folder that exists")
+    if out is not None:
+        check_output(out)
     if not 1 <= max_size <= MAX_SIDE:
         raise ValueError(f"max_size={max_size}: expected 1 to {MAX_SIDE} cells along each side")
     player = load_agent(run, agent, best, overrides)
@@ -81,7 +80,7 @@ def shifts(
         "records": records,
     }
     if out is not None:
-        write_atomically(Path(out), to_json(report))
+        write_output(out, to_json(report))
     return report
 
 

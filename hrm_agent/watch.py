@@ -10,7 +10,7 @@ from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.video import check_mp4, encode_gif, encode_mp4, record_episodes
-from hrm_agent.files.writing import write_atomically
+from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 
 EXAMPLES = (
@@ -56,7 +56,7 @@ def watch(
         ValueError: another kind of file, no agent there, an agent that does not fit the environment, or a
             setting out of range; nothing is written then.
     """
-    path = Path(out)
+    path = check_output(out, make_folder=True)
     if path.suffix not in (".gif", ".mp4"):
         raise ValueError(f"out={out}: expected a name that ends in .gif or .mp4")
     if fps <= 0:
@@ -71,7 +71,7 @@ def watch(
     probe.close()
     frames = record_episodes(player.policy, env_id, options, episodes, seed, split)
     encode = encode_gif if path.suffix == ".gif" else encode_mp4
-    write_atomically(path, encode(frames, fps))
+    write_output(path, encode(frames, fps))
     return path
 
 

@@ -34,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 from hrm_agent.agents.agent import Agent, AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.environments.spaces import space_to_dict
-from hrm_agent.files.writing import write_atomically
+from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.policies.distributions import Categorical, Distribution, Gaussian, MultiCategorical
 from hrm_agent.policies.encoders import find_grid
 from hrm_agent.policies.policy import Policy
@@ -134,7 +134,7 @@ def export_onnx(agent: Agent, path: str | Path) -> dict[str, Any]:
         difference = _compare(agent, graph, data, inputs, outputs)
     finally:
         policy.to(was_on)
-    write_atomically(Path(path), data)
+    write_output(path, data)
     opset = next(o.version for o in model.opset_import if o.domain == "")
     return {
         "inputs": inputs, "outputs": outputs, "opset": opset, "bytes": len(data), "largest_difference": difference
@@ -318,7 +318,7 @@ def export(
     Raises:
         ValueError: there is no agent, `out` is not an .onnx file, or the agent cannot be exported; nothing is written.
     """
-    path = Path(out)
-    if path.suffix != ".onnx" or path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"out={out}: expected a name that ends in .onnx, in a folder that exists")
+    path = check_output(out)
+    if path.suffix != ".onnx":
+        raise ValueError(f"out={out}: expected a name that ends in .onnx")
     return export_onnx(load_agent(run, agent, best, overrides), path)

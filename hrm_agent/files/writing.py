@@ -87,26 +87,29 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def check_output(path: str | Path, option: str = "out") -> Path:
+def check_output(path: str | Path, option: str = "out", make_folder: bool = False) -> Path:
     """The file that a user names for a result, checked before the work begins; nothing is written.
 
     Args:
         option: its name on the command line, for messages.
+        make_folder: its folder need not exist; `write_output` makes it.
 
     Raises:
         ValueError: no file can be written there.
     """
     shown = f"{option}={path}" if str(path).isprintable() else f"{option}={str(path)!r}"
     if not str(path):
-        raise ValueError(f"{shown}: expected the name of a file")
+        raise ValueError(f"{shown}: expected a file in a folder that exists")
     try:
         status = _status(path)
         folder = Path(os.path.realpath(path)).parent
     except (OSError, ValueError) as error:
         raise ValueError(f"{shown}: {getattr(error, 'strerror', None) or error}") from None
     if status is not None and not _takes_data(status):
-        raise ValueError(f"{shown}: expected the name of a file")
+        raise ValueError(f"{shown}: expected a file in a folder that exists")
     if status is None or _is_replaced(status):
+        while make_folder and not os.path.lexists(folder):
+            folder = folder.parent
         if not folder.is_dir():
             raise ValueError(f"{shown}: expected a file in a folder that exists")
         if not os.access(folder, os.W_OK | os.X_OK):

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from hrm_agent import __version__
 from hrm_agent.cores import name_of
 from hrm_agent.cores.base import check_at_least, check_choice
-from hrm_agent.files.writing import write_atomically
+from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import UsageError, compose_config
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.parallel.threads import Threads, available_cores, check_device
@@ -121,8 +121,8 @@ def solve(
             a package that the task needs is not installed, or a setting out of range; nothing is written then.
     """
     for name, file in (("out", out), ("submission", submission)):
-        if file is not None and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
-            raise ValueError(f"{name}={file}: expected a file in a folder that exists")
+        if file is not None:
+            check_output(file, name)
     check_at_least("puzzles", puzzles, 1)
     check_at_least("segments", segments, 0)
     if type(halt) is not bool:
@@ -143,7 +143,7 @@ def solve(
     if submission is not None:
         write_submission(report["task"], Path(submission))
     if out is not None:
-        write_atomically(Path(out), (json.dumps(report, indent=2) + "\n").encode())
+        write_output(out, (json.dumps(report, indent=2) + "\n").encode())
     return report
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_agent.evaluation.metrics import wilson_interval
-from hrm_agent.files.writing import write_atomically
+from hrm_agent.files.writing import write_output
 from hrm_agent.supervised.tasks.arc_grids import Grid
 
 ATTEMPTS = 2
@@ -111,4 +111,4 @@ def write_submission(result: Mapping[str, Any], path: Path) -> None:
     """
     if "attempts" not in result:
         raise ValueError("the evaluation has no 'attempts'; give what task=arc returned")
-    write_atomically(path, json.dumps(result["attempts"]).encode())
+    write_output(path, json.dumps(result["attempts"]).encode())
