@@ -26,6 +26,7 @@ from hrm_agent.benchmarks.cases import Options, measure
 from hrm_agent.benchmarks.paths import COMPILED, PLAIN, available_paths
 from hrm_agent.benchmarks.peaks import matrix_peaks
 from hrm_agent.benchmarks.suites import DEFAULT, SUITES
+from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import UsageError, usage_errors
 from hrm_agent.names.nearest import did_you_mean
@@ -165,6 +166,7 @@ def _table(suite: str, records: list[dict[str, Any]], fail_below: float | None) 
     return table
 
 
+@outliving_the_terminal()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for; return the exit code."""
     options = build_parser().parse_args(arguments)

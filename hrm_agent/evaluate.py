@@ -12,6 +12,7 @@ from hrm_agent.evaluation.cost import measure_cost
 from hrm_agent.evaluation.episodes import PolicyActor
 from hrm_agent.evaluation.level_sets import find_level_set
 from hrm_agent.evaluation.report import BATCH, REFERENCES, Levels, compare, describe_agent, format_report, to_json
+from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.parallel.threads import Threads, available_cores
@@ -121,6 +122,7 @@ def _choose_levels(
     return Levels(levels.env, levels.env_options, levels.count, levels.first, levels.split)
 
 
+@outliving_the_terminal()
 def main() -> None:
     usage = "python -m hrm_agent.evaluate run=RUN|agent=ID [KEY=VALUE] ..."
     with usage_errors():

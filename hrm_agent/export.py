@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from hrm_agent.agents.onnx import export
+from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 
 EXAMPLES = (
@@ -14,6 +15,7 @@ EXAMPLES = (
 )
 
 
+@outliving_the_terminal()
 def main() -> None:
     usage = "python -m hrm_agent.export run=RUN|agent=ID [KEY=VALUE] ..."
     with usage_errors():

@@ -10,6 +10,7 @@ from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.evaluation.report import describe_agent, to_json
 from hrm_agent.evaluation.shifts import AXES, base_config, format_header, format_point, list_points, run_shifts
+from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.parallel.threads import Threads, available_cores
@@ -84,6 +85,7 @@ def shifts(
     return report
 
 
+@outliving_the_terminal()
 def main() -> None:
     usage = "python -m hrm_agent.shifts run=RUN|agent=ID [KEY=VALUE] ..."
     with usage_errors():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.launch.solve import solve
 from hrm_agent.supervised.evaluation import format_report
@@ -15,6 +16,7 @@ EXAMPLES = (
 )
 
 
+@outliving_the_terminal()
 def main() -> None:
     usage = "python -m hrm_agent.solve model=RUN|FOLDER|FILE [KEY=VALUE] ..."
     with usage_errors():

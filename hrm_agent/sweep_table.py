@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.launch.cli import parse_options, usage_errors
 from hrm_agent.launch.sweep_table import print_table, sweep_table
 
@@ -14,6 +15,7 @@ EXAMPLES = (
 )
 
 
+@outliving_the_terminal()
 def main() -> None:
     usage = "python -m hrm_agent.sweep_table folder=FOLDER [KEY=VALUE] ..."
     with usage_errors():

@@ -10,6 +10,7 @@ from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.video import check_mp4, encode_gif, encode_mp4, record_episodes
+from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 
@@ -75,6 +76,7 @@ def watch(
     return path
 
 
+@outliving_the_terminal()
 def main() -> None:
     usage = "python -m hrm_agent.watch run=RUN|agent=ID [KEY=VALUE] ..."
     with usage_errors():

@@ -12,6 +12,7 @@ from hrm_agent.agents.agent import find_agent_folder
 from hrm_agent.agents.card import CARD_FILE
 from hrm_agent.agents.registry import AgentSpec, registry
 from hrm_agent.files.reading import CheckpointError
+from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.launch.cli import UsageError, usage_errors, wants_help
 
 USAGE = "python -m hrm_agent.agents [ID]"
@@ -19,6 +20,7 @@ COLUMNS = ("id", "environment", "core", "carry", "K", "parameters", "success on 
 WIDE = 1000  # columns of a pipe or a file: no line is broken there
 
 
+@outliving_the_terminal()
 def main() -> None:
     arguments = sys.argv[1:]
     if wants_help(arguments):

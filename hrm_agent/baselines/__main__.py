@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hrm_agent import __version__
 from hrm_agent.baselines.config import Options, RunConfig
 from hrm_agent.evaluation.report import to_json
+from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import UsageError, fail, parse_options, usage_errors
 from hrm_agent.parallel.threads import Threads
@@ -30,6 +31,7 @@ RUN_FILE = "run.json"
 PACKAGES = ("stable-baselines3", "sb3-contrib", "torch", "numpy", "gymnasium", "numba")
 
 
+@outliving_the_terminal()
 def main() -> None:
     with usage_errors():
         options = parse_options(sys.argv[1:], Options, USAGE, EXAMPLES)
