@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import random
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
-from experiments.robustness import soak
+from experiments.robustness import kill, soak, watched
+
+# The soak
 
 
 def series(per_hour: float, noise: float = 0.2, level: float = 300.0) -> tuple[list[float], list[float]]:
@@ -62,3 +66,70 @@ def test_a_process_is_counted_with_its_memory_descriptors_threads_and_children(t
     assert after["rss_mb"] - alone["rss_mb"] > before["rss_mb"] + 60
     assert held.sum() > 0
     assert soak.sample(child) == {}
+
+
+# Kills
+
+
+STEPS = """
+import os, sys, time
+def say(line): os.write(int(sys.argv[1]), line)
+say(b"+training 1\\n-training 1\\n+training 1\\n+film 1\\n")
+time.sleep(0.01)
+say(b"+C++ 2\\n-film 1\\n-training 1\\n+checkpoint 1\\n")
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> kill.Watched:
+    (tmp_path / "watched.py").write_text(STEPS)
+    monkeypatch.setattr(kill, "HERE", tmp_path)
+    return kill.Watched([], kill.Caches(tmp_path), tmp_path / "log")
+
+
+def test_a_process_is_killed_in_the_phase_that_was_chosen(process: kill.Watched) -> None:
+    assert process.kill_in("checkpoint", 1, 0.01) == {"checkpoint", "C++"}
+    assert process.process.returncode == -9
+    assert [s.phase for s in process.segments] == ["training", "training", "film", "training"]
+    film = process.segments[2]
+    assert film.end - film.begin >= 0.009
+
+
+def test_moments_are_uniform_over_the_time_in_a_phase() -> None:
+    segments = [kill.Segment("film", 10.0, 11.0), kill.Segment("film", 20.0, 20.0), kill.Segment("film", 30.0, 33.0)]
+    draws = random.Random(0)
+    moments = [kill.draw_moment(draws, segments) for _ in range(2000)]
+    assert {number for number, _ in moments} == {1, 3}
+    assert sum(number == 3 for number, _ in moments) == pytest.approx(1500, abs=80)
+    assert all(0 <= after <= (1.0 if number == 1 else 3.0) for number, after in moments)
+
+
+def test_what_is_watched_is_there_and_says_so(tmp_path: Path) -> None:
+    module = ModuleType("hrm_agent.training.trainer")
+
+    class Trainer:
+        def iterate(self) -> int:
+            return self.validate()
+
+        def validate(self) -> int:
+            raise ValueError("inside")
+
+        _film = save_checkpoint = validate
+
+    module.Trainer, module.compile_env = Trainer, len  # type: ignore[attr-defined]
+    with open(tmp_path / "said", "wb", buffering=0) as said:
+        watched.wrap(module, said.fileno())
+        with pytest.raises(ValueError, match="inside"):
+            Trainer().iterate()
+    lines = [line.rpartition(" ")[0] for line in (tmp_path / "said").read_text().splitlines()]
+    assert lines == ["+training", "+validation", "-validation", "-training"]
+
+
+@pytest.mark.parametrize("module", watched.WATCHED)
+def test_every_function_that_is_watched_exists(module: str) -> None:
+    for path in watched.WATCHED[module]:
+        holder = __import__(module, fromlist=["_"])
+        for name in path.split("."):
+            holder = getattr(holder, name)
+        assert callable(holder)
