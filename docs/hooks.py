@@ -144,13 +144,13 @@ def _arguments(config: Any) -> str:
 
 
 def settings_tables() -> str:
-    """Every setting of every command, Markdown: name, default and meaning, as the code says them."""
+    """Every setting of every command, Markdown: name, default, values and meaning, as the code says them."""
     commands = {name: getattr(import_module(f"hrm_agent.{name}"), name) for name in COMMANDS}
     others = [(name, settings_of(command)) for name, command in {**commands, "baselines": Options}.items()]
     parts = []
     for title, settings in [*reference(), *others]:
-        rows = [(f"`{s.name}`", f"`{plain(s.default)}`".replace("`???`", ""), s.meaning) for s in settings]
-        parts.append(f"## {title}\n\n{_table(('setting', 'default', 'meaning'), rows)}")
+        rows = [(f"`{s.name}`", f"`{plain(s.default)}`".replace("`???`", ""), s.values, s.meaning) for s in settings]
+        parts.append(f"## {title}\n\n{_table(('setting', 'default', 'values', 'meaning'), rows)}")
     return "\n\n".join(parts)
 
 

@@ -16,9 +16,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 from rich.console import Console
 from rich.table import Table
 
@@ -30,9 +31,11 @@ from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import UsageError, usage_errors
 from hrm_agent.names.nearest import did_you_mean
+from hrm_agent.names.values import Count, Positive, ThreadCount, checked
 from hrm_agent.parallel.threads import available_cores, instruction_set
 from hrm_agent.training.tracking import CLOCKS
 
+TorchSeed = Annotated[int, Meta(ge=0, lt=2**31)]
 WIDE = 160  # columns where the output is no terminal: no line is broken there
 FAILED = 1
 
@@ -65,15 +68,11 @@ def check_options(options: argparse.Namespace) -> None:
         if name not in SUITES:
             raise UsageError(f"{name}: no such suite{did_you_mean(name, list(SUITES))}")
     options.suites = list(dict.fromkeys(options.suites)) or list(DEFAULT)
-    for name in ("rounds", "cores"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UsageError(f"--{name} {getattr(options, name)}: expected 1 or more")
+    for name, kind in (("rounds", Count | None), ("cores", ThreadCount), ("seed", TorchSeed | None)):
+        checked(f"--{name}", getattr(options, name), kind)
     if options.clock == "cpu" and options.cores != 1:
         raise UsageError(f"--clock cpu adds up the seconds of all {options.cores} cores; give --cores 1 with it")
-    if options.seed is not None and not 0 <= options.seed < 2**31:
-        raise UsageError(f"--seed {options.seed}: expected 0 or more, below 2^31")
-    if options.fail_below is not None and not options.fail_below > 0:
-        raise UsageError(f"--fail-below {options.fail_below}: expected a ratio above 0")
+    checked("--fail-below", options.fail_below, Positive | None)
     if options.out is not None:
         check_output(options.out, "--out")
     known = available_paths()
@@ -170,13 +169,13 @@ def _table(suite: str, records: list[dict[str, Any]], fail_below: float | None) 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure what the command line asks for; return the exit code."""
     options = build_parser().parse_args(arguments)
+    console = Console()
     with usage_errors():
         check_options(options)
-    console = Console()
-    result = bench(options, console if console.is_terminal else Console(width=WIDE))
-    if options.out is not None:
-        write_output(options.out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
-        print(f"wrote {options.out}")
+        result = bench(options, console if console.is_terminal else Console(width=WIDE))
+        if options.out is not None:
+            write_output(options.out, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+            print(f"wrote {options.out}")
     found = [verdict(record, options.fail_below) for record in result["records"]]
     for word, what in (("FAIL", "computed something else than the plain path"), ("SLOW", "slower than asked for")):
         if word in found:

@@ -18,7 +18,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor
 
 from hrm_agent.cores import build_core
-from hrm_agent.launch.settings import config_folder, typed
+from hrm_agent.launch.settings import config_folder
+from hrm_agent.names.values import typed
 from hrm_agent.policies.encoders import EncoderConfig, Observation, build_encoder, find_grid
 from hrm_agent.policies.policy import READOUTS, agent_token
 from hrm_agent.recurrence.unroll import read_token, run_segments

@@ -24,13 +24,13 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from hrm_agent.algos.optim import (
-    OPTIMIZERS,
+    OptimizerName,
     build_optimizer,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -38,54 +38,69 @@ from hrm_agent.algos.optim import (
 )
 from hrm_agent.algos.update import Part, drift_sums, gradient_step, part_of
 from hrm_agent.experience.replay import Replay, Sequences
+from hrm_agent.names.values import (
+    BelowOne,
+    Count,
+    CountOrNone,
+    Many,
+    ManyOrNone,
+    NonNegative,
+    Positive,
+    Share,
+    StepsOrNone,
+    check_fields,
+    one_of,
+)
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.policy import Policy
 from hrm_agent.tensors import trees
+from hrm_agent.tensors.saved import check_generator, check_moments, check_tensors, check_total
 from hrm_agent.tensors.trees import flatten, unflatten
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"huber": nn.functional.huber_loss, "mse": nn.functional.mse_loss}
+LossName = Annotated[str, one_of(LOSSES)]
 
 
 @dataclass(frozen=True)
 class DQNConfig:
     """DQN's settings; every one can be changed on the command line as `algo.NAME=VALUE`."""
 
-    num_envs: int = 128  # environments stepped in parallel
-    collect_steps: int = 8  # steps of each environment between updates
-    capacity: int = 100_000  # frames in the replay; the state of every stride-th is kept: 8 kB each by default
-    learning_starts: int = 10_000  # frames collected before the first update
-    updates: int = 4  # batches drawn after every collection
-    batch_sequences: int = 64  # sequences in a batch
-    burn_in: int = 4  # steps that rebuild the state, without gradient; a multiple of the stride
-    train_steps: int = 8  # steps of a sequence to train on
-    n_step: int = 3  # rewards summed before the bootstrap
-    stride: int = 4  # steps between stored states, where sequences may begin
-    learning_rate: float = 1e-3  # of the optimizer
-    optimizer: str = "adamw"  # adamw | adam_atan2, which the authors of HRM and TRM trained with
-    beta1: float = 0.9  # of the optimizer: decay of the mean of gradients
-    beta2: float = 0.999  # of the optimizer: decay of the mean of their squares
-    eps: float = 1e-5  # of adamw, added to the root of the mean square
-    weight_decay: float = 0.0  # of the optimizer
-    warmup: int = 0  # optimizer steps over which the learning rate rises from 0
+    num_envs: Count = 128  # environments stepped in parallel
+    collect_steps: Count = 8  # steps of each environment between updates
+    capacity: Many = 100_000  # frames in the replay; the state of every stride-th is kept: 8 kB each by default
+    learning_starts: ManyOrNone = 10_000  # frames collected before the first update
+    updates: Count = 4  # batches drawn after every collection
+    batch_sequences: Count = 64  # sequences in a batch
+    burn_in: CountOrNone = 4  # steps that rebuild the state, without gradient; a multiple of the stride
+    train_steps: Count = 8  # steps of a sequence to train on
+    n_step: Count = 3  # rewards summed before the bootstrap
+    stride: Count = 4  # steps between stored states, where sequences may begin
+    learning_rate: Positive = 1e-3  # of the optimizer
+    optimizer: OptimizerName = "adamw"  # adamw | adam_atan2, which the authors of HRM and TRM trained with
+    beta1: BelowOne = 0.9  # of the optimizer: decay of the mean of gradients
+    beta2: BelowOne = 0.999  # of the optimizer: decay of the mean of their squares
+    eps: Positive = 1e-5  # of adamw, added to the root of the mean square
+    weight_decay: NonNegative = 0.0  # of the optimizer
+    warmup: StepsOrNone = 0  # optimizer steps over which the learning rate rises from 0
     anneal: bool = True  # learning rate goes linearly to 0 over the run
-    gamma: float = 0.97  # discount of a step
+    gamma: Share = 0.97  # discount of a step
     double_q: bool = True  # the online network chooses the next action, the target network values it
-    target_ema: float = 0.99  # of the target network's weights, at every optimizer step
-    loss: str = "huber"  # huber | mse
-    max_grad_norm: float = 10.0  # gradients with a larger norm are scaled down to it; 0: none are
-    epsilon_start: float = 1.0  # share of random actions at the beginning
-    epsilon_end: float = 0.05  # share of random actions at the end
-    epsilon_fraction: float = 0.3  # of the run, over which epsilon goes linearly from start to end
-    epsilon_updates: int = 0  # the same in optimizer steps, in place of the fraction; 0: the fraction counts
+    target_ema: Share = 0.99  # of the target network's weights, at every optimizer step
+    loss: LossName = "huber"  # huber | mse
+    max_grad_norm: NonNegative = 10.0  # gradients with a larger norm are scaled down to it; 0: none are
+    epsilon_start: Share = 1.0  # share of random actions at the beginning
+    epsilon_end: Share = 0.05  # share of random actions at the end
+    epsilon_fraction: Share = 0.3  # of the run, over which epsilon goes linearly from start to end
+    epsilon_updates: StepsOrNone = 0  # the same in optimizer steps, in place of the fraction; 0: the fraction counts
     prioritised: bool = False  # draw sequences by their TD error
-    priority_alpha: float = 0.9  # exponent of the priorities (R2D2)
-    priority_beta: float = 0.6  # exponent of the importance weights (R2D2)
+    priority_alpha: Share = 0.9  # exponent of the priorities (R2D2)
+    priority_beta: Share = 0.6  # exponent of the importance weights (R2D2)
     each_segment: bool = False  # train every batch at each segment in turn, one optimizer step each (HRM-Agent)
     stored_bootstrap: bool = False  # value the next observation with the state stored after the step (HRM-Agent)
 
     def __post_init__(self) -> None:
-        self._check_ranges()
+        check_fields(self, "algo")
         if self.burn_in % self.stride:
             raise ValueError(
                 f"algo.burn_in={self.burn_in} is no multiple of algo.stride={self.stride}: a sequence begins where a "
@@ -111,23 +126,6 @@ class DQNConfig:
                 f"algo.learning_starts={self.learning_starts}: expected at most the {held * self.num_envs} frames that "
                 f"algo.capacity={self.capacity} holds"
             )
-
-    def _check_ranges(self) -> None:
-        def check(names: str, fits: Callable[[Any], bool], expected: str) -> None:
-            for name in names.split():
-                if not fits(getattr(self, name)):
-                    raise ValueError(f"algo.{name}={getattr(self, name)}: expected {expected}")
-
-        counts = "num_envs collect_steps capacity updates batch_sequences train_steps n_step stride"
-        check(counts, lambda x: x >= 1, "1 or more")
-        at_least_0 = "burn_in learning_starts warmup epsilon_updates weight_decay max_grad_norm"
-        check(at_least_0, lambda x: x >= 0, "0 or more")
-        shares = "gamma target_ema epsilon_start epsilon_end epsilon_fraction priority_alpha priority_beta"
-        check(shares, lambda x: 0 <= x <= 1, "a number from 0 to 1")
-        check("beta1 beta2", lambda x: 0 <= x < 1, "a number from 0 to below 1")
-        check("learning_rate eps", lambda x: x > 0, "a number above 0")
-        check("optimizer", lambda x: x in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}")
-        check("loss", lambda x: x in LOSSES, f"one of {', '.join(LOSSES)}")
 
 
 class DQN:
@@ -356,12 +354,21 @@ class DQN:
         """Inverse of `tensors` and `metadata`.
 
         Raises:
-            KeyError, RuntimeError, ValueError: they belong to another policy or optimizer.
+            ValueError: they belong to another policy or optimizer, or are none that a run can have saved; then nothing
+                has changed.
         """
+        self.check(tensors, metadata)
         self.target.load_state_dict(unflatten("target", tensors))
         load_optimizer_tensors(self.optimizer, unflatten("optimizer", tensors))
         self.generator.set_state(tensors["generator"])
         self.steps = metadata["steps"]
+
+    def check(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Whether `restore` would accept them; changes nothing. Raises: ValueError; see there."""
+        check_tensors("target", unflatten("target", tensors), self.target.state_dict())
+        check_moments(self.parameters, unflatten("optimizer", tensors))
+        check_generator("generator", tensors.get("generator"))
+        check_total("steps", metadata.get("steps"))
 
 
 def n_step_targets(rewards: Tensor, terminated: Tensor, ended: Tensor, values: Tensor, gamma: float, n: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from hrm_agent.algos.optim import adamw, set_learning_rate
 from hrm_agent.algos.update import drift_sums, gradient_step, window_gradient
 from hrm_agent.experience.demonstrations import Demonstrations, LabelledWindows
+from hrm_agent.names.values import Count, Many, NonNegative, Positive, Share, check_fields
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.distributions import Distribution
@@ -26,27 +27,19 @@ from hrm_agent.policies.policy import Policy
 class ImitationConfig:
     """Settings of behaviour cloning: the teacher acts. Each can be changed as `algo.NAME=VALUE`."""
 
-    num_envs: int = 128  # environments stepped in parallel
-    rollout_steps: int = 16  # steps of each environment between updates
-    window: int = 8  # consecutive steps unrolled in training
-    minibatch_windows: int = 64  # windows in a minibatch
-    epochs: int = 1  # passes over a rollout
-    learning_rate: float = 3e-3  # of AdamW
+    num_envs: Count = 128  # environments stepped in parallel
+    rollout_steps: Count = 16  # steps of each environment between updates
+    window: Count = 8  # consecutive steps unrolled in training
+    minibatch_windows: Many = 64  # windows in a minibatch
+    epochs: Count = 1  # passes over a rollout
+    learning_rate: Positive = 3e-3  # of AdamW
     anneal: bool = True  # learning rate goes linearly to 0 over the run
-    max_grad_norm: float = 0.5  # gradients with a larger norm are scaled down to it
-    weight_decay: float = 0.0  # of AdamW
-    teacher_noise: float = 0.0  # share of the teacher's actions that are uniformly random
+    max_grad_norm: Positive = 0.5  # gradients with a larger norm are scaled down to it
+    weight_decay: NonNegative = 0.0  # of AdamW
+    teacher_noise: Share = 0.0  # share of the teacher's actions that are uniformly random
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "rollout_steps", "window", "minibatch_windows", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"algo.{name}={getattr(self, name)}: expected 1 or more")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"algo.{name}={getattr(self, name)}: expected a number above 0")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"algo.weight_decay={self.weight_decay}: expected 0 or more")
-        self._check_fractions("teacher_noise")
+        check_fields(self, "algo")
         if self.rollout_steps % self.window:
             raise ValueError(
                 f"algo.rollout_steps={self.rollout_steps} does not divide into windows of algo.window={self.window} "
@@ -59,11 +52,6 @@ class ImitationConfig:
                 f"rollout (num_envs={self.num_envs} x rollout_steps={self.rollout_steps} / window={self.window})"
             )
 
-    def _check_fractions(self, *names: str) -> None:
-        for name in names:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"algo.{name}={getattr(self, name)}: expected a number from 0 to 1")
-
     def beta(self, progress: float) -> float:
         """Probability that the teacher acts, `progress` (0 to 1) into the run."""
         return 1.0
@@ -73,12 +61,8 @@ class ImitationConfig:
 class DAggerConfig(ImitationConfig):
     """Settings of DAgger: those of behaviour cloning, and the schedule of beta."""
 
-    beta_start: float = 1.0  # probability, at every step, that the teacher acts rather than the policy
-    beta_fraction: float = 0.3  # of the run, over which it goes linearly to 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_fractions("beta_start", "beta_fraction")
+    beta_start: Share = 1.0  # probability, at every step, that the teacher acts rather than the policy
+    beta_fraction: Share = 0.3  # of the run, over which it goes linearly to 0
 
     def beta(self, progress: float) -> float:
         if progress >= self.beta_fraction:

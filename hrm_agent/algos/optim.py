@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from hrm_agent.names.values import one_of
+from hrm_agent.tensors.saved import check_moments
+
 OPTIMIZERS = ("adamw", "adam_atan2")
 """Names that `build_optimizer` accepts."""
+OptimizerName = Annotated[str, one_of(OPTIMIZERS)]
 
 
 def build_optimizer(
@@ -241,7 +245,12 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer_tensors(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`; the parameter groups' settings stay those of `optimizer`."""
+    """Inverse of `optimizer_tensors`; the parameter groups' settings stay those of `optimizer`.
+
+    Raises:
+        ValueError: they belong to other parameters; then nothing has changed.
+    """
+    check_moments([p for group in optimizer.param_groups for p in group["params"]], tensors)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split("/")

@@ -16,6 +16,7 @@ from torch import Tensor
 from hrm_agent.algos.optim import adamw, set_learning_rate
 from hrm_agent.algos.update import Part, drift_sums, gradient_step, window_gradient
 from hrm_agent.experience.rollout import Rollout, Windows
+from hrm_agent.names.values import Count, Many, NonNegative, Positive, Share, check_fields
 from hrm_agent.parallel.graphs import Wrap
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, moments
 from hrm_agent.parallel.threads import Threads
@@ -27,36 +28,25 @@ from hrm_agent.tensors import trees
 class PPOConfig:
     """PPO's settings; every one can be changed on the command line as `algo.NAME=VALUE`."""
 
-    num_envs: int = 128  # environments stepped in parallel
-    rollout_steps: int = 16  # steps of each environment between updates
-    window: int = 16  # consecutive steps unrolled in training; 1 with time_gradient=detached is the papers' way
-    minibatch_windows: int = 32  # windows in a minibatch
-    epochs: int = 1  # passes over a rollout
-    learning_rate: float = 3e-3  # of AdamW
+    num_envs: Count = 128  # environments stepped in parallel
+    rollout_steps: Count = 16  # steps of each environment between updates
+    window: Count = 16  # consecutive steps unrolled in training; 1 with time_gradient=detached is the papers' way
+    minibatch_windows: Many = 32  # windows in a minibatch
+    epochs: Count = 1  # passes over a rollout
+    learning_rate: Positive = 3e-3  # of AdamW
     anneal: bool = True  # learning rate and entropy bonus go linearly to 0 over the run
-    gamma: float = 0.97  # discount of a step
-    gae_lambda: float = 0.95  # of generalised advantage estimation (arXiv 1506.02438)
-    clip_range: float = 0.2  # of the probability ratio
-    value_coef: float = 4.0  # weight of the value's loss
-    entropy_coef: float = 0.01  # weight of the entropy bonus
-    max_grad_norm: float = 0.5  # gradients with a larger norm are scaled down to it
-    weight_decay: float = 0.0  # of AdamW
+    gamma: Share = 0.97  # discount of a step
+    gae_lambda: Share = 0.95  # of generalised advantage estimation (arXiv 1506.02438)
+    clip_range: Positive = 0.2  # of the probability ratio
+    value_coef: NonNegative = 4.0  # weight of the value's loss
+    entropy_coef: NonNegative = 0.01  # weight of the entropy bonus
+    max_grad_norm: Positive = 0.5  # gradients with a larger norm are scaled down to it
+    weight_decay: NonNegative = 0.0  # of AdamW
     refresh_states: bool = False  # recompute stored states with the current weights before every epoch but the first
     scale_rewards: bool = False  # divide rewards by the running deviation of the return, for returns far from 1
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "rollout_steps", "window", "minibatch_windows", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"algo.{name}={getattr(self, name)}: expected 1 or more")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"algo.{name}={getattr(self, name)}: expected a number from 0 to 1")
-        for name in ("learning_rate", "clip_range", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"algo.{name}={getattr(self, name)}: expected a number above 0")
-        for name in ("value_coef", "entropy_coef", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"algo.{name}={getattr(self, name)}: expected 0 or more")
+        check_fields(self, "algo")
         if self.rollout_steps % self.window:
             raise ValueError(
                 f"algo.rollout_steps={self.rollout_steps} does not divide into windows of algo.window={self.window} "

@@ -45,11 +45,11 @@ def main() -> None:
     print(f"run folder: {folder}", file=sys.stderr)
     try:
         run.train(folder)
+        _finish(run, folder)
     except KeyboardInterrupt:
         fail(f"interrupted at {run.frames:,} frames; a baseline cannot be resumed", 130)
     except (ValueError, OSError) as error:
         fail(f"{error}; at {run.frames:,} frames of training", 1)
-    _finish(run, folder)
 
 
 def _check_installed() -> None:

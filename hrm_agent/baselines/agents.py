@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+from msgspec import Meta
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -16,15 +17,20 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from hrm_agent.baselines.networks import GridCNN
+from hrm_agent.names.values import (
+    Count,
+    Depth,
+    DepthOrNone,
+    Many,
+    ManyOrNone,
+    NonNegative,
+    Share,
+    Width,
+    WidthOrNone,
+    check_fields,
+)
 
-LEAST: dict[str, float] = {
-    "num_envs": 1, "n_steps": 2, "batch_size": 2, "n_epochs": 1, "width": 1, "layers": 0, "channels": 0,
-    "conv_layers": 1, "features": 1, "lstm_size": 1, "buffer_size": 1, "learning_starts": 0, "train_freq": 1,
-    "gradient_steps": 1, "target_update_interval": 1, "learning_rate": 0, "gamma": 0, "gae_lambda": 0,
-    "clip_range": 0, "ent_coef": 0, "vf_coef": 0, "max_grad_norm": 0, "tau": 0, "exploration_fraction": 0,
-    "exploration_final": 0,
-}  # fmt: skip
-AT_MOST_1 = ("gamma", "gae_lambda", "tau", "exploration_fraction", "exploration_final")
+TwoOrMore = Annotated[int, Meta(ge=2, le=65_536)]
 
 
 @dataclass(frozen=True)
@@ -43,20 +49,16 @@ class Settings:
         ValueError: a setting out of range.
     """
 
-    num_envs: int = 8
-    learning_rate: float = 3e-4
+    num_envs: Count = 8
+    learning_rate: NonNegative = 3e-4
     anneal: bool = False
-    gamma: float = 0.99
-    max_grad_norm: float = 0.5
-    width: int = 64
-    layers: int = 2
+    gamma: Share = 0.99
+    max_grad_norm: NonNegative = 0.5
+    width: Width = 64
+    layers: DepthOrNone = 2
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not isinstance(value, bool) and value < LEAST[name]:
-                raise ValueError(f"settings.{name}={value}: expected {LEAST[name]} or more")
-            if name in AT_MOST_1 and value > 1:
-                raise ValueError(f"settings.{name}={value}: expected at most 1")
+        check_fields(self, "settings")
 
     def rate(self) -> float | LinearSchedule:
         return LinearSchedule(self.learning_rate, 0.0, 1.0) if self.anneal else self.learning_rate
@@ -77,13 +79,13 @@ class PPOSettings(Settings):
         gae_lambda, clip_range, ent_coef, vf_coef: as in PPO.
     """
 
-    n_steps: int = 2048
-    batch_size: int = 64
-    n_epochs: int = 10
-    gae_lambda: float = 0.95
-    clip_range: float = 0.2
-    ent_coef: float = 0.0
-    vf_coef: float = 0.5
+    n_steps: TwoOrMore = 2048
+    batch_size: TwoOrMore = 64
+    n_epochs: Count = 10
+    gae_lambda: Share = 0.95
+    clip_range: NonNegative = 0.2
+    ent_coef: NonNegative = 0.0
+    vf_coef: NonNegative = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -107,15 +109,10 @@ class ConvolutionalPPOSettings(PPOSettings):
         channels, conv_layers, features: of `GridCNN`.
     """
 
-    layers: int = 0
-    channels: int = 32
-    conv_layers: int = 2
-    features: int = 256
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.channels < 1:
-            raise ValueError(f"settings.channels={self.channels}: expected 1 or more")
+    layers: DepthOrNone = 0
+    channels: Width = 32
+    conv_layers: Depth = 2
+    features: Width = 256
 
     def network(self) -> dict[str, Any]:
         return {**super().network(), **_convolutions(self.channels, self.conv_layers, self.features)}
@@ -132,12 +129,12 @@ class RecurrentPPOSettings(PPOSettings):
         conv_layers, features: of `GridCNN`, where there is one.
     """
 
-    n_steps: int = 128
-    batch_size: int = 128
-    lstm_size: int = 256
-    channels: int = 0
-    conv_layers: int = 2
-    features: int = 256
+    n_steps: TwoOrMore = 128
+    batch_size: TwoOrMore = 128
+    lstm_size: Width = 256
+    channels: WidthOrNone = 0
+    conv_layers: Depth = 2
+    features: Width = 256
 
     def network(self) -> dict[str, Any]:
         convolutions = _convolutions(self.channels, self.conv_layers, self.features)
@@ -160,20 +157,20 @@ class DQNSettings(Settings):
         conv_layers, features: of `GridCNN`, where there is one.
     """
 
-    learning_rate: float = 1e-4
-    max_grad_norm: float = 10.0
-    buffer_size: int = 200_000
-    learning_starts: int = 100
-    batch_size: int = 32
-    train_freq: int = 4
-    gradient_steps: int = 1
-    tau: float = 1.0
-    target_update_interval: int = 10_000
-    exploration_fraction: float = 0.1
-    exploration_final: float = 0.05
-    channels: int = 0
-    conv_layers: int = 2
-    features: int = 256
+    learning_rate: NonNegative = 1e-4
+    max_grad_norm: NonNegative = 10.0
+    buffer_size: Many = 200_000
+    learning_starts: ManyOrNone = 100
+    batch_size: TwoOrMore = 32
+    train_freq: Count = 4
+    gradient_steps: Count = 1
+    tau: Share = 1.0
+    target_update_interval: Many = 10_000
+    exploration_fraction: Share = 0.1
+    exploration_final: Share = 0.05
+    channels: WidthOrNone = 0
+    conv_layers: Depth = 2
+    features: Width = 256
 
     def network(self) -> dict[str, Any]:
         return {**super().network(), **_convolutions(self.channels, self.conv_layers, self.features)}

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from hrm_agent.launch.settings import typed
-from hrm_agent.names.nearest import did_you_mean
-from hrm_agent.training.tracking import CLOCKS
+from msgspec import Meta
+
+from hrm_agent.names.values import (
+    Episodes,
+    EpisodesOrNone,
+    NonNegative,
+    Steps,
+    StepsOrNone,
+    check_fields,
+    checked,
+    one_of,
+    typed,
+)
+from hrm_agent.training.loop import Clock
+
+NumpySeed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+"""What Stable-Baselines3 seeds numpy with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,24 +36,17 @@ class RunConfig:
     env: str = "DynamicMaze-v0"  # Gymnasium id
     env_options: dict[str, Any] = field(default_factory=dict)  # changed arguments of it, e.g. env_options.view=2
     settings: Any = field(default_factory=dict)  # changed settings of the baseline, e.g. settings.learning_rate=1e-3
-    seed: int = 0  # of weights, levels, actions and minibatches
-    total_steps: int = 2_000_000  # environment frames; rounded up to whole rollouts
-    max_seconds: float = 0.0  # time limit of training, which ends it before total_steps; 0: no limit
-    clock: str = "wall"  # wall | cpu: how seconds of training are counted; cpu on a machine with other work
-    log_every: int = 20_000  # frames between lines of metrics.jsonl
-    eval_every: int = 100_000  # frames between greedy evaluations on validation levels; 0: only at the end
-    eval_episodes: int = 500  # validation levels of an evaluation
-    test_episodes: int = 1000  # of the final evaluation on test levels; 0: none
+    seed: NumpySeed = 0  # of weights, levels, actions and minibatches
+    total_steps: Steps = 2_000_000  # environment frames; rounded up to whole rollouts
+    max_seconds: NonNegative = 0.0  # time limit of training, which ends it before total_steps; 0: no limit
+    clock: Clock = "wall"  # wall | cpu: how seconds of training are counted; cpu on a machine with other work
+    log_every: Steps = 20_000  # frames between lines of metrics.jsonl
+    eval_every: StepsOrNone = 100_000  # frames between greedy evaluations on validation levels; 0: only at the end
+    eval_episodes: Episodes = 500  # validation levels of an evaluation
+    test_episodes: EpisodesOrNone = 1000  # of the final evaluation on test levels; 0: none
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "log_every", "eval_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
-        for name in ("seed", "max_seconds", "eval_every", "test_episodes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
-        if self.clock not in CLOCKS:
-            raise ValueError(f"clock={self.clock}: expected {' or '.join(CLOCKS)}")
+        check_fields(self)
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> RunConfig:
@@ -50,9 +57,7 @@ class RunConfig:
         """
         from hrm_agent.baselines.agents import BASELINES
 
-        name = options["baseline"]
-        if name not in BASELINES:
-            raise ValueError(f"baseline={name}: no such baseline{did_you_mean(name, list(BASELINES))}")
+        name = checked("baseline", options["baseline"], Annotated[str, one_of(BASELINES)])
         settings = typed(BASELINES[name].settings, options["settings"] or {}, "settings")
         return cls(**{**options, "settings": settings, "env_options": options["env_options"] or {}})
 

@@ -32,6 +32,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from hrm_agent.names.values import printable
 from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.recurrence import PATHS, check_kernel, use
@@ -328,8 +329,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_kernel(given.path)
             errors = compare_file(path, numerics=numerics)
             allowed = tolerances(path, numerics)
-        except (ValueError, IndexError) as error:  # IndexError: a token that the vocabulary lacks
-            print(f"{path}: {error}", file=sys.stderr)
+        # IndexError: a token that the vocabulary lacks; the others: settings or shapes that no model has.
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            print(f"{printable(str(path))}: {printable(str(error))}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
         passed = report(path, errors, allowed) and passed
     return 0 if passed else 1

@@ -21,6 +21,7 @@ from hrm_agent.cores.hrm import HRM, HRMState
 from hrm_agent.cores.trm import TRM, TRMState
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.names.registry import Registry
+from hrm_agent.names.values import checked, types_of
 
 
 class CoreRegistry(Registry[type[Core]]):
@@ -149,7 +150,9 @@ def build_core(
         ValueError: an unknown name or option (the nearest is named), or a value out of range.
     """
     make, known = find_core(name), list(core_options(name))
-    for option in options:
+    kinds = types_of(make)
+    for option, value in options.items():
         if option not in known:
             raise ValueError(f"core={name} has no option {option!r}{did_you_mean(option, known) or '; it has none'}")
+        options[option] = checked(f"core.{option}", value, kinds[option])
     return make(hidden_size, length, grid, **options)

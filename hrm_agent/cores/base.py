@@ -7,11 +7,13 @@ others are added by `register_core`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from hrm_agent.names.nearest import did_you_mean
+from hrm_agent.names.values import one_of
 from hrm_agent.tensors.trees import map_tensors
 
 State = tuple[Tensor, ...]
@@ -19,6 +21,7 @@ State = tuple[Tensor, ...]
 
 CYCLE_GRADIENTS = ("last", "all")
 """Which of a segment's cycles have a gradient: the last, as published, or all."""
+CycleGradient = Annotated[str, one_of(CYCLE_GRADIENTS)]
 
 TRUNCATION = 2.0
 TRUNCATED_STD = 0.87962566103423978

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from msgspec import Meta
 from torch import Tensor, nn
 
 from hrm_agent.cores.base import check_at_least, check_choice, check_grid, linear, truncated_normal_
 from hrm_agent.cores.norm import rms_norm
 from hrm_agent.cores.sweep import SweepMixing
+from hrm_agent.names.values import one_of
 
 MIXINGS = ("attention", "mlp", "conv", "sweep", "units", "attention_conv", "attention_local")
 POSITIONS = ("rope", "rope2d", "none")
+Mixing = Annotated[str, one_of(MIXINGS)]
+Positions = Annotated[str, one_of(POSITIONS)]
+Expansion = Annotated[float, Meta(gt=0, le=64)]
 ROPE_THETA = 10_000.0
 WIDTH_MULTIPLE = 256
 BIAS_RADIUS = 3

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hrm_agent.cores.base import Core, State, check_at_least, initial_latent, linear, truncated_normal_
 from hrm_agent.cores.norm import rms_norm
+from hrm_agent.names.values import Depth
 
 
 class ConvLSTMState(NamedTuple):
@@ -83,8 +84,8 @@ class ConvLSTM(Core):
         length: int,
         grid: tuple[int, int] | None = None,
         *,
-        layers: int = 3,
-        ticks: int = 3,
+        layers: Depth = 3,
+        ticks: Depth = 3,
     ) -> None:
         super().__init__(hidden_size, length, grid)
         if self.grid is None:

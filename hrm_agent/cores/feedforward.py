@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from hrm_agent.cores.base import Core, State, check_at_least
-from hrm_agent.cores.blocks import BlockConfig, BlockStack, RotaryPositions
+from hrm_agent.cores.blocks import BlockConfig, BlockStack, Expansion, Mixing, Positions, RotaryPositions
+from hrm_agent.names.values import Count, Depth, Positive
 
 
 class FeedForwardState(NamedTuple):
@@ -34,13 +35,13 @@ class FeedForward(Core):
         length: int,
         grid: tuple[int, int] | None = None,
         *,
-        layers: int = 4,
-        num_heads: int = 4,
-        mixing: str = "attention",
-        positions: str = "rope",
-        expansion: float = 4.0,
-        inner_size: int | None = None,
-        branch_gain: float = 1.0,
+        layers: Depth = 4,
+        num_heads: Depth = 4,
+        mixing: Mixing = "attention",
+        positions: Positions = "rope",
+        expansion: Expansion = 4.0,
+        inner_size: Count | None = None,
+        branch_gain: Positive = 1.0,
     ) -> None:
         super().__init__(hidden_size, length, grid)
         check_at_least("layers", layers, 1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hrm_agent.cores.base import Core, State, check_at_least, initial_latent, linear
 from hrm_agent.cores.norm import rms_norm
+from hrm_agent.names.values import Count
 
 
 class GRUState(NamedTuple):
@@ -40,8 +41,8 @@ class GRUCore(Core):
         length: int,
         grid: tuple[int, int] | None = None,
         *,
-        memory_size: int | None = None,
-        inner_size: int | None = None,
+        memory_size: Count | None = None,
+        inner_size: Count | None = None,
     ) -> None:
         super().__init__(hidden_size, length, grid)
         memory = check_at_least("memory_size", hidden_size if memory_size is None else memory_size, 1)

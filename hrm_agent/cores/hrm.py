@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from hrm_agent.cores.blocks import BlockConfig, BlockStack
+from hrm_agent.cores.base import CycleGradient
+from hrm_agent.cores.blocks import BlockConfig, BlockStack, Expansion, Mixing, Positions
 from hrm_agent.cores.two_latents import TwoLatentCore, TwoLatentState
+from hrm_agent.names.values import Count, Depth, Positive
 
 HRMState = TwoLatentState
 
@@ -31,17 +33,17 @@ class HRM(TwoLatentCore):
         length: int,
         grid: tuple[int, int] | None = None,
         *,
-        H_layers: int = 4,
-        L_layers: int = 4,
-        num_heads: int = 4,
-        H_cycles: int = 2,
-        L_cycles: int = 2,
-        mixing: str = "attention",
-        positions: str = "rope",
-        expansion: float = 4.0,
-        inner_size: int | None = None,
-        branch_gain: float = 1.0,
-        cycle_gradient: str = "last",
+        H_layers: Depth = 4,
+        L_layers: Depth = 4,
+        num_heads: Depth = 4,
+        H_cycles: Depth = 2,
+        L_cycles: Depth = 2,
+        mixing: Mixing = "attention",
+        positions: Positions = "rope",
+        expansion: Expansion = 4.0,
+        inner_size: Count | None = None,
+        branch_gain: Positive = 1.0,
+        cycle_gradient: CycleGradient = "last",
     ) -> None:
         block = BlockConfig(num_heads, mixing, expansion, inner_size, branch_gain)
         super().__init__(hidden_size, length, grid, H_cycles, L_cycles, positions, cycle_gradient, block)

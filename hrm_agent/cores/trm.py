@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from hrm_agent.cores.blocks import BlockConfig, BlockStack
+from hrm_agent.cores.base import CycleGradient
+from hrm_agent.cores.blocks import BlockConfig, BlockStack, Expansion, Mixing, Positions
 from hrm_agent.cores.two_latents import TwoLatentCore, TwoLatentState
+from hrm_agent.names.values import Count, Depth, Positive
 
 TRMState = TwoLatentState
 
@@ -33,16 +35,16 @@ class TRM(TwoLatentCore):
         length: int,
         grid: tuple[int, int] | None = None,
         *,
-        layers: int = 2,
-        num_heads: int = 4,
-        H_cycles: int = 3,
-        L_cycles: int = 6,
-        mixing: str = "attention",
-        positions: str = "rope",
-        expansion: float = 4.0,
-        inner_size: int | None = None,
-        branch_gain: float = 1.0,
-        cycle_gradient: str = "last",
+        layers: Depth = 2,
+        num_heads: Depth = 4,
+        H_cycles: Depth = 3,
+        L_cycles: Depth = 6,
+        mixing: Mixing = "attention",
+        positions: Positions = "rope",
+        expansion: Expansion = 4.0,
+        inner_size: Count | None = None,
+        branch_gain: Positive = 1.0,
+        cycle_gradient: CycleGradient = "last",
     ) -> None:
         block = BlockConfig(num_heads, mixing, expansion, inner_size, branch_gain)
         super().__init__(hidden_size, length, grid, H_cycles, L_cycles, positions, cycle_gradient, block)

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from hrm_agent.environments.make import make_vector_env
+from hrm_agent.environments.sources import check_stored
 from hrm_agent.names.nearest import did_you_mean
+from hrm_agent.names.values import Episodes, Seed, Split, checked, printable, types_of
 from hrm_envs import MazeVectorEnv
 
 FILE = Path(__file__).with_name("level_sets.json")
@@ -42,9 +44,9 @@ class LevelSet:
 
     env: str
     env_options: dict[str, Any] = field(default_factory=dict)
-    split: str = "test"
-    first: int = 0
-    count: int = 1000
+    split: Split = "test"
+    first: Seed = 0
+    count: Episodes = 1000
     sha256: str = ""
 
 
@@ -52,12 +54,13 @@ def find_level_set(name: str, file: Path = FILE) -> LevelSet:
     """The set of this name, whose levels are still those that were frozen.
 
     Raises:
-        ValueError: no such set, or its levels have changed.
+        ValueError: no such set, its levels have changed, or its environment is one of another module.
     """
     entries = json.loads(file.read_text())
     if name not in entries:
         raise ValueError(f"level_set={name}: no such set{did_you_mean(name, entries)}")
-    levels = LevelSet(**{"split" if key == "band" else key: value for key, value in entries[name].items()})
+    values = {"split" if key == "band" else key: value for key, value in entries[name].items()}
+    levels = LevelSet(**{**values, "env": check_stored(values["env"])})
     found = hash_levels(levels)
     if found != levels.sha256:
         raise ValueError(
@@ -125,9 +128,7 @@ def freeze(arguments: list[str]) -> dict[str, dict[str, Any]]:
     if "band" in values:  # its former name
         values["split"] = values.pop("band")
     of_set = {key: values.pop(key) for key in ("split", "first", "count") if key in values}
-    for key in ("first", "count"):
-        if type(of_set.get(key, 0)) is not int:
-            raise ValueError(f"{key}={of_set[key]}: expected an integer")
+    of_set = {key: checked(key, value, types_of(LevelSet)[key]) for key, value in of_set.items()}
     levels = LevelSet(names[1], values, **of_set)
     return {names[0]: {**asdict(levels), "sha256": hash_levels(levels)}}
 
@@ -143,8 +144,11 @@ def main() -> None:
     try:
         print(json.dumps(freeze(sys.argv[1:]), indent=2))
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

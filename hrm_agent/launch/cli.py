@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -23,13 +25,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.cores import core_names
+from hrm_agent.environments.checked import EnvironmentFailed, own_traceback
 from hrm_agent.environments.make import check_env_id
 from hrm_agent.launch import hydra_plugin as config_source
 from hrm_agent.launch import startup
-from hrm_agent.launch.settings import GROUPS, config_folder, option_defaults, rename_overrides
+from hrm_agent.launch.settings import GROUPS, config_folder, option_defaults, option_types, rename_overrides
 from hrm_agent.names.nearest import did_you_mean
+from hrm_agent.names.values import checked, printable, shown, takes_text
+from hrm_agent.parallel.memory import describe_out_of_memory, is_out_of_memory
 
 USAGE_ERROR = 2
+INTERRUPTED = 130
+MOST_JOBS = 100_000
+"""Of a sweep."""
+LONGEST = 20_000
+"""Characters of an argument."""
+DEEPEST = 20
+"""Brackets within brackets in one."""
 HYDRA_FLAGS = (
     "-h",
     "--help",
@@ -58,17 +70,38 @@ class UsageError(ValueError):
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turn input errors inside the body into one line on stderr and exit code 2."""
+    """Turn input errors inside the body into one line on stderr and exit code 2, and Ctrl-C into one and 130.
+
+    Where an environment fails, its own traceback comes before the line, and the exit code is 1; it is 1 too where
+    memory runs out.
+    """
     try:
         yield
     except (ValueError, OSError, OmegaConfBaseException, HydraException) as error:
         fail(str(error), USAGE_ERROR)
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+    except EnvironmentFailed as error:
+        say_traceback(error)
+        fail(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fail(f"{describe_out_of_memory(error)}; ask for less at once", 1)
 
 
 def say_error(message: str) -> None:
-    """Print a message on one line to stderr."""
+    """Print a message on one line to stderr, without control characters."""
     startup.over()
-    print("error: " + " ".join(message.split()), file=sys.stderr, flush=True)
+    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def say_traceback(error: EnvironmentFailed) -> None:
+    """Print the traceback of what an environment raised to stderr, without the frames of this package."""
+    trace = "" if error.__cause__ is None else own_traceback(error.__cause__)
+    if trace:
+        startup.over()
+        print(trace, file=sys.stderr, flush=True)
 
 
 def fail(message: str, code: int) -> None:
@@ -142,7 +175,9 @@ def command_overrides(arguments: list[str]) -> list[str]:
 
 
 def parse_overrides(overrides: list[str]) -> list[Override]:
-    """Raises: UsageError for an override that does not follow Hydra's grammar."""
+    """Raises: UsageError for an override that does not follow Hydra's grammar, or is too long."""
+    for override in overrides:
+        _check_size(override)
     try:
         return OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -150,8 +185,16 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
 
 
 def expand_sweeps(overrides: list[str]) -> Iterator[list[str]]:
-    """`a=1,2 b=3` -> `a=1 b=3`, `a=2 b=3`."""
-    for job in itertools.product(*map(_choices, parse_overrides(overrides))):
+    """`a=1,2 b=3` -> `a=1 b=3`, `a=2 b=3`.
+
+    Raises:
+        UsageError: more jobs than `MOST_JOBS`.
+    """
+    choices = [_choices(override) for override in parse_overrides(overrides)]
+    jobs = math.prod(map(len, choices))
+    if jobs > MOST_JOBS:
+        raise UsageError(f"{jobs:,} jobs; expected at most {MOST_JOBS:,}")
+    for job in itertools.product(*choices):
         yield list(job)
 
 
@@ -171,7 +214,10 @@ def _choices(override: Override) -> list[str]:
         return [override.input_line or ""]
     name = override.get_key_element()
     if override.is_discrete_sweep():
-        return [f"{name}={value}" for value in override.sweep_string_iterator()]
+        values = list(itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1))
+        if len(values) > MOST_JOBS:
+            raise UsageError(f"{shown(override.input_line)}: expected at most {MOST_JOBS:,} values")
+        return [f"{name}={value}" for value in values]
     interval = override.value()
     return [f"{name}={edge}" for edge in (interval.start, interval.end)]  # type: ignore[union-attr]
 
@@ -242,40 +288,35 @@ def parse_options(arguments: list[str], command: Any, usage: str, examples: Sequ
         examples: of the help.
 
     Raises:
-        UsageError: an unknown key, a required one that is missing, or a value of another type.
+        UsageError: an unknown key, a required one that is missing, or a text that is no value.
+        ValueError: a value of another type, or out of range.
     """
     if wants_help(arguments):
         from hrm_agent.launch.help import command_page  # which is needed for nothing else
 
         print(command_page(usage, command, examples))
         raise SystemExit(0)
-    defaults = OmegaConf.create(option_defaults(command))
-    known = [str(key) for key in defaults]
-    arguments = [re.sub("^band=", "split=", a) for a in arguments]  # its former name
-    for argument in arguments:
-        key, equals, _ = argument.partition("=")
-        if not equals or key.lstrip("+").split(".")[0] not in known:
-            raise UsageError(f"{argument}: expected KEY=VALUE{did_you_mean(key, known)}")
-    given = OmegaConf.from_cli([a.lstrip("+") for a in arguments])
-    for argument in arguments:
-        key, _, text = argument.lstrip("+").partition("=")
-        if key in ("run", "agent", "out", "folder", "model", "submission") and text != "null":
-            given[key] = text  # a folder may be called 0
-    merged = OmegaConf.merge(defaults, given)
-    assert isinstance(merged, DictConfig)
-    numbers = {int: (int,), float: (int, float)}
-    plain = OmegaConf.to_container(defaults)
-    assert isinstance(plain, dict)
-    for key in known:
-        if OmegaConf.is_missing(merged, key):
-            raise UsageError(f"{key}=... is required; {usage}")
-        default = plain[key]
-        expected = numbers.get(type(default))
-        if expected and type(merged[key]) not in expected:
-            raise UsageError(f"{key}={merged[key]}: expected a number like {default}")
-        if isinstance(default, bool) and not isinstance(merged[key], bool):
-            raise UsageError(f"{key}={merged[key]}: expected true or false")
-    return {str(k): v for k, v in OmegaConf.to_container(merged, resolve=True).items()}  # type: ignore[union-attr]
+    defaults, kinds = option_defaults(command), option_types(command)
+    given: dict[str, Any] = {}
+    for argument in (re.sub("^band=", "split=", a) for a in arguments):  # its former name
+        path, equals, text = argument.lstrip("+").partition("=")
+        key, *inner = path.split(".")
+        if not equals:
+            raise UsageError(f"{shown(argument)}: expected KEY=VALUE{did_you_mean(path, defaults)}")
+        if key not in defaults:
+            raise UsageError(f"{path}: no such setting{did_you_mean(key, defaults)}")
+        if inner:  # env_options.rows=6
+            _put_inside(given, path, [key, *inner], parse_value(path, text))
+        else:
+            given[key] = _text_or_value(key, text, kinds[key])
+    try:
+        options: Any = OmegaConf.to_container(OmegaConf.create({**defaults, **given}), resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:  # of interpolations, ${...}
+        raise UsageError(next(iter(str(error).splitlines()), "nested too deeply")) from None
+    missing = [key for key in defaults if options[key] == "???"]
+    if missing:
+        raise UsageError(f"{missing[0]}=... is required; {usage}")
+    return {key: checked(key, options[key], kinds[key]) for key in defaults}
 
 
 def parse_agent_options(arguments: list[str], command: Any, usage: str, examples: Sequence[str] = ()) -> dict[str, Any]:
@@ -284,15 +325,63 @@ def parse_agent_options(arguments: list[str], command: Any, usage: str, examples
     `which=best|last` becomes `best=True|False`, and what overrides an agent's settings one `AgentOverrides`.
 
     Raises:
-        UsageError: see `parse_options`; or another value of `which`.
+        UsageError: see `parse_options`.
+        ValueError: see `parse_options`.
     """
     options = parse_options(arguments, command, usage, examples)
-    which = options.pop("which")
-    if which not in ("best", "last"):
-        raise UsageError(f"which={which}: expected best or last")
     if "overrides" in inspect.signature(command).parameters:
         options["overrides"] = AgentOverrides.taken_from(options)
-    return {**options, "best": which == "best"}
+    best = options.pop("which") == "best"
+    return {**options, "best": best}
+
+
+def parse_value(name: str, text: str) -> Any:
+    """A value in YAML, as it is typed: `6`, `null`, `[size,view]`, `{rows: 6}`.
+
+    Args:
+        name: of the setting, for messages.
+
+    Raises:
+        UsageError: it is no YAML, or too long, or holds anchors and aliases, of which a short text can make gigabytes.
+    """
+    _check_size(f"{name}={text}")
+    try:
+        if any(isinstance(token, yaml.AnchorToken | yaml.AliasToken | yaml.TagToken) for token in yaml.scan(text)):
+            reason = "anchors, aliases and tags are not read, write the value out"
+        else:
+            read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+            return read["value"]
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        reason = str(error).splitlines()[0]
+    raise UsageError(f"{name}={shown(text)}: not a value in YAML ({reason})")
+
+
+def _text_or_value(name: str, text: str, kind: Any) -> Any:
+    """A text as it stands, since a folder may be called 0; of other types the value that it says."""
+    if text == "null" or not takes_text(kind) or text[:1] in ("'", '"'):
+        return parse_value(name, text)
+    _check_size(f"{name}={text}")
+    return text
+
+
+def _put_inside(given: dict[str, Any], path: str, keys: list[str], value: Any) -> None:
+    """Put a value into groups within groups, which begin empty."""
+    group = given
+    for key in keys[:-1]:
+        if not isinstance(group.setdefault(key, {}), dict):
+            raise UsageError(f"{path}={shown(value)}: {key} is no group of settings but {shown(group[key])}")
+        group = group[key]
+    group[keys[-1]] = value
+
+
+def _check_size(argument: str) -> None:
+    """Raises: UsageError for an argument that is longer, or more deeply nested, than anything that a person types."""
+    deepest = max(itertools.accumulate((c in "[{(") - (c in ")}]") for c in argument), default=0)
+    if len(argument) > LONGEST or deepest > DEEPEST:
+        raise UsageError(
+            f"{shown(argument)}: {len(argument):,} characters, nested {deepest} times; expected at most {LONGEST:,}, "
+            f"nested at most {DEEPEST} times"
+        )
 
 
 def existing_folder(path: str | Path, what: str) -> Path:

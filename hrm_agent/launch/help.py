@@ -21,7 +21,8 @@ from omegaconf import OmegaConf, open_dict
 
 from hrm_agent.cores import find_core
 from hrm_agent.launch.cli import command_overrides, compose_config, group_choices
-from hrm_agent.launch.settings import ALGORITHMS, TrainCommand, config_folder, defaults, option_defaults
+from hrm_agent.launch.settings import ALGORITHMS, TrainCommand, config_folder, defaults, option_defaults, option_types
+from hrm_agent.names.values import expected, types_of
 from hrm_agent.parallel.cuda import CudaConfig
 from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.policies.policy import PolicyConfig
@@ -36,11 +37,12 @@ ELSEWHERE = re.compile(r"see `(\w+)`")
 
 
 class Setting(NamedTuple):
-    """`name=default`, and what it is."""
+    """`name=default`, what it is, and which values it takes, in words; empty where that is not known."""
 
     name: str
     default: Any
     meaning: str
+    values: str = ""
 
     @property
     def given(self) -> str:
@@ -78,11 +80,13 @@ def settings_of(documented: Any, values: Mapping[str, Any] | None = None, prefix
         values: names and defaults, where they are not its own.
         prefix: of the names, `algo.`.
     """
+    kinds = option_types(documented) if values is None else types_of(documented)
     values = option_defaults(documented) if values is None else values
     meanings = explain(documented)
     meanings["which"] = f"best | last: {meanings.get('best', '')}"
     names = sorted(values, key=[*meanings, *values].index)
-    return [Setting(prefix + name, values[name], meanings.get(name, "")) for name in names]
+    words = {name: expected(kind) for name, kind in kinds.items() if kind is not Any}
+    return [Setting(prefix + name, values[name], meanings.get(name, ""), words.get(name, "")) for name in names]
 
 
 def plain(value: Any) -> str:

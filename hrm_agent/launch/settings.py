@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.imitation import DAggerConfig, ImitationConfig
 from hrm_agent.algos.ppo import PPOConfig
-from hrm_agent.names.nearest import did_you_mean
+from hrm_agent.names.values import EpisodesOrNone, Group, check_fields, checked, one_of, refuse_unknown, typed, types_of
 from hrm_agent.parallel.cuda import CudaConfig
 from hrm_agent.parallel.threads import available_cores
 from hrm_agent.policies.encoders import EncoderConfig
@@ -35,6 +35,7 @@ ALGORITHMS: dict[str, type[AlgoConfig]] = {
 HEADS = {"ppo": "actor_critic", "dqn": "q", "bc": "actor_critic", "dagger": "actor_critic"}
 TRAINER_SETTINGS = tuple(f.name for f in dataclasses.fields(TrainerConfig) if f.name not in ("env", "env_options"))
 GROUPS = ("env", "core", "carry", "algo")
+Objective = Annotated[str, one_of(("success", "return"))]
 POLICY_SETTINGS = ("segments", "stop", "stop_threshold", "time_gradient")
 
 
@@ -42,9 +43,12 @@ POLICY_SETTINGS = ("segments", "stop", "stop_threshold", "time_gradient")
 class TrainCommand:
     """What `hrm_agent.train` does with a run."""
 
-    objective: str = "success"  # success | return: of the validation levels, what a sweep maximises
-    test_episodes: int = 1000  # of the final evaluation on test levels; 0: none
+    objective: Objective = "success"  # success | return: of the validation levels, what a sweep maximises
+    test_episodes: EpisodesOrNone = 1000  # of the final evaluation on test levels; 0: none
     resume: str | None = None  # folder of a run to resume
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 KNOWN = {
@@ -107,6 +111,18 @@ def option_defaults(command: Any) -> dict[str, Any]:
     return {**found, "which": "best"} if found.pop("best", False) else found
 
 
+def option_types(command: Any) -> dict[str, Any]:
+    """The types of the same options, as their annotations have them."""
+    kinds = types_of(command)
+    if dataclasses.is_dataclass(command):
+        return kinds
+    found: dict[str, Any] = {"which": Annotated[str, one_of(("best", "last"))]}
+    for argument in inspect.signature(command).parameters.values():
+        is_group = dataclasses.is_dataclass(argument.default)
+        found |= types_of(type(argument.default)) if is_group else {argument.name: kinds[argument.name]}
+    return {name: found[name] for name in option_defaults(command)}
+
+
 def train_defaults() -> dict[str, Any]:
     """The configuration of `train` without its groups; `configs/train.yaml` holds what differs."""
     policy = defaults(PolicyConfig)
@@ -126,16 +142,20 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Plain values, with interpolations and `threads: auto` resolved.
 
     Raises:
-        ValueError: a required setting is missing.
+        ValueError: a required setting is missing, or an interpolation stands for nothing.
     """
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         raise ValueError(f"{error.full_key}: required, and not given; add {error.full_key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+    except RecursionError:
+        raise ValueError("interpolations that never end; expected values") from None
     assert isinstance(values, dict)
     plain: dict[str, Any] = {str(key): value for key, value in values.items()}
     rename_settings(plain)
-    if plain["threads"] == "auto":
+    if plain.get("threads") == "auto":
         on_cpu = str(plain.get("device", "cpu")) == "cpu"
         plain["threads"] = available_cores() if on_cpu else 1  # several threads do not help on a GPU
     return plain
@@ -147,68 +167,29 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, AlgoC
     Raises:
         ValueError: a value that is out of range or of the wrong type.
     """
-    for group, known in KNOWN.items():
-        _refuse_unknown(values[group] if group else values, known, group)
-    core = dict(values["core"])
-    algo = dict(values["algo"])
-    name = algo.pop("name")
-    if name not in ALGORITHMS:
-        raise ValueError(f"algo={name}: no such algorithm{did_you_mean(name, ALGORITHMS)}")
-    policy = PolicyConfig(
-        core=core.pop("name"),
-        hidden_size=_checked("core.hidden_size", core.pop("hidden_size"), int),
-        core_options=core,
-        carry=values["carry"]["rule"],
-        segments=_checked("segments", values["segments"], int),
-        stop=values["stop"],
-        stop_threshold=_checked("stop_threshold", values["stop_threshold"], float),
-        time_gradient=values["time_gradient"],
-        readout=values["readout"],
-        heads=HEADS[name],
-        encoder=typed(EncoderConfig, values["encoder"], "encoder"),
-    )
+    values = Group(values, "")
+    env, core, carry, algo = (Group(values[group], group) for group in GROUPS)
+    for group, given in (("", values), ("env", env), ("carry", carry)):
+        refuse_unknown(given, KNOWN[group], group)
+    name = checked("algo", algo.take("name"), Annotated[str, one_of(ALGORITHMS)])
     trainer = {name: values[name] for name in TRAINER_SETTINGS if name in values}  # earlier runs may lack the newest
     for part_list in ("init_parts", "freeze"):
         if isinstance(trainer.get(part_list), list):
             trainer[part_list] = ",".join(map(str, trainer[part_list]))
     if "cuda" in trainer:
-        trainer["cuda"] = typed(CudaConfig, dict(trainer["cuda"] or {}), "cuda")
+        trainer["cuda"] = typed(CudaConfig, trainer["cuda"] or {}, "cuda")
     if trainer.get("init_from") is not None:
         trainer["init_from"] = str(trainer["init_from"])  # a folder may be called 0
-    env = {"env": values["env"]["id"], "env_options": dict(values["env"]["options"] or {})}
-    return typed(TrainerConfig, {**env, **trainer}, ""), policy, typed(ALGORITHMS[name], algo, "algo")
-
-
-def typed(kind: Any, values: dict[str, Any], prefix: str) -> Any:
-    """Build a dataclass of plain fields, each checked against its annotation.
-
-    Args:
-        kind: the dataclass.
-        values: of its fields; the others have their defaults.
-        prefix: of their names in messages, `algo` or `settings`.
-
-    Raises:
-        ValueError: an unknown name, a value of another type, or from the dataclass itself.
-    """
-    types = {"int": int, "float": float, "bool": bool, "str": str}
-    annotated = {f.name: types.get(str(f.type)) for f in dataclasses.fields(kind)}
-    _refuse_unknown(values, annotated, prefix)
-    return kind(**{name: _checked(_label(prefix, name), value, annotated[name]) for name, value in values.items()})
-
-
-def _refuse_unknown(values: dict[str, Any], known: Collection[str], prefix: str) -> None:
-    for name, value in values.items():
-        if name not in known:
-            raise ValueError(f"{_label(prefix, name)}={value}: no such setting; expected one of {', '.join(known)}")
-
-
-def _label(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
-def _checked(label: str, value: Any, kind: type | None) -> Any:
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is not None and type(value) is not kind:
-        raise ValueError(f"{label}={value!r}: expected {kind.__name__}")
-    return value
+    trainer["env"] = checked("env.id", env["id"], str)
+    trainer["env_options"] = Group(env["options"] or {}, "env.options")
+    policy = PolicyConfig(
+        core=checked("core", core.take("name"), str),
+        hidden_size=core.take("hidden_size"),
+        core_options=dict(core),
+        carry=checked("carry", carry["rule"], str),
+        heads=HEADS[name],
+        encoder=typed(EncoderConfig, values["encoder"], "encoder"),
+        **{setting: values[setting] for setting in (*POLICY_SETTINGS, "readout")},
+    )
+    typed(TrainCommand, {setting: values[setting] for setting in defaults(TrainCommand) if setting in values}, "")
+    return typed(TrainerConfig, trainer, ""), policy, typed(ALGORITHMS[name], algo, "algo")

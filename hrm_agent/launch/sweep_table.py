@@ -7,28 +7,29 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from hrm_agent.agents.agent import RUN_FILE
-from hrm_agent.files.reading import read_json
+from hrm_agent.files.reading import CheckpointError, read_json
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import UsageError, existing_folder
-from hrm_agent.launch.resume import CONFIG_FILE, read_settings
+from hrm_agent.launch.resume import CONFIG_FILE, RUN_FILE, read_settings
+from hrm_agent.names.values import one_of
 from hrm_agent.training.tracking import METRICS_FILE, read_metrics
 
 COMMAND = "hrm_agent.train"
 RESULTS = ("test_success", "validation_success", "validation_return")
+Column = Annotated[str, one_of(RESULTS)]
 SUFFIXES = (".csv", ".md")
 WIDE = 1000  # columns of a pipe or a file: no line is broken there
 
 Row = dict[str, Any]
 
 
-def sweep_table(folder: str, out: str | None = None, sort: str | None = None) -> list[Row]:
+def sweep_table(folder: str, out: str | None = None, sort: Column | None = None) -> list[Row]:
     """Results of the runs below `folder`, and the settings in which they differ.
 
     Args:
@@ -76,7 +77,10 @@ def _is_run(folder: Path) -> bool:
     """Whether it is a run of `hrm_agent.train`; what else writes a `run.json` has settings of another kind."""
     if not os.path.lexists(folder / CONFIG_FILE):
         return False
-    described: _Described = read_json(folder / RUN_FILE, _Described, links=False)
+    try:
+        described: _Described = read_json(folder / RUN_FILE, _Described, links=False)
+    except CheckpointError as error:
+        raise UsageError(f"{folder}: a damaged run ({error})") from None
     return described.command is None or COMMAND in described.command.split()
 
 

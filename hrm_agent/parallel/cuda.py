@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hrm_agent.names.values import check_fields
+
 
 @dataclass(frozen=True)
 class CudaConfig:
@@ -15,3 +17,6 @@ class CudaConfig:
     graphs: bool = True  # decisions and the gradients of PPO's minibatches are captured in CUDA graphs, and replayed
     bf16: bool = True  # matrix products of the core; weights, optimizer, encoder, heads and states stay float32
     triton: bool = False  # decisions by a fused kernel, once it has been seen to agree with the core
+
+    def __post_init__(self) -> None:
+        check_fields(self, "cuda")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from hrm_agent.names.values import Count, CountOrNone, check_fields, one_of
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, moments
 from hrm_agent.recurrence import Backend
 
@@ -55,21 +56,14 @@ class EncoderConfig:
             cheaper than a token each.
     """
 
-    crop: int = 0
-    patch_size: int = 1
-    positions: str = "none"
-    prefix: int = 0
+    crop: CountOrNone = 0
+    patch_size: Count = 1
+    positions: Annotated[str, one_of(("none", "learned"))] = "none"
+    prefix: CountOrNone = 0
     join: bool = False
 
     def __post_init__(self) -> None:
-        if self.crop < 0:
-            raise ValueError(f"encoder.crop={self.crop}: expected 0 or more rings of cells")
-        if self.patch_size < 1:
-            raise ValueError(f"encoder.patch_size={self.patch_size}: expected 1 or more")
-        if self.positions not in ("none", "learned"):
-            raise ValueError(f"encoder.positions={self.positions!r}: expected 'none' or 'learned'")
-        if self.prefix < 0:
-            raise ValueError(f"encoder.prefix={self.prefix}: expected 0 or more tokens")
+        check_fields(self, "encoder")
 
 
 class Encoder(nn.Module):

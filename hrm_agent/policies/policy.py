@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
 from hrm_agent.cores import State, build_core, map_state
+from hrm_agent.names.values import CountOrNone, Depth, NonNegative, Width, check_fields, one_of
 from hrm_agent.parallel.threads import Threads, chunk_size
 from hrm_agent.policies.carry import PolicyState, build_carry, resolve_carry
 from hrm_agent.policies.distributions import INITIAL_LOG_STD, build_distribution
@@ -33,6 +34,10 @@ READOUTS = ("agent", "mean", "first", "last")
 HEADS = ("actor_critic", "q")
 STOP_ALIASES = {"settled": "latent_change", "agreed": "policy_kl"}
 """Former names, still accepted in settings and saved agents."""
+
+TimeGradient = Annotated[str, one_of(("bptt", "detached"))]
+Readout = Annotated[str, one_of(READOUTS)]
+Stop = Annotated[str, one_of(STOPS, former=STOP_ALIASES)]
 
 
 @dataclass(frozen=True)
@@ -60,33 +65,20 @@ class PolicyConfig:
 
     core: str = "trm"
     core_options: dict[str, Any] = field(default_factory=dict)
-    hidden_size: int = 32
+    hidden_size: Width = 32
     carry: str = "full"
-    segments: int = 1  # K, calls of the core per environment step; the most of them unless stop=fixed
-    time_gradient: str = "bptt"  # bptt | detached: does the gradient flow through the state between steps?
-    readout: str = "agent"  # agent | mean | first | last: the token that the heads read
-    heads: str = "actor_critic"
-    stop: str = "fixed"  # fixed | latent_change | policy_kl: think on until it is below the threshold
-    stop_threshold: float = 0.0  # relative change of the latent, or KL divergence in nats; 0: all segments are run
-    agent_id: int = 3
+    segments: Depth = 1  # K, calls of the core per environment step; the most of them unless stop=fixed
+    time_gradient: TimeGradient = "bptt"  # bptt | detached: does the gradient flow through the state between steps?
+    readout: Readout = "agent"  # agent | mean | first | last: the token that the heads read
+    heads: Annotated[str, one_of(HEADS)] = "actor_critic"
+    stop: Stop = "fixed"  # fixed | latent_change | policy_kl: think on until it is below the threshold
+    stop_threshold: NonNegative = 0.0  # relative change of the latent, or KL divergence in nats; 0: run all segments
+    agent_id: CountOrNone = 3
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
 
     def __post_init__(self) -> None:
-        if self.hidden_size < 1:
-            raise ValueError(f"core.hidden_size={self.hidden_size}: expected 1 or more")
-        if type(self.segments) is not int or self.segments < 1:
-            raise ValueError(f"segments={self.segments!r}: expected an integer, at least 1 segment per step")
-        if self.time_gradient not in ("bptt", "detached"):
-            raise ValueError(f"time_gradient={self.time_gradient!r}: expected 'bptt' or 'detached'")
-        if self.readout not in READOUTS:
-            raise ValueError(f"readout={self.readout!r}: expected one of {', '.join(READOUTS)}")
-        if self.heads not in HEADS:
-            raise ValueError(f"heads={self.heads!r}: expected one of {', '.join(HEADS)}")
-        object.__setattr__(self, "stop", STOP_ALIASES.get(str(self.stop), self.stop))
-        if self.stop not in STOPS:
-            raise ValueError(f"stop={self.stop!r}: expected one of {', '.join(STOPS)}")
-        if not self.stop_threshold >= 0:
-            raise ValueError(f"stop_threshold={self.stop_threshold}: expected 0 or more")
+        check_fields(self, hidden_size="core.hidden_size")
+        object.__setattr__(self, "stop", STOP_ALIASES.get(self.stop, self.stop))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hrm_agent.algos.optim import (
-    OPTIMIZERS,
     Optimizer,
+    OptimizerName,
     SignSGD,
     build_optimizer,
     load_optimizer_tensors,
@@ -27,16 +27,32 @@ from hrm_agent.algos.optim import (
 )
 from hrm_agent.algos.update import Part, gradient_step, part_of
 from hrm_agent.cores import State
+from hrm_agent.names.values import (
+    BelowOne,
+    Count,
+    CountOrNone,
+    Depth,
+    NonNegative,
+    Positive,
+    Share,
+    StepsOrNone,
+    check_fields,
+    one_of,
+)
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised.losses import CROSS_ENTROPIES, puzzle_loss
 from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.supervised.saved import LearnerMetadata, check_bits
 from hrm_agent.supervised.tasks.base import Examples
 from hrm_agent.tensors import trees
+from hrm_agent.tensors.saved import check_moments, check_range, check_tensors, converted
 from hrm_agent.tensors.trees import flatten, unflatten
 
 HALTINGS = ("halt_only", "q_learning")
 PRECISIONS = ("float32", "bfloat16")
+Halting = Annotated[str, one_of(HALTINGS)]
+Precision = Annotated[str, one_of(PRECISIONS)]
 
 Draw = Callable[[np.random.Generator, int], Examples]
 """Training puzzles, see `hrm_agent.supervised.tasks.base.Task.draw`."""
@@ -46,56 +62,27 @@ Draw = Callable[[np.random.Generator, int], Examples]
 class SupervisedConfig:
     """Settings of training; every one can be changed on the command line as `training.NAME=VALUE`."""
 
-    batch_size: int = 768  # puzzles in a batch
-    max_segments: int = 16  # after which a puzzle is always replaced
-    halting: str = "halt_only"  # halt_only (TRM) | q_learning (HRM: one more forward pass); auto: by the core
-    exploration: float = 0.1  # share of puzzles that run for at least a random number of segments
-    cross_entropy: str = "stablemax"  # stablemax | softmax
-    optimizer: str = "adam_atan2"  # adam_atan2 | adamw
-    learning_rate: float = 1e-4  # of the optimizer
-    warmup: int = 2000  # steps over which learning rates rise from 0
+    batch_size: Count = 768  # puzzles in a batch
+    max_segments: Depth = 16  # after which a puzzle is always replaced
+    halting: Halting = "halt_only"  # halt_only (TRM) | q_learning (HRM: one more forward pass); auto: by the core
+    exploration: Share = 0.1  # share of puzzles that run for at least a random number of segments
+    cross_entropy: Annotated[str, one_of(CROSS_ENTROPIES)] = "stablemax"  # stablemax | softmax
+    optimizer: OptimizerName = "adam_atan2"  # adam_atan2 | adamw
+    learning_rate: Positive = 1e-4  # of the optimizer
+    warmup: StepsOrNone = 2000  # steps over which learning rates rise from 0
     anneal: bool = False  # learning rates go linearly to 0 over the run, after the warm-up; published: constant
-    beta1: float = 0.9  # of the optimizer: decay of the mean of gradients
-    beta2: float = 0.95  # of the optimizer: decay of the mean of their squares
-    weight_decay: float = 1.0  # of the optimizer
-    max_grad_norm: float = 0.0  # gradients with a larger norm are scaled down to it; 0: none are, as published
-    puzzle_learning_rate: float = 1e-4  # of the puzzle embeddings, by sign-SGD
-    puzzle_weight_decay: float = 1.0  # of the puzzle embeddings
-    ema: float = 0.999  # decay of the average of the weights that is evaluated, less in the first steps; 0: none (HRM)
-    precision: str = "float32"  # float32 | bfloat16: of the matrix products; weights and sums stay float32
-    chunk_size: int = 0  # puzzles of a batch computed at once; 0: what fits the cache of a CPU, all on a GPU
+    beta1: BelowOne = 0.9  # of the optimizer: decay of the mean of gradients
+    beta2: BelowOne = 0.95  # of the optimizer: decay of the mean of their squares
+    weight_decay: NonNegative = 1.0  # of the optimizer
+    max_grad_norm: NonNegative = 0.0  # gradients with a larger norm are scaled down to it; 0: none are, as published
+    puzzle_learning_rate: NonNegative = 1e-4  # of the puzzle embeddings, by sign-SGD
+    puzzle_weight_decay: NonNegative = 1.0  # of the puzzle embeddings
+    ema: BelowOne = 0.999  # decay of the average of weights that is evaluated, less in the first steps; 0: none (HRM)
+    precision: Precision = "float32"  # float32 | bfloat16: of the matrix products; weights and sums stay float32
+    chunk_size: CountOrNone = 0  # puzzles of a batch computed at once; 0: what fits the cache of a CPU, all on a GPU
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_segments"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name}={getattr(self, name)}: expected 1 or more")
-        for name in ("learning_rate",):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"training.{name}={getattr(self, name)}: expected a number above 0")
-        for name in (
-            "chunk_size",
-            "warmup",
-            "weight_decay",
-            "max_grad_norm",
-            "puzzle_learning_rate",
-            "puzzle_weight_decay",
-        ):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"training.{name}={getattr(self, name)}: expected 0 or more")
-        for name in ("beta1", "beta2", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"training.{name}={getattr(self, name)}: expected a number from 0 to below 1")
-        if not 0 <= self.exploration <= 1:
-            raise ValueError(f"training.exploration={self.exploration}: expected a number from 0 to 1")
-        choices = {
-            "halting": HALTINGS,
-            "cross_entropy": CROSS_ENTROPIES,
-            "optimizer": tuple(sorted(OPTIMIZERS)),
-            "precision": PRECISIONS,
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"training.{name}={getattr(self, name)!r}: expected one of {', '.join(known)}")
+        check_fields(self, "training")
 
 
 class DeepSupervision:
@@ -295,10 +282,9 @@ class DeepSupervision:
         """Inverse of `tensors` and `metadata`.
 
         Raises:
-            KeyError, RuntimeError, ValueError: they belong to other settings.
+            ValueError: they belong to other settings, or are none that a run can have saved; then nothing has changed.
         """
-        if tensors["halted"].shape != self.halted.shape:
-            raise ValueError(f"a batch of {len(tensors['halted'])} puzzles, expected {len(self.halted)}")
+        self.check(tensors, metadata)
         self.model.load_state_dict(unflatten("model", tensors))
         load_optimizer_tensors(self.optimizer, unflatten("optimizer", tensors))
         for name, kept in {**flatten("average", self.averages), **flatten("state", self.state)}.items():
@@ -307,6 +293,26 @@ class DeepSupervision:
         self.batch = trees.to(unflatten("batch", tensors), self.device)
         self.generator.bit_generator.state = metadata["generator"]
         self.steps, self.seen = metadata["steps"], metadata["seen"]
+
+    def check(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Whether `restore` would accept them; changes nothing. Raises: ValueError; see there.
+
+        The ids of the puzzles are not looked at, whose ranges the task knows: see `hrm_agent.supervised.saved`.
+        """
+        halted = tensors.get("halted", self.halted)
+        if halted.shape != self.halted.shape:
+            raise ValueError(f"a batch of {halted.numel()} puzzles, expected {len(self.halted)}")
+        saved = converted("learner", metadata, LearnerMetadata)
+        check_bits(self.generator, saved.generator)
+        check_tensors("model", unflatten("model", tensors), self.model.state_dict())
+        check_moments(self.weights, unflatten("optimizer", tensors))
+        own = {"halted": self.halted, "segments": self.segments}
+        own |= {**flatten("average", self.averages), **flatten("state", self.state)}
+        rest = {name: t for name, t in tensors.items() if name.split("/")[0] not in ("model", "optimizer", "batch")}
+        check_tensors("", rest, own)
+        check_range("segments", tensors["segments"], 0, self.config.max_segments)
+        if not unflatten("batch", tensors) and not halted.all():
+            raise ValueError("batch is missing, and not all puzzles have halted")
 
 
 def check_processes(model: PuzzleModel, config: SupervisedConfig, processes: Processes) -> None:

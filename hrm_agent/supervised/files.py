@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hrm_agent.files.reading import CheckpointError
+from hrm_agent.names.values import Count, CountOrNone, Width, check_fields
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Task, TaskSpec
@@ -26,12 +27,15 @@ class ModelConfig:
 
     core: str = "trm"  # name of the core (`hrm_agent.cores.build_core`)
     core_options: dict[str, Any] = field(default_factory=dict)  # without `hidden_size`, `length` and `grid`
-    hidden_size: int = 512  # channels D
-    puzzle_embedding_size: int = 0  # numbers learned per puzzle; 0: no prefix
-    slots: int | None = None  # prefix tokens that hold them; null: 1 for HRM, 16 for TRM
+    hidden_size: Width = 512  # channels D
+    puzzle_embedding_size: CountOrNone = 0  # numbers learned per puzzle; 0: no prefix
+    slots: CountOrNone | None = None  # prefix tokens that hold them; null: 1 for HRM, 16 for TRM
     positions: str | None = None  # learned; null: the core's own
-    crop: int = 0  # rings of cells dropped from the border of a grid
-    patch_size: int = 1  # side of the square of cells that share one token
+    crop: CountOrNone = 0  # rings of cells dropped from the border of a grid
+    patch_size: Count = 1  # side of the square of cells that share one token
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model", hidden_size="core.hidden_size")
 
 
 def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel:

@@ -147,7 +147,7 @@ def test_the_library_trains_our_core(algorithm: Any) -> None:
     [
         ({"core": "tmr"}, "core=tmr: no such core; did you mean trm?"),
         ({"core_options": {"layer": 1}}, "did you mean layers?"),
-        ({"encoder": {"croop": 1}}, "encoder.croop=1: no such setting; expected one of crop"),
+        ({"encoder": {"croop": 1}}, "encoder.croop=1: no such setting; did you mean crop? Known: crop"),
         ({"segments": 0}, "segments=0: expected 1 or more"),
         ({"readout": "middle"}, "readout='middle': expected one of agent"),
     ],

@@ -371,9 +371,9 @@ def test_an_environment_that_does_not_tell_is_refused(env: str, options: dict[st
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (ImitationConfig, {"epochs": 0}, "algo.epochs=0: expected 1 or more"),
+        (ImitationConfig, {"epochs": 0}, "algo.epochs=0: expected an integer from 1"),
         (ImitationConfig, {"learning_rate": float("nan")}, "algo.learning_rate=nan"),
-        (ImitationConfig, {"weight_decay": -1.0}, "algo.weight_decay=-1.0: expected 0 or more"),
+        (ImitationConfig, {"weight_decay": -1.0}, "algo.weight_decay=-1.0: expected a number, 0 or more"),
         (ImitationConfig, {"teacher_noise": 1.5}, "algo.teacher_noise=1.5: expected a number from 0 to 1"),
         (ImitationConfig, {"window": 5}, "does not divide into windows of algo.window=5"),
         (ImitationConfig, {"minibatch_windows": 60}, "does not divide the 256 windows"),
@@ -392,7 +392,7 @@ def test_settings_out_of_range_are_refused(kind: Any, settings: dict[str, Any], 
     [
         (["env=CartPole-v1", "algo=bc"], "infos['optimal_actions']"),
         (["algo=bc", "algo.beta_start=0.5"], "algo.beta_start: no such setting; did you mean"),
-        (["algo=dagger", "algo.beta_start=2"], "algo.beta_start=2.0: expected a number from 0 to 1"),
+        (["algo=dagger", "algo.beta_start=2"], "algo.beta_start=2: expected a number from 0 to 1"),
     ],
 )
 def test_what_cannot_be_ends_with_one_line_and_writes_nothing(

@@ -217,12 +217,12 @@ def test_state_drift_is_the_relative_error() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_envs": 0}, "algo.num_envs=0: expected 1 or more"),
+        ({"num_envs": 0}, "algo.num_envs=0: expected an integer from 1 to 65,536"),
         ({"epochs": -1}, "algo.epochs=-1"),
         ({"gamma": 1.5}, "algo.gamma=1.5: expected a number from 0 to 1"),
         ({"learning_rate": 0.0}, "algo.learning_rate=0.0: expected a number above 0"),
         ({"learning_rate": float("nan")}, "algo.learning_rate=nan"),
-        ({"entropy_coef": -0.1}, "algo.entropy_coef=-0.1: expected 0 or more"),
+        ({"entropy_coef": -0.1}, "algo.entropy_coef=-0.1: expected a number, 0 or more"),
         ({"rollout_steps": 10, "window": 4}, "does not divide into windows of algo.window=4"),
         ({"num_envs": 6, "minibatch_windows": 4, "window": 16}, "does not divide the 6 windows"),
     ],

@@ -309,11 +309,11 @@ def test_failures_and_slow_paths_are_exit_code_1(tmp_path: Path, capsys: pytest.
     [
         (["bloks"], "did you mean blocks?"),
         (["blocks", "--paths", "warp"], "--paths warp: not on this machine"),
-        (["--rounds", "0"], "--rounds 0: expected 1 or more"),
-        (["--cores", "0"], "--cores 0: expected 1 or more"),
+        (["--rounds", "0"], "--rounds=0: expected an integer from 1"),
+        (["--cores", "0"], "--cores=0: expected an integer from 1"),
         (["--clock", "cpu", "--cores", "2"], "give --cores 1 with it"),
-        (["--seed", "-1"], "--seed -1: expected 0 or more"),
-        (["--fail-below", "0"], "--fail-below 0.0: expected a ratio above 0"),
+        (["--seed", "-1"], "--seed=-1: expected an integer from 0"),
+        (["--fail-below", "0"], "--fail-below=0.0: expected a number above 0"),
         (["--out", "absent/bench.json"], "no such folder"),
     ],
 )

@@ -114,7 +114,7 @@ def test_a_set_whose_levels_have_changed_is_refused(tmp_path: Path, monkeypatch:
         ("mine DynamicMase-v0", "did you mean DynamicMaze-v0"),
         ("mine DynamicMaze-v0 dors=1", "did you mean 'doors'"),
         ("mine DynamicMaze-v0 count=0", "count=0"),
-        ("mine DynamicMaze-v0 first=zero", "first=zero: expected an integer"),
+        ("mine DynamicMaze-v0 first=zero", "first='zero': expected an integer from 0"),
         ("mine DynamicMaze-v0 band=tests", "split='tests'"),
     ],
 )

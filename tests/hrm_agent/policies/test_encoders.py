@@ -244,9 +244,9 @@ def test_spaces_that_have_no_encoder_are_refused(space: gym.Space, message: str)
 
 def test_options_out_of_range_are_refused() -> None:
     for options, message in (
-        ({"crop": -1}, "0 or more"),
-        ({"patch_size": 0}, "1 or more"),
-        ({"positions": "rope"}, "'none' or 'learned'"),
+        ({"crop": -1}, "encoder.crop=-1: expected an integer from 0"),
+        ({"patch_size": 0}, "encoder.patch_size=0: expected an integer from 1"),
+        ({"positions": "rope"}, "expected none or learned"),
     ):
         with pytest.raises(ValueError, match=message):
             EncoderConfig(**options)  # type: ignore[arg-type]

@@ -341,14 +341,14 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Q-values .* need Discrete; use algo=ppo"):
         Policy(PolicyConfig(readout="mean", heads="q"), GRID, vector)
     for changes, message in (
-        ({"segments": 0}, "at least 1 segment"),
-        ({"time_gradient": "all"}, "'bptt' or 'detached'"),
+        ({"segments": 0}, "segments=0: expected an integer from 1 to 1,024"),
+        ({"time_gradient": "all"}, "expected bptt or detached"),
         ({"readout": "middle"}, "expected one of agent, mean"),
-        ({"hidden_size": 0}, "1 or more"),
+        ({"hidden_size": 0}, "core.hidden_size=0: expected an integer from 1"),
         ({"carry": "ful"}, "full"),
         ({"stop": "settle"}, "fixed, latent_change, policy_kl"),
         ({"stop_threshold": -1.0}, "0 or more"),
-        ({"heads": "dueling"}, "actor_critic, q"),
+        ({"heads": "dueling"}, "actor_critic or q"),
         ({"core": "feedforward", "stop": "latent_change"}, "no latent"),
         ({"heads": "q", "stop": "policy_kl"}, "needs a policy, not Q-values"),
     ):
