@@ -20,6 +20,7 @@ from hrm_agent.environments.make import episode_statistics, episode_success
 from hrm_agent.experience.demonstrations import Demonstrations
 from hrm_agent.experience.replay import Replay
 from hrm_agent.experience.rollout import Rollout
+from hrm_agent.experience.saved import CollectorMetadata, check_observations
 from hrm_agent.experience.truncation import CutOff, Outcome, stack_final_obs, truncated_episodes, write_final_values
 from hrm_agent.parallel.graphs import Wrap
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
@@ -29,6 +30,7 @@ from hrm_agent.policies.encoders import Observation
 from hrm_agent.policies.policy import Decision, Policy
 from hrm_agent.tensors import trees
 from hrm_agent.tensors.gradients import NonFiniteNumbers
+from hrm_agent.tensors.saved import check_generator, check_tensor, check_tensors, converted
 
 RECENT_EPISODES = 512
 
@@ -283,24 +285,21 @@ class Collector:
         An environment without `get_state` cannot be restored: it begins new episodes, with new seeds.
 
         Raises:
-            KeyError, ValueError: they belong to another policy or number of environments.
+            ValueError: they belong to another policy or number of environments, or are none that a run can have saved;
+                then nothing has changed.
         """
-        whole = len(tensors["episode_start"])
-        if whole != self.num_envs:
-            raise ValueError(f"{whole} environments, expected {self.num_envs}")
+        restored = self.check(tensors, metadata)
         generator = tensors["generator"]
-        tensors = {key: self.processes.local_rows(t) if t.shape[:1] == (whole,) else t for key, t in tensors.items()}
-        state = tuple(tensors[f"state/{i}"].to(self.device) for i in range(len(self.state)))
-        shapes, expected = ([tuple(t.shape) for t in s] for s in (state, self.state))
-        if shapes != expected:
-            raise ValueError(f"carried state of shapes {shapes}, expected {expected}")
-        self.frames = metadata["frames"]
-        self.episodes.clear()
-        self.episodes.extend((r, length, success) for r, length, success in metadata["episodes"])
-        self.generator.set_state(generator)
-        self.state = state
-        if hasattr(self.env, "set_state"):
+        by_env = {key: tensors[key] for key in tensors if tensors[key].shape[:1] == (self.num_envs,)}
+        tensors = {**tensors, **{key: self.processes.local_rows(t) for key, t in by_env.items()}}
+        if hasattr(self.env, "set_state"):  # before anything else is changed, since it may refuse
             self.env.set_state({key: t.numpy() for key, t in trees.unflatten("env", tensors).items()})
+        self.frames = restored.frames
+        self.episodes.clear()
+        self.episodes.extend(restored.episodes)
+        self.generator.set_state(generator)
+        self.state = tuple(tensors[f"state/{i}"].to(self.device) for i in range(len(self.state)))
+        if hasattr(self.env, "set_state"):
             obs = trees.to(trees.unflatten("obs", tensors), self.device)
             self.obs = obs[""] if isinstance(self.obs, Tensor) else obs
             self.episode_start = tensors["episode_start"].to(self.device)
@@ -311,6 +310,31 @@ class Collector:
             self.obs = trees.to_tensors(obs, self.device)
             self.optimal = self._optimal_actions(infos)
             self.episode_start = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
+
+    def check(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> CollectorMetadata:
+        """Whether `restore` would accept them, up to the environment's own state; changes nothing.
+
+        Raises:
+            ValueError: see `restore`.
+        """
+        restored = converted("collector", metadata, CollectorMetadata)
+        start = tensors.get("episode_start", self.episode_start)
+        if len(start) != self.num_envs:
+            raise ValueError(f"{len(start)} environments, expected {self.num_envs}")
+        if restored.frames % self.num_envs:
+            raise ValueError(f"frames={restored.frames}: expected a multiple of the {self.num_envs} environments")
+        own = {name: t for name, t in tensors.items() if name.split("/")[0] in ("episode_start", "state")}
+        expected = {"episode_start": self.episode_start, **trees.flatten("state", self.state)}
+        check_tensors("collector", own, expected, self.num_envs)
+        check_generator("collector generator", tensors.get("generator"))
+        if "optimal_actions" in tensors:
+            actions = self.episode_start.new_empty(1, self.policy.distribution.outputs)
+            check_tensor("collector optimal_actions", tensors["optimal_actions"], actions, self.num_envs)
+        if hasattr(self.env, "set_state"):
+            plain = isinstance(self.obs, Tensor)
+            seen = {"obs" if plain else f"obs/{k}": t for k, t in trees.unflatten("obs", tensors).items()}
+            check_observations("collector", seen, self.obs, self.env.single_observation_space, self.num_envs)
+        return restored
 
     def statistics(self) -> dict[str, float]:
         """Means over the last `RECENT_EPISODES` episodes of training; `segments` is the mean of the last step alone.

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from hrm_agent.experience.rollout import allocate
+from hrm_agent.experience.saved import ReplayMetadata, check_observations
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.encoders import Observation
 from hrm_agent.tensors import trees
+from hrm_agent.tensors.saved import check_range, check_tensor, converted
 
 PRIORITY_ETA = 0.9  # share of the maximum in a sequence's priority, the rest is the mean (R2D2)
 PRIORITY_FLOOR = 1e-6  # a sequence without error can still be sampled (Schaul et al. 2016, arXiv 1511.05952)
@@ -84,7 +86,7 @@ class Replay:
                 f"{stride}: expected 2 or more; raise the capacity"
             )
         self.capacity, self.num_envs, self.stride = capacity, num_envs, stride
-        self.device = torch.device(device)
+        self.device, self.space = torch.device(device), space
         shape = (capacity, num_envs)
         self.obs = allocate(space, shape, device)
         self.actions = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -339,23 +341,40 @@ class Replay:
         """Inverse of `tensors` and `metadata`; later samples and additions are the same.
 
         Raises:
-            KeyError, ValueError: they belong to a replay of another shape.
+            ValueError: they belong to a replay of another shape, or are none that a run can have saved; then nothing
+                has changed.
         """
-        stores = self._stores(metadata["added"])
-        for name, (store, length) in stores.items():
-            if tensors[name].shape != store[:length].shape:
-                raise ValueError(
-                    f"replay {name} of shape {tuple(tensors[name].shape)}, expected {tuple(store[:length].shape)}; "
-                    "restore with the settings that it was saved with"
-                )
+        saved = self.check(tensors, metadata)
+        stores = self._stores(saved.added)
         for store, length in self._stores(self.added).values():
             store[:length] = 0  # clear old contents; the pages of a fresh ring stay unallocated
         for name, (store, length) in stores.items():
             store[:length] = tensors[name]
-        self.added, self.whole = metadata["added"], metadata["whole"]
-        self.max_priority = metadata["max_priority"]
+        self.added, self.whole, self.max_priority = saved.added, saved.whole, saved.max_priority
         ended = self.flags["terminated"] | self.flags["truncated"]
-        self.final.restore(tensors, metadata["final_ids"], ended.sum(1).tolist())
+        self.final.restore(tensors, saved.final_ids, ended.sum(1).tolist())
+
+    def check(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> ReplayMetadata:
+        """Whether `restore` would accept them; changes nothing.
+
+        Raises:
+            ValueError: see `restore`.
+        """
+        saved = converted("replay", metadata, ReplayMetadata)
+        for name, (store, length) in self._stores(saved.added).items():
+            if name not in tensors:
+                raise ValueError(f"replay {name} is missing")
+            check_tensor(f"replay {name}", tensors[name], store, length)
+        steps = min(saved.added, self.capacity)
+        seen = {name: tensors[name] for name in trees.flatten("obs", self.obs)}
+        check_observations("replay", seen, self.obs, self.space, steps)
+        check_range("replay actions", tensors["actions"], 0, 2**31)
+        check_range("replay priorities", tensors["priorities"], PRIORITY_FLOOR / 2, saved.max_priority)
+        ended = tensors["terminated"] | tensors["truncated"]
+        if bool((tensors["cut"] & ended).any()):
+            raise ValueError("replay cut: an episode that ended cannot have broken off")
+        self.final.check(tensors, saved.final_ids, tensors["final_ids"][ended])
+        return saved
 
     def _stores(self, added: int) -> dict[str, tuple[Tensor, int]]:
         """Every buffer, and its filled length after this many steps."""
@@ -423,10 +442,31 @@ class FinalObservations:
     def tensors(self) -> dict[str, Tensor]:
         return trees.flatten("final_obs", trees.rows(self.store, self._alive() % self.room))
 
-    def restore(self, tensors: dict[str, Tensor], ids: list[int], counts: list[int]) -> None:
+    def check(self, tensors: dict[str, Tensor], ids: tuple[int, int], used: Tensor) -> None:
+        """Check what `restore` will be given.
+
+        Args:
+            ids: the oldest one alive, and the one that follows.
+            used: int64 `[M]`, those of the episodes that end in the ring.
+
+        Raises:
+            ValueError: they are not one for each end, or observations of another number, structure, dtype or value.
+        """
+        count = len(used)
+        if ids[1] - ids[0] != count or not torch.equal(used.sort().values, torch.arange(ids[0], ids[1])):
+            raise ValueError(f"replay final_ids {list(ids)}: expected one final observation for each of {count} ends")
+        check_observations("replay final", _renamed(tensors), self.store, self.space, count)
+
+    def restore(self, tensors: dict[str, Tensor], ids: tuple[int, int], counts: list[int]) -> None:
         self.oldest, self.following, self.counts = ids[0], ids[1], counts
         if self.following - self.oldest > self.room:
             self.room = self.following - self.oldest
             self.store = allocate(self.space, (self.room,), self.device)
         for name, store in trees.flatten("final_obs", self.store).items():
             store[self._alive() % self.room] = tensors[name].to(store)
+
+
+def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Final observations by the names of observations."""
+    names = {name: name.removeprefix("final_") for name in tensors if name.split("/")[0] == "final_obs"}
+    return {to: tensors[name] for name, to in names.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -14,6 +15,7 @@ from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, moments
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.encoders import Observation
 from hrm_agent.tensors import trees
+from hrm_agent.tensors.saved import check_range, check_tensors
 
 
 class Windows(NamedTuple):
@@ -79,6 +81,12 @@ class Rollout:
         self.last_values = torch.zeros(num_envs, device=device)  # V of the observation after the rollout
         # Row w: carried state before step w * window; the last row: after the last step.
         self.states = trees.zeros(steps // window + 1, tuple(state), device)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all buffers."""
+        trees_of = (value for value in vars(self).values() if isinstance(value, Tensor | Mapping | tuple))
+        return sum(tensor.nbytes for tree in trees_of for tensor in trees.leaves(tree))
 
     def write_obs(self, t: int, obs: Observation) -> None:
         trees.set_rows(self.obs, t, obs)
@@ -165,11 +173,22 @@ class ReturnScaler:
         return {"returns": self.processes.gather_rows(self.returns), "moments": self.moments}
 
     def restore(self, tensors: dict[str, Tensor], same_episodes: bool = True) -> None:
-        """Inverse of `tensors`; where the environments begin new episodes, returns begin at 0."""
+        """Inverse of `tensors`; where the environments begin new episodes, returns begin at 0.
+
+        Raises:
+            ValueError: they are of another number of environments, or none that a run can have saved.
+        """
+        self.check(tensors)
         self.returns, self.moments = (
             self.processes.local_rows(tensors["returns"]) * same_episodes,
             tensors["moments"].clone(),
         )
+
+    def check(self, tensors: dict[str, Tensor]) -> None:
+        """Whether `restore` would accept them; changes nothing. Raises: ValueError; see there."""
+        every = self.returns.new_empty(len(self.returns) * self.processes.world_size)
+        check_tensors("scaler", tensors, {"returns": every, "moments": self.moments})
+        check_range("scaler moments", tensors["moments"][::2], 0, float("inf"))
 
 
 def draw_minibatches(

@@ -23,7 +23,10 @@ from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedCon
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import INFO_FILE, ModelConfig, build_model, save_model
 from hrm_agent.supervised.kernel_work import measure_model
+from hrm_agent.supervised.saved import RunMetadata, check_batch
 from hrm_agent.supervised.tasks import build_task
+from hrm_agent.tensors.saved import converted
+from hrm_agent.tensors.trees import unflatten
 from hrm_agent.training.loop import LoopConfig, RunLoop
 from hrm_agent.training.tracking import Console, RunLog
 
@@ -186,7 +189,9 @@ class SupervisedTrainer(RunLoop):
         return {**own, "learner": self.learner.metadata()}
 
     def restore(self, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> None:
-        self.learner.restore(tensors, metadata["learner"])
-        self.best, self.validation = metadata["best"], metadata["validation"]
+        saved = converted("checkpoint", dict(metadata), RunMetadata)
+        check_batch(unflatten("batch", tensors), self.task.spec, self.learner.config.batch_size)
+        self.learner.restore(tensors, saved.learner)
+        self.best, self.validation = saved.best, saved.validation
         self._sums.clear()
-        self._sums.update(metadata["sums"])
+        self._sums.update(saved.sums)
