@@ -15,6 +15,8 @@ from hrm_agent.evaluation.report import BATCH, REFERENCES, Levels, compare, desc
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
+from hrm_agent.names.installed import leave_out_working_folder
+from hrm_agent.names.values import Episodes, Seed, Split
 from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_agent.recurrence import check_kernel
 from hrm_agent.tensors.trees import to_tensors
@@ -30,11 +32,11 @@ EXAMPLES = (
 
 def evaluate(
     run: str | None = None,
-    episodes: int = 1000,
+    episodes: Episodes = 1000,
     out: str | None = None,
     overrides: AgentOverrides = TRAINED,
-    seed: int = 0,
-    split: str = "test",
+    seed: Seed = 0,
+    split: Split = "test",
     env: str | None = None,
     best: bool = True,
     env_options: dict[str, Any] | None = None,
@@ -125,6 +127,7 @@ def _choose_levels(
 @outliving_the_terminal()
 def main() -> None:
     usage = "python -m hrm_agent.evaluate run=RUN|agent=ID [KEY=VALUE] ..."
+    leave_out_working_folder(sys.argv[1:])  # files name environments and cores
     with usage_errors():
         options = parse_agent_options(sys.argv[1:], evaluate, usage, EXAMPLES)
         report = evaluate(**options)

@@ -7,6 +7,7 @@ import sys
 from hrm_agent.agents.onnx import export
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
+from hrm_agent.names.installed import leave_out_working_folder
 
 EXAMPLES = (
     "python -m hrm_agent.export agent=DynamicMaze-TRM-v0",
@@ -18,6 +19,7 @@ EXAMPLES = (
 @outliving_the_terminal()
 def main() -> None:
     usage = "python -m hrm_agent.export run=RUN|agent=ID [KEY=VALUE] ..."
+    leave_out_working_folder(sys.argv[1:])  # files name environments and cores
     with usage_errors():
         options = parse_agent_options(sys.argv[1:], export, usage, EXAMPLES)
         made = export(**options)

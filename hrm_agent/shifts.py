@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
@@ -13,9 +15,12 @@ from hrm_agent.evaluation.shifts import AXES, base_config, format_header, format
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
+from hrm_agent.names.installed import leave_out_working_folder
+from hrm_agent.names.values import Episodes, Seed, Split
 from hrm_agent.parallel.threads import Threads, available_cores
 from hrm_envs.config import MAX_SIDE
 
+Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
 EXAMPLES = (
     "python -m hrm_agent.shifts agent=DynamicMaze-TRM-v0 episodes=100",
     "python -m hrm_agent.shifts run=RUN axes=[size,view] out=shifts.json",
@@ -25,13 +30,13 @@ EXAMPLES = (
 
 def shifts(
     run: str | None = None,
-    episodes: int = 500,
+    episodes: Episodes = 500,
     out: str | None = None,
     axes: list[str] | None = None,
-    max_size: int = 10,
+    max_size: Side = 10,
     overrides: AgentOverrides = TRAINED,
-    seed: int = 0,
-    split: str = "test",
+    seed: Seed = 0,
+    split: Split = "test",
     env: str | None = None,
     env_options: dict[str, Any] | None = None,
     best: bool = True,
@@ -88,6 +93,7 @@ def shifts(
 @outliving_the_terminal()
 def main() -> None:
     usage = "python -m hrm_agent.shifts run=RUN|agent=ID [KEY=VALUE] ..."
+    leave_out_working_folder(sys.argv[1:])  # files name environments and cores
     with usage_errors():
         options = parse_agent_options(sys.argv[1:], shifts, usage, EXAMPLES)
         shifts(**options, on_record=_say)

@@ -7,6 +7,7 @@ import sys
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.launch.solve import solve
+from hrm_agent.names.installed import leave_out_working_folder
 from hrm_agent.supervised.evaluation import format_report
 
 EXAMPLES = (
@@ -19,6 +20,7 @@ EXAMPLES = (
 @outliving_the_terminal()
 def main() -> None:
     usage = "python -m hrm_agent.solve model=RUN|FOLDER|FILE [KEY=VALUE] ..."
+    leave_out_working_folder(sys.argv[1:])  # files name environments and cores
     with usage_errors():
         options = parse_agent_options(sys.argv[1:], solve, usage, EXAMPLES)
         report = solve(**options)

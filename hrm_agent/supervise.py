@@ -7,6 +7,7 @@ Hydra's command line: `--help`, `--cfg job` (print the configuration), `--multir
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from omegaconf import DictConfig
 from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import UsageError
 from hrm_agent.launch.errors import run_errors
-from hrm_agent.launch.runs import Run, check_count, open_loop, run_command, run_to_end, say_end
+from hrm_agent.launch.runs import Run, open_loop, run_command, run_to_end, say_end
 from hrm_agent.launch.settings import resolve
 from hrm_agent.launch.supervised_settings import settings
+from hrm_agent.names.installed import leave_out_working_folder
 from hrm_agent.parallel.processes import check_local_device, join
 from hrm_agent.supervised.deep_supervision import check_processes
 from hrm_agent.supervised.evaluation import format_report
@@ -35,6 +37,8 @@ WORST = 0.0
 
 
 def main() -> None:
+    if any(argument.startswith("resume=") for argument in sys.argv[1:]):
+        leave_out_working_folder(sys.argv[1:])  # the run's files name environments and cores
     run_command("supervise", settings, check_run, train, CHANGEABLE)
 
 
@@ -49,7 +53,6 @@ def check_run(cfg: DictConfig, folder: Path | None = None) -> None:
     """
     values = resolve(cfg)
     config, model, training = settings(values)
-    check_count(values, "test_puzzles")
     check_local_device(config.device)
     try:
         task = build_task(config.task, config.task_options, config.seed)

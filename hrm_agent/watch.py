@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
@@ -13,7 +15,11 @@ from hrm_agent.evaluation.video import check_mp4, encode_gif, encode_mp4, record
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
+from hrm_agent.names.installed import leave_out_working_folder
+from hrm_agent.names.values import Seed, Split
 
+Films = Annotated[int, Meta(ge=1, le=10_000)]
+PerSecond = Annotated[float, Meta(ge=0.01, le=1000)]
 EXAMPLES = (
     "python -m hrm_agent.watch agent=DynamicMaze-TRM-v0",
     "python -m hrm_agent.watch run=RUN episodes=1 out=film.mp4",
@@ -23,12 +29,12 @@ EXAMPLES = (
 
 def watch(
     run: str | None = None,
-    episodes: int = 3,
+    episodes: Films = 3,
     out: str = "watch.gif",
-    seed: int = 0,
-    split: str = "test",
+    seed: Seed = 0,
+    split: Split = "test",
     overrides: AgentOverrides = TRAINED,
-    fps: float = 8.0,
+    fps: PerSecond = 8.0,
     env: str | None = None,
     best: bool = True,
     env_options: dict[str, Any] | None = None,
@@ -79,6 +85,7 @@ def watch(
 @outliving_the_terminal()
 def main() -> None:
     usage = "python -m hrm_agent.watch run=RUN|agent=ID [KEY=VALUE] ..."
+    leave_out_working_folder(sys.argv[1:])  # files name environments and cores
     with usage_errors():
         options = parse_agent_options(sys.argv[1:], watch, usage, EXAMPLES)
         print(watch(**options))

@@ -7,13 +7,15 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from hrm_agent.agents.agent import find_agent_folder
-from hrm_agent.agents.card import CARD_FILE
+from hrm_agent.agents.card import CARD_FILE, evaluation_of
+from hrm_agent.agents.description import find_agent_folder
 from hrm_agent.agents.registry import AgentSpec, registry
-from hrm_agent.files.reading import CheckpointError
+from hrm_agent.files.reading import CheckpointError, read_text
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.launch.cli import UsageError, usage_errors, wants_help
+from hrm_agent.names.values import printable
 
 USAGE = "python -m hrm_agent.agents [ID]"
 COLUMNS = ("id", "environment", "core", "carry", "K", "parameters", "success on test levels", "from")
@@ -43,7 +45,7 @@ def read_card(spec: AgentSpec) -> str:
     path = find_agent_folder(spec.folder) / CARD_FILE
     if not path.is_file():
         raise UsageError(f"{path}: no such file; saving the agent again writes it")
-    return path.read_text()
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in read_text(path))
 
 
 def list_agents() -> Table:
@@ -52,7 +54,8 @@ def list_agents() -> Table:
     table.columns[0].no_wrap = True  # so that ids can be copied
     table.columns[0].min_width = max((len(agent_id) for agent_id in registry), default=0)
     for spec in registry.values():
-        table.add_row(spec.id, *_headline(spec), spec.package or "register()")
+        cells = (spec.id, *_headline(spec), spec.package or "register()")
+        table.add_row(*(Text(printable(cell)) for cell in cells))  # as text: [bold] in an agent's file is no markup
     return table
 
 
@@ -64,21 +67,19 @@ def _headline(spec: AgentSpec) -> tuple[str, ...]:
         return (f"cannot be read: {error}", *empty)
     if description is None:
         return (f"made by {spec.entry}", *empty)
-    policy, info = description.get("policy", {}), description.get("info", {})
-    parameters = info.get("parameters")
+    policy, info = description["policy"], description["info"]
+    parameters, evaluation = info.get("parameters"), evaluation_of(info)
     return (
-        str(info.get("env", "?")),
-        str(policy.get("core", "?")),
-        str(policy.get("carry", "?")),
-        str(policy.get("segments", "?")),
+        info.get("env") or "?",
+        policy["core"],
+        policy["carry"],
+        str(policy["segments"]),
         "?" if parameters is None else f"{parameters:,}",
-        _success(info.get("evaluation") or {}),
+        "not evaluated" if evaluation is None else _success(evaluation),
     )
 
 
 def _success(evaluation: dict[str, Any]) -> str:
-    if "success" not in evaluation:
-        return "not evaluated"
     low, high = evaluation["success_ci95"]
     return f"{evaluation['success']:.1%} ({low:.1%} to {high:.1%})"
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,27 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from hrm_agent.agents.card import CARD_FILE, write_card
-from hrm_agent.environments.sources import refuse_own_module
-from hrm_agent.environments.spaces import space_from_dict, space_to_dict
+from hrm_agent.agents.description import (
+    AGENT_FILE,
+    AGENT_VERSION,
+    find_agent_folder,
+    parse_description,
+    write_description,
+)
+from hrm_agent.agents.inputs import StateReader, parts_of, read_episode_start, read_observation
+from hrm_agent.cores import find_core
+from hrm_agent.environments.sources import StoredId, check_stored
+from hrm_agent.environments.spaces import space_to_dict
 from hrm_agent.files.reading import CheckpointError
-from hrm_agent.files.writing import write_atomically
+from hrm_agent.names.values import Depth, NonNegative
 from hrm_agent.policies.distributions import build_distribution
-from hrm_agent.policies.policy import Policy, PolicyConfig
-from hrm_agent.tensors.files import load_tensors, save_tensors
+from hrm_agent.policies.policy import Policy, PolicyConfig, Stop
+from hrm_agent.tensors.files import load_weights, save_tensors
 from hrm_agent.tensors.trees import to_tensors
 
-AGENT_FILE = "agent.json"
-RUN_FILE = "run.json"  # of a training run, whose agents lie in RUN/agents/NAME
 WEIGHTS_FILE = "agent.safetensors"
-AGENT_VERSION = 1
 CARRY_WEIGHTS = "carry."
+MOST_TOKENS = 2**16
 
 
 @dataclass(frozen=True)
@@ -36,9 +41,9 @@ class AgentOverrides:
     """Overrides of an agent's trained settings; None: its own. The weights of a replaced carry rule are dropped."""
 
     carry: str | None = None  # another carry rule than in training
-    segments: int | None = None  # another number of segments per step than in training
-    stop: str | None = None  # another rule for when to stop thinking: fixed | latent_change | policy_kl
-    stop_threshold: float | None = None  # of latent_change and policy_kl
+    segments: Depth | None = None  # another number of segments per step than in training
+    stop: Stop | None = None  # another rule for when to stop thinking: fixed | latent_change | policy_kl
+    stop_threshold: NonNegative | None = None  # of latent_change and policy_kl
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> AgentOverrides:
@@ -62,9 +67,9 @@ class Agent:
     Args:
         policy: the network; put into evaluation mode.
         observation_space, action_space: of a single environment.
-        info: JSON-able facts (environment id and options, frames trained, success on validation levels, ...).
+        info: JSON-able facts (environment id and options, frames trained, success on validation levels, ...). Where
+            the agent was loaded, `info["env"]` is a `StoredId`: a text from a file, by which no module is imported.
         seed: of the actions drawn by `predict(deterministic=False)`.
-        folder: where it was loaded from, the run's folder for an agent in a run; None: it was not loaded.
     """
 
     def __init__(
@@ -74,13 +79,13 @@ class Agent:
         action_space: gym.Space,
         info: dict[str, Any] | None = None,
         seed: int = 0,
-        folder: Path | None = None,
     ) -> None:
         self.policy = policy.eval()
         self.observation_space, self.action_space = observation_space, action_space
         self.distribution = build_distribution(action_space)
-        self.info, self.folder = info or {}, folder
+        self.info = info or {}
         self.generator = torch.Generator().manual_seed(seed)
+        self._parts, self._states = parts_of(observation_space), StateReader(self.policy)
 
     def __repr__(self) -> str:
         c = self.policy.config
@@ -111,19 +116,18 @@ class Agent:
             action space is Discrete), and the state, a tuple of arrays.
 
         Raises:
-            ValueError: the observation does not fit the agent's observation space.
+            ValueError: the observation is no element of the agent's observation space, nor a batch of them: another
+                shape, or ids outside it; or a state or `episode_start` that is not for so many rows.
         """
-        observation, batched = self._as_batch(observation)
+        observation, size, batched = read_observation(self._parts, observation)
         device = self.policy.device
         obs = to_tensors(observation, device)
-        size = len(obs) if isinstance(obs, torch.Tensor) else len(next(iter(obs.values())))
         if state is None:
             kept = self.policy.initial_state(size)
             start = torch.ones(size, dtype=torch.bool, device=device)
         else:
-            kept = tuple(torch.as_tensor(s, device=device) for s in state)
-            given = np.zeros(size, bool) if episode_start is None else np.atleast_1d(episode_start).astype(bool)
-            start = torch.as_tensor(np.broadcast_to(given, (size,)).copy(), device=device)
+            kept = self._states.read(state, size)
+            start = torch.as_tensor(read_episode_start(episode_start, size), device=device)
         decision = self.policy.step(obs, kept, start)
         distribution = self.distribution
         if deterministic or self.policy.config.heads == "q":  # Q-values are no distribution to draw from
@@ -132,21 +136,6 @@ class Agent:
             actions, _ = distribution.sample(decision.logits, self.generator)
         out = distribution.to_env(actions)
         return (out if batched else out[0]), tuple(s.cpu().numpy() for s in decision.state)
-
-    def _as_batch(self, observation: Any) -> tuple[Any, bool]:
-        space = self.observation_space
-        if isinstance(space, gym.spaces.Dict):
-            parts = {key: np.asarray(observation[key]) for key in space.spaces}
-            key, sub = next(iter(space.spaces.items()))
-            batched = parts[key].ndim == len(sub.shape or ()) + 1
-            return (parts if batched else {k: v[None] for k, v in parts.items()}), batched
-        array = np.asarray(observation)
-        shape = space.shape or ()
-        if array.shape == shape:
-            return array[None], False
-        if array.shape[1:] == shape:
-            return array, True
-        raise ValueError(f"observation of shape {array.shape}: this agent expects {shape}, or a batch of them")
 
     def check_fits(self, observation_space: gym.Space, action_space: gym.Space) -> None:
         """Raises: ValueError if this agent cannot play environments with these spaces."""
@@ -189,9 +178,7 @@ class Agent:
                 "with positions=none and mixing=conv, plays other sizes"
             )
         policy.load_state_dict(weights)
-        fitted = Agent(
-            policy.to(self.policy.device), observation_space, self.action_space, self.info, folder=self.folder
-        )
+        fitted = Agent(policy.to(self.policy.device), observation_space, self.action_space, self.info)
         fitted.generator.set_state(self.generator.get_state())
         return fitted
 
@@ -200,15 +187,18 @@ class Agent:
     ) -> tuple[str, dict[str, Any]]:
         """Id and options of the environment it was trained on, or of `env`, with `env_options` changed.
 
+        `env=MODULE:ID` imports the module when the environment is made; an id that the agent's file names imports
+        nothing, and is found among what `hrm_envs`, Gymnasium and the known packages register.
+
         Raises:
-            ValueError: no `env` given, and the agent names none or one of a module in its own folder.
+            ValueError: no `env` given, and the agent names none, or its file names one of another module.
         """
         trained_on = self.info.get("env")
         env_id = env or trained_on
         if env_id is None:
             raise ValueError("the agent does not name its environment; give one with env=")
-        if env is None:
-            refuse_own_module(env_id, self.folder)
+        if isinstance(env_id, StoredId):
+            check_stored(env_id)
         own = (self.info.get("env_options") or {}) if env_id == trained_on else {}
         return env_id, {**own, **(env_options or {})}
 
@@ -228,9 +218,7 @@ class Agent:
         if policy.config.carry != trained.carry:
             weights = _without_carry(weights, policy, trained.carry)
         policy.load_state_dict(weights)
-        agent = Agent(
-            policy.to(self.policy.device), self.observation_space, self.action_space, self.info, folder=self.folder
-        )
+        agent = Agent(policy.to(self.policy.device), self.observation_space, self.action_space, self.info)
         agent.generator.set_state(self.generator.get_state())
         return agent
 
@@ -247,7 +235,7 @@ class Agent:
             "action_space": space_to_dict(self.action_space),
             "info": self.info,
         }
-        _write_description(folder, description)
+        write_description(folder, description)
         save_tensors(folder / WEIGHTS_FILE, self.policy.state_dict(), {"kind": "agent"})
 
     @classmethod
@@ -270,81 +258,42 @@ class Agent:
             observation_space: for grids of another size than in training, see `fit`.
 
         Raises:
-            CheckpointError: the agent is missing, of another version, truncated or altered.
+            CheckpointError: the agent is missing, of another version, truncated or altered, or its files say what no
+                agent is; nothing large is built before its weights are there.
             ValueError: an override that is not possible.
         """
-        given = Path(folder)
-        folder = find_agent_folder(given, best)
-        origin = _whole_folder(given, folder)
-        description = read_description(folder)
-        try:
-            config = PolicyConfig.from_dict(description["policy"])
-            spaces = [space_from_dict(description[f"{name}_space"]) for name in ("observation", "action")]
-            info = dict(description["info"])
-        except (KeyError, TypeError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise CheckpointError(f"{folder / AGENT_FILE}: not an agent's description ({reason})") from None
-        policy = Policy(config, spaces[0], spaces[1])
-        tensors, _ = load_tensors(folder / WEIGHTS_FILE)
-        try:
-            policy.load_state_dict(tensors)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{folder}: weights do not fit the description in {AGENT_FILE} ({reason})") from None
+        folder = find_agent_folder(Path(folder), best)
+        config, observations, actions, info = parse_description(folder)
+        outline = _outline(config, observations, actions, folder)
+        tensors, _ = load_weights(folder / WEIGHTS_FILE, outline.state_dict())
+        policy = Policy(config, observations, actions)
+        policy.load_state_dict(tensors)
         overrides = AgentOverrides(carry, segments, stop, stop_threshold)
-        agent = cls(policy, spaces[0], spaces[1], info, folder=origin).changed(overrides)
+        agent = cls(policy, observations, actions, info).changed(overrides)
         return agent if observation_space is None else agent.fit(observation_space)
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """The content of `agent.json` in an agent's own folder.
+def _outline(config: PolicyConfig, observations: gym.Space, actions: gym.Space, folder: Path) -> Policy:
+    """The policy without memory for its weights, for their names, shapes and dtypes.
 
     Raises:
-        CheckpointError: there is no agent's description, or it is of another version.
+        CheckpointError: a policy that no memory holds.
+        ValueError: see `Policy`.
     """
     try:
-        description = json.loads((folder / AGENT_FILE).read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder / AGENT_FILE}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / AGENT_FILE}: not valid JSON ({error})") from None
-    version = description.get("agent_version") if isinstance(description, dict) else None
-    if version != AGENT_VERSION:
-        raise CheckpointError(f"{folder}: agent version {version}, expected {AGENT_VERSION}")
-    return description
-
-
-def add_facts(folder: Path, **facts: Any) -> None:
-    """Add to the metadata of a saved agent (`Agent.info`), in its `agent.json` and, if unedited, its card.
-
-    Args:
-        folder: of the agent itself, not of a run.
-        facts: JSON-able; `card.write_card` lists those it shows.
-
-    Raises:
-        CheckpointError: no agent's description there.
-    """
-    description = read_description(folder)
-    _write_description(folder, {**description, "info": {**description["info"], **facts}})
-
-
-def _write_description(folder: Path, description: dict[str, Any]) -> None:
-    text = json.dumps(description, indent=2) + "\n"
-    renew = _may_write_card(folder)
-    write_atomically(folder / AGENT_FILE, text.encode())
-    if renew:  # from the written file, so that the same page can be reproduced from it
-        write_atomically(folder / CARD_FILE, write_card(json.loads(text)).encode())
-
-
-def _may_write_card(folder: Path) -> bool:
-    """Whether there is no page yet, or the unedited one that the description beside it gives."""
-    card = folder / CARD_FILE
-    if not card.exists():
-        return True
-    try:
-        return card.read_bytes() == write_card(read_description(folder)).encode()
-    except (CheckpointError, KeyError, TypeError, AttributeError):  # the description is missing or damaged
-        return False
+        with torch.device("meta"):
+            outline = Policy(config, observations, actions)
+    except ValueError:
+        raise
+    except Exception as error:
+        if not find_core(config.core).__module__.startswith("hrm_agent."):
+            return Policy(config, observations, actions)  # another package's core may need its numbers
+        reason = " ".join(str(error).split())[:200]  # more elements than can be counted, for instance
+        raise CheckpointError(f"{folder / AGENT_FILE}: no such policy can be built ({reason})") from None
+    if outline.encoder.length > MOST_TOKENS:
+        tokens = f"observations of {outline.encoder.length:,} tokens; expected {MOST_TOKENS:,} at most"
+        raise CheckpointError(f"{folder / AGENT_FILE}: {tokens}")
+    return outline
 
 
 def _without_carry(tensors: dict[str, torch.Tensor], policy: Policy, trained_carry: str) -> dict[str, torch.Tensor]:
@@ -365,28 +314,3 @@ def _without_size(space: dict[str, Any]) -> dict[str, Any]:
         return {**space, "spaces": {key: _without_size(sub) for key, sub in space["spaces"].items()}}
     is_grid = space["type"] == "Box" and len(space["shape"]) >= 2 and not isinstance(space["high"], list)
     return {**space, "shape": ["rows", "cols", *space["shape"][2:]]} if is_grid else space
-
-
-def find_agent_folder(folder: Path, best: bool = True) -> Path:
-    """`folder` itself if it holds an agent, else the best or last agent of the run it holds.
-
-    Raises:
-        CheckpointError: no agent there.
-    """
-    order = ("best", "last") if best else ("last", "best")
-    for candidate in (folder, *(folder / "agents" / name for name in order)):
-        if (candidate / AGENT_FILE).is_file():
-            return candidate
-    if not folder.exists():
-        raise CheckpointError(f"{folder}: no such folder; give the folder of a run or of an agent")
-    raise CheckpointError(f"{folder}: no agent in it ({AGENT_FILE} missing); give the folder of a run or of an agent")
-
-
-def _whole_folder(given: Path, found: Path) -> Path:
-    """All that came with the agent in `found`, absolute: what the user gave, or the run in which that lies."""
-    folder, own = given.resolve(), found.resolve()
-    if folder != own:
-        return folder
-    # Without a run's own file `agents` is a name like any other: ~/agents/mine is no reason to mistrust all of ~.
-    run = folder.parents[1] if folder.parent.name == "agents" else None
-    return folder if run is None or not (run / RUN_FILE).is_file() else run

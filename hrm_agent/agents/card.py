@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from hrm_agent.names.values import printable
+
 CARD_FILE = "README.md"
 LIBRARY = "hrm-agent"
 NEEDED = {"env", "env_options", "first_level", "levels", "success", "success_ci95"}
@@ -45,15 +47,15 @@ def write_card(description: dict[str, Any]) -> str:
             `evaluation` (`evaluation_facts`); whatever is missing is left out.
     """
     info = description["info"]
-    env = info.get("env") or "an unnamed environment"
-    title = info.get("id") or f"{description['policy']['core'].upper()} agent for {env}"
+    env = printable(info.get("env") or "an unnamed environment")
+    title = printable(info.get("id") or "") or f"{description['policy']['core'].upper()} agent for {env}"
     parts = [
         _front_matter(info),
         f"# {title}\n\nA recurrent policy for `{env}`: a {description['policy']['core'].upper()} core whose latent "
         f"{_carried(description['policy'])} between environment steps. Made with HRM-Agent (`hrm_agent`).",
         _section("The agent", _agent_rows(description)),
         _section("Training", _training_rows(info)),
-        _evaluation(_evaluation_of(info)),
+        _evaluation(evaluation_of(info)),
         _use(info),
         _limits(description),
     ]
@@ -66,7 +68,7 @@ def _front_matter(info: dict[str, Any]) -> str:
     tags += [str(info[key]) for key in ("env", "algo", "core") if info.get(key)]
     lines = [f"library_name: {LIBRARY}", f"license: {json.dumps(info.get('license') or 'unknown')}"]
     lines += ["pipeline_tag: reinforcement-learning", "tags:", *(f"  - {json.dumps(tag)}" for tag in tags)]
-    evaluation = _evaluation_of(info)
+    evaluation = evaluation_of(info)
     if evaluation:
         lines += [
             "model-index:",
@@ -80,7 +82,7 @@ def _front_matter(info: dict[str, Any]) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _evaluation_of(info: dict[str, Any]) -> dict[str, Any] | None:
+def evaluation_of(info: dict[str, Any]) -> dict[str, Any] | None:
     """What `evaluation_facts` wrote; None for anything else under that key."""
     found = info.get("evaluation")
     return found if isinstance(found, dict) and found.keys() >= NEEDED else None
@@ -176,7 +178,7 @@ def _section(title: str, rows: list[tuple[str, str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")
+    return printable(str(text)).replace("|", "\\|")
 
 
 def _code(env: str | None, options: dict[str, Any] | None) -> str:

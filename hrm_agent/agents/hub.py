@@ -10,8 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hrm_agent.agents.agent import AGENT_FILE, WEIGHTS_FILE, Agent, find_agent_folder
+from hrm_agent.agents.agent import WEIGHTS_FILE, Agent
 from hrm_agent.agents.card import CARD_FILE
+from hrm_agent.agents.description import AGENT_FILE, find_agent_folder
+from hrm_agent.files.reading import read_bytes
 
 FILES = [AGENT_FILE, WEIGHTS_FILE, CARD_FILE]
 
@@ -52,8 +54,8 @@ def push_to_hub(
             source = find_agent_folder(Path(agent))
             Agent.load(source).save(folder)
             card = source / CARD_FILE
-            if card.is_file():  # perhaps written or edited by hand
-                (folder / CARD_FILE).write_bytes(card.read_bytes())
+            if card.is_file() and not card.is_symlink():  # perhaps edited by hand; a link may lead to anything
+                (folder / CARD_FILE).write_bytes(read_bytes(card, links=False))
         try:
             api = hub.HfApi(token=token)
             address = api.create_repo(repo_id, private=private, exist_ok=True)

@@ -25,8 +25,10 @@ from typing import Any
 import gymnasium as gym
 
 from hrm_agent import agents as shipped
-from hrm_agent.agents.agent import Agent, AgentOverrides, find_agent_folder, read_description
+from hrm_agent.agents.agent import Agent, AgentOverrides
+from hrm_agent.agents.description import find_agent_folder, read_description
 from hrm_agent.environments.wrappers import is_adapted
+from hrm_agent.names.installed import without_working_folder
 from hrm_agent.names.registry import Registry
 
 GROUP = "hrm_agent.agents"
@@ -120,10 +122,13 @@ class AgentRegistry(Registry[AgentSpec]):
         """None: the first look registers what they name."""
         if not self._searched:
             self._searched = True  # first, so that a plugin may read the registry while it is searched
-            for point in entry_points(group=GROUP):
+            with without_working_folder():
+                points = entry_points(group=GROUP)
+            for point in points:
                 package = point.dist.name if point.dist is not None else ""
                 try:
-                    self._add_plugin(point, package)
+                    with without_working_folder():
+                        self._add_plugin(point, package)
                 except Exception as error:  # another package's failure must not affect the registry
                     reason = f"{type(error).__name__}: {error}"
                     warnings.warn(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import gymnasium as gym
+
+from hrm_agent.names.installed import without_working_folder
+from hrm_agent.names.values import printable
 
 
 @dataclass(frozen=True)
@@ -63,30 +64,60 @@ def import_source(env_id: str) -> None:
         ) from None
 
 
-def refuse_own_module(env_id: str, folder: Path | None) -> None:
-    """Refuse a module that an agent's or a run's folder both names and contains.
+class StoredId(str):
+    """An environment's id that was read from a file (`agent.json`, a run's `config.yaml`, a level set).
 
-    `python -m` searches the working folder first: next to a downloaded agent, `MODULE:ID` would run whatever is there.
+    It imports nothing: neither a `MODULE:` that the file names nor anything from the working folder. Only what
+    `hrm_envs`, Gymnasium and the packages of `SOURCES` register, as they are installed, or what the caller has
+    registered, can be made from it. A plain `str` is an id that a user typed or a program passed.
+    """
+
+
+KNOWN_MODULES = {"hrm_envs", "gymnasium", *(source.module for source in SOURCES.values())}
+
+
+def check_stored(env_id: str, how: str = "give env=") -> StoredId:
+    """An id from a file, checked; nothing is imported.
 
     Args:
-        env_id: from the folder's files.
-        folder: the folder; None for none.
+        how: in messages, what precedes the id where a user types it.
 
     Raises:
-        ValueError: the module would come from within the folder.
+        ValueError: it names a module.
     """
     module, _, _ = env_id.rpartition(":")
-    if not module or folder is None or module in sys.modules:
-        return
-    top = module.partition(".")[0]
-    spec = importlib.util.find_spec(top)  # of a top-level module: nothing is run
-    places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
-    for place in places:
-        if place is not None and Path(place).resolve().is_relative_to(folder.resolve()):
-            raise ValueError(
-                f"env={env_id}: {folder} names the module {top} and brings it along ({place}); loading runs no code "
-                f"from a folder: if you trust it, say env={env_id} yourself"
-            )
+    if module and module not in KNOWN_MODULES:
+        shown = printable(env_id)
+        raise ValueError(
+            f"env={shown}: a file names the module {printable(module)}, and files import none; if you trust it, "
+            f"{how}{shown}"
+        )
+    return StoredId(env_id)
+
+
+def confirm_stored(env_id: str, typed: str | None, key: str = "env") -> None:
+    """Check the environment of a run that is resumed against the one that was typed with `resume=`.
+
+    Args:
+        env_id: from the run's folder.
+        typed: the value of `KEY=ID`; None: not given.
+        key: of the setting, for messages.
+
+    Raises:
+        ValueError: the two differ, or `env_id` names a module and is not typed.
+    """
+    if typed is None:
+        check_stored(env_id, f"resume with {key}=")
+    elif typed != env_id:
+        raise ValueError(
+            f"{key}={printable(typed)}: the run is one of {key}={printable(env_id)}; the environment cannot change in "
+            "a run that is resumed"
+        )
+
+
+def search_for(env_id: str) -> AbstractContextManager[None]:
+    """Where Python searches modules while an environment is made: for a stored id, not in the working folder."""
+    return without_working_folder() if isinstance(env_id, StoredId) else nullcontext()
 
 
 def wrap_by_source(env: gym.Env, env_id: str) -> gym.Env:

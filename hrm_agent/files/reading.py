@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -11,6 +12,8 @@ import msgspec
 
 TEXT_LIMIT = 1_000_000
 """Bytes of a description or a configuration; more is refused unread."""
+DEPTH_LIMIT = 50
+"""Lists and dictionaries within one another."""
 
 Record = TypeVar("Record")
 
@@ -34,7 +37,7 @@ def open_regular(path: Path, links: bool = True) -> BinaryIO:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
-        if path.is_symlink():
+        if os.path.islink(path):
             raise CheckpointError(f"{path}: a symbolic link; expected a regular file, copy it here") from None
         raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -79,7 +82,7 @@ def read_json(path: Path, kind: type[Record] | Any = Any, limit: int = TEXT_LIMI
 
 
 def parse_json(data: bytes | str, kind: type[Record] | Any, source: str) -> Record:
-    """`read_json` of what has been read.
+    """`read_json` of what has been read. `NaN` and `Infinity` are numbers, as Python writes them.
 
     Args:
         source: where it comes from, for messages.
@@ -88,10 +91,37 @@ def parse_json(data: bytes | str, kind: type[Record] | Any, source: str) -> Reco
         CheckpointError: see `read_json`.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
-    except msgspec.ValidationError as error:
-        raise CheckpointError(f"{source}: {str(error).replace('`', '')}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        text = data.decode() if isinstance(data, bytes) else data
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except json.JSONDecodeError as error:
         raise CheckpointError(f"{source}: not valid JSON ({error})") from None
+    except UnicodeError as error:
+        raise CheckpointError(f"{source}: not valid JSON ({error.reason})") from None  # type: ignore[attr-defined]
+    except ValueError:
+        raise CheckpointError(f"{source}: not valid JSON (a number of thousands of digits)") from None
     except RecursionError:
         raise CheckpointError(f"{source}: nested too deeply") from None
+    return convert_json(value, kind, source)
+
+
+def convert_json(value: Any, kind: type[Record] | Any, source: str) -> Record:
+    """Values from JSON as `kind`.
+
+    Raises:
+        CheckpointError: nested more than `DEPTH_LIMIT` deep; or see `read_json`.
+    """
+    if _is_deeper(value, DEPTH_LIMIT):
+        raise CheckpointError(f"{source}: nested more than {DEPTH_LIMIT} deep")
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{source}: {str(error).replace('`', '')}") from None
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from omegaconf import OmegaConf
 
-from hrm_agent.agents.agent import RUN_FILE
+from hrm_agent.environments.sources import confirm_stored
 from hrm_agent.files.folders import check_own
 from hrm_agent.files.plain_yaml import read_yaml
 from hrm_agent.files.reading import CheckpointError, read_json
@@ -23,6 +23,7 @@ from hrm_agent.launch.cli import UsageError, existing_folder
 from hrm_agent.launch.settings import rename_settings
 
 RUN_VERSION = 1
+RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
 OWN = (RUN_FILE, CONFIG_FILE, "metrics.jsonl", "eval.json", "agents", "models", "checkpoints", "tensorboard")
 """Entries of a run's folder that commands write or read."""
@@ -113,7 +114,8 @@ def reopen_run(
     """Folder and changed configuration of the run to resume; nothing is written.
 
     Args:
-        given: `KEY=VALUE` of the command line; `resume` is taken out.
+        given: `KEY=VALUE` of the command line; `resume` is taken out, and `env`, which a run must be given again
+            where it names a module.
         command: the module that must have started it.
         changeable: settings that can change in a run that is resumed.
         settings: from the configuration to typed settings.
@@ -121,10 +123,11 @@ def reopen_run(
     Raises:
         UsageError: no such run, or a setting that cannot change.
         CheckpointError: see `load_run`.
-        ValueError: what `settings` finds wrong.
+        ValueError: what `settings` finds wrong, or an environment of a module that is not given again.
     """
     folder = existing_folder(given.pop("resume"), "resume")
     values = load_run(folder, command)
+    _confirm_env(values, given)
     for key, text in given.items():
         if key not in changeable:
             raise UsageError(f"{key}={text}: cannot change in a run that is resumed; only {', '.join(changeable)}")
@@ -134,3 +137,11 @@ def reopen_run(
     except (KeyError, TypeError) as error:
         raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
     return folder, values
+
+
+def _confirm_env(values: dict[str, Any], given: dict[str, str]) -> None:
+    for group, key, name in (("env", "id", "env"), ("task", "env", "task.env")):
+        part = values.get(group)
+        stored = part.get(key) if isinstance(part, dict) else None
+        if isinstance(stored, str):
+            confirm_stored(stored, given.pop(name, None), name)

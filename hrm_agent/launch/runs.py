@@ -19,7 +19,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hrm_agent import __version__
-from hrm_agent.agents.agent import RUN_FILE
 from hrm_agent.files.folders import check_own
 from hrm_agent.files.locking import lock_folder
 from hrm_agent.files.streams import outliving_the_terminal
@@ -35,7 +34,7 @@ from hrm_agent.launch.cli import (
     wants_help,
 )
 from hrm_agent.launch.errors import INTERRUPTED, terminated_like_interrupted
-from hrm_agent.launch.resume import CONFIG_FILE, OWN, RUN_VERSION, reopen_run
+from hrm_agent.launch.resume import CONFIG_FILE, OWN, RUN_FILE, RUN_VERSION, reopen_run
 from hrm_agent.launch.settings import config_folder, resolve
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessLost, join
 from hrm_agent.tensors.gradients import NonFiniteNumbers
@@ -96,7 +95,8 @@ def run_command(
 
     try:
         with terminated_like_interrupted():
-            processes = join()
+            with usage_errors():
+                processes = join()
             if not processes.is_rank_zero:
                 _follow(processes, perform)
                 return
@@ -233,13 +233,6 @@ def _command_line(command: str) -> str:
     if not is_multirun():
         return " ".join([f"python -m {command}", *sys.argv[1:]])
     return " ".join([f"python -m {command}", *HydraConfig.get().overrides.task, "hydra.mode=RUN"])
-
-
-def check_count(values: dict[str, Any], name: str) -> None:
-    """Raises: UsageError if setting `name` is no number of levels or puzzles."""
-    count = values.get(name)
-    if type(count) is not int or count < 0:
-        raise UsageError(f"{name}={count}: expected an integer, 0 or more")
 
 
 def _write_settings(folder: Path, values: dict[str, Any]) -> None:

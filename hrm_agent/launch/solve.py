@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -14,12 +14,14 @@ from omegaconf import OmegaConf
 from hrm_agent import __version__
 from hrm_agent.cores import name_of
 from hrm_agent.cores.base import check_at_least, check_choice
+from hrm_agent.environments.sources import check_stored
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import UsageError, compose_config
 from hrm_agent.names.nearest import did_you_mean
+from hrm_agent.names.values import DepthOrNone, Episodes, one_of
 from hrm_agent.parallel.threads import Threads, available_cores, check_device
 from hrm_agent.recurrence import check_kernel
-from hrm_agent.supervised.deep_supervision import PRECISIONS
+from hrm_agent.supervised.deep_supervision import PRECISIONS, Precision
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import find_model, load_model_and_spec, read_info
 from hrm_agent.supervised.kernel_work import choose_for_solving
@@ -28,6 +30,7 @@ from hrm_agent.supervised.published import CONFIG_FILE, find_weights, load_publi
 from hrm_agent.supervised.tasks import Answers, Examples, Task, TaskSpec, build_task
 from hrm_agent.supervised.tasks.arc_voting import write_submission
 
+HeldOut = Annotated[str, one_of(("test", "validation"))]
 WARM_UP = 8
 """Puzzles solved before the clock starts: the first call on a device loads what later ones reuse."""
 TRAINED = ("seed", "steps", "puzzles", "samples", "seconds", "clock", "step", "ema")
@@ -78,11 +81,11 @@ def solve(
     model: str,
     task: str | None = None,
     task_options: dict[str, Any] | None = None,
-    split: str = "test",
-    puzzles: int = 1000,
-    segments: int = 0,
+    split: HeldOut = "test",
+    puzzles: Episodes = 1000,
+    segments: DepthOrNone = 0,
     halt: bool = False,
-    precision: str | None = None,
+    precision: Precision | None = None,
     device: str = "cpu",
     out: str | None = None,
     submission: str | None = None,
@@ -182,6 +185,7 @@ def choose_task(
 
     Raises:
         UsageError: the task is unknown, or an option is unknown or missing.
+        ValueError: the model's file names a module for its environment.
     """
     if task is not None:
         # The task alone, not what `configs/recommended/` lays over it for training one core or another.
@@ -200,6 +204,8 @@ def choose_task(
     for key, value in merged.items():
         if value == "???":
             raise UsageError(f"task={task or name} needs task_options.{key}=...")
+    if task is None and "env" not in options and isinstance(merged.get("env"), str):
+        merged["env"] = check_stored(merged["env"], "give task_options.env=")
     return name, merged
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
+from hrm_agent.names.installed import without_working_folder
 from hrm_agent.names.nearest import did_you_mean
 
 Value = TypeVar("Value")
@@ -35,7 +36,9 @@ class Registry(Mapping[str, Value]):
 
     def entry_points(self) -> dict[str, EntryPoint]:
         """Those of installed packages, without names that are taken; nothing is imported."""
-        return {point.name: point for point in entry_points(group=self.group) if point.name not in self.registered}
+        with without_working_folder():  # agents and runs name cores, and may bring a folder that looks like a package
+            points = entry_points(group=self.group)
+        return {point.name: point for point in points if point.name not in self.registered}
 
     def load(self, point: EntryPoint) -> None:
         """Import what an entry point names, and `add` it."""
@@ -57,7 +60,8 @@ class Registry(Mapping[str, Value]):
         if name not in self.registered:
             point = self.entry_points().get(name)
             if point is not None:
-                self.load(point)
+                with without_working_folder():
+                    self.load(point)
             if name not in self.registered:
                 raise UnknownName(f"{self.what}={name}: no such {self.what}{did_you_mean(name, self)}")
         return self.registered[name]

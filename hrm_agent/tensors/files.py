@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from hrm_agent.files.reading import CheckpointError
+from hrm_agent.files.reading import CheckpointError, parse_json
 from hrm_agent.files.writing import write_atomically
 
 FORMAT_VERSION = 1
@@ -36,12 +38,53 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read back what `save_tensors` wrote.
 
     Raises:
-        CheckpointError: the file is missing, truncated, altered, or of another version.
+        CheckpointError: the file is missing, truncated, altered, of another version, or larger than this machine's
+            memory.
     """
+    return _load(path, None)
+
+
+def load_weights(path: Path, expected: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The same of the weights of a network, whose names and shapes are compared before any of them is read.
+
+    Args:
+        expected: its `state_dict`, on any device, `meta` too.
+
+    Raises:
+        CheckpointError: see `load_tensors`; or the weights are not those of the network, or see `check_weights`.
+    """
+    tensors, metadata = _load(path, expected)
+    check_weights(path, tensors, expected)
+    return tensors, metadata
+
+
+def check_weights(source: object, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check that weights hold numbers of the kind that a network has under the same names, all of them finite.
+
+    Args:
+        source: where they come from, for messages.
+
+    Raises:
+        CheckpointError: integers, booleans or complex numbers in place of real ones, NaN or infinity.
+    """
+    for name, tensor in weights.items():
+        own = expected[name].dtype
+        if tensor.dtype != own and not (tensor.dtype.is_floating_point and own.is_floating_point):
+            raise CheckpointError(f"{source}: weights do not fit: {name} is {tensor.dtype}, expected {own}")
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{source}: {name} has entries that are NaN or infinite; the file was altered")
+
+
+def _load(path: Path, expected: Mapping[str, Tensor] | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    size, memory = path.stat().st_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise CheckpointError(f"{path}: {size:,} bytes, more than this machine has memory ({memory:,})")
     try:
         with safe_open(path, framework="pt") as file:
+            if expected is not None:
+                _compare(path, file, expected)
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
@@ -55,7 +98,21 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     if _digest(tensors, header["metadata"]) != header["sha256"]:
         raise CheckpointError(f"{path}: checksum does not match; the file was altered, use an earlier checkpoint")
-    return tensors, json.loads(header["metadata"])
+    return tensors, parse_json(header["metadata"], dict[str, Any], f"{path}: its metadata")
+
+
+def _compare(path: Path, file: Any, expected: Mapping[str, Tensor]) -> None:
+    """Raises: CheckpointError where names or shapes in the header are not those of `expected`."""
+    names = set(file.keys())
+    for name in sorted(names ^ expected.keys()):
+        reason = "missing" if name in expected else "not one of its weights"
+        raise CheckpointError(f"{path}: weights do not fit the network: {name!r} is {reason}")
+    for name, own in expected.items():
+        shape = file.get_slice(name).get_shape()
+        if list(shape) != list(own.shape):
+            raise CheckpointError(
+                f"{path}: weights do not fit the network: {name} is {list(shape)}, expected {list(own.shape)}"
+            )
 
 
 def _sort_header(data: bytes) -> bytes:

@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from hrm_agent.agents.agent import AGENT_FILE, WEIGHTS_FILE, find_agent_folder, read_description
+from hrm_agent.agents.agent import WEIGHTS_FILE
+from hrm_agent.agents.description import AGENT_FILE, find_agent_folder, read_description
 from hrm_agent.agents.registry import registry
 from hrm_agent.files.reading import CheckpointError
 from hrm_agent.policies.encoders import find_grid
 from hrm_agent.policies.policy import Policy
-from hrm_agent.tensors.files import load_tensors
+from hrm_agent.tensors.files import check_weights, load_tensors
 from hrm_agent.training.model_folder import MODEL_FILE, find_model
 
 PARTS: dict[str, tuple[str, ...]] = {
@@ -92,6 +93,7 @@ def initialise(policy: Policy, source: str | Path, parts: tuple[str, ...]) -> No
                 f"init_from={source}: {reason}{_differences(policy, made_with, part)}; give this run the settings of "
                 f"that one, or leave {part} out of init_parts={','.join(parts)}"
             )
+        check_weights(source, there, here)
         chosen |= there
     policy.load_state_dict(chosen, strict=False)  # every name and shape has been compared
 

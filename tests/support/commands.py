@@ -42,6 +42,7 @@ TINY_RUN = (
 
 def run_command(monkeypatch: pytest.MonkeyPatch, command: str, *arguments: str) -> None:
     monkeypatch.setattr(sys, "argv", [f"hrm_agent.{command}", *arguments])
+    monkeypatch.setattr(sys, "path", [*sys.path])  # commands that read folders leave out the working folder
     MODULES[command].main()
 
 

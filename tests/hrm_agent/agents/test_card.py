@@ -11,8 +11,8 @@ import yaml
 
 from commands import run_command, tiny_run
 from hrm_agent import Agent
-from hrm_agent.agents.agent import add_facts
 from hrm_agent.agents.card import BASELINES, evaluation_facts, write_card
+from hrm_agent.agents.description import add_facts
 from hrm_agent.evaluate import evaluate
 from hrm_agent.files.reading import CheckpointError
 from tiny import ACTIONS, GRID, MAZE, tiny_policy
