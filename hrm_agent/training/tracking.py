@@ -143,7 +143,7 @@ def _rewrite(path: Path, frames: int, unit: str, say: Callable[[str], None] | No
             with open_regular(path, links=False) as original, replacing(kept) as copy:
                 shutil.copyfileobj(original, copy)
     if damaged and say is not None:
-        say(f"{path}: {damaged} damaged lines are left out; as it was it is kept as {kept.name}")
+        say(f"{path}: {damaged} damaged line{'s' * (damaged > 1)} left out; the file as it was is kept as {kept.name}")
 
 
 class NoLog(RunLog):

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -251,7 +252,43 @@ def test_what_another_program_left_is_no_run(runs: Path) -> None:
         sweep_table(str(runs / "baseline"))
 
 
-def test_a_damaged_run_is_named(runs: Path) -> None:
-    (runs / "a" / "eval.json").write_text("{")
-    with pytest.raises(UsageError, match=r"runs/a: a damaged run"):
+def test_a_run_of_puzzles_is_not_in_the_table(runs: Path) -> None:
+    """It counts steps, and has no success."""
+    expected = sweep_table(str(runs))
+    (runs / "c" / "run.json").write_text('{"command": "python -m hrm_agent.supervise task=maze"}')
+    (runs / "c" / "metrics.jsonl").write_text('{"steps": 10}\n')
+    assert sweep_table(str(runs)) == expected[:2]
+
+
+DAMAGES = {
+    "eval.json": ["{", '{"success": "0.5"}', '{"success": null}', "[]", "[" * 100_000],
+    "metrics.jsonl": ["[1]\n", '{"steps": 3}\n', '{"frames": "20"}\n', '{"frames": 1, "validation/success": {}}\n'],
+    "config.yaml": ["[1]", "a: &a [*a]", "a: !!python/object/apply:os.getcwd []", "a: [", "[" * 100_000],
+    "run.json": ["{", "[1]", '{"command": 1}'],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in DAMAGES.items() for text in texts])
+def test_a_damaged_run_is_named(name: str, text: str, runs: Path) -> None:
+    (runs / "a" / name).write_text(text)
+    with pytest.raises(UsageError, match=r"runs/a: a damaged run") as caught:
         sweep_table(str(runs))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", [*DAMAGES, "link"])
+def test_a_table_waits_for_no_fifo_and_follows_no_link(name: str, runs: Path) -> None:
+    file = runs / "a" / ("metrics.jsonl" if name == "link" else name)
+    file.unlink()
+    if name == "link":
+        file.symlink_to(runs / "deep" / "b" / "metrics.jsonl")
+    else:
+        os.mkfifo(file)
+    with pytest.raises(UsageError, match=rf"runs/a: a damaged run \(.*{file.name}"):
+        sweep_table(str(runs))
+
+
+def test_a_table_holds_settings_as_they_stand(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HRM_SECRET", "hidden")
+    (runs / "a" / "config.yaml").write_text("seed: 0\nkey: ${oc.env:HRM_SECRET}\n")
+    assert sweep_table(str(runs))[0]["key"] == "${oc.env:HRM_SECRET}"

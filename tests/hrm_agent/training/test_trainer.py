@@ -254,7 +254,17 @@ def test_a_run_killed_anywhere_ends_with_the_same_bytes(
     assert list(checkpoints.glob(".*.tmp")) == []
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture
+def in_the_foreground() -> Iterator[None]:
+    """Shells let what they start in the background ignore Ctrl-C, `nohup` a hang-up, and so would the tests."""
+    before = {s: signal.signal(s, signal.default_int_handler) for s in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for sent, handler in before.items():
+        signal.signal(sent, handler)
+
+
+@pytest.mark.usefixtures("in_the_foreground")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
     sent: signal.Signals,
     uninterrupted: Path,
@@ -268,7 +278,8 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
     def interrupted(self: PPO, *arguments: Any) -> dict[str, float]:
         calls.append(1)
         if len(calls) == 10:  # in the third update, which ends before the run stops
-            os.kill(os.getpid(), sent)
+            for _ in range(1 + (sent == signal.SIGHUP)):  # the terminal sends it, and so does the shell
+                os.kill(os.getpid(), sent)
         return minibatch(self, *arguments)
 
     before = signal.getsignal(sent)
@@ -285,16 +296,8 @@ def test_a_signal_writes_a_checkpoint_and_says_how_to_go_on(
     assert_same_end(uninterrupted, folder)
 
 
-@pytest.fixture
-def in_the_foreground() -> Iterator[None]:
-    """Shells let what they start in the background ignore Ctrl-C, and so would the tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("in_the_foreground")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_before_training_begins_ends_with_one_line(
     sent: signal.Signals,
     uninterrupted: Path,
