@@ -17,17 +17,19 @@ if __name__ == "__main__":
 
     startup.begin("train", sys.argv[1:])  # now: what follows imports torch, which takes seconds
 
+import torch
 from omegaconf import DictConfig
 
-from hrm_agent.agents.agent import RUN_FILE, add_facts, find_agent_folder
 from hrm_agent.agents.card import evaluation_facts
-from hrm_agent.environments.sources import refuse_own_module
+from hrm_agent.agents.description import add_facts, find_agent_folder
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import format_report
-from hrm_agent.launch.cli import UsageError
 from hrm_agent.launch.errors import run_errors
-from hrm_agent.launch.runs import Run, check_count, open_loop, run_command, run_to_end, say_end
+from hrm_agent.launch.resume import RUN_FILE
+from hrm_agent.launch.runs import Run, open_loop, run_command, run_to_end, say_end
 from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.names.installed import leave_out_working_folder
+from hrm_agent.parallel.memory import at_most, available_memory
 from hrm_agent.parallel.processes import check_local_device, join
 from hrm_agent.policies.policy import Policy
 from hrm_agent.training.checkpoints import CheckpointFolder
@@ -44,6 +46,8 @@ CHANGEABLE = (
 
 
 def main() -> None:
+    if any(argument.startswith("resume=") for argument in sys.argv[1:]):
+        leave_out_working_folder(sys.argv[1:])  # the run's files name environments and cores
     run_command("train", settings, check_run, train, CHANGEABLE)
 
 
@@ -58,17 +62,14 @@ def check_run(cfg: DictConfig, folder: Path | None = None) -> None:
     """
     values = resolve(cfg)
     config, policy, algo = settings(values)
-    check_count(values, "test_episodes")
-    if values.get("objective", "success") not in WORST:
-        raise UsageError(f"objective={values['objective']}: expected one of {', '.join(WORST)}")
-    if folder is not None:
-        refuse_own_module(config.env, folder)
     check_processes(algo, join())
     check_local_device(config.device)
     env = build_env(algo, config.env, 1, config.env_options)
-    made = Policy(policy, env.single_observation_space, env.single_action_space)
+    too_large = f"core.hidden_size={policy.hidden_size}: the weights do not fit into memory; lower it or the layers"
+    with at_most(available_memory(torch.device("cpu")), too_large):
+        made = Policy(policy, env.single_observation_space, env.single_action_space)
     prepare(made, config, fresh=folder is None or CheckpointFolder(folder / CHECKPOINTS).latest() is None)
-    check_memory(made.to(config.device), algo, env.single_observation_space)
+    check_memory(made.to(config.device), algo, env.single_observation_space, join())
     env.close()
 
 
@@ -85,17 +86,18 @@ def train(run: Run) -> float:
             run.console.say(f"weights of {trainer.config.init_parts} from {trainer.config.init_from}")
         if not run_to_end(trainer, run.console) or not run.processes.is_rank_zero:
             return WORST[objective]
-    say_end(trainer, run.console)
-    if run.values["test_episodes"]:
-        print(format_report(measure(run)))
+        say_end(trainer, run.console)
+        if run.values["test_episodes"]:
+            print(format_report(measure(run)))
     return float(trainer.validation[objective])  # the test levels choose nothing
 
 
 def measure(run: Run) -> dict[str, Any]:
     """The report of `hrm_agent.evaluate` on the run's agent, kept in `eval.json` and in the agent's card."""
     episodes, kernel = run.values["test_episodes"], run.values.get("kernel", "plain")
+    env = run.values["env"]["id"]  # as it was typed: the agent's file may not name a module
     with run.console.waiting(f"measuring on {episodes:,} test levels"):
-        report = evaluate(str(run.folder), episodes, str(run.folder / "eval.json"), kernel=kernel)
+        report = evaluate(str(run.folder), episodes, str(run.folder / "eval.json"), env=env, kernel=kernel)
     add_facts(find_agent_folder(run.folder), **run_facts(run.folder), evaluation=evaluation_facts(report))
     return report
 

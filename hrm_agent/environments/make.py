@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -13,9 +14,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 import hrm_envs
-from hrm_agent.environments.sources import import_source, wrap_by_source
+from hrm_agent.environments.checked import Checked, Guard, constructing
+from hrm_agent.environments.sources import StoredId, check_stored, import_source, search_for, wrap_by_source
 from hrm_agent.environments.wrappers import adapt, is_adapted
 from hrm_agent.names.nearest import did_you_mean
+from hrm_agent.names.values import printable
 from hrm_envs.batch import Batch
 
 
@@ -23,35 +26,48 @@ def check_env_id(env_id: str) -> None:
     """Import the module that registers `env_id`, given by its prefix or a `MODULE:` before it, and check the id.
 
     Raises:
-        ValueError: the id is not registered (the nearest is named), or its package is not installed.
+        ValueError: the id is not registered (the nearest is named), or its package is not installed; or a stored id
+            (`hrm_agent.environments.sources.StoredId`) names a module.
     """
     hrm_envs.register_envs()
+    if isinstance(env_id, StoredId):
+        check_stored(env_id)
     module, _, name = env_id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"env={env_id}: cannot import {module} ({error}); is its package installed?") from None
-    import_source(name)
+    with search_for(env_id):
+        if module:
+            _import(module, env_id)
+        import_source(name)
     if name in gym.registry:
         return
     hint = "" if module else "; an id that another package registers is given as MODULE:ID"
-    raise ValueError(f"env={env_id}: no such environment{did_you_mean(name, gym.registry, 0)}{hint}")
+    raise ValueError(f"env={printable(env_id)}: no such environment{did_you_mean(name, gym.registry, 0)}{hint}")
+
+
+def _import(module: str, env_id: str) -> None:
+    try:
+        importlib.import_module(module)
+    except (ImportError, TypeError, ValueError) as error:  # of a relative or an empty name
+        reason = f"cannot import {printable(module)} ({error}); is its package installed?"
+        raise ValueError(f"env={printable(env_id)}: {reason}") from None
 
 
 def make_env(env_id: str, options: dict[str, Any] | None = None) -> gym.Env:
     """One environment in the wrappers that its observations need, as in training.
+
+    `MODULE:ID` imports the module, which runs its code. An agent's `info["env"]` imports nothing, since its file may
+    come from a stranger: where it names a module that is neither ours nor one of the known packages', pass the id
+    as a text of your own.
 
     Args:
         env_id: a Gymnasium id, or `MODULE:ID`.
         options: keyword arguments of the environment, and of `gymnasium.make` (`render_mode`).
 
     Raises:
-        ValueError: an unknown id, an unknown option or one out of range, a missing library, or observations without an
-            encoding.
+        ValueError: an unknown id, an unknown option or one out of range, a missing library, observations without an
+            encoding, or an agent's id that names a module.
     """
     check_env_id(env_id)
-    with _one_line(env_id):
+    with _one_line(env_id), search_for(env_id):
         return _make(env_id, options)
 
 
@@ -67,15 +83,20 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
     """
     check_env_id(env_id)
     name = _without_module(env_id)
-    with _one_line(env_id):
+    with _one_line(env_id), search_for(env_id):
         if gym.spec(name).vector_entry_point is not None:
             env = gym.make_vec(name, num_envs=num_envs, vectorization_mode="vector_entry_point", **(options or {}))
             same_step = env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP
             if same_step and is_adapted(env.single_observation_space):
-                return env
+                ours = isinstance(getattr(env.unwrapped, "batch", None), Batch)
+                return env if ours else Checked(env, env_id)
             env.close()
-        make = [lambda: gym.wrappers.RecordEpisodeStatistics(_make(env_id, options))] * num_envs
-        return SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP)
+        make = [partial(_guarded, env_id, options, number) for number in range(num_envs)]
+        return Checked(SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP), env_id)
+
+
+def _guarded(env_id: str, options: dict[str, Any] | None, number: int) -> gym.Env:
+    return Guard(gym.wrappers.RecordEpisodeStatistics(_make(env_id, options)), env_id, number)
 
 
 def _make(env_id: str, options: dict[str, Any] | None) -> gym.Env:
@@ -91,9 +112,14 @@ def _without_module(env_id: str) -> str:
 
 @contextmanager
 def _one_line(env_id: str) -> Iterator[None]:
-    """Convert the errors of making an environment (an unknown option, a missing library) to a one-line ValueError."""
+    """Convert the errors of making an environment (an unknown option, a missing library) to a one-line ValueError.
+
+    Raises:
+        EnvironmentFailed: another exception of its constructor.
+    """
     try:
-        yield
+        with constructing(env_id):
+            yield
     except (TypeError, ImportError, gym.error.Error) as error:
         raise ValueError(f"env={env_id}: {' '.join(str(error).split())}") from None
 

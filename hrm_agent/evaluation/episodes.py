@@ -6,8 +6,11 @@ levels. An actor's random numbers depend on the level's number too.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from threading import Event
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
@@ -15,8 +18,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hrm_agent.environments.checked import closing, episode_limit
 from hrm_agent.environments.make import episode_success, make_vector_env
 from hrm_agent.evaluation.metrics import Changes, Decisions, Totals, action_regret, follow_changes, total_decisions
+from hrm_agent.names.values import printable
+from hrm_agent.parallel.stopping import CheckStop, Stopped, never
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.distributions import Categorical, build_distribution
@@ -28,6 +34,7 @@ from hrm_envs.planners import ReplanPolicy
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # N, E, S, W, as (row, column)
 DRAWN_AT_ONCE = 64
 SPLIT_OFFSETS = {"validation": 2**28, "test": 2**29}
+_log = logging.getLogger(__name__)
 
 
 class Actor(Protocol):
@@ -150,10 +157,8 @@ def level_batches(
         raise ValueError(f"episodes={episodes}, batch={batch}: expected 1 or more of each")
     for levels in np.split(np.arange(seed, seed + episodes), range(batch, episodes, batch)):
         env = make_vector_env(env_id, len(levels), env_options)
-        try:
+        with closing(env):
             yield env, levels
-        finally:
-            env.close()
 
 
 def run_episodes(
@@ -166,8 +171,12 @@ def run_episodes(
     batch: int = 256,
     oracle: bool = True,
     on_step: Callable[[Step], None] | None = None,
+    check_stop: CheckStop = never,
 ) -> Episodes:
     """Play the first episode of each of the levels `seed ... seed + episodes - 1`.
+
+    Episodes of an environment without a time limit of its own end after `environments.checked.EPISODE_LIMIT` steps,
+    which is said once.
 
     Args:
         actor: chooses the actions.
@@ -178,16 +187,19 @@ def run_episodes(
         batch: environments stepped together.
         oracle: record the change-locked metrics (slower).
         on_step: called after every step with the unfinished episodes.
+        check_stop: called before every step.
 
     Raises:
         ValueError: fewer than one episode, or an environment that cannot be made.
+        EnvironmentFailed: see `environments.checked`.
+        Stopped: by `check_stop`.
     """
     known = known_options(env_id, env_options)
     wanted = {"split": split, "oracle": oracle}
     options = {**env_options, **{name: value for name, value in wanted.items() if name in known}}
     judged = oracle and "oracle" in known
     batches = level_batches(env_id, options, episodes, first_seed(known, split, seed), batch)
-    joined = Episodes.join([_Batch(env, levels, judged).play(actor, on_step) for env, levels in batches])
+    joined = Episodes.join([_Batch(env, levels, judged).play(actor, on_step, check_stop) for env, levels in batches])
     return Episodes(**{**joined.__dict__, "split": split if "split" in known else None})
 
 
@@ -204,14 +216,15 @@ class _Batch:
         self.segments: NDArray[np.int64] | None = None
         self.decisions: list[Decisions] = []  # [N] each
 
-    def play(self, actor: Actor, on_step: Callable[[Step], None] | None) -> Episodes:
+    def play(self, actor: Actor, on_step: Callable[[Step], None] | None, check_stop: CheckStop) -> Episodes:
         obs, infos = self.env.reset(seed=int(self.seeds[0]))  # environment i takes seed + i
         clairvoyant = getattr(self.env.unwrapped, "clairvoyant", None)
         arrival = None if clairvoyant is None else np.asarray(clairvoyant(), np.int64)
         actor.reset(self.seeds)
-        idle = idle_action(self.env.single_action_space)
+        idle, limit = idle_action(self.env.single_action_space), episode_limit(self.env)
         number, given = 0, self.rows  # `given`: the rows that the actor still plays
         while self.rows.size:
+            check_stop()
             if self.rows.size <= 0.75 * given.size:  # do not compute decisions for ended episodes
                 actor.keep(np.searchsorted(given, self.rows))
                 given = self.rows
@@ -228,6 +241,8 @@ class _Batch:
             if on_step is not None:
                 on_step(Step(number, self.seeds[rows], seen, actions[rows], rewards[rows], ended[rows]))
             number += 1
+            if number == limit:
+                self._cut_off(limit)
         changes, totals = self._sum_up()
         return Episodes(
             self.seeds, self.success, self.steps, self.returns, arrival, self.segments, changes, totals, None
@@ -270,6 +285,25 @@ class _Batch:
         if over.size:
             self.success[over] = episode_success(self.env, infos, self.returns)[over]
             self.rows = self.rows[~ended[self.rows]]
+
+    def _cut_off(self, limit: int) -> None:
+        """End the episodes that are left. What they reached is judged by their returns alone: no info says it."""
+        if self.rows.size:
+            say_cut_off(getattr(self.env, "env_id", type(self.env.unwrapped).__name__), limit)
+            self.success[self.rows] = episode_success(self.env, {}, self.returns)[self.rows]
+            self.rows = self.rows[:0]
+
+
+@cache
+def say_cut_off(env_id: str, limit: int, what: str = "an evaluation") -> None:
+    """Warn, once in a process, that an environment without a time limit was stopped."""
+    _log.warning(
+        "env=%s has no time limit: episodes of %s are cut off after %s steps; set a limit by "
+        "env.options.max_episode_steps=N in training, env_options.max_episode_steps=N elsewhere",
+        printable(env_id),
+        what,
+        f"{limit:,}",
+    )
 
 
 def idle_action(space: gym.Space) -> NDArray:
@@ -415,13 +449,27 @@ def run_in_threads(
     batch: int = 256,
     oracle: bool = True,
     threads: Threads | None = None,
+    check_stop: CheckStop = never,
 ) -> Episodes:
-    """`run_episodes` with the levels divided over threads, each with its own actor and environments."""
+    """`run_episodes` with the levels divided over threads, each with its own actor and environments.
+
+    An exception in this thread, such as Ctrl-C, ends the others at their next step.
+    """
+    over = Event()
+
+    def check() -> None:
+        if over.is_set():
+            raise Stopped
+        check_stop()
 
     def part(levels: slice) -> Episodes:
-        count = levels.stop - levels.start
-        return run_episodes(make_actor(), env_id, env_options, count, seed + levels.start, split, batch, oracle)
+        count, first = levels.stop - levels.start, seed + levels.start
+        return run_episodes(make_actor(), env_id, env_options, count, first, split, batch, oracle, check_stop=check)
 
     if threads is None or episodes < 2:
         return part(slice(0, episodes))
-    return Episodes.join(threads.map(part, threads.slices(episodes)))
+    try:
+        return Episodes.join(threads.map(part, threads.slices(episodes)))
+    except BaseException:
+        over.set()
+        raise

@@ -17,6 +17,7 @@ from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation import metrics
 from hrm_agent.evaluation.episodes import Actor, Episodes, PolicyActor, RandomActor, ReplanActor, run_in_threads
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
+from hrm_agent.parallel.stopping import CheckStop, Stopped, never
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import Policy
 from hrm_envs import MazeVectorEnv
@@ -208,6 +209,7 @@ def evaluate_policy(
     oracle: bool = False,
     batch: int = 256,
     processes: Processes = SINGLE_PROCESS,
+    check_stop: CheckStop = never,
 ) -> dict[str, Any]:
     """A quick evaluation of a policy in training: `summarize`, by default without change-locked metrics.
 
@@ -221,17 +223,25 @@ def evaluate_policy(
         oracle: measure the change-locked metrics too.
         batch: environments stepped together in each thread.
         processes: to divide the levels over; all hold the policy and return the same. Not with `oracle`.
+        check_stop: called before every step.
 
     Raises:
         ValueError: fewer than one episode, or an environment that cannot be made.
+        EnvironmentFailed: see `environments.checked`.
+        Stopped: in all processes, where `check_stop` raised it in one.
     """
     own = processes.local_slice(episodes)
     count = own.stop - own.start
-    played = None
+    played, stopped = None, False
     if count or processes.world_size == 1:
         actor = partial(PolicyActor, policy, deterministic, seed)
-        first = seed + own.start
-        played = run_in_threads(actor, env_id, env_options, count, first, split, batch, oracle, threads)
+        levels = (count, seed + own.start, split, batch, oracle)
+        try:
+            played = run_in_threads(actor, env_id, env_options, *levels, threads, check_stop)
+        except Stopped:
+            stopped = True
+    if processes.agree(0.0, stopped)[1]:
+        raise Stopped
     if processes.world_size > 1:
         played = _join(played, range(seed, seed + episodes), processes)
     assert played is not None

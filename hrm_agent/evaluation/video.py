@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from hrm_agent.environments.checked import EnvironmentFailed, Guard, closing, episode_limit, failed
 from hrm_agent.environments.make import check_env_id, make_env
-from hrm_agent.evaluation.episodes import PolicyActor, first_seed, known_options
+from hrm_agent.evaluation.episodes import PolicyActor, first_seed, known_options, say_cut_off
+from hrm_agent.parallel.stopping import CheckStop, never
 from hrm_agent.policies.policy import Policy
 from hrm_envs import Cell
 from hrm_envs.rendering import render_grid
@@ -27,6 +29,8 @@ Frame = NDArray[np.uint8]
 
 END_FRAMES = 6
 """Times that the last picture of an episode is shown."""
+FILM_LIMIT = 1000
+"""Steps after which the film of an episode ends where the environment names no time limit of its own."""
 
 SCALE = 28  # pixels for each grid position
 MARGIN = 14
@@ -58,6 +62,7 @@ def record_episodes(
     episodes: int = 3,
     seed: int = 0,
     split: str = "validation",
+    check_stop: CheckStop = never,
 ) -> list[Frame]:
     """Pictures of greedy episodes: one for each decision, and `END_FRAMES` of how each episode ended.
 
@@ -69,12 +74,15 @@ def record_episodes(
         env_id, env_options: the environment.
         episodes: the first episode of each of the levels `seed ... seed + episodes - 1`.
         split: `train`, `validation` or `test`; the levels are those that `run_episodes` plays.
+        check_stop: called before every step.
 
     Returns:
         uint8 `[h, w, 3]` each, all of one size.
 
     Raises:
         ValueError: fewer than one episode, or an environment that cannot be made or drawn.
+        EnvironmentFailed: it raised another exception.
+        Stopped: by `check_stop`.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: expected 1 or more")
@@ -84,16 +92,18 @@ def record_episodes(
     if "split" in known:
         options["split"] = split
     with _drawing(env_id):
-        env = make_env(env_id, {**options, "render_mode": "rgb_array"})
+        env = Guard(make_env(env_id, {**options, "render_mode": "rgb_array"}), env_id)
     frames: list[Frame] = []
     first = first_seed(known, split, seed)
-    for i in range(episodes):
-        frames += _record_episode(policy, env, env_id, first + i, f"episode {i + 1} of {episodes}")
-    env.close()
+    with closing(env):
+        for i in range(episodes):
+            frames += _record_episode(policy, env, env_id, first + i, f"episode {i + 1} of {episodes}", check_stop)
     return _same_size(frames)
 
 
-def _record_episode(policy: Policy, env: gym.Env, title: str, seed: int, episode: str) -> list[Frame]:
+def _record_episode(
+    policy: Policy, env: gym.Env, title: str, seed: int, episode: str, check_stop: CheckStop
+) -> list[Frame]:
     actor = PolicyActor(policy)
     actor.reset(np.array([seed]))
     obs, _ = env.reset(seed=seed)
@@ -104,6 +114,7 @@ def _record_episode(policy: Policy, env: gym.Env, title: str, seed: int, episode
     bound = "" if clairvoyant is None else _say_bound(clairvoyant(), limit)
     frames, trail = [], _positions(env, obs)
     step, total, ended, success = 0, 0.0, False, False
+    longest = episode_limit(env, FILM_LIMIT)
 
     def draw(probabilities: NDArray | None, action: int | None, outcome: bool | None) -> None:
         count = f"step {step} of {limit}" if limit is not None else f"step {step}"
@@ -111,6 +122,7 @@ def _record_episode(policy: Policy, env: gym.Env, title: str, seed: int, episode
         frames.append(_compose(_picture(env, obs, trail, probabilities), moment))
 
     while not ended:
+        check_stop()
         action = actor.act(_batch_of_one(obs))[0]
         if actor.probabilities is None:
             draw(None, None, None)
@@ -118,6 +130,9 @@ def _record_episode(policy: Policy, env: gym.Env, title: str, seed: int, episode
             draw(actor.probabilities[0], int(action) - first, None)
         obs, reward, terminated, truncated, info = env.step(action)
         step, total, ended = step + 1, total + float(reward), terminated or truncated
+        if step == longest and not ended:
+            say_cut_off(title, longest, "a film")
+            ended = True
         trail += _positions(env, obs)
         success = bool(info.get("is_success", total > 0 if threshold is None else total >= threshold))
     draw(None, None, success)
@@ -145,11 +160,19 @@ def _positions(env: gym.Env, obs: Any) -> list[int]:
 
 @contextmanager
 def _drawing(env_id: str) -> Iterator[None]:
-    """Where an environment takes no `render_mode`, has no `render`, or lacks the library for it: a ValueError."""
+    """Where an environment takes no `render_mode`, has no `render`, or lacks the library for it: a ValueError.
+
+    Raises:
+        EnvironmentFailed: another exception in its `render`.
+    """
     try:
         yield
     except (TypeError, NotImplementedError, ImportError, gym.error.Error) as error:
         raise ValueError(f"env={env_id}: draws no picture ({' '.join(str(error).split())})") from error
+    except (ValueError, OSError, MemoryError, EnvironmentFailed):
+        raise
+    except Exception as error:
+        raise failed(env_id, "failed in render", error) from error
 
 
 def _picture(env: gym.Env, obs: Any, trail: list[int], probabilities: NDArray | None) -> Frame:

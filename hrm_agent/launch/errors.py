@@ -7,16 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-
+from hrm_agent.environments.checked import EnvironmentFailed
 from hrm_agent.files.reading import CheckpointError
-from hrm_agent.launch.cli import USAGE_ERROR, say_error
+from hrm_agent.launch.cli import USAGE_ERROR, say_error, say_traceback
+from hrm_agent.parallel.memory import describe_out_of_memory, is_out_of_memory
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, ProcessLost
 from hrm_agent.tensors.gradients import NonFiniteNumbers
-from hrm_agent.training.loop import Interrupted
+from hrm_agent.training.checkpoints import CheckpointFolder
+from hrm_agent.training.loop import CHECKPOINTS, Interrupted
 from hrm_agent.training.signals import stop_signals
 
 INTERRUPTED = 130
+SMALLER = {
+    "hrm_agent.train": "less of algo.num_envs, algo.rollout_steps, algo.minibatch_windows or algo.capacity",
+    "hrm_agent.supervise": "less of training.batch_size, or fewer puzzles at once (training.chunk_size)",
+}
+"""What a run of a command can do with less of, where memory runs out."""
 
 
 @contextmanager
@@ -69,8 +75,25 @@ def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS
         if processes.is_rank_zero:
             end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
         raise SystemExit(1) from None
-    except torch.OutOfMemoryError as error:
-        less = "a smaller batch, or fewer puzzles at once (training.chunk_size) where it is a supervised run"
-        end(f"{str(error).splitlines()[0]}; give {less}; earlier checkpoints are intact, {go_on}", 1)
+    except EnvironmentFailed as error:
+        say_traceback(error)
+        end(f"{error}; {_last_checkpoint(folder)}; {go_on}", 1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        less = SMALLER.get(command, "a smaller batch")
+        end(
+            f"{describe_out_of_memory(error)}; earlier checkpoints are intact: with more memory, {go_on}, or begin "
+            f"another run with {less}",
+            1,
+        )
     except OSError as error:
         end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
+
+
+def _last_checkpoint(folder: Path) -> str:
+    with suppress(CheckpointError):
+        last = CheckpointFolder(folder / CHECKPOINTS).latest()
+        if last is not None:
+            return f"the last checkpoint is {last}"
+    return "there is no checkpoint yet"

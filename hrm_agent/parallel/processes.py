@@ -13,7 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import signal
+import socket
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,6 +34,9 @@ from hrm_agent.tensors.gradients import NonFiniteNumbers
 TIMEOUT = timedelta(hours=6)
 """Long enough for work that one process does while others wait, such as rendering videos. It only concerns a process
 that hangs; one that dies is detected at once."""
+JOIN_VARIABLE = "HRM_AGENT_JOIN_TIMEOUT"
+"""Environment variable: seconds that a process waits at its start until all others have started."""
+JOIN_SECONDS = 300.0
 
 
 class ProcessLost(RuntimeError):
@@ -256,7 +264,8 @@ def join() -> Processes:
     """The processes that `torchrun` started; `SINGLE_PROCESS` where there is one.
 
     Raises:
-        ProcessLost: the others cannot be reached.
+        ProcessLost: the others cannot be reached, or did not start in time (`JOIN_VARIABLE`).
+        ValueError: an environment variable is no number.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ or "MASTER_ADDR" not in os.environ:
         return SINGLE_PROCESS
@@ -266,9 +275,104 @@ def join() -> Processes:
 @cache
 def _group() -> TorchProcesses:
     both = torch.cuda.is_available() and dist.is_nccl_available()
-    with _losses():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo", timeout=TIMEOUT)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = _meet(rank, size, _join_seconds())
+    store.set_timeout(TIMEOUT)
+    with _losses(), _default_signals():
+        backend = "cpu:gloo,cuda:nccl" if both else "gloo"
+        prefixed = dist.PrefixStore("default_pg", store)
+        dist.init_process_group(backend, store=prefixed, rank=rank, world_size=size, timeout=TIMEOUT)
     return TorchProcesses()
+
+
+def _join_seconds() -> float:
+    text = os.environ.get(JOIN_VARIABLE, str(JOIN_SECONDS))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= TIMEOUT.total_seconds():
+        most = TIMEOUT.total_seconds()
+        raise ValueError(f"{JOIN_VARIABLE}={text!r}: expected seconds, more than 0 and at most {most:g}")
+    return seconds
+
+
+def _meet(rank: int, size: int, seconds: float) -> dist.TCPStore:
+    """Wait until all processes have come to the store of process 0, or of torchrun.
+
+    Raises:
+        ProcessLost: not all have come in so many seconds; the message says which are missing.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", "29500"))
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # set by torchrun, which then holds the store
+    is_master, until = rank == 0 and not by_agent, time.monotonic() + seconds
+    missing, keys = [0], [f"hrm_agent/{other}" for other in range(size)]
+    try:
+        # Waiting in Python, where signals are handled; torch's own waiting prints a stack at every attempt.
+        while not (is_master or _listens(address, port)):
+            _wait(until)
+        with _default_signals():
+            store = dist.TCPStore(
+                address,
+                port,
+                size,
+                is_master,
+                timeout=timedelta(seconds=seconds),
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        store.set(keys[rank], "here")
+        missing = list(range(size))
+        while not store.check(keys):
+            missing = [other for other in missing if not store.check([keys[other]])]
+            _wait(until)
+    except (OSError, RuntimeError) as error:  # of torch.distributed too
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if not isinstance(error, TimeoutError):
+            raise ProcessLost(
+                f"process {rank} of {size} cannot meet the others at {address}:{port} ({reason})"
+            ) from error
+        which = f"process{'es' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+        raise ProcessLost(
+            f"waited {seconds:g} s for {which} of {size} at {address}:{port} (MASTER_ADDR, MASTER_PORT); start all of "
+            f"them, or let {JOIN_VARIABLE} be more seconds"
+        ) from None
+    return store
+
+
+def _listens(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _wait(until: float) -> None:
+    """Raises: TimeoutError after that time."""
+    if time.monotonic() > until:
+        raise TimeoutError
+    time.sleep(0.05)
+
+
+@contextmanager
+def _default_signals() -> Iterator[None]:
+    """Let Ctrl-C, SIGTERM and SIGHUP end the process in the body, which waits outside Python and would not see them.
+
+    A signal that is ignored stays so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    found = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    handled = [(s, handler) for s, handler in found if handler not in (signal.SIG_IGN, None)]
+    for s, _ in handled:
+        signal.signal(s, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for s, handler in handled:
+            signal.signal(s, handler)
 
 
 def local_world_size() -> int:

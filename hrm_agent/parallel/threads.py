@@ -50,16 +50,6 @@ def instruction_set() -> str:
     return "neon" if platform.machine() in ("arm64", "aarch64") else "plain"
 
 
-def total_memory(device: torch.device) -> int | None:
-    """Total memory of the machine or of a CUDA device in bytes; None where it is unknown."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not a POSIX system
-        return None
-
-
 def check_device(device: str) -> None:
     """Raises: ValueError unless it is the CPU or a CUDA device that torch sees."""
     try:

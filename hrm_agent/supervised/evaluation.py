@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from hrm_agent.evaluation.metrics import wilson_interval
+from hrm_agent.parallel.stopping import CheckStop, never
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.recurrence import without_compile
 from hrm_agent.supervised.deep_supervision import autocast, to_batch
@@ -29,6 +30,7 @@ class Solver:
             `q_learning`: above its `q_continue`. Halted puzzles are not computed any further.
         threads: threads that puzzles are divided over.
         precision: see `SupervisedConfig`.
+        check_stop: called before every segment.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class Solver:
         halting: str | None = None,
         threads: Threads | None = None,
         precision: str = "float32",
+        check_stop: CheckStop = never,
     ) -> None:
         self.model, self.segments, self.halting, self.precision = model, segments, halting, precision
+        self.check_stop = check_stop
         self.threads = threads or Threads(1)
 
     def __call__(self, examples: Examples) -> Answers:
@@ -63,6 +67,7 @@ class Solver:
         rows = np.arange(count)  # not halted
         state = self.model.initial_state(count)
         for segment in range(self.segments):
+            self.check_stop()
             with autocast(self.precision, device):
                 state, logits, q_halt, q_continue = self.model(state, batch)
             if segment and len(rows) < count:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hrm_agent import __version__
 from hrm_agent.files.writing import write_atomically
 from hrm_agent.names.values import DepthOrNone, Episodes, Steps, StepsOrNone
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
+from hrm_agent.parallel.stopping import Stopped
 from hrm_agent.parallel.threads import instruction_set
 from hrm_agent.recurrence import use
 from hrm_agent.recurrence.kernel_timing import Choice
@@ -58,6 +60,7 @@ class SupervisedTrainer(RunLoop):
     """
 
     unit = "steps"
+    duties = ("validate", "checkpoint")
     config: RunConfig
 
     def __init__(
@@ -102,9 +105,13 @@ class SupervisedTrainer(RunLoop):
             self._sums[name].append(value)
         if self.due(self.config.log_every, before):
             self._log(log, console)
-        if self.due(self.config.eval_every, before):
+        every = {"validate": self.config.eval_every, "checkpoint": self.config.checkpoint_every}
+        self.attend([duty for duty in self.duties if self.due(every[duty], before)], log, console)
+
+    def perform(self, duty: str, log: RunLog, console: Console) -> None:
+        if duty == "validate":
             self.validate(log)
-        if self.due(self.config.checkpoint_every, before):
+        else:
             self.save_checkpoint()
 
     def _log(self, log: RunLog, console: Console) -> None:
@@ -130,11 +137,21 @@ class SupervisedTrainer(RunLoop):
         training = self.learner.config
         with self.learner.averaged() as model:
             segments = self.config.eval_segments or training.max_segments
-            solver = Solver(model, segments, None, self.threads, training.precision)
+            solver = Solver(model, segments, None, self.threads, training.precision, self.check_stop)
             return evaluate_model(solver, self.task, split, puzzles, training.halting, own=own)
 
     def validate(self, log: RunLog) -> None:
-        self.validation = self.evaluate("validation", self.config.eval_puzzles, own=False)
+        """Measure the model on validation puzzles, and keep the best.
+
+        Raises:
+            Stopped: by a signal, in all processes; nothing has been changed.
+        """
+        measured: dict[str, Any] | None = None
+        with suppress(Stopped):
+            measured = self.evaluate("validation", self.config.eval_puzzles, own=False)
+        if self.processes.agree(0.0, measured is None)[1] or measured is None:
+            raise Stopped
+        self.validation = measured
         log.scalars(self.position, validation=self.validation)
         if self.validation[self.score] >= self.best:  # the later of equals, which was trained longer
             self.best = self.validation[self.score]
@@ -173,7 +190,10 @@ class SupervisedTrainer(RunLoop):
         }
 
     def finish(self, log: RunLog, console: Console) -> None:
-        self.validate(log)
+        self.save("last")
+        self.save_checkpoint()  # before the validation: whatever that meets, the training is kept
+        with self.interruptible():
+            self.validate(log)
         self.save("last")
         self.save_checkpoint()
 

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import gymnasium as gym
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -22,9 +23,12 @@ from hrm_agent.experience.collector import Collector
 from hrm_agent.experience.demonstrations import Demonstrations
 from hrm_agent.experience.replay import Replay, replay_size
 from hrm_agent.experience.rollout import ReturnScaler, Rollout
-from hrm_agent.parallel.processes import Processes
-from hrm_agent.parallel.threads import Threads, total_memory
+from hrm_agent.parallel.memory import available_memory
+from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, local_world_size
+from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import Policy
+from hrm_agent.tensors import trees
+from hrm_agent.tensors.saved import check_generator, check_moments, check_range, check_total, converted
 from hrm_agent.tensors.trees import flatten, unflatten
 
 AlgoConfig = PPOConfig | DQNConfig | ImitationConfig
@@ -65,8 +69,12 @@ class Learner(ABC):
         """Inverse of `tensors` and `metadata`.
 
         Raises:
-            KeyError, RuntimeError, ValueError: they belong to other settings.
+            ValueError: they belong to other settings, or are none that a run can have saved; then nothing has changed.
         """
+
+    @abstractmethod
+    def check(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Whether `restore` would accept them; changes nothing. Raises: ValueError; see there."""
 
 
 def _minibatch_tensors(algo: PPO | Imitation) -> dict[str, Tensor]:
@@ -75,6 +83,12 @@ def _minibatch_tensors(algo: PPO | Imitation) -> dict[str, Tensor]:
         **flatten("optimizer", optimizer_tensors(algo.optimizer)),
         "generator/minibatches": algo.generator.get_state(),
     }
+
+
+def _check_minibatches(algo: PPO | Imitation, tensors: dict[str, Tensor]) -> None:
+    parameters = [p for group in algo.optimizer.param_groups for p in group["params"]]
+    check_moments(parameters, unflatten("optimizer", tensors))
+    check_generator("generator/minibatches", tensors.get("generator/minibatches"))
 
 
 def _restore_minibatches(algo: PPO | Imitation, tensors: dict[str, Tensor]) -> None:
@@ -127,9 +141,20 @@ class PPOLearner(Learner):
         return {}
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        self.check(tensors, metadata)
         _restore_minibatches(self.algo, tensors)
         if self.scaler is not None:
             self.scaler.restore(unflatten("scaler", tensors), self.same_episodes)
+
+    def check(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        _check_minibatches(self.algo, tensors)
+        if self.scaler is not None:
+            self.scaler.check(unflatten("scaler", tensors))
+
+
+class _DQNMetadata(msgspec.Struct):
+    algo: dict[str, Any]
+    replay: dict[str, Any]
 
 
 class DQNLearner(Learner):
@@ -159,8 +184,15 @@ class DQNLearner(Learner):
         return {"algo": self.algo.metadata(), "replay": self.replay.metadata()}
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        self.check(tensors, metadata)
         self.algo.restore(unflatten("algo", tensors), metadata["algo"])
         self.replay.restore(unflatten("replay", tensors), metadata["replay"])
+
+    def check(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        saved, replay = converted("learner", metadata, _DQNMetadata), unflatten("replay", tensors)
+        self.algo.check(unflatten("algo", tensors), saved.algo)
+        self.replay.check(replay, saved.replay)
+        check_range("replay actions", replay["actions"], 0, self.algo.policy.distribution.outputs - 1)
 
 
 class ImitationLearner(Learner):
@@ -219,8 +251,13 @@ class ImitationLearner(Learner):
         return {"labels": self.labels}
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        self.check(tensors, metadata)
         _restore_minibatches(self.algo, tensors)
         self.labels = metadata["labels"]
+
+    def check(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        _check_minibatches(self.algo, tensors)
+        check_total("labels", metadata.get("labels"))
 
 
 def build_env(config: AlgoConfig, env_id: str, num_envs: int, options: dict[str, Any]) -> gym.vector.VectorEnv:
@@ -266,19 +303,48 @@ def check_processes(config: AlgoConfig, processes: Processes) -> None:
             raise ValueError(f"algo.{name}={count} for {among}: expected a multiple of {processes.world_size}{least}")
 
 
-def check_memory(policy: Policy, config: AlgoConfig, space: gym.Space) -> None:
-    """Check that the buffer fits into the memory of the policy's device.
+def check_memory(policy: Policy, config: AlgoConfig, space: gym.Space, processes: Processes = SINGLE_PROCESS) -> None:
+    """Check that training fits into the free memory of the policy's device.
+
+    Counted are the buffer of experience, with the carried states, and gradients and moments of the weights; not the
+    activations of a minibatch, which depend on the kernel.
+
+    Args:
+        processes: over which the environments are divided; those on this machine share its memory.
 
     Raises:
-        ValueError: DQN's replay does not; since it fills gradually, the run would fail only after hours.
+        ValueError: it does not fit. A replay fills gradually, so the run would fail only after hours.
     """
-    if not isinstance(config, DQNConfig):
+    has = available_memory(policy.device)
+    if has is None:
         return
-    state = policy.initial_state(config.num_envs)
-    needed = replay_size(config.capacity, config.num_envs, space, state, config.stride)
-    has = total_memory(policy.device)
-    if has is not None and needed > has:
+    sharing = local_world_size() if policy.device.type == "cpu" else 1
+    weights = sum(p.nbytes for p in policy.parameters()) * (4 if isinstance(config, DQNConfig) else 3) * sharing
+    what, buffer, advice = _buffer_size(policy, config, space, config.num_envs // processes.world_size * sharing)
+    there = f"and {policy.device} has {has / 1e9:.1f} GB"
+    if weights > has:
         raise ValueError(
-            f"algo.capacity={config.capacity}: the replay needs {needed / 1e9:.1f} GB, and {policy.device} has "
-            f"{has / 1e9:.1f} GB; lower algo.capacity, raise algo.stride, or carry less (carry=last_token)"
+            f"core.hidden_size={policy.config.hidden_size}: gradients and moments of the weights need "
+            f"{weights / 1e9:.1f} GB, {there}; lower it, or the number of layers"
         )
+    if buffer + weights > has:
+        raise ValueError(f"{what} needs {buffer / 1e9:.1f} GB, {there}; {advice}, or carry less (carry=last_token)")
+
+
+def _buffer_size(policy: Policy, config: AlgoConfig, space: gym.Space, num_envs: int) -> tuple[str, int, str]:
+    """The buffer of so many environments: settings and name, bytes, and how to lower them. Nothing is allocated."""
+    state = trees.map_tensors(
+        lambda t: torch.empty((num_envs, *t.shape[1:]), dtype=t.dtype, device="meta"), policy.initial_state(1)
+    )
+    if isinstance(config, DQNConfig):
+        size = replay_size(config.capacity, num_envs, space, state, config.stride)
+        return f"algo.capacity={config.capacity}: the replay", size, "lower algo.capacity, raise algo.stride"
+    arguments = (config.rollout_steps, num_envs, config.window, space, state, "meta")
+    distribution = policy.distribution
+    rollout: Rollout = (
+        Demonstrations(*arguments, distribution.outputs)
+        if isinstance(config, ImitationConfig)
+        else Rollout(*arguments, distribution.shape, distribution.dtype)
+    )
+    what = f"algo.num_envs={config.num_envs}, algo.rollout_steps={config.rollout_steps}: the rollout"
+    return what, 2 * rollout.size, "lower one of them"  # twice: an update rearranges it by windows

@@ -9,13 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
 from hrm_agent import __version__
 from hrm_agent.files.reading import CheckpointError
+from hrm_agent.names.values import NonNegative, Seed, Steps, StepsOrNone, ThreadCount, check_fields, one_of
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
+from hrm_agent.parallel.stopping import Stopped
 from hrm_agent.parallel.threads import Threads, check_device
 from hrm_agent.recurrence import PATHS, candidates, check_kernel, use
 from hrm_agent.recurrence.kernel_timing import Choice
@@ -26,6 +28,7 @@ from hrm_agent.training.signals import stop_signals
 from hrm_agent.training.tracking import CLOCKS, Console, NoLog, RunLog
 
 CHECKPOINTS = "checkpoints"
+Clock = Annotated[str, one_of(CLOCKS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,30 +43,22 @@ class LoopConfig:
         ValueError: a setting out of range, or a device that is not there.
     """
 
-    seed: int = 0  # of weights, levels or puzzles, actions and minibatches
-    total_steps: int  # units that the run ends after
-    max_seconds: float = 0  # time limit of training, without evaluations, which ends it before total_steps; 0: none
-    clock: str = "wall"  # wall | cpu: how seconds of training are counted; cpu on a machine with other work
-    checkpoint_every: int  # units between checkpoints; 0: only at the beginning and at the end
-    keep_checkpoints: int  # how many are kept
-    eval_every: int  # units between evaluations; 0: only at the end
-    log_every: int  # units between lines of the log
-    threads: int  # over which a batch is divided; auto: one per core, shared by torchrun's processes
+    seed: Seed = 0  # of weights, levels or puzzles, actions and minibatches
+    total_steps: Steps  # units that the run ends after
+    max_seconds: NonNegative = 0.0  # limit of training, without evaluations, which ends it before total_steps; 0: none
+    clock: Clock = "wall"  # wall | cpu: how seconds of training are counted; cpu on a machine with other work
+    checkpoint_every: StepsOrNone  # units between checkpoints; 0: only at the beginning and at the end
+    keep_checkpoints: Steps  # how many are kept
+    eval_every: StepsOrNone  # units between evaluations; 0: only at the end
+    log_every: Steps  # units between lines of the log
+    threads: ThreadCount  # over which a batch is divided; auto: one per core, shared by torchrun's processes
     device: str = "cpu"  # cpu, or a CUDA device: cuda, cuda:1
     kernel: str = "plain"  # plain | fused | fused_bf16 | compiled: what computes the core; auto: the fastest, measured
 
     def __post_init__(self) -> None:
-        self._check_least(1, "total_steps", "keep_checkpoints", "log_every", "threads")
-        self._check_least(0, "seed", "checkpoint_every", "eval_every", "max_seconds")
-        if self.clock not in CLOCKS:
-            raise ValueError(f"clock={self.clock}: expected {' or '.join(CLOCKS)}")
+        check_fields(self)
         check_device(self.device)
         check_kernel(self.kernel)
-
-    def _check_least(self, least: int, *names: str) -> None:
-        for name in names:
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: expected {least} or more")
 
 
 class Interrupted(Exception):
@@ -87,6 +82,8 @@ class RunLoop(ABC):
 
     unit = "frames"
     """What `position` counts, in messages and in `metrics.jsonl`."""
+    duties: tuple[str, ...] = ()
+    """What may be due after an iteration, besides the log."""
     allow_bf16 = False
     """Whether `kernel=auto` may take matrix products in bfloat16."""
 
@@ -101,6 +98,7 @@ class RunLoop(ABC):
         self.seconds = 0.0
         self._kernel_before: str | None = None
         self._stop = False
+        self._left: list[str] = []  # duties due at this position, in their order
 
     @property
     @abstractmethod
@@ -112,8 +110,12 @@ class RunLoop(ABC):
         """One iteration; adds to `seconds`."""
 
     @abstractmethod
+    def perform(self, duty: str, log: RunLog, console: Console) -> None:
+        """One of `duties`, due at this position."""
+
+    @abstractmethod
     def finish(self, log: RunLog, console: Console) -> None:
-        """What comes after the last iteration."""
+        """What comes after the last iteration; done again where a run is resumed after it."""
 
     @abstractmethod
     def networks(self) -> Sequence[nn.Module]:
@@ -160,17 +162,59 @@ class RunLoop(ABC):
             if self.processes.broadcast_object(self.checkpoints.latest() is None):
                 self.save_checkpoint()  # so that there is always one to return to, and a full disk is noticed at once
             with console.training(self.config.total_steps, self.position):
+                self.attend(self._left, log, console)
                 while self.done < 1.0:
                     self.iterate(log, console)
                     self.seconds, stop = self.processes.agree(self.seconds, self._stop)
-                    if stop:
-                        path = self.save_checkpoint()
-                        raise Interrupted(f"interrupted at {self.position:,} {self.unit}; checkpoint {path}")
+                    self._interrupt_if(stop)
             self.finish(log, console)
+            self._interrupt_if(self.processes.agree(0.0, self._stop)[1])
         finally:
             for s, handler in previous.items():
                 signal.signal(s, handler)
             log.close()
+
+    def attend(self, duties: Sequence[str], log: RunLog, console: Console) -> None:
+        """Perform duties in their order. Where a signal stops one, a resumed run begins with those that are left.
+
+        Raises:
+            Interrupted: a signal stopped one of them, in this process or another.
+        """
+        self._left = list(duties)
+        while self._left:
+            duty = self._left.pop(0)
+            with self.interruptible(duty):
+                self.perform(duty, log, console)
+
+    @contextmanager
+    def interruptible(self, duty: str | None = None) -> Iterator[None]:
+        """Let `check_stop` end the body, in all processes.
+
+        Args:
+            duty: that the body performs, which a resumed run repeats.
+
+        Raises:
+            Interrupted: it has; a checkpoint is written before.
+        """
+        stopped = False
+        try:
+            yield
+        except Stopped:
+            stopped = True
+        stopped = self.processes.agree(0.0, stopped)[1]
+        if stopped and duty is not None:
+            self._left.insert(0, duty)
+        self._interrupt_if(stopped)
+
+    def check_stop(self) -> None:
+        """Called between the steps of an evaluation or a film. Raises: Stopped, after a signal."""
+        if self._stop:
+            raise Stopped
+
+    def _interrupt_if(self, stop: bool) -> None:
+        if stop:
+            path = self.save_checkpoint()
+            raise Interrupted(f"interrupted at {self.position:,} {self.unit}; checkpoint {path}")
 
     def settle_kernel(self, console: Console) -> None:
         """With `kernel=auto`, take the path that the run had before, or measure; the same in all processes."""
@@ -210,6 +254,8 @@ class RunLoop(ABC):
     def save_checkpoint(self) -> Path:
         """Write everything needed to resume exactly, from all processes."""
         own = {"kind": "checkpoint", "hrm_agent_version": __version__, "seconds": self.seconds, "kernel": self.kernel}
+        if self._left:
+            own["left"] = self._left
         tensors = self.tensors()
         if not self.processes.is_rank_zero:
             return self.checkpoints.path(self.position)
@@ -226,6 +272,10 @@ class RunLoop(ABC):
             self.restore(tensors, metadata)
             self.seconds = metadata["seconds"]
             self._kernel_before = metadata.get("kernel")  # missing in earlier checkpoints
+            left = metadata.get("left", [])
+            if not isinstance(left, list) or any(duty not in self.duties for duty in left):
+                raise ValueError(f"left={left}: expected some of {', '.join(self.duties)}")
+            self._left = left
         except (KeyError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path}: does not fit this run's settings ({reason})") from None

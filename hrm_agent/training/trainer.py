@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -22,15 +23,18 @@ from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.experience.collector import Collector
 from hrm_agent.kernels.cpu import build
+from hrm_agent.names.values import Episodes, Steps, StepsOrNone
 from hrm_agent.parallel.cuda import CudaConfig
 from hrm_agent.parallel.graphs import Say, Wrap, graph_wrapper
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
+from hrm_agent.parallel.stopping import Stopped
 from hrm_agent.parallel.threads import Threads, instruction_set
 from hrm_agent.policies.encoders import Encoder
 from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.recurrence import available, has_kernels, use, without_compile
 from hrm_agent.recurrence.cuda import CUDACore, use_cuda
 from hrm_agent.recurrence.kernel_timing import Choice
+from hrm_agent.tensors.saved import Total, check_tensors, converted
 from hrm_agent.tensors.trees import flatten, unflatten
 from hrm_agent.training.kernel_work import measure_policy, passes_of
 from hrm_agent.training.learners import AlgoConfig, build_env, build_learner, check_processes
@@ -56,13 +60,13 @@ class TrainerConfig(LoopConfig):
 
     env: str  # Gymnasium id
     env_options: dict[str, Any]  # keyword arguments of the environment
-    total_steps: int  # environment frames of training
-    checkpoint_every: int = 100_000  # frames between checkpoints; 0: only at the beginning and at the end
-    keep_checkpoints: int = 3  # checkpoints that are kept
-    eval_every: int = 150_000  # frames between greedy evaluations on validation levels; 0: only at the end
-    eval_episodes: int = 1000  # validation levels of an evaluation
-    video_every: int = 0  # frames between videos in TensorBoard; 0: only at the end
-    log_every: int = 20_000  # frames between lines of the log
+    total_steps: Steps  # environment frames of training
+    checkpoint_every: StepsOrNone = 100_000  # frames between checkpoints; 0: only at the beginning and at the end
+    keep_checkpoints: Steps = 3  # checkpoints that are kept
+    eval_every: StepsOrNone = 150_000  # frames between greedy evaluations on validation levels; 0: only at the end
+    eval_episodes: Episodes = 1000  # validation levels of an evaluation
+    video_every: StepsOrNone = 0  # frames between videos in TensorBoard; 0: only at the end
+    log_every: Steps = 20_000  # frames between lines of the log
     init_from: str | None = None  # agent, run or supervised model whose weights the run starts from
     init_parts: str = "core,encoder"  # of them; encoder, core, carry, heads or all
     freeze: str = ""  # parts that are not trained
@@ -70,8 +74,6 @@ class TrainerConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_least(1, "eval_episodes")
-        self._check_least(0, "video_every")
         parse_parts(self.freeze, "freeze")
         if not parse_parts(self.init_parts, "init_parts"):
             raise ValueError(f"init_parts={self.init_parts}: expected at least one part of a policy, or all")
@@ -128,6 +130,7 @@ class Trainer(RunLoop):
     """
 
     config: TrainerConfig
+    duties = ("validate", "film", "checkpoint")
     allow_bf16 = True
 
     def __init__(
@@ -164,7 +167,7 @@ class Trainer(RunLoop):
         self.updates = 0
         self.best = (-1.0, 0.0)  # success and return on validation levels
         self.validation: dict[str, Any] = {}
-        self._validated_at = -1  # frames
+        self._validated = [-1, 0]  # frames and levels of the last validation
 
     def _accelerate(self, algo: AlgoConfig, say: Say) -> Wrap | None:
         """What a CUDA device is for beyond moving tensors: see `CudaConfig`."""
@@ -212,15 +215,25 @@ class Trainer(RunLoop):
         if self.due(self.config.log_every, before):
             speed = {"collect_seconds": collected - began, "update_seconds": updated - collected}
             log.scalars(self.frames, train=progress, loss=losses, time=speed)
-        if self.due(self.config.eval_every, before):
-            self.validate(log)
-        if self.due(self.config.video_every, before):
-            self._film(log, console)
-        if self.due(self.config.checkpoint_every, before):
-            self.save_checkpoint()
+        c = self.config
+        every = {"validate": c.eval_every, "film": c.video_every, "checkpoint": c.checkpoint_every}
+        self.attend([duty for duty in self.duties if self.due(every[duty], before)], log, console)
         console.progress(self.frames, {**progress, "validation": self.validation.get("success")})
 
+    def perform(self, duty: str, log: RunLog, console: Console) -> None:
+        if duty == "validate":
+            self.validate(log)
+        elif duty == "film":
+            self._film(log, console)
+        else:
+            self.save_checkpoint()
+
     def validate(self, log: RunLog) -> None:
+        """Measure the policy on validation levels, and keep the best agent.
+
+        Raises:
+            Stopped: by a signal, in all processes; nothing has been changed.
+        """
         c = self.config
         self.policy.divide(1)  # levels are dealt out to threads of Python
         with without_compile(self.policy):  # fewer levels at once than environments in training
@@ -232,8 +245,9 @@ class Trainer(RunLoop):
                 split="validation",
                 threads=self.threads,
                 processes=self.processes,
+                check_stop=self.check_stop,
             )
-        self._validated_at = self.frames
+        self._validated = [self.frames, c.eval_episodes]
         log.scalars(self.frames, validation=self.validation)
         reached = (self.validation["success"], self.validation["return"])
         if reached >= self.best:  # the later of equals, which was trained longer
@@ -249,20 +263,31 @@ class Trainer(RunLoop):
             return
         try:
             frames = record_episodes(
-                self.policy, self.config.env, self.config.env_options, VIDEO_EPISODES, seed=0, split="validation"
+                self.policy,
+                self.config.env,
+                self.config.env_options,
+                VIDEO_EPISODES,
+                seed=0,
+                split="validation",
+                check_stop=self.check_stop,
             )
+        except Stopped:
+            raise
         except Exception as error:  # the environment's own code renders; a failure must not end the run
             console.say(f"no film of this run: {' '.join(str(error).split()) or type(error).__name__}")
             return
         log.video(self.frames, "validation/episodes", encode_gif(frames, VIDEO_FPS), frames[0].shape)
 
     def finish(self, log: RunLog, console: Console) -> None:
-        if self._validated_at != self.frames:
-            with console.waiting(f"measuring on {self.config.eval_episodes:,} validation levels"):
-                self.validate(log)
         self._save_agent("last")
-        self.save_checkpoint()
-        with console.waiting("filming two episodes"):
+        self.save_checkpoint()  # before the environments are played again: whatever they do, the training is kept
+        if self._validated != [self.frames, self.config.eval_episodes]:
+            what = f"measuring on {self.config.eval_episodes:,} validation levels"
+            with console.waiting(what), self.interruptible():
+                self.validate(log)
+            self._save_agent("last")
+            self.save_checkpoint()
+        with console.waiting("filming two episodes"), self.interruptible():
             self._film(log, console)
         log.hyperparameters(self._settings(), {"validation/success": self.validation["success"]})
 
@@ -316,14 +341,29 @@ class Trainer(RunLoop):
             "updates": self.updates,
             "best": self.best,
             "validation": self.validation,
+            "validated": self._validated,
             "collector": self.collector.metadata(),
             "learner": self.learner.metadata(),
         }
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-        self.policy.load_state_dict(unflatten("policy", tensors))
-        self.learner.restore(tensors, metadata.get("learner", {}))
-        self.collector.restore(unflatten("collector", tensors), metadata["collector"])
-        self.updates, self.validation = metadata["updates"], metadata["validation"]
-        best = metadata["best"]  # a number, without the return, in checkpoints of before
-        self.best = tuple(best) if isinstance(best, list) else (float(best), 0.0)
+        saved, weights = converted("checkpoint", metadata, _Metadata), unflatten("policy", tensors)
+        check_tensors("policy", weights, self.policy.state_dict())
+        self.learner.check(tensors, saved.learner)
+        # Before anything is changed: its environment may refuse.
+        self.collector.restore(unflatten("collector", tensors), saved.collector)
+        self.policy.load_state_dict(weights)
+        self.learner.restore(tensors, saved.learner)
+        self.updates, self.validation, self._validated = saved.updates, saved.validation, list(saved.validated)
+        self.best = saved.best if isinstance(saved.best, tuple) else (saved.best, 0.0)
+
+
+class _Metadata(msgspec.Struct):
+    """The JSON part of a checkpoint. Earlier ones lack what has a default; `best` was a number, without the return."""
+
+    updates: Total
+    best: tuple[float, float] | float
+    validation: dict[str, Any]
+    collector: dict[str, Any]
+    validated: tuple[int, int] = (-1, 0)
+    learner: dict[str, Any] = {}
