@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hrm_agent.agents.description import (
     write_description,
 )
 from hrm_agent.agents.inputs import StateReader, parts_of, read_episode_start, read_observation
-from hrm_agent.cores import find_core
+from hrm_agent.cores.outline import outline
 from hrm_agent.environments.sources import StoredId, check_stored
 from hrm_agent.environments.spaces import space_to_dict
 from hrm_agent.files.reading import CheckpointError
@@ -264,36 +265,17 @@ class Agent:
         """
         folder = find_agent_folder(Path(folder), best)
         config, observations, actions, info = parse_description(folder)
-        outline = _outline(config, observations, actions, folder)
-        tensors, _ = load_weights(folder / WEIGHTS_FILE, outline.state_dict())
-        policy = Policy(config, observations, actions)
+        build = partial(Policy, config, observations, actions)
+        expected = outline(build, config.core)
+        if expected.encoder.length > MOST_TOKENS:
+            tokens = f"observations of {expected.encoder.length:,} tokens; expected {MOST_TOKENS:,} at most"
+            raise CheckpointError(f"{folder / AGENT_FILE}: {tokens}")
+        tensors, _ = load_weights(folder / WEIGHTS_FILE, expected.state_dict())
+        policy = build()
         policy.load_state_dict(tensors)
         overrides = AgentOverrides(carry, segments, stop, stop_threshold)
         agent = cls(policy, observations, actions, info).changed(overrides)
         return agent if observation_space is None else agent.fit(observation_space)
-
-
-def _outline(config: PolicyConfig, observations: gym.Space, actions: gym.Space, folder: Path) -> Policy:
-    """The policy without memory for its weights, for their names, shapes and dtypes.
-
-    Raises:
-        CheckpointError: a policy that no memory holds.
-        ValueError: see `Policy`.
-    """
-    try:
-        with torch.device("meta"):
-            outline = Policy(config, observations, actions)
-    except ValueError:
-        raise
-    except Exception as error:
-        if not find_core(config.core).__module__.startswith("hrm_agent."):
-            return Policy(config, observations, actions)  # another package's core may need its numbers
-        reason = " ".join(str(error).split())[:200]  # more elements than can be counted, for instance
-        raise CheckpointError(f"{folder / AGENT_FILE}: no such policy can be built ({reason})") from None
-    if outline.encoder.length > MOST_TOKENS:
-        tokens = f"observations of {outline.encoder.length:,} tokens; expected {MOST_TOKENS:,} at most"
-        raise CheckpointError(f"{folder / AGENT_FILE}: {tokens}")
-    return outline
 
 
 def _without_carry(tensors: dict[str, torch.Tensor], policy: Policy, trained_carry: str) -> dict[str, torch.Tensor]:

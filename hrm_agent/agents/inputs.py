@@ -63,6 +63,10 @@ class Part:
         if array.dtype.kind == "f" and not (array % 1 == 0).all():
             return False
         if isinstance(self.low, int):
+            if array.dtype.kind in "iu":
+                held = np.iinfo(array.dtype)
+                if self.low <= held.min and held.max <= self.high:
+                    return True  # bytes of a picture: every one of them is in the space
             return bool(self.low <= array.min() and array.max() <= self.high)
         return bool(((self.low <= array) & (array <= self.high)).all())
 

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from hrm_agent.files.reading import CheckpointError
-from hrm_agent.names.values import Count, CountOrNone, Width, check_fields
+from hrm_agent.cores.outline import outline
+from hrm_agent.files.reading import CheckpointError, convert_json, read_json
+from hrm_agent.names.values import Count, CountOrNone, Depth, Seed, Width, check_fields, printable, typed
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Task, TaskSpec
-from hrm_agent.tensors.files import load_tensors, save_tensors
+from hrm_agent.tensors.files import check_weights, load_tensors, save_tensors
 from hrm_agent.training.model_folder import MODEL_FILE, find_model
 
 INFO_FILE = "model.json"
 """File beside a run's models with `SupervisedTrainer.info`."""
+MOST = 2**16
+"""Tokens of a puzzle, rows and columns of a grid, and ids, in a model's file."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,17 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model", hidden_size="core.hidden_size")
+
+
+class _Info(msgspec.Struct):
+    """What is used of `model.json`."""
+
+    task: str = ""
+    task_options: dict[str, Any] = {}
+    seed: Seed = 0
+    max_segments: Depth = 16
+    halting: str = ""
+    precision: str = ""
 
 
 def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel:
@@ -99,14 +114,22 @@ def load_model_and_spec(path: str | Path, best: bool = False) -> tuple[PuzzleMod
     tensors, metadata = load_tensors(file)
     if metadata.get("kind") != "puzzle_model":
         raise CheckpointError(f"{file}: holds a {metadata.get('kind', 'file of an unknown kind')}, not a puzzle model")
-    entries = dict(metadata["spec"])
-    entries["grid"] = tuple(entries["grid"]) if entries["grid"] else None
+    spec: TaskSpec = convert_json(metadata.get("spec"), TaskSpec, f"{file}: not a puzzle model")
+    sizes = (spec.sequence_length, spec.input_ids, spec.answer_ids, *(spec.grid or ()))
+    if not all(1 <= size <= MOST for size in sizes):
+        raise CheckpointError(f"{file}: {printable(str(spec))[:200]}: expected sizes from 1 to {MOST:,}")
     try:
-        spec = TaskSpec(**entries)
-        model = build_model(ModelConfig(**metadata["model"]), spec)
+        config = typed(ModelConfig, metadata.get("model"), "model")
+        expected = outline(partial(build_model, config, spec), config.core)
+        check_weights(file, tensors, expected.state_dict())  # before anything of their size is built
+        model = build_model(config, spec)
         model.load_state_dict(tensors)
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{file}: does not fit this version ({' '.join(str(error).split())[:200]})") from None
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from None
     return model.eval(), spec
 
 
@@ -119,10 +142,6 @@ def read_info(folder: Path) -> dict[str, Any]:
     file = folder / INFO_FILE
     if not file.exists():
         return {}
-    try:
-        info = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: not a model's description ({error})") from None
-    if not isinstance(info, dict) or not isinstance(info.get("task_options", {}), dict):
-        raise CheckpointError(f"{file}: not a model's description")
+    info: dict[str, Any] = read_json(file, dict[str, Any])
+    convert_json(info, _Info, f"{file}: not a model's description")
     return info

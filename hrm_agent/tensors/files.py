@@ -59,14 +59,17 @@ def load_weights(path: Path, expected: Mapping[str, Tensor]) -> tuple[dict[str, 
 
 
 def check_weights(source: object, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Check that weights hold numbers of the kind that a network has under the same names, all of them finite.
+    """Check that weights are those of a network, and finite numbers of the same kind.
 
     Args:
         source: where they come from, for messages.
+        expected: as of `load_weights`.
 
     Raises:
-        CheckpointError: integers, booleans or complex numbers in place of real ones, NaN or infinity.
+        CheckpointError: other names or shapes, integers, booleans or complex numbers in place of real ones, NaN or
+            infinity.
     """
+    _check_shapes(source, {name: list(tensor.shape) for name, tensor in weights.items()}, expected)
     for name, tensor in weights.items():
         own = expected[name].dtype
         if tensor.dtype != own and not (tensor.dtype.is_floating_point and own.is_floating_point):
@@ -84,7 +87,8 @@ def _load(path: Path, expected: Mapping[str, Tensor] | None) -> tuple[dict[str, 
     try:
         with safe_open(path, framework="pt") as file:
             if expected is not None:
-                _compare(path, file, expected)
+                shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+                _check_shapes(path, shapes, expected)
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, UnicodeDecodeError) as error:
@@ -101,17 +105,14 @@ def _load(path: Path, expected: Mapping[str, Tensor] | None) -> tuple[dict[str, 
     return tensors, parse_json(header["metadata"], dict[str, Any], f"{path}: its metadata")
 
 
-def _compare(path: Path, file: Any, expected: Mapping[str, Tensor]) -> None:
-    """Raises: CheckpointError where names or shapes in the header are not those of `expected`."""
-    names = set(file.keys())
-    for name in sorted(names ^ expected.keys()):
+def _check_shapes(source: object, shapes: Mapping[str, list[int]], expected: Mapping[str, Tensor]) -> None:
+    for name in sorted(shapes.keys() ^ expected.keys()):
         reason = "missing" if name in expected else "not one of its weights"
-        raise CheckpointError(f"{path}: weights do not fit the network: {name!r} is {reason}")
+        raise CheckpointError(f"{source}: weights do not fit the network: {name!r} is {reason}")
     for name, own in expected.items():
-        shape = file.get_slice(name).get_shape()
-        if list(shape) != list(own.shape):
+        if shapes[name] != list(own.shape):
             raise CheckpointError(
-                f"{path}: weights do not fit the network: {name} is {list(shape)}, expected {list(own.shape)}"
+                f"{source}: weights do not fit the network: {name} is {shapes[name]}, expected {list(own.shape)}"
             )
 
 

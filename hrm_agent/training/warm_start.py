@@ -14,7 +14,7 @@ from torch import Tensor
 from hrm_agent.agents.agent import WEIGHTS_FILE
 from hrm_agent.agents.description import AGENT_FILE, find_agent_folder, read_description
 from hrm_agent.agents.registry import registry
-from hrm_agent.files.reading import CheckpointError
+from hrm_agent.files.reading import CheckpointError, convert_json
 from hrm_agent.policies.encoders import find_grid
 from hrm_agent.policies.policy import Policy
 from hrm_agent.tensors.files import check_weights, load_tensors
@@ -148,10 +148,10 @@ def _read(source: Path, policy: Policy) -> tuple[dict[str, Tensor], dict[str, An
     tensors, metadata = load_tensors(file)
     if metadata.get("kind") == "agent":  # its own file, rather than its folder
         return tensors, None
-    made_with = dict(metadata.get("model") or {})
+    made_with: dict[str, Any] = dict(convert_json(metadata.get("model") or {}, dict[str, Any], f"{file}: its metadata"))
     made_with["encoder"] = {k: made_with[k] for k in ("crop", "patch_size") if k in made_with}
-    spec = metadata.get("spec") or {}
-    if spec and spec["answer_ids"] == spec["input_ids"]:
+    spec: dict[str, Any] = convert_json(metadata.get("spec") or {}, dict[str, Any], f"{file}: its metadata")
+    if spec and spec.get("answer_ids") == spec.get("input_ids"):
         tensors = {name: t for name, t in tensors.items() if name != MODEL_ENCODER}  # ids of puzzles, not of cells
     return _rename(tensors, policy), made_with
 

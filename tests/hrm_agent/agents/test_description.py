@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hrm_agent.agents import agent as agents
 from hrm_agent.agents.__main__ import list_agents, read_card
 from hrm_agent.agents.description import read_description
 from hrm_agent.agents.registry import AgentSpec, registry
+from hrm_agent.cores.outline import outline
 from hrm_agent.environments.sources import StoredId
 from hrm_agent.environments.spaces import MOST_ENTRIES, space_from_dict, space_to_dict
 from hrm_agent.files.reading import CheckpointError
@@ -274,13 +276,13 @@ def test_dictionaries_within_dictionaries_end_somewhere() -> None:
 
 
 @pytest.mark.parametrize("core", CORES)
-def test_the_outline_draws_no_random_numbers_and_has_the_networks_shapes(core: str, tmp_path: Path) -> None:
+def test_the_outline_draws_no_random_numbers_and_has_the_networks_shapes(core: str) -> None:
     policy = tiny_policy(core=core)
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    outline = agents._outline(policy.config, GRID, ACTIONS, tmp_path)
+    made = outline(partial(Policy, policy.config, GRID, ACTIONS), core)
     assert torch.equal(torch.get_rng_state(), before)
-    there, here = outline.state_dict(), policy.state_dict()
+    there, here = made.state_dict(), policy.state_dict()
     assert {name: (t.shape, t.dtype) for name, t in there.items()} == {n: (t.shape, t.dtype) for n, t in here.items()}
     assert {t.device.type for t in there.values()} == {"meta"}
 
