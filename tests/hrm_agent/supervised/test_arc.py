@@ -359,9 +359,11 @@ def test_published_identifiers_are_used_as_they_are(tmp_path: Path) -> None:
     file.write_text(json.dumps(names[:4]))
     with pytest.raises(ValueError, match=f"lacks task '{second}'"):
         ArcTask(**SMALL, tasks=1, training_tasks=1, validation_tasks=0, identifiers=str(file))
-    file.write_text("{")
-    with pytest.raises(ValueError, match=r"identifiers\.json"):
-        ArcTask(**SMALL, identifiers=str(file))
+    for text in ("{", "[1]", '{"a": 1}', "[" * 10_000, json.dumps([f"{first}_t3_0111111111"])):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"identifiers=\S+identifiers\.json: .*; give") as caught:
+            ArcTask(**SMALL, identifiers=str(file))
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,7 @@ def test_sets_that_took_long_are_kept_and_checked(cache: Path, monkeypatch: pyte
     def first(count: int) -> sudoku_sets.Puzzles:
         return PuzzleSet(Difficulty(0, -1, 0), "train", 0, cache).first(count)
 
+    monkeypatch.setattr(sudoku_sets, "KEEP_FROM_SECONDS", 1e9)
     fresh = first(20)
     assert not cache.exists()
     monkeypatch.setattr(sudoku_sets, "KEEP_FROM_SECONDS", 0.0)
@@ -237,9 +239,21 @@ def test_sets_that_took_long_are_kept_and_checked(cache: Path, monkeypatch: pyte
             first(21)
     longer = first(30)
     assert all(np.array_equal(a[:20], b) for a, b in zip(longer, fresh, strict=True))
-    for data in (path.read_bytes()[:100], b"", _altered(fresh)):
+    whole = path.read_bytes()
+    garbled = whole[:200] + bytes(50) + whole[250:]
+    for data in (whole[:100], b"", _altered(fresh), garbled, _of_a_trillion_puzzles()):
         path.write_bytes(data)
         assert all(np.array_equal(a, b) for a, b in zip(first(20), fresh, strict=True))
+
+
+def _of_a_trillion_puzzles() -> bytes:
+    """An archive whose first header asks for more memory than there is."""
+    header, file = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**12, 81)})
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("clues", "solutions", "guesses"):
+            archive.writestr(f"{name}.npy", header.getvalue() + bytes(81))
+    return file.getvalue()
 
 
 def _altered(puzzles: sudoku_sets.Puzzles) -> bytes:

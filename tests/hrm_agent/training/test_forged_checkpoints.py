@@ -198,7 +198,7 @@ def a_billion_final_observations(tensors: dict[str, Tensor], metadata: dict[str,
     ("forge", "message"),
     [
         (actions_that_there_are_not, "replay actions: 4 is not from 0 to 3"),
-        (priorities_below_zero, "replay priorities: -1 is not from"),
+        (priorities_below_zero, "replay priorities: -1.0 is not from"),
         (more_steps_than_were_added, r"replay obs is uint8\[12, 8, 7, 7\], expected uint8\[1, 8, 7, 7\]"),
         (a_billion_final_observations, r"replay final_ids \[0, 1000000000\]: expected one final observation for each"),
     ],
