@@ -1,16 +1,16 @@
 # mypy: disable-error-code="no-untyped-def"
 """Decorators that compile the package's kernels with numba, and their cache on disk."""
 
-import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numba
 from numba import njit, typeof
 from numba.core.types import unliteral
 
-_log = logging.getLogger(__name__)
-_warned: list[str] = []  # the reason, once a warning was logged
+from hrm_envs.cache import Files, warn_once
 
 _KERNEL_FILES = (
     "cells.py",
@@ -35,22 +35,24 @@ def _source_stamp(*more: Path) -> tuple[tuple[int, int], ...]:
 class _Cache:
     """numba's cache of one kernel's machine code on disk; without a usable folder, kernels work uncached.
 
-    numba's cache class is private. If its attributes change, the calls here fall back to numba's own behaviour.
+    numba's cache class is private. If its attributes change, kernels are compiled in every process.
 
     Args:
-        own: numba's cache; None if numba found no writable folder.
+        own: numba's cache, with its files replaced by ours; None if there is no folder.
+        files: ours.
         loads_bare: whether cached machine code needs nothing of numba's runtime (see ``hot_kernel``).
+        reason: why there is no folder.
     """
 
-    def __init__(self, own: Any, loads_bare: bool) -> None:
-        self._own, self._loads_bare = own, loads_bare
+    def __init__(self, own: Any, files: Files | None, loads_bare: bool, reason: str = "") -> None:
+        self._own, self._files, self._loads_bare, self._reason = own, files, loads_bare, reason
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__.get("_own"), name)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         if self._own is None:
-            _warn_uncached("numba finds no writable folder; set NUMBA_CACHE_DIR to one")
+            _warn_uncached(self._reason)
             return None
         # numba would first load its tables of all supported functions, which takes a second, mostly for imports.
         load = getattr(self._own, "_load_overload", None) if self._loads_bare else None
@@ -69,42 +71,54 @@ class _Cache:
 
     def holds(self, signature: Any, target: Any) -> bool:
         """Whether machine code for a signature is cached, compiled from the current sources."""
+        if self._own is None or self._files is None:
+            return False
         try:
-            key = self._own._index_key(signature, target.codegen())
-            return key in self._own._cache_file._load_index()
+            return self._files.holds(self._own._index_key(signature, target.codegen()))
         except (AttributeError, OSError):
             return False
 
 
 def _warn_uncached(reason: str) -> None:
-    if _warned:
-        return
-    _warned.append(reason)
-    _log.warning("the environments are compiled anew in every process, their cache cannot be used: %s", reason)
+    warn_once("uncached", f"the environments are compiled anew in every process, their cache cannot be used: {reason}")
 
 
-def kernel(function: Callable[..., Any], allocates: bool = True) -> Any:
+def kernel(function: Callable[..., Any], allocates: bool = True, **options: Any) -> Any:
     """Compile a function that Python calls: on its first call, with the machine code cached on disk.
 
     numba's cache checks the defining file only, but a kernel also contains inlined functions of other files,
     so editing those would leave stale machine code behind. The stamp therefore covers every file with kernels
-    and the function's own file, which may be in another package. If numba's private cache object changes,
-    numba's own stamp is kept.
+    and the function's own file, which may be in another package.
+
+    Args:
+        allocates: whether it allocates arrays (see ``hot_kernel``).
+        options: of ``numba.njit``.
     """
-    options: dict[str, Any] = {"_nrt": allocates}
+    options = {"_nrt": allocates, **options}
     dispatcher = njit(**options)(function)
-    if not hasattr(dispatcher, "enable_caching"):  # the plain function, under NUMBA_DISABLE_JIT
-        return dispatcher
+    if hasattr(dispatcher, "enable_caching"):  # not the plain function, under NUMBA_DISABLE_JIT
+        dispatcher._cache = _cache_of(dispatcher, Path(function.__code__.co_filename), allocates)
+    return dispatcher
+
+
+def _cache_of(dispatcher: Any, source: Path, allocates: bool) -> _Cache:
+    """Where a kernel's machine code is kept: in the folder that numba chooses, in files of ours."""
+    nowhere = "numba finds no writable folder; set NUMBA_CACHE_DIR to one"
+    homeless = not os.path.isabs(os.path.expanduser("~"))  # numba would make a folder named ~ in the working folder
+    if homeless and not getattr(numba.config, "CACHE_DIR", "") and not os.access(source.parent, os.W_OK):
+        return _Cache(None, None, False, nowhere)
     try:
         dispatcher.enable_caching()
+        own = dispatcher._cache
+        files = Files(Path(own.cache_path), own._impl.filename_base, source, _source_stamp(source))
+        if not hasattr(own, "_cache_file"):
+            raise AttributeError("_cache_file")
+        own._cache_file = files
     except RuntimeError:
-        dispatcher._cache = _Cache(None, False)
-        return dispatcher
-    cache_file = getattr(dispatcher._cache, "_cache_file", None)
-    if cache_file is not None and hasattr(cache_file, "_source_stamp"):
-        cache_file._source_stamp = _source_stamp(Path(function.__code__.co_filename))
-    dispatcher._cache = _Cache(dispatcher._cache, loads_bare=not allocates)
-    return dispatcher
+        return _Cache(None, None, False, nowhere)
+    except AttributeError as error:
+        return _Cache(None, None, False, f"numba {numba.__version__} keeps its files otherwise ({error})")
+    return _Cache(own, files, loads_bare=not allocates)
 
 
 def is_cached(kernel: Any, *arguments: Any) -> bool:

@@ -10,19 +10,13 @@ twice as long. numba's own threads are not used, since the batch is split over P
 (`hrm_agent.parallel.threads`); the kernels release the GIL.
 """
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import numpy as np
-from numba import njit
 
+import hrm_envs.jit
 
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile on the first call for each dtype, with the machine code cached on disk."""
-    try:
-        return njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:  # numba has no writable cache folder: compiled in every process
-        return njit(nogil=True, error_model="numpy")(function)
+kernel = partial(hrm_envs.jit.kernel, nogil=True, error_model="numpy")
 
 
 @kernel
