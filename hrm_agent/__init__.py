@@ -9,7 +9,8 @@ The public interface is here and in `hrm_agent.cores`; everything else may chang
   observations of `MiniGrid-DoorKey-5x5-v0`, for example.
 - `hrm_agent.cores`: `Core` and `State`, to write a core; `register_core`, or the entry-point group `hrm_agent.cores`:
   `NAME = "package.module:Class"`. Then `core=NAME` trains it, and its keyword-only arguments are `core.OPTION`.
-- Any Gymnasium environment: `env=PACKAGE:ID` imports the package, which registers the id.
+- Any Gymnasium environment: `env=PACKAGE:ID` imports the package, which registers the id. An id from an agent's or a
+  run's file imports nothing.
 """
 
 from importlib import import_module

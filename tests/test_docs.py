@@ -106,7 +106,11 @@ def call(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     found = importlib.util.find_spec(module)
     package = found is not None and found.submodule_search_locations is not None
-    importlib.import_module(f"{module}.__main__" if package else module).main()
+    path = [*sys.path]
+    try:
+        importlib.import_module(f"{module}.__main__" if package else module).main()
+    finally:
+        sys.path[:] = path  # a command that reads folders leaves out the working folder
 
 
 def check_training(arguments: list[str], monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
@@ -174,7 +178,8 @@ def do_python(block: Block, page: Path, names: dict[str, Any]) -> None:
 
 
 def install(name: str, toml: str, folder: Path) -> None:
-    """A distribution is a folder of metadata on the path; importlib finds it as it finds what pip installs."""
+    """What `pip install -e` leaves: metadata, and the folder on the path behind the standard library."""
+    sys.path.append(str(folder))
     points = tomllib.loads(toml)["project"]["entry-points"]
     sections = [
         [f"[{group}]", *(f"{key} = {value}" for key, value in found.items())] for group, found in points.items()

@@ -188,11 +188,11 @@ class Agent:
     ) -> tuple[str, dict[str, Any]]:
         """Id and options of the environment it was trained on, or of `env`, with `env_options` changed.
 
-        `env=MODULE:ID` imports the module when the environment is made; an id that the agent's file names imports
-        nothing, and is found among what `hrm_envs`, Gymnasium and the known packages register.
+        `env=MODULE:ID` imports the module when the environment is made. An id from the agent's file imports nothing: it
+        is found among what `hrm_envs`, Gymnasium, the known packages and modules that are imported already register.
 
         Raises:
-            ValueError: no `env` given, and the agent names none, or its file names one of another module.
+            ValueError: no `env` given, and the agent names none, or its file names one of a module not yet imported.
         """
         trained_on = self.info.get("env")
         env_id = env or trained_on

@@ -55,8 +55,7 @@ def make_env(env_id: str, options: dict[str, Any] | None = None) -> gym.Env:
     """One environment in the wrappers that its observations need, as in training.
 
     `MODULE:ID` imports the module, which runs its code. An agent's `info["env"]` imports nothing, since its file may
-    come from a stranger: where it names a module that is neither ours nor one of the known packages', pass the id
-    as a text of your own.
+    come from a stranger: where it names a module of another package than the known ones, import that first.
 
     Args:
         env_id: a Gymnasium id, or `MODULE:ID`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -67,9 +68,9 @@ def import_source(env_id: str) -> None:
 class StoredId(str):
     """An environment's id that was read from a file (`agent.json`, a run's `config.yaml`, a level set).
 
-    It imports nothing: neither a `MODULE:` that the file names nor anything from the working folder. Only what
-    `hrm_envs`, Gymnasium and the packages of `SOURCES` register, as they are installed, or what the caller has
-    registered, can be made from it. A plain `str` is an id that a user typed or a program passed.
+    It imports nothing that the file chooses: neither a `MODULE:` nor anything from the working folder. Only what
+    `hrm_envs`, Gymnasium and the packages of `SOURCES` register, as they are installed, or what the program has
+    imported or registered before, can be made from it. A plain `str` is an id that a user typed or a program passed.
     """
 
 
@@ -83,10 +84,10 @@ def check_stored(env_id: str, how: str = "give env=") -> StoredId:
         how: in messages, what precedes the id where a user types it.
 
     Raises:
-        ValueError: it names a module.
+        ValueError: it names a module that is neither known nor imported already.
     """
     module, _, _ = env_id.rpartition(":")
-    if module and module not in KNOWN_MODULES:
+    if module and module not in KNOWN_MODULES and module not in sys.modules:
         shown = printable(env_id)
         raise ValueError(
             f"env={shown}: a file names the module {printable(module)}, and files import none; if you trust it, "

@@ -114,7 +114,8 @@ def test_a_stored_id_names_no_module_and_a_typed_one_may(tmp_path: Path, monkeyp
         assert options == MAZE
         assert make_env(env_id, options).observation_space == GRID
         assert "typed_by_me" in sys.modules
-        # Whoever has imported the module may then play what the agent names without it.
+        # Whoever has imported the module may play what the agent names.
+        assert make_env(*agent.environment()).observation_space == GRID
         assert make_env(StoredId("Mine-v0"), MAZE).observation_space == GRID
     finally:
         gym.registry.pop("Mine-v0", None)

@@ -180,7 +180,7 @@ SUPERVISE = [
     ("training.precision=float64", "expected float32 or bfloat16"),
     ("task.rows=0", "rows=0"),
     ("task.rows=abc", "rows='abc'"),
-    ("task.unique=maybe", "unique='maybe' is not a bool"),
+    ("task.unique=maybe", "task.unique='maybe': expected true or false"),
     ("task.rows=2 task.cols=2 task.min_path=99", "min_path=99 was not met"),
     ("+task.bogus=1", "task.bogus=1: no such option of maze; expected one of rows"),
     ("core.mixing=attention core.num_heads=3", "num_heads=3"),
@@ -411,7 +411,7 @@ def test_solve_refuses_bad_input(
 
 
 @pytest.mark.parametrize(
-    ("damaged", "message"), [("model.safetensors", "truncated or altered"), ("model.json", "not a model's description")]
+    ("damaged", "message"), [("model.safetensors", "truncated or altered"), ("model.json", "not valid JSON")]
 )
 def test_solve_refuses_a_damaged_model(
     damaged: str, message: str, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
