@@ -6,6 +6,7 @@ Beside the outcome it says for which instruction sets the kernels were tested, a
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -32,6 +33,7 @@ settings.load_profile("project")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compile kernels and environments once, side by side, where several workers would all begin with that."""
+    gc.disable()  # until the tests are collected: imports make little garbage
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         return
     from hrm_agent.environments.make import make_vector_env
@@ -48,6 +50,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _modules_are_not_walked() -> None:
+    """What is there before a file of tests stays: collecting garbage among a million such objects takes its time."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

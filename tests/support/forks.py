@@ -7,6 +7,7 @@ thread, so what it forks differs from `python ...` only in how soon it begins.
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -78,7 +79,7 @@ class Forks:
 
 def prepare() -> None:
     """What most commands would spend their first seconds on. Not the commands: `-m` would warn of them."""
-    import torch._dynamo  # noqa: F401 - torch's own optimizers import it
+    import torch.utils.tensorboard  # noqa: F401
 
     import hrm_agent.evaluate
     import hrm_agent.launch.hydra_plugin
@@ -87,11 +88,15 @@ def prepare() -> None:
     import hrm_agent.supervised.trainer
     import hrm_agent.watch  # noqa: F401
     from hrm_agent.environments.make import make_vector_env
-    from tiny import MAZE
+    from hrm_agent.evaluation.report import evaluate_policy
+    from hrm_agent.launch.cli import compose_config
+    from tiny import MAZE, tiny_policy
 
-    env = make_vector_env("DynamicMaze-v0", 2, MAZE)  # loads the compiled environments
-    env.reset(seed=0)
-    env.step(env.action_space.sample())
+    compose_config([], "train")
+    env = make_vector_env("DynamicMaze-v0", 1, MAZE)
+    evaluate_policy(tiny_policy(env.single_observation_space), "DynamicMaze-v0", MAZE, 1)  # loads what is compiled
+    gc.collect()
+    gc.freeze()  # no process has to walk what all of them have
 
 
 def become(job: dict[str, Any]) -> NoReturn:
