@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-LAYOUTS = ("scatter", "braid", "four_rooms")
+LAYOUTS = ("scatter", "braid", "four_rooms", "sutton_rooms")
 DOOR_PROCESSES = ("reroll", "independent", "periodic")
 GOAL_PROCESSES = ("static", "jump", "walk")
+ENDPOINTS = ("cells", "anywhere")
 SPLITS = ("train", "validation", "test")
 MAX_SIDE = 64
 MAX_STEPS = 10**6
@@ -48,7 +49,10 @@ class MazeConfig:
         doors: number of doors: those closed at any time under ``reroll``, all doors under the other processes.
             ``None`` takes 3, or 1 for ``four_rooms``.
         layout: ``scatter`` (random walls, which never separate start and goal), ``braid`` (a
-            spanning tree drawn by random depth-first search) or ``four_rooms``.
+            spanning tree drawn by random depth-first search), ``four_rooms`` or ``sutton_rooms`` (the one map of
+            four rooms and four doorways of Sutton, Precup and Singh 1999, on 6x6 cells).
+        endpoints: where start and goal are drawn from: ``cells``, or ``anywhere`` that is not a wall, passages
+            included, which then are no doors (``scatter`` and ``sutton_rooms``).
         loops: fraction of the tree's dead ends that ``braid`` opens.
         door_process: ``reroll`` (with probability ``p_change`` a step, all closed doors are redrawn among the
             edges that are not walls), ``independent`` (each of a fixed set of doors flips with probability
@@ -78,6 +82,7 @@ class MazeConfig:
     p_change: float = 0.05
     goal_process: str = "static"
     p_goal: float = 0.0
+    endpoints: str = "cells"
     view: int | str = "full"
     oracle: bool = False
     max_episode_steps: int = 60
@@ -88,6 +93,7 @@ class MazeConfig:
         check_choice("door_process", self.door_process, DOOR_PROCESSES)
         check_choice("goal_process", self.goal_process, GOAL_PROCESSES)
         check_choice("split", self.split, SPLITS)
+        check_choice("endpoints", self.endpoints, ENDPOINTS)
         smallest = 2 if self.layout == "four_rooms" else 1
         for name in ("rows", "cols"):
             check_integer(name, getattr(self, name), smallest, MAX_SIDE, "choose another maze size")
@@ -102,12 +108,18 @@ class MazeConfig:
             raise ValueError(f"oracle={self.oracle!r} is not a bool; give True or False")
         if self.loops > 0 and self.layout != "braid":
             raise ValueError(f"loops={self.loops} needs layout='braid', not {self.layout!r}; set loops=0")
+        if self.layout == "sutton_rooms" and (self.rows, self.cols) != (6, 6):
+            raise ValueError(
+                f"rows={self.rows}, cols={self.cols} with layout='sutton_rooms', which is one map; give rows=6, cols=6"
+            )
+        if self.endpoints != "cells" and self.layout not in ("scatter", "sutton_rooms"):
+            raise ValueError(f"endpoints={self.endpoints!r} does not apply to layout={self.layout!r}; leave it out")
         self._settle_walls_and_doors()
 
     def _settle_walls_and_doors(self) -> None:
         """Set the defaults that depend on the layout, and check that walls and doors fit on the edges."""
         auto_walls = int(self.edges * 5 / 24 + 0.5) if self.layout == "scatter" else 0
-        auto_doors = 1 if self.layout == "four_rooms" else 3
+        auto_doors = 1 if self.layout in ("four_rooms", "sutton_rooms") else 3
         # The dataclass is frozen, but this is still its construction.
         object.__setattr__(self, "walls", auto_walls if self.walls is None else self.walls)
         object.__setattr__(self, "doors", auto_doors if self.doors is None else self.doors)
@@ -117,12 +129,13 @@ class MazeConfig:
             raise ValueError(f"walls={self.walls!r} does not apply to layout={self.layout!r}; leave it out")
         check_integer("walls", self.walls, 0, max(self.edges - 1, 0), "a maze needs one edge without a wall")
         check_integer("doors", self.doors, 0, None, "choose another number of doors")
-        if self.layout == "scatter" and self.walls + self.doors > self.edges:
+        ends = 2 if self.endpoints == "anywhere" else 0  # start and goal may take two passages
+        if self.layout == "scatter" and self.walls + self.doors > self.edges - ends:
             raise ValueError(
-                f"walls={self.walls} and doors={self.doors} do not fit on the {self.edges} edges of a "
-                f"{self.rows}x{self.cols} maze; use fewer, or a larger maze"
+                f"walls={self.walls} and doors={self.doors} do not fit on the {self.edges - ends} edges of a "
+                f"{self.rows}x{self.cols} maze{' beside start and goal' if ends else ''}; use fewer, or a larger maze"
             )
-        room = {"scatter": self.edges, "braid": self.rows * self.cols - 1, "four_rooms": 4}[self.layout]
+        room = {"scatter": self.edges, "braid": self.rows * self.cols - 1}.get(self.layout, 4) - ends
         if self.doors > room:
             raise ValueError(
                 f"doors={self.doors} is more than the {room} places a {self.rows}x{self.cols} "

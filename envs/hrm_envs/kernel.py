@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_envs.cells import AGENT, DOOR, EMPTY, GOAL, UNKNOWN, WALL
-from hrm_envs.config import DOOR_PROCESSES, GOAL_PROCESSES, LAYOUTS, SPLITS, MazeConfig
+from hrm_envs.config import DOOR_PROCESSES, GOAL_PROCESSES, SPLITS, MazeConfig
 from hrm_envs.jit import assign, hot_kernel, inner
-from hrm_envs.levels import Geometry, draw_level
+from hrm_envs.levels import Geometry, draw_level, layout_index
 from hrm_envs.oracle import optimal_actions, shortest_distances
 from hrm_envs.rng import level_seed
 from hrm_envs.schedule import advance_doors, advance_goal, may_change, start_doors
@@ -98,7 +98,7 @@ def build_rules(config: MazeConfig) -> Rules:
     """The rules of a configuration."""
     assert config.walls is not None
     return Rules(
-        layout=LAYOUTS.index(config.layout),
+        layout=layout_index(config),
         walls=int(config.walls),
         loops=float(config.loops),
         door_process=DOOR_PROCESSES.index(config.door_process),
@@ -120,8 +120,8 @@ class Parts(NamedTuple):
     needs less than half of the rules, and compiles that much sooner.
 
     Attributes:
-        rare: layouts other than ``scatter``, doors other than ``reroll``, moving goals, fog. The oracle is always
-            compiled with them, so that there are three variants of the kernel, not four.
+        rare: layouts other than ``scatter`` with start and goal in cells, doors other than ``reroll``, moving goals,
+            fog. The oracle is always compiled with them, so that there are three variants of the kernel, not four.
         oracle: the oracle.
     """
 
@@ -131,8 +131,8 @@ class Parts(NamedTuple):
 
 def needed_parts(config: MazeConfig) -> Parts:
     """The smallest ``Parts`` for ``config``."""
-    common = ("scatter", "reroll", "static", "full")
-    if (config.layout, config.door_process, config.goal_process, config.view) != common:
+    common = ("scatter", "cells", "reroll", "static", "full")
+    if (config.layout, config.endpoints, config.door_process, config.goal_process, config.view) != common:
         return Parts(True, True)
     return Parts(None, True if config.oracle else None)
 

@@ -16,7 +16,10 @@ from hrm_envs.config import LAYOUTS, MazeConfig
 from hrm_envs.jit import assign, inner
 from hrm_envs.rng import STREAM_LAYOUT, below, draw
 
-SCATTER, BRAID, FOUR_ROOMS = range(len(LAYOUTS))
+SCATTER, BRAID, FOUR_ROOMS, SUTTON_ROOMS = range(len(LAYOUTS))
+SCATTER_ANYWHERE = len(LAYOUTS)  # ``scatter`` with ``endpoints="anywhere"``
+SUTTON_WALLS = ((slice(1, 12), 6), (6, slice(1, 7)), (7, slice(6, 12)))
+SUTTON_DOORWAYS = ((3, 6), (6, 2), (7, 9), (10, 6))
 # Random wall sets tried before a path is fixed first. On the default maze 1 in 8 sets cuts off the goal.
 _TRIES = 64
 
@@ -26,9 +29,10 @@ class Geometry(NamedTuple):
 
     Attributes:
         template: uint8 [G], the grid without a level's own walls: WALL or EMPTY.
-        cells: int32 [C], positions where an agent may start and a goal may be.
-        is_cell: uint8 [G], 1 at ``cells``.
-        edges: int32 [E], positions between neighbouring cells (no entries in ``four_rooms``).
+        cells: int32 [C], positions where an agent may start and a goal may be drawn.
+        is_cell: uint8 [G], 1 at cells, not at passages.
+        edges: int32 [E], positions between neighbouring cells; the doorways of ``sutton_rooms``; none in
+            ``four_rooms``.
         offsets: int32 [4], what each action adds to a position.
     """
 
@@ -49,17 +53,28 @@ def build_geometry(config: MazeConfig) -> Geometry:
         crossing = (row == 2 * (config.rows // 2)) | (col == 2 * (config.cols // 2))
         is_cell = inside & ~crossing
         is_edge = np.zeros_like(inside)
+    elif config.layout == "sutton_rooms":
+        is_cell, is_edge = inside.copy(), np.zeros_like(inside)
+        for wall in SUTTON_WALLS:
+            is_cell[wall] = False
+        is_edge[tuple(zip(*SUTTON_DOORWAYS, strict=True))] = True
     else:
         is_cell = inside & (row % 2 == 1) & (col % 2 == 1)
         is_edge = inside & (row % 2 != col % 2)
     grid[is_cell | is_edge] = EMPTY
     return Geometry(
         template=grid.ravel(),
-        cells=np.flatnonzero(is_cell).astype(np.int32),
+        cells=np.flatnonzero(is_cell | is_edge if config.endpoints == "anywhere" else is_cell).astype(np.int32),
         is_cell=is_cell.ravel().astype(np.uint8),
         edges=np.flatnonzero(is_edge).astype(np.int32),
         offsets=np.array([-width, 1, width, -1], np.int32),
     )
+
+
+def layout_index(config: MazeConfig) -> int:
+    """The layout as the kernel knows it."""
+    anywhere = config.layout == "scatter" and config.endpoints == "anywhere"
+    return SCATTER_ANYWHERE if anywhere else LAYOUTS.index(config.layout)
 
 
 @inner
@@ -95,6 +110,34 @@ def _draw_pair(seed, counter, cells):
     if second >= first:
         second += 1
     return cells[first], cells[second]
+
+
+@inner
+def _keep_open(open_edges, start, goal):
+    """Move start and goal behind the edges that may be walls or doors; returns how many these are."""
+    available = len(open_edges)
+    for end in (start, goal):
+        for k in range(available):
+            if open_edges[k] == end:
+                available -= 1
+                open_edges[k] = open_edges[available]
+                open_edges[available] = end
+                break
+    return available
+
+
+@inner
+def _scatter_anywhere(seed, template, cells, edges, offsets, walls, grid, open_edges, queue, seen):
+    """As ``_scatter`` with start and goal in passages too, which stay open; rejected levels draw both anew."""
+    for attempt in range(1, 10**9):
+        start, goal = _draw_pair(seed, 2**21 + attempt, cells)
+        assign(grid, template)
+        assign(open_edges, edges)
+        available = _keep_open(open_edges, start, goal)
+        _choose_walls(seed, 2**22 + attempt, grid, open_edges, available, walls)
+        if flood(grid, offsets, start, goal, queue, seen) < 0:
+            break
+    return start, goal, available - walls
 
 
 @inner
@@ -259,7 +302,7 @@ def draw_level(seed, template, cells, edges, offsets, layout, walls, loops, grid
     Args:
         seed: int64, the level seed.
         template, cells, edges, offsets: of ``Geometry``.
-        layout: index into LAYOUTS. ``walls``: int. ``loops``: float.
+        layout: ``layout_index`` of the configuration. ``walls``: int. ``loops``: float.
         grid: uint8 [G], overwritten. ``open_edges``: int32 [E], overwritten.
         queue, seen: scratch, int32 [G] and uint8 [G].
         rare: None if the layout is SCATTER (``hrm_envs.kernel.Parts``).
@@ -273,4 +316,10 @@ def draw_level(seed, template, cells, edges, offsets, layout, walls, loops, grid
             return _braid(seed, template, cells, edges, offsets, loops, grid, open_edges, queue, seen)
         if layout == FOUR_ROOMS:
             return _four_rooms(seed, cells, grid, open_edges, len(grid) // offsets[2], offsets[2])
+        if layout == SUTTON_ROOMS:
+            start, goal = _draw_pair(seed, 0, cells)
+            assign(open_edges, edges)
+            return start, goal, _keep_open(open_edges, start, goal)
+        if layout == SCATTER_ANYWHERE:
+            return _scatter_anywhere(seed, template, cells, edges, offsets, walls, grid, open_edges, queue, seen)
     return _scatter(seed, template, cells, edges, offsets, walls, grid, open_edges, queue, seen)

@@ -34,8 +34,8 @@ class MazeEnv(LevelEnv):
     4 goal, 5 unknown (further from the agent than ``view``).
 
     ## Starting State
-    A new level in every episode: layout, doors, and two distinct random cells for agent and goal. With the
-    ``scatter`` layout, walls never separate agent and goal at the start; doors may. Seed s determines the levels
+    A new level in every episode: layout, doors, and two distinct random cells (``endpoints``) for agent and goal. With
+    the ``scatter`` layout, walls never separate agent and goal at the start; doors may. Seed s determines the levels
     of all following episodes; the level of an episode is a hash of (s, episode) within ``split``.
 
     ## Rewards
@@ -57,9 +57,11 @@ class MazeEnv(LevelEnv):
     * v0: first version.
 
     ## References
-    ``PaperMaze-v0`` and ``PaperFourRooms-v0`` follow the mazes of HRM-Agent (arXiv 2510.22832), with doors
-    that are seeded, visible from the first observation on and never close on the agent, and with blocked moves
-    that count towards the time limit.
+    ``PaperMaze`` and ``PaperFourRooms`` follow the mazes of HRM-Agent (arXiv 2510.22832), with doors that are seeded,
+    visible from the first observation on and never close on the agent, and with blocked moves that count towards the
+    time limit. v0 has start and goal in cells only, and random doorways; v1 has them as the authors' code: start and
+    goal at any position that is not a wall, and the one map of four rooms. The authors' fixed walls are drawn one
+    after another, each kept where a path remains; ours are drawn together, uniformly among sets that leave a path.
 
     Raises:
         ValueError: for a parameter, seed or action out of range.

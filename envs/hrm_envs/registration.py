@@ -14,9 +14,19 @@ MAZES: dict[str, dict[str, Any]] = {
     "DynamicFourRooms-v0": {"layout": "four_rooms"},
     "PaperMaze-v0": {"rows": 5, "cols": 6, "walls": 10, "doors": 5, "max_episode_steps": 80},
     "PaperFourRooms-v0": {"rows": 6, "cols": 6, "layout": "four_rooms", "doors": 1, "max_episode_steps": 80},
+    # Start and goal as in the authors' code; v0 has them in cells only, and doorways anywhere.
+    "PaperMaze-v1": {"rows": 5, "cols": 6, "walls": 10, "doors": 5, "endpoints": "anywhere", "max_episode_steps": 80},
+    "PaperFourRooms-v1": {
+        "rows": 6,
+        "cols": 6,
+        "layout": "sutton_rooms",
+        "doors": 1,
+        "endpoints": "anywhere",
+        "max_episode_steps": 80,
+    },
 }
 # Mazes that exist in MiniHack too, which is imported when one is made.
-IN_MINIHACK = ("PaperMaze-v0", "PaperFourRooms-v0")
+IN_MINIHACK = ("PaperMaze-v0", "PaperFourRooms-v0", "PaperMaze-v1", "PaperFourRooms-v1")
 
 
 def register_envs() -> None:

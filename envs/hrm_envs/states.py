@@ -79,18 +79,23 @@ def check_maze(config: MazeConfig, geometry: Geometry, state: Any) -> None:
     row, col = np.divmod(state.agent, config.width)
     inside = (row > 0) & (row < config.height - 1) & (col > 0) & (col < config.width - 1)
     require(inside, "agent", state.agent, "a position inside the border")
-    on_cell = (state.goal >= 0) & (state.goal < size)
-    on_cell &= geometry.is_cell[np.where(on_cell, state.goal, 0)] == 1
-    require(on_cell, "goal", state.goal, "a cell")
+    may_end = np.zeros(size, np.bool_)
+    may_end[geometry.cells] = True
+    inside = (state.goal >= 0) & (state.goal < size)
+    inside &= may_end[np.where(inside, state.goal, 0)]
+    where = "a cell" if config.endpoints == "cells" else "a position that may be open"
+    require(inside, "goal", state.goal, where)
     arrived = state.agent == state.goal
     require(~arrived | (state.done == 1), "agent", state.agent, "another position than the goal's in an episode")
     over = arrived | (state.steps >= config.max_episode_steps)
     require(over | (state.done == 0), "done", state.done, "0 before an episode's end")
-    begun = (state.steps > 0) | (geometry.is_cell[state.agent] == 1)
-    require(begun, "agent", state.agent, "a cell at an episode's start")
+    begun = (state.steps > 0) | may_end[state.agent]
+    require(begun, "agent", state.agent, f"{where} at an episode's start")
     _check_passages(config, geometry, state)
+    if config.endpoints == "anywhere":
+        _check_endpoints(config, geometry, state)
     _check_doors(config, state, arrived)
-    _check_grid(geometry, state, arrived)
+    _check_grid(config, geometry, state, arrived)
     if config.view != "full":
         _check_shown(config, state)
     if config.oracle:
@@ -111,10 +116,12 @@ def _check_passages(config: MazeConfig, geometry: Geometry, state: Any) -> None:
     is_edge = np.zeros(size, np.bool_)
     is_edge[geometry.edges] = True
     inside &= is_edge[np.where(inside, edges, 0)]
-    if config.layout == "scatter":
+    if config.layout in ("scatter", "sutton_rooms"):
         assert config.walls is not None
-        passages = config.edges - config.walls
-        require(count == passages, "open_count", count, f"{passages} edges without a wall")
+        passages = len(geometry.edges) - config.walls
+        ends = 2 if config.endpoints == "anywhere" else 0  # start and goal may be two of them, which are no doors
+        fits = (count >= passages - ends) & (count <= passages)
+        require(fits, "open_count", count, f"{passages} edges without a wall" + f", or {ends} fewer" * (ends > 0))
         require(inside & ~_repeated(edges), "open_edges", edges, "every edge once")
         return
     fewest = config.rows * config.cols - 1
@@ -123,6 +130,26 @@ def _check_passages(config: MazeConfig, geometry: Geometry, state: Any) -> None:
     inside[:, 1:] &= ~used[:, 1:] | (edges[:, 1:] > edges[:, :-1])
     # Behind the edges of a braid are those of earlier levels.
     require(inside | ~used & (edges == 0), "open_edges", edges, "open edges in increasing order")
+
+
+def _check_endpoints(config: MazeConfig, geometry: Geometry, state: Any) -> None:
+    """Passages that hold start and goal: the goal's is one of them, and of the other the episode began."""
+    held = _held(config, state)
+    passage = geometry.is_cell[state.goal] == 0
+    rows = np.arange(len(held))
+    if config.goal_process == "static":
+        require(~passage | held[rows, state.goal], "goal", state.goal, "a cell, or a passage that is no door")
+        few = held.sum(1) <= 1 + passage
+        require(few, "open_count", state.open_count, "all passages but those of start and goal")
+    begins = (state.steps > 0) | (geometry.is_cell[state.agent] == 1) | held[rows, state.agent]
+    require(begins, "agent", state.agent, "a cell, or a passage that is no door, at an episode's start")
+
+
+def _held(config: MazeConfig, state: Any) -> NDArray[np.bool_]:
+    """Bool [N, G]: the passages of start and goal, the last of ``open_edges``."""
+    assert config.walls is not None
+    last = np.arange(state.open_edges.shape[1]) >= state.open_count[:, None] + config.walls
+    return _mark(state.grid.shape[1], state.open_edges, last & (config.endpoints == "anywhere"))
 
 
 def _arms(config: MazeConfig) -> NDArray[np.bool_]:
@@ -189,13 +216,13 @@ def _check_doors(config: MazeConfig, state: Any, arrived: NDArray[np.bool_]) -> 
     require((closed == now) | arrived[:, None] & (closed == before), "closed", closed, "what its span says", now)
 
 
-def _check_grid(geometry: Geometry, state: Any, arrived: NDArray[np.bool_]) -> None:
+def _check_grid(config: MazeConfig, geometry: Geometry, state: Any, arrived: NDArray[np.bool_]) -> None:
     """``grid``: walls, passages, closed doors, the goal, the agent."""
     count, size = state.grid.shape
     rows = np.arange(count)
     grid = np.repeat(geometry.template[None], count, 0)
     grid[:, geometry.edges] = WALL
-    grid[_passages(state)] = EMPTY
+    grid[_passages(state) | _held(config, state)] = EMPTY
     require(grid[rows, state.agent] != WALL, "agent", state.agent, "a position that is no wall")
     shut = _mark(size, state.doors, state.closed == 1)
     grid[shut] = DOOR

@@ -26,6 +26,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "paper": MAZES["PaperMaze-v0"],
     "paper, frequent changes": {**MAZES["PaperMaze-v0"], "p_change": 0.5, "split": "test"},
     "paper, four rooms": {**MAZES["PaperFourRooms-v0"], "p_change": 0.3},
+    "paper, anywhere": {**MAZES["PaperMaze-v1"], "p_change": 0.3},
+    "paper, four rooms, anywhere": {**MAZES["PaperFourRooms-v1"], "p_change": 0.3},
     "independent": {"rows": 4, "cols": 7, "doors": 9, "door_process": "independent", "p_change": 0.3},
     "periodic": {"rows": 9, "cols": 3, "layout": "braid", "loops": 0.5, "doors": 6, "door_process": "periodic",
                  "p_change": 0.3, "max_episode_steps": 90},

@@ -23,13 +23,15 @@ IDS = (
     "DynamicFourRooms-v0",
     "PaperMaze-v0",
     "PaperFourRooms-v0",
+    "PaperMaze-v1",
+    "PaperFourRooms-v1",
     "CueMaze-v0",
 )
 
 
 @pytest.mark.parametrize("name", IDS)
 @pytest.mark.parametrize("render_mode", ["rgb_array", "ansi"])
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore:.*is out of date:DeprecationWarning")
 def test_the_environment_checker_reports_nothing(name: str, render_mode: str) -> None:
     env = gymnasium.make(name, render_mode=render_mode)
     check_env(env.unwrapped)

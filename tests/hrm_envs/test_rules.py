@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import gymnasium
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +66,7 @@ def check_levels(env: MazeVectorEnv, maps: np.ndarray, agents: np.ndarray, goals
     if config.door_process == "reroll":
         assert ((grids == Cell.DOOR).sum((1, 2)) == config.doors).all()
     assert (agents != goals).all()
-    assert env.batch.geometry.is_cell[agents].all()
+    assert_endpoints(env, agents)
     reached = grids == Cell.AGENT
     for _ in range(grids[0].size):
         grown = reached.copy()
@@ -81,6 +83,15 @@ def check_levels(env: MazeVectorEnv, maps: np.ndarray, agents: np.ndarray, goals
         assert (reached == (grids != Cell.WALL)).all()
 
 
+def assert_endpoints(env: MazeVectorEnv, positions: np.ndarray) -> None:
+    """In cells; with ``endpoints="anywhere"`` in passages too."""
+    geometry = env.batch.geometry
+    allowed = np.flatnonzero(geometry.is_cell)
+    if env.config.endpoints == "anywhere":
+        allowed = np.concatenate([allowed, geometry.edges])
+    assert np.isin(positions, allowed).all()
+
+
 def check_position(env: MazeVectorEnv) -> None:
     """The current map: one agent, one goal, and exactly the scheduled doors, except one under the agent."""
     state, config = env.batch.state, env.config
@@ -89,7 +100,7 @@ def check_position(env: MazeVectorEnv) -> None:
     assert ((state.grid == Cell.AGENT).sum(1) == 1).all()
     assert (state.grid[every, state.goal] == Cell.GOAL).all()
     assert ((state.grid == Cell.GOAL).sum(1) == 1).all()
-    assert env.batch.geometry.is_cell[state.goal].all()
+    assert_endpoints(env, state.goal)
     scheduled = np.zeros(state.grid.shape, bool)
     for k in range(int(config.doors or 0)):
         assert not scheduled[every, state.doors[:, k]][state.closed[:, k] == 1].any()
@@ -179,6 +190,30 @@ def test_a_door_closes_behind_the_agent_not_on_it() -> None:
         delayed += int(left.sum())
         assert (state.grid[left, agent[left]] == Cell.DOOR).all()
     assert delayed > 20
+
+
+@pytest.mark.parametrize("name", ["PaperMaze-v1", "PaperFourRooms-v1"])
+def test_start_and_goal_lie_anywhere_that_is_no_wall(name: str) -> None:
+    """As often in every position as in any other, and a passage that holds one of them is never a door."""
+    env = gymnasium.make_vec(name, num_envs=4096)
+    env.reset(seed=0)
+    state, geometry = env.unwrapped.batch.state, env.unwrapped.batch.geometry
+    places = geometry.cells
+    assert set(places) == set(np.flatnonzero(geometry.is_cell)) | set(geometry.edges)
+    ends = np.concatenate([state.agent, state.goal])
+    counts = np.bincount(ends, minlength=len(geometry.template))
+    assert (counts[places] > 0).all()
+    if name == "PaperFourRooms-v1":  # no walls, so nothing is rejected
+        expected = len(ends) / len(places)
+        assert (np.abs(counts[places] - expected) < 5 * expected**0.5).all()
+    every, start, goal = np.arange(4096), state.agent.copy(), state.goal.copy()
+    first = state.episode.copy()
+    for _ in range(30):
+        env.step(np.zeros(4096, np.int64))
+        same = state.episode == first
+        for end in (start, goal):
+            assert (state.grid[every, end] != Cell.DOOR)[same].all()
+            assert not (state.doors == end[:, None])[same].any()
 
 
 def test_as_many_walls_as_fit_leave_a_path() -> None:

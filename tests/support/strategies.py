@@ -15,11 +15,15 @@ MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 @st.composite
 def maze_parameters(draw: Any, largest: int = 6) -> dict[str, Any]:
     """Any combination of parameters that ``MazeConfig`` takes."""
-    layout = draw(st.sampled_from(["scatter", "braid", "four_rooms"]))
+    layout = draw(st.sampled_from(["scatter", "braid", "four_rooms", "sutton_rooms"]))
     rows, cols = draw(st.integers(2, largest)), draw(st.integers(2, largest))
+    if layout == "sutton_rooms":
+        rows = cols = 6
+    endpoints = draw(st.sampled_from(["cells", "anywhere"])) if layout in ("scatter", "sutton_rooms") else "cells"
+    ends = 2 if endpoints == "anywhere" else 0  # passages that start and goal may take
     edges = rows * (cols - 1) + cols * (rows - 1)
-    walls = draw(st.integers(0, edges - 1)) if layout == "scatter" else 0
-    room = {"scatter": edges - walls, "braid": rows * cols - 1, "four_rooms": 4}[layout]
+    walls = draw(st.integers(0, edges - max(ends, 1))) if layout == "scatter" else 0
+    room = {"scatter": edges - walls, "braid": rows * cols - 1}.get(layout, 4) - ends
     return {
         "rows": rows,
         "cols": cols,
@@ -31,6 +35,7 @@ def maze_parameters(draw: Any, largest: int = 6) -> dict[str, Any]:
         "p_change": draw(st.sampled_from([0.0, 0.05, 0.3, 1.0])),
         "goal_process": draw(st.sampled_from(["static", "jump", "walk"])),
         "p_goal": draw(st.sampled_from([0.0, 0.1, 1.0])),
+        "endpoints": endpoints,
         "view": draw(st.sampled_from(["full", 1, 2, 5])),
         "max_episode_steps": draw(st.integers(1, 60)),
         "split": draw(st.sampled_from(["train", "validation", "test"])),

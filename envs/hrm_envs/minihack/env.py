@@ -215,7 +215,7 @@ def _check_fits(config: MazeConfig) -> None:
             f"rows={config.rows}, cols={config.cols} is too large for a NetHack level; use at most "
             f"{MAX_HEIGHT // 2} rows and {MAX_WIDTH // 2} columns"
         )
-    passages = {"scatter": config.edges - int(config.walls or 0), "braid": config.edges, "four_rooms": 4}[config.layout]
+    passages = {"scatter": config.edges - int(config.walls or 0), "braid": config.edges}.get(config.layout, 4)
     if passages > MAX_DOORS:
         raise ValueError(
             f"rows={config.rows}, cols={config.cols} has up to {passages} places for doors, a NetHack level at most "
