@@ -6,7 +6,6 @@ Hydra's command line: `--help`, `--cfg job` (print the configuration), `--multir
 
 from __future__ import annotations
 
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from hrm_agent.agents.description import add_facts, find_agent_folder
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import format_report
 from hrm_agent.launch.errors import run_errors
-from hrm_agent.launch.resume import RUN_FILE
+from hrm_agent.launch.resume import read_description
 from hrm_agent.launch.runs import Run, open_loop, run_command, run_to_end, say_end
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.names.installed import leave_out_working_folder
@@ -104,9 +103,9 @@ def measure(run: Run) -> dict[str, Any]:
 
 def run_facts(folder: Path) -> dict[str, Any]:
     """The run's command (the settings, without the place where it was put) and machine, for its agent's card."""
-    run = json.loads((folder / RUN_FILE).read_text())
-    words = [word for word in run["command"].split(" ") if not word.startswith("hydra.")]
-    return {"command": " ".join(words), "machine": run["machine"]}
+    run = read_description(folder)
+    words = [word for word in run.command.split(" ") if not word.startswith("hydra.")]
+    return {"command": " ".join(words), "machine": run.machine}
 
 
 if __name__ == "__main__":

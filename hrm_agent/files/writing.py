@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
 import sys
@@ -15,6 +16,8 @@ from typing import BinaryIO, TextIO
 from hrm_agent.files.reading import CheckpointError
 
 STANDARD_STREAMS = (1, 2)  # stdout and stderr
+LEFTOVER = re.compile(r"\..+\.([0-9a-f]{16}|[0-9]+)\.tmp", re.S)
+"""Names of temporary files, those of earlier versions included."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -57,6 +60,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `replacing` that a killed process left in a folder which nobody else writes to."""
+    for path in folder.glob(".*.tmp"):
+        if LEFTOVER.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 def _keep_mode(file: BinaryIO, path: Path) -> None:

@@ -22,7 +22,7 @@ from hrm_agent import __version__
 from hrm_agent.files.folders import check_own
 from hrm_agent.files.locking import lock_folder
 from hrm_agent.files.streams import outliving_the_terminal
-from hrm_agent.files.writing import write_atomically
+from hrm_agent.files.writing import remove_leftovers, write_atomically
 from hrm_agent.launch import hydra_plugin as config_source
 from hrm_agent.launch import startup
 from hrm_agent.launch.cli import (
@@ -110,6 +110,8 @@ def run_command(
                         folder, values = reopen_run(given, command, changeable, settings)
                         check(OmegaConf.create(values), folder)
                         held.enter_context(_locked(folder))
+                        for written in (folder, *folder.glob("agents/*"), *folder.glob("models/*")):
+                            remove_leftovers(written)
                         if given:
                             _write_settings(folder, values)
                     _announce(perform, folder, values, resumed=True)

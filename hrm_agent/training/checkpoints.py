@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from hrm_agent.files.reading import CheckpointError
+from hrm_agent.files.writing import remove_leftovers
 from hrm_agent.tensors.files import SUFFIX, save_tensors
 
 
@@ -52,7 +53,5 @@ class CheckpointFolder:
         save_tensors(path, tensors, metadata)
         for old in self.paths()[: -self.keep]:
             old.unlink()
-        for leftover in self.folder.glob(".*.tmp"):  # of a process that was killed while writing
-            if not stat.S_ISDIR(os.lstat(leftover).st_mode):
-                leftover.unlink()
+        remove_leftovers(self.folder)
         return path

@@ -89,9 +89,15 @@ def test_a_new_run_writes_through_no_link(
 
 
 def test_a_run_is_reached_through_a_link(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what a process that was killed left half written is removed, what a person put there is not."""
     (tmp_path / "linked").symlink_to(run)
+    mine = [run / ".notes.tmp", run / "agents" / ".0.tmp"]
+    left = [run / ".metrics.jsonl.0123456789abcdef.tmp", run / "agents" / "best" / ".agent.json.77.tmp"]
+    for path in (*mine, *left):
+        path.touch()
     run_command(monkeypatch, "train", f"resume={tmp_path / 'linked'}", "total_steps=96")
     assert CheckpointFolder(run / "checkpoints").latest() == run / "checkpoints" / f"{96:012d}{SUFFIX}"
+    assert sorted(run.rglob("*.tmp")) == sorted(mine)
 
 
 def test_a_second_process_is_refused(
@@ -246,6 +252,24 @@ def test_checkpoints_are_regular_files_of_the_folder(tmp_path: Path) -> None:
         CheckpointFolder(tmp_path / "linked").paths()
 
 
+OUT = [
+    "evaluate run=absent", "shifts run=absent", "watch run=absent", "export run=absent", "solve model=absent",
+    "sweep_table folder=.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("out", ["", "folder", "absent/file.json", "folder/link"])
+@pytest.mark.parametrize("command", OUT)
+def test_where_a_result_goes_is_checked_first(
+    command: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to("link")
+    name, *arguments = command.split()
+    line = refusal(monkeypatch, capsys, name, [*arguments, f"out={out}"], tmp_path)
+    assert line.startswith(f"error: out={out}: ")
+
+
 CLOSES = """
 import os, sys
 how, *sys.argv[1:] = sys.argv[1:]
@@ -269,11 +293,11 @@ train.main()
 @pytest.mark.parametrize("how", ["pipe", "terminal"])
 def test_a_closed_terminal_ends_no_training(how: str, forks: Forks, tmp_path: Path) -> None:
     """Neither the progress bar, nor the measurement at the end, nor the report."""
-    arguments = [*tiny_run(tmp_path / "run"), "test_episodes=2"]
+    arguments = [*tiny_run(tmp_path / "run"), "total_steps=96", "test_episodes=2"]
     (ended,) = forks.run([["-c", CLOSES, how, *arguments]], [{"OMP_NUM_THREADS": "1", "TERM": "xterm"}])
     assert ended.returncode == 0
     assert (ended.stdout, ended.stderr) == ("", "")
-    assert json.loads((tmp_path / "run" / "eval.json").read_text())["frames"] == 256
+    assert json.loads((tmp_path / "run" / "eval.json").read_text())["frames"] == 96
 
 
 @pytest.mark.parametrize(("before", "raised"), [(signal.SIG_IGN, False), (signal.SIG_DFL, True)])
