@@ -105,6 +105,26 @@ def test_optuna_draws_trains_and_finds_the_best(tmp_path: Path, monkeypatch: pyt
     assert found.best_params["algo.learning_rate"] in winners
 
 
+@pytest.mark.usefixtures("sweeper")
+def test_a_search_in_a_file_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second command, as `docs/sweeps.md` has it, draws new trials and knows the earlier ones."""
+    import optuna
+
+    search = f"sqlite:///{tmp_path}/search.db"
+    for number in (0, 1):
+        run_command(
+            monkeypatch, "train", "+sweep=ppo", *SMALL, "algo.window=4", "algo.epochs=1", "algo.minibatch_windows=4",
+            "hydra.sweeper.n_trials=2", f"hydra.sweeper.storage={search}", "hydra.sweeper.study_name=ppo",
+            f"hydra.sweeper.sampler.seed={number}", f"hydra.sweep.dir={tmp_path / str(number)}", "total_steps=32",
+        )  # fmt: skip
+    study = optuna.load_study("ppo", search)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
+    assert len({trial.params["algo.learning_rate"] for trial in study.trials}) == 4
+    found = OmegaConf.load(tmp_path / "1" / "optimization_results.yaml")
+    assert found.best_params == study.best_trial.params
+    assert len(sweep_table(str(tmp_path))) == 4
+
+
 @pytest.mark.slow
 def test_joblib_trains_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
