@@ -18,6 +18,7 @@ from experiments.engine.records import ROOT, load, put
 from experiments.engine.runner import Job, Study, chosen, study_of
 from experiments.engine.runs import POINTS, command_of, first_above, sampled_curve, thinned, validation_curve
 from experiments.engine.tables import REFERENCES
+from forks import Forks
 from hrm_agent.launch.hydra_plugin import GENERIC_ALGO
 
 FOLDERS = sorted(page.parent for page in ROOT.glob("experiments/*/README.md"))
@@ -194,12 +195,9 @@ def test_curves_know_the_time_with_or_without_a_line_that_says_it() -> None:
 
 
 @pytest.mark.parametrize("command", [["-m", "experiments.engine"], ["experiments/study.py"]])
-def test_a_folder_without_a_study_is_refused_in_one_line(command: list[str]) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "envs")])}
-    done = subprocess.run(
-        [sys.executable, *command, "experiments/engine"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+def test_a_folder_without_a_study_is_refused_in_one_line(command: list[str], forks: Forks) -> None:
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "envs")])}
+    (done,) = forks.run([[*command, "experiments/engine"]], [environment], ROOT)
     assert done.returncode == 2
     assert "expected a folder with a study.yaml" in done.stderr
     assert done.stderr.count("\n") == 1

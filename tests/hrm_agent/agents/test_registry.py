@@ -18,6 +18,7 @@ import torch
 
 import hrm_agent
 from commands import run_command
+from forks import Forks
 from hrm_agent import Agent
 from hrm_agent.agents import registry as registration
 from hrm_agent.agents.__main__ import main as list_agents
@@ -251,7 +252,9 @@ except ValueError as error:
 """
 
 
-def test_the_agents_of_another_package_are_found_through_its_entry_points(folder: Path, tmp_path: Path) -> None:
+def test_the_agents_of_another_package_are_found_through_its_entry_points(
+    folder: Path, tmp_path: Path, forks: Forks
+) -> None:
     site, empty = tmp_path / "site", tmp_path / "empty"
     info = site / "guest_package-1.0.dist-info"
     info.mkdir(parents=True)
@@ -260,11 +263,8 @@ def test_the_agents_of_another_package_are_found_through_its_entry_points(folder
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
     (site / "guest_agents.py").write_text(PLUGIN)
     folder.rename(site / "guest")
-    paths = [str(site), str(ROOT), str(ROOT / "envs")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=empty, env=env, capture_output=True, text=True, check=False
-    )
+    paths = os.pathsep.join([str(site), str(ROOT), str(ROOT / "envs")])
+    (done,) = forks.run([["-c", PROGRAM]], [{"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}], empty)
     assert done.returncode == 0, done.stderr
     *made, broken = done.stdout.splitlines()
     assert len(made) == 3
@@ -274,17 +274,6 @@ def test_the_agents_of_another_package_are_found_through_its_entry_points(folder
         broken
         == "agent Guest-Broken-v0: cannot import no_such_module (ModuleNotFoundError: No module named 'no_such_module')"
     )
-
-
-def test_importing_looks_for_no_plugin_and_loads_no_extra() -> None:
-    code = (
-        "import sys, hrm_agent; from hrm_agent.agents.registry import registry;"
-        "extras = {'onnx', 'onnxruntime', 'onnxscript', 'huggingface_hub', 'hydra', 'matplotlib'};"
-        "print(registry._searched, sorted(extras & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "False []"  # nothing searched, nothing loaded
 
 
 def test_a_registered_agent_plays_as_its_folder_does(folder: Path, tmp_path: Path) -> None:

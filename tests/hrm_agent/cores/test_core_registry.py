@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from forks import Forks
 from hrm_agent.cores import CORES, Core, State, build_core, core_names, core_options, find_core, register_core
 from hrm_agent.cores.feedforward import FeedForward
 
@@ -76,7 +75,9 @@ def test_an_unknown_core_names_the_nearest() -> None:
     assert find_core("feedforward") is FeedForward
 
 
-def test_an_installed_packages_core_is_found_by_its_entry_point_and_a_broken_one_says_so(tmp_path: Path) -> None:
+def test_an_installed_packages_core_is_found_by_its_entry_point_and_a_broken_one_says_so(
+    tmp_path: Path, forks: Forks
+) -> None:
     """Discovery is importlib's own: a distribution is a folder of metadata on the path."""
     (tmp_path / "echoing.py").write_text(
         textwrap.dedent(
@@ -105,11 +106,6 @@ def test_an_installed_packages_core_is_found_by_its_entry_point_and_a_broken_one
         except ValueError as error:
             print(error)
     """
-    paths = [str(tmp_path), *sys.path]
-    result = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{textwrap.dedent(code)}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    (result,) = forks.run([["-c", textwrap.dedent(code)]], [{"PYTHONPATH": str(tmp_path)}])
+    assert result.returncode == 0, result.stderr
     assert "core=broken: its package fails to load echoing:Missing (AttributeError" in result.stdout

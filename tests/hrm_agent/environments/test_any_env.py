@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from commands import run_command
+from forks import Forks
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.launch.cli import UsageError, check_jobs, command_overrides, compose_config
 from hrm_agent.launch.hydra_plugin import GENERIC_READOUT, path_safe
@@ -59,7 +58,7 @@ def test_an_id_with_a_namespace(namespaced: str) -> None:
     assert path_safe(namespaced) == "TestSpace-Cart-v3"
 
 
-def test_an_id_with_a_module_is_imported_on_use(tmp_path: Path) -> None:
+def test_an_id_with_a_module_is_imported_on_use(tmp_path: Path, forks: Forks) -> None:
     """In a process of its own, where nothing has been imported or registered yet."""
     (tmp_path / "strangers_worlds.py").write_text(
         textwrap.dedent("""
@@ -73,10 +72,8 @@ def test_an_id_with_a_module_is_imported_on_use(tmp_path: Path) -> None:
         "from hrm_agent.train import check_run; cfg = compose_config(['env=strangers_worlds:Strange-v0'], 'train'); "
         "check_run(cfg); print(cfg.env.id, cfg.algo.gamma)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert done.stdout.split() == ["strangers_worlds:Strange-v0", "0.99"]
+    (done,) = forks.run([["-c", script, str(tmp_path)]], [{}])
+    assert done.stdout.split() == ["strangers_worlds:Strange-v0", "0.99"], done.stderr
 
 
 def test_an_id_of_ours_with_its_module_has_the_shipped_settings() -> None:

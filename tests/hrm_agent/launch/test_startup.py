@@ -40,12 +40,15 @@ def test_a_command_speaks_before_torch_is_imported() -> None:
     assert done.stderr.splitlines() == ["hrm_agent.train starts: importing torch"]
 
 
-def test_the_public_names_are_there_though_nothing_is_imported_for_them() -> None:
+def test_importing_loads_no_torch_no_extra_and_no_plugin_and_the_public_names_are_there() -> None:
     code = (
-        "import sys, hrm_agent; assert 'torch' not in sys.modules;"
+        "import sys, hrm_agent; assert 'torch' not in sys.modules; from hrm_agent.agents.registry import registry;"
+        "extras = {'onnx', 'onnxruntime', 'onnxscript', 'huggingface_hub', 'hydra', 'matplotlib'};"
+        "print(registry._searched, sorted(extras & set(sys.modules)));"
         "print(all(getattr(hrm_agent, name) is not None for name in hrm_agent.__all__))"
     )
-    assert run_apart(code).stdout.split() == ["True"]
+    done = run_apart(code)
+    assert done.stdout.split() == ["False", "[]", "True"], done.stderr
 
 
 TRAINED = """
