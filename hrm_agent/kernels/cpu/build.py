@@ -109,14 +109,11 @@ def _library() -> ctypes.CDLL | str:
         compiler = _compiler()
         try:
             path = _place(compiler)
-            if not _is_whole(path):
-                _compile(compiler, path)
-        except NoKernels:
-            raise
+            if _is_whole(path):
+                return ctypes.CDLL(str(path))
         except (OSError, RuntimeError) as error:  # RuntimeError: no home directory
-            _log.warning("the C++ kernels are compiled anew in every process, their cache cannot be used: %s", error)
-            return _load_uncached(compiler)
-        return ctypes.CDLL(str(path))
+            return _compile_and_load(compiler, error)
+        return _compile_and_load(compiler, path)
     except NoKernels as error:
         return str(error)
     except OSError as error:
@@ -177,11 +174,23 @@ def _check_owner(path: Path) -> None:
         path.chmod(stat.S_IMODE(found.st_mode) & ~0o022)  # files in it are checked themselves
 
 
-def _load_uncached(compiler: str) -> ctypes.CDLL:
-    with tempfile.TemporaryDirectory() as folder:  # once it is loaded, the file may go
-        path = Path(folder) / "stack.so"
-        _compile(compiler, path)
-        return ctypes.CDLL(str(path))
+def _compile_and_load(compiler: str, into: Path | Exception) -> ctypes.CDLL:
+    """Compile outside the cache, whose disk may be full, then keep the library there.
+
+    Args:
+        into: its path; or why the cache cannot be used.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # once a library is loaded, its file may go
+        made = Path(folder) / "stack.so"
+        _compile(compiler, made)
+        try:
+            if isinstance(into, Exception):
+                raise into
+            _keep(made, into)
+        except (OSError, RuntimeError) as error:
+            _log.warning("the C++ kernels are compiled anew in every process, their cache cannot be used: %s", error)
+            return ctypes.CDLL(str(made))
+    return ctypes.CDLL(str(into))
 
 
 def _compiler() -> str:
@@ -221,36 +230,40 @@ def _processor() -> str:
     )
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, made: Path) -> None:
+    """Compile to `made`, whose folder also holds what is made on the way."""
     global _began
-    path.parent.parent.mkdir(parents=True, exist_ok=True)
-    path.parent.mkdir(mode=0o700, exist_ok=True)
+    reason = ""
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            _began = time.monotonic()
-            made = Path(folder) / path.name
-            reason = ""
-            for native in ("-march=native", "-mcpu=native"):  # x86, ARM
-                error = _compile_files([*shlex.split(compiler), *FLAGS, native, *_own_flags()], made)
-                if not error:
-                    _keep(made, path)
-                    return
-                reason = reason or " ".join(error.split())[:200]
+        _began = time.monotonic()
+        for native in ("-march=native", "-mcpu=native"):  # x86, ARM
+            error = _compile_files([*shlex.split(compiler), *FLAGS, native, *_own_flags()], made)
+            if not error:
+                return
+            reason = reason or " ".join(error.split())[:200]
     finally:
         _began = None
     raise NoKernels(f"{compiler} does not compile them: {reason}")
 
 
 def _keep(made: Path, path: Path) -> None:
-    """Move a library to its place, atomically, also where two processes compile at once."""
-    seal = made.with_suffix(".json")
-    seal.write_text(json.dumps(_seal(made.read_bytes())))
-    for file in (made, seal):
-        file.chmod(0o600)
-        with open(file, "rb") as opened:
-            os.fsync(opened.fileno())
-    os.replace(made, path)
-    os.replace(seal, _seal_of(path))
+    """Copy a library to its place, atomically, also where two processes compile at once.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    path.parent.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    data = made.read_bytes()
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        for place, content in ((path, data), (_seal_of(path), json.dumps(_seal(data)).encode())):
+            file = Path(folder) / place.name
+            with open(file, "wb") as opened:
+                file.chmod(0o600)
+                opened.write(content)
+                opened.flush()
+                os.fsync(opened.fileno())
+            os.replace(file, place)
 
 
 def _compile_files(command: list[str], made: Path) -> str:

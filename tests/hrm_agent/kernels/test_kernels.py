@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,7 +168,7 @@ def test_a_compiler_that_fails_is_told_in_one_line(
     with pytest.raises(NoKernels, match="does not compile them: line one line two") as caught:
         build.library()
     assert "\n" not in str(caught.value)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
 
 
 def test_what_fails_in_the_background_is_told_to_whoever_asks(no_compiler: None) -> None:
@@ -255,6 +257,22 @@ def test_a_damaged_library_is_made_anew_and_one_that_others_can_write_is_not_loa
     library.symlink_to(tmp_path / "elsewhere.so")
     assert load() != str(cache)
     assert "or is a link" in caplog.messages.pop()
+
+
+@needs_kernels
+@pytest.mark.usefixtures("small_sources")
+def test_a_full_disk_under_the_cache_costs_the_cache_alone(
+    no_compiler: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("CXX", next(filter(shutil.which, build.COMPILERS)))
+    monkeypatch.setattr(os, "fsync", full)
+    assert build.library().one() == 0
+    (message,) = caplog.messages
+    assert message.endswith("their cache cannot be used: [Errno 28] No space left on device")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_an_unknown_kernel_is_refused(
