@@ -36,7 +36,7 @@ class Failing(gym.Env):
         length: steps of an episode; 0: it does not end.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 4}
 
     def __init__(
         self, fault: str = "", at: int = 3, seeds: int = 0, length: int = 6, render_mode: str | None = None

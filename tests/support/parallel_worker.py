@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from hrm_agent.algos.imitation import DAggerConfig
+from hrm_agent.evaluation.episodes import PolicyActor
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, join
 from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.recurrence.kernel_timing import Choice
@@ -88,6 +89,19 @@ def trouble(folder: Path, processes: Processes) -> None:
 
     stopped.learner.update = stop_in_the_first  # type: ignore[method-assign]
     told["stopped"] = ended(stopped, processes)
+
+    validating = build("maze", folder / "validating", processes)
+    act = PolicyActor.act
+
+    def stop_in_the_first_decision(self: PolicyActor, obs: Any) -> Any:
+        if last:
+            os.kill(os.getpid(), signal.SIGTERM)
+            PolicyActor.act = act  # type: ignore[method-assign]
+        return act(self, obs)
+
+    PolicyActor.act = stop_in_the_first_decision  # type: ignore[method-assign]
+    told["validating"] = ended(validating, processes)
+    PolicyActor.act = act  # type: ignore[method-assign]
 
     poisoned = build("maze", folder / "poisoned", processes)
     if last:

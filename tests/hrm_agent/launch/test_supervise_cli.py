@@ -153,6 +153,36 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     assert_same_end(run, folder)
 
 
+@pytest.mark.parametrize(("call", "steps"), [(2, 8), (4, 12)])
+def test_a_validation_that_was_stopped_is_repeated(
+    call: int,
+    steps: int,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Also the one at the end, before which the last model and a checkpoint are written."""
+    folder, evaluate, calls = tmp_path / "stopped", SupervisedTrainer.evaluate, []
+
+    def interrupted(self: SupervisedTrainer, *arguments: Any, **named: Any) -> dict[str, Any]:
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedTrainer, "evaluate", interrupted)
+        with pytest.raises(SystemExit) as exit_:
+            run_command(patch, "supervise", *TINY, f"hydra.run.dir={folder}")
+    assert exit_.value.code == 130
+    assert len(calls) == call
+    assert f"interrupted at {steps} steps" in capsys.readouterr().err.splitlines()[-1]
+    assert (folder / "models" / "last").exists() == (steps == 12)
+    run_command(monkeypatch, "supervise", f"resume={folder}")
+    assert_same_end(run, folder)
+
+
 def test_a_finished_run_is_made_longer(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_command(monkeypatch, "supervise", f"resume={copy}", "total_steps=14")
     assert read(copy / "models" / "last" / "model.json")["steps"] == 14

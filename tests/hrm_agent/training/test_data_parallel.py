@@ -18,7 +18,7 @@ import torch
 
 from commands import TINY_RUN, run_command
 from forks import Ended, Forks
-from hrm_agent import recurrence
+from hrm_agent import recurrence, train
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.launch.cli import compose_config
@@ -166,12 +166,14 @@ def test_what_happens_in_one_process_ends_all(tmp_path: Path, forks: Forks) -> N
     told = [json.loads((tmp_path / f"told{rank}.json").read_text()) for rank in range(2)]
     for stories in told:
         assert stories["stopped"].startswith("Interrupted: interrupted at 32 frames; checkpoint")
+        assert stories["validating"].startswith("Interrupted: interrupted at 64 frames; checkpoint")
         assert stories["poisoned"].startswith("NonFiniteNumbers: ")
         assert "at 128 frames" not in stories["poisoned"]
         assert stories["apart"].startswith("ProcessesDiverged: at 0 frames: the weights of process 1 are not those")
     assert told[0]["hasty"] == told[1]["hasty"]
     assert (tmp_path / "stopped" / "checkpoints" / "000000000032.safetensors").is_file()
     assert not list((tmp_path / "apart").glob("checkpoints/*"))
+    assert load_tensors(tmp_path / "validating" / "checkpoints" / MIDDLE)[1]["left"] == ["validate", "checkpoint"]
 
 
 @pytest.mark.skipif(not recurrence.available("fused"), reason="no C++ compiler")
@@ -203,18 +205,20 @@ def test_work_that_cannot_be_shared_evenly_is_refused(config: Any, size: int, me
         check_processes(config, Part(1, size))
 
 
-def test_torchrun_trains_one_policy_into_one_folder(tmp_path: Path) -> None:
-    """The command itself: Hydra's folder, training, the evaluation at the end."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "hrm_agent.train", *TINY_RUN, "test_episodes=4"],
-        env={**os.environ, **environment()},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_torchrun_trains_one_policy_into_one_folder(forked: bool, tmp_path: Path, forks: Forks) -> None:
+    """The command itself: Hydra's folder, training, the evaluation at the end. Three interpreters take their time."""
+    if forked:
+        command = [*TORCHRUN, "--start-method=fork", "--run-path", train.__file__, *TINY_RUN, "test_episodes=4"]
+        (done,) = forks.run([command], [environment()], tmp_path)
+    else:
+        command = [sys.executable, *TORCHRUN, "-m", "hrm_agent.train", *TINY_RUN, "test_episodes=4"]
+        done = subprocess.run(
+            command, env={**os.environ, **environment()}, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("run folder:") == 1
     assert done.stdout.count(": 4 test levels") == 1

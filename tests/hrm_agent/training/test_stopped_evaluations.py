@@ -332,3 +332,46 @@ def test_a_signal_while_test_levels_are_played_says_how_to_go_on(
     assert lines[-1] == f"error: interrupted; resume with: python -m hrm_agent.train resume={tmp_path}"
     run_command(monkeypatch, "train", f"resume={tmp_path}")
     assert json.loads((tmp_path / "eval.json").read_text())["episodes"] == 4
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained while nothing failed."""
+    folder = tmp_path_factory.mktemp("agent") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        run_command(patch, "train", *command(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "fault", "code", "said"),
+    [
+        ("evaluate", "step", 1, "environment 0 failed in step 3 of an episode: ZeroDivisionError: the gadget is"),
+        ("evaluate", "not_a_number", 1, "step 3 after the reset: environment 0: observation 'speed' is nan at [1]"),
+        ("evaluate", "close", 1, "environment 0 failed in close: ZeroDivisionError"),
+        ("evaluate", "interrupt", 130, "error: interrupted"),
+        ("watch", "step", 1, "environment 0 failed in step 3 of an episode: ZeroDivisionError"),
+        ("watch", "render", 1, "failed in render: ZeroDivisionError"),
+        ("watch", "interrupt", 130, "error: interrupted"),
+    ],
+)
+def test_commands_say_what_failed_and_write_nothing(
+    name: str,
+    fault: str,
+    code: int,
+    said: str,
+    agent: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / ("report.json" if name == "evaluate" else "film.gif")
+    world = (f"env={FAILING}", f"env_options.fault={fault}")
+    with pytest.raises(SystemExit) as exit_:
+        run_command(monkeypatch, name, f"run={agent}", *world, "episodes=2", f"out={out}")
+    lines = capsys.readouterr().err.splitlines()
+    assert exit_.value.code == code
+    assert said in lines[-1]
+    assert any("broken_gadget" in line for line in lines) == ("ZeroDivisionError" in said)
+    assert not any("hrm_agent" in line for line in lines if line.lstrip().startswith("File"))
+    assert not out.exists()
