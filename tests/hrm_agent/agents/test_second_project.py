@@ -169,7 +169,7 @@ def interpreter(executable: Path, folder: Path, environment: dict[str, str]) -> 
 def train(python: Python, folder: Path, frames: int) -> Path:
     """Train in `folder`, go on for another quarter, evaluate; returns the folder of the agent."""
     python("-m", "hrm_agent.train", *RUN, f"total_steps={frames}")
-    python("-m", "hrm_agent.train", "resume=run", f"total_steps={frames * 5 // 4}")
+    python("-m", "hrm_agent.train", "resume=run", RUN[0], f"total_steps={frames * 5 // 4}")  # its module, typed again
     python("-m", "hrm_agent.evaluate", "run=run", "episodes=32", "out=eval.json")
     report = json.loads((folder / "eval.json").read_text())
     assert (report["env"], report["core"], report["carry"]) == ("second_project:Corridor-v0", "ring", "gate")
