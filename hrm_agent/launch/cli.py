@@ -179,9 +179,25 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
     for override in overrides:
         _check_size(override)
     try:
-        return OverridesParser.create().parse_overrides(overrides)
+        parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
         raise UsageError(f"{str(error).splitlines()[0]} in {' '.join(overrides)!r}") from None
+    for override in parsed:
+        value = override.value()
+        listed = value if isinstance(value, list) else [value] if isinstance(value, dict) else []
+        if _is_group(override.key_or_group) and not all(isinstance(name, str) for name in listed):
+            raise UsageError(f"{shown(override.input_line)}: expected a name{_known_choices(override.key_or_group)}")
+    return parsed
+
+
+def _is_group(name: str) -> bool:
+    return "/" in name or (config_folder() / name).is_dir()
+
+
+def _known_choices(group: str) -> str:
+    """`: hrm, trm, ...`; empty for Hydra's own groups."""
+    names = group_choices(group)
+    return f", {', '.join(names)}" if names else ""
 
 
 def expand_sweeps(overrides: list[str]) -> Iterator[list[str]]:

@@ -177,11 +177,11 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, AlgoC
         if isinstance(trainer.get(part_list), list):
             trainer[part_list] = ",".join(map(str, trainer[part_list]))
     if "cuda" in trainer:
-        trainer["cuda"] = typed(CudaConfig, trainer["cuda"] or {}, "cuda")
+        trainer["cuda"] = typed(CudaConfig, {} if trainer["cuda"] is None else trainer["cuda"], "cuda")
     if trainer.get("init_from") is not None:
         trainer["init_from"] = str(trainer["init_from"])  # a folder may be called 0
     trainer["env"] = checked("env.id", env["id"], str)
-    trainer["env_options"] = Group(env["options"] or {}, "env.options")
+    trainer["env_options"] = Group({} if env["options"] is None else env["options"], "env.options")
     policy = PolicyConfig(
         core=checked("core", core.take("name"), str),
         hidden_size=core.take("hidden_size"),

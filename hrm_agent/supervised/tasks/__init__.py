@@ -8,6 +8,7 @@ from inspect import signature
 from typing import Any
 
 from hrm_agent.cores.base import check_choice
+from hrm_agent.names.values import checked, shown, types_of
 from hrm_agent.supervised.tasks.base import Answers, Examples, Task, TaskSpec
 
 __all__ = ["TASKS", "Answers", "Examples", "Task", "TaskSpec", "build_task", "task_class", "task_options"]
@@ -50,11 +51,14 @@ def build_task(name: str, options: dict[str, Any], seed: int = 0) -> Task:
         ValueError: an unknown task or option, or one out of range.
         ModuleNotFoundError: the task needs a package that is not installed; the message says which extra has it.
     """
-    make, known = task_class(name), task_options(name)
+    make, known, given = task_class(name), task_options(name), {}
+    kinds = types_of(make)
     for option, value in options.items():
         if option not in known:
-            raise ValueError(f"task.{option}={value}: no such option of {name}; expected one of {', '.join(known)}")
+            listed = ", ".join(known)
+            raise ValueError(f"task.{option}={shown(value)}: no such option of {name}; expected one of {listed}")
+        given[option] = checked(f"task.{option}", value, kinds[option])
     try:
-        return make(**options, seed=seed)
+        return make(**given, seed=seed)
     except TypeError as error:
         raise ValueError(f"task={name}: {error}") from None

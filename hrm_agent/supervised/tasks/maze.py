@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from hrm_agent.cores.base import check_at_least
+from hrm_agent.names.values import CountOrNone, EpisodesOrNone, Share
 from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_split
 from hrm_agent.supervised.tasks.checks import check_flag
 from hrm_agent.supervised.tasks.maze_rules import (
@@ -18,7 +22,9 @@ from hrm_agent.supervised.tasks.maze_rules import (
     hide_border,
     valid_paths,
 )
-from hrm_envs.config import SPLITS, MazeConfig
+from hrm_envs.config import MAX_SIDE, SPLITS, MazeConfig
+
+Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
 
 TRIES = 20_000
 """Levels drawn for one puzzle before its settings are refused."""
@@ -55,14 +61,14 @@ class MazeTask(Task):
     def __init__(
         self,
         *,
-        rows: int = 9,
-        cols: int = 9,
+        rows: Side = 9,
+        cols: Side = 9,
         layout: str = "braid",
-        loops: float = 0.0,
-        walls: int | None = None,
-        min_path: int = 0,
+        loops: Share = 0.0,
+        walls: CountOrNone | None = None,
+        min_path: CountOrNone = 0,
         unique: bool = False,
-        train_puzzles: int = 0,
+        train_puzzles: EpisodesOrNone = 0,
         augment: bool = True,
         label_border: bool = True,
         seed: int = 0,

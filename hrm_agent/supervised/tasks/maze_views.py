@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_agent.environments.make import make_vector_env
+from hrm_agent.names.values import Episodes, Share
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_split, exact_and_cells
 from hrm_envs import Cell, MazeConfig, ReplanPolicy
@@ -51,8 +52,8 @@ class MazeViewsTask(Task):
         self,
         env: str = "DynamicMaze-v0",
         env_options: dict[str, Any] | None = None,
-        pool: int = 50_000,
-        random_actions: float = 0.2,
+        pool: Episodes = 50_000,
+        random_actions: Share = 0.2,
         seed: int = 0,
     ) -> None:
         if type(pool) is not int or pool < 1:

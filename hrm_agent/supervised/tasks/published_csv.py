@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_agent.cores.base import check_at_least, check_choice
+from hrm_agent.names.values import EpisodesOrNone
 from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_split
 from hrm_agent.supervised.tasks.checks import check_flag
 from hrm_agent.supervised.tasks.maze import augment_grids
@@ -74,7 +75,7 @@ class CsvTask(Task):
         train: str,
         test: str,
         kind: str = "sudoku",
-        train_puzzles: int = 0,
+        train_puzzles: EpisodesOrNone = 0,
         min_rating: float = 0,
         augment: bool = True,
         seed: int = 0,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from hrm_agent.cores.base import check_at_least
+from hrm_agent.names.values import CountOrNone, EpisodesOrNone
 from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_split
 from hrm_agent.supervised.tasks.checks import check_flag
 from hrm_agent.supervised.tasks.sudoku_rules import CELLS
@@ -50,10 +54,10 @@ class SudokuTask(Task):
     def __init__(
         self,
         *,
-        train_puzzles: int = 1000,
-        min_guesses: int = 0,
-        max_guesses: int = 0,
-        min_clues: int = 0,
+        train_puzzles: EpisodesOrNone = 1000,
+        min_guesses: CountOrNone = 0,
+        max_guesses: Annotated[int, Meta(ge=-1, le=65_536)] = 0,
+        min_clues: Annotated[int, Meta(ge=0, le=CELLS)] = 0,
         augment: bool = True,
         seed: int = 0,
     ) -> None:
