@@ -176,8 +176,8 @@ def command_overrides(arguments: list[str]) -> list[str]:
 
 def parse_overrides(overrides: list[str]) -> list[Override]:
     """Raises: UsageError for an override that does not follow Hydra's grammar, or is too long."""
-    for override in overrides:
-        _check_size(override)
+    for text in overrides:
+        _check_size(text)
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
