@@ -18,7 +18,7 @@ from hrm_agent.launch.cli import UsageError
 from hrm_agent.launch.errors import run_errors
 from hrm_agent.launch.runs import Run, open_loop, run_command, run_to_end, say_end
 from hrm_agent.launch.settings import resolve
-from hrm_agent.launch.supervised_settings import settings
+from hrm_agent.launch.supervised_settings import SuperviseCommand, settings
 from hrm_agent.names.installed import leave_out_working_folder
 from hrm_agent.parallel.processes import check_local_device, join
 from hrm_agent.supervised.deep_supervision import check_processes
@@ -61,7 +61,8 @@ def check_run(cfg: DictConfig, folder: Path | None = None) -> None:
     made = build_model(model, task.spec)
     check_answerable(made, task)
     check_processes(made, training, join())
-    for split, count in (("validation", config.eval_puzzles), ("test", values["test_puzzles"])):
+    test_puzzles = values.get("test_puzzles", SuperviseCommand.test_puzzles)
+    for split, count in (("validation", config.eval_puzzles), ("test", test_puzzles)):
         if count:
             task.examples(split, count)
 

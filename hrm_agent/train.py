@@ -26,7 +26,7 @@ from hrm_agent.evaluation.report import format_report
 from hrm_agent.launch.errors import run_errors
 from hrm_agent.launch.resume import read_description
 from hrm_agent.launch.runs import Run, open_loop, run_command, run_to_end, say_end
-from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.launch.settings import TrainCommand, resolve, settings
 from hrm_agent.names.installed import leave_out_working_folder
 from hrm_agent.parallel.memory import at_most, available_memory
 from hrm_agent.parallel.processes import check_local_device, join
@@ -86,14 +86,15 @@ def train(run: Run) -> float:
         if not run_to_end(trainer, run.console) or not run.processes.is_rank_zero:
             return WORST[objective]
         say_end(trainer, run.console)
-        if run.values["test_episodes"]:
+        if run.values.get("test_episodes", TrainCommand.test_episodes):
             print(format_report(measure(run)))
     return float(trainer.validation[objective])  # the test levels choose nothing
 
 
 def measure(run: Run) -> dict[str, Any]:
     """The report of `hrm_agent.evaluate` on the run's agent, kept in `eval.json` and in the agent's card."""
-    episodes, kernel = run.values["test_episodes"], run.values.get("kernel", "plain")
+    episodes = run.values.get("test_episodes", TrainCommand.test_episodes)
+    kernel = run.values.get("kernel", "plain")
     env = run.values["env"]["id"]  # as it was typed: the agent's file may not name a module
     with run.console.waiting(f"measuring on {episodes:,} test levels"):
         report = evaluate(str(run.folder), episodes, str(run.folder / "eval.json"), env=env, kernel=kernel)

@@ -42,6 +42,12 @@ LONGEST = 20_000
 """Characters of an argument."""
 DEEPEST = 20
 """Brackets within brackets in one."""
+OTHER_GROUPS = {
+    ("train", "task"): "train takes environments, env=ID; python -m hrm_agent.supervise takes tasks",
+    ("supervise", "env"): "supervise takes tasks, task=NAME; python -m hrm_agent.train takes environments",
+    ("supervise", "algo"): "supervise has one algorithm, training.NAME=VALUE; python -m hrm_agent.train takes several",
+}
+"""What to do about a group of the other command."""
 HYDRA_FLAGS = (
     "-h",
     "--help",
@@ -267,6 +273,9 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
         if key is None:
             raise UsageError(str(error).splitlines()[0]) from None
         chosen = [o for o in overrides if o.startswith(f"{key[1]}=")]
+        other = OTHER_GROUPS.get((config_name, key[1]))
+        if other and chosen:
+            raise UsageError(f"{chosen[0]}: {other}") from None
         if (config_folder() / key[1]).is_dir() and chosen:
             raise UsageError(f"{chosen[0]}: add this group with a plus sign, +{chosen[0]}") from None
         choices = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "task")]

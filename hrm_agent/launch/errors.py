@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hrm_agent.environments.checked import EnvironmentFailed
 from hrm_agent.files.reading import CheckpointError
-from hrm_agent.launch.cli import USAGE_ERROR, say_error, say_traceback
+from hrm_agent.launch.cli import INTERRUPTED, USAGE_ERROR, say_error, say_traceback
 from hrm_agent.parallel.memory import describe_out_of_memory, is_out_of_memory
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, ProcessLost
 from hrm_agent.tensors.gradients import NonFiniteNumbers
@@ -17,7 +17,6 @@ from hrm_agent.training.checkpoints import CheckpointFolder
 from hrm_agent.training.loop import CHECKPOINTS, Interrupted
 from hrm_agent.training.signals import stop_signals
 
-INTERRUPTED = 130
 SMALLER = {
     "hrm_agent.train": "less of algo.num_envs, algo.rollout_steps, algo.minibatch_windows or algo.capacity",
     "hrm_agent.supervise": "less of training.batch_size, or fewer puzzles at once (training.chunk_size)",

@@ -26,6 +26,7 @@ from hrm_agent.files.writing import remove_leftovers, write_atomically
 from hrm_agent.launch import hydra_plugin as config_source
 from hrm_agent.launch import startup
 from hrm_agent.launch.cli import (
+    USAGE_ERROR,
     UsageError,
     check_jobs,
     fail,
@@ -89,7 +90,7 @@ def run_command(
     def start(cfg: DictConfig) -> float:
         """A job in Hydra's run folder."""
         folder, values = Path(HydraConfig.get().runtime.output_dir), resolve(cfg)
-        values.pop("resume")
+        values.pop("resume", None)
         with outliving_the_terminal(), _begin_run(folder, values, command):
             return _announce(perform, folder, values, resumed=False)
 
@@ -132,7 +133,11 @@ def run_command(
             startup.over()
             sys.argv[0] = command
             config_source.install()
-            hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(start)()
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # then it raises errors; else it prints them, and ends
+            try:
+                hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(start)()
+            except OSError as error:  # it could not make the run's folder
+                fail(f"{error}; give another place with hydra.run.dir=FOLDER", USAGE_ERROR)
     except (KeyboardInterrupt, ProcessLost) as error:
         message, code = (str(error), 1) if isinstance(error, ProcessLost) else ("interrupted", INTERRUPTED)
         if not processes.is_rank_zero:
@@ -187,10 +192,18 @@ def _check_single_run(processes: Processes, arguments: list[str]) -> None:
 
 def _check_run_folder(folder: str | None) -> None:
     """Raises: ValueError for a folder with a run, or with links where a run writes."""
-    if folder and os.path.lexists(Path(folder) / RUN_FILE):
-        raise UsageError(f"hydra.run.dir={folder}: holds a run already; resume it with resume={folder}")
     if folder:
         check_own(Path(folder), OWN)
+    if folder and _holds_run(Path(folder)):
+        raise UsageError(f"hydra.run.dir={folder}: holds a run already; resume it with resume={folder}")
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether a run has been described there: an empty description is that of a process which ended at once."""
+    try:
+        return os.lstat(folder / RUN_FILE).st_size > 0
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _locked(folder: Path) -> AbstractContextManager[None]:
@@ -211,17 +224,14 @@ def _begin_run(folder: Path, values: dict[str, Any], command: str) -> Iterator[N
     }
     with ExitStack() as held:
         with usage_errors():
+            held.enter_context(_locked(folder))
             try:
-                os.close(os.open(folder / RUN_FILE, os.O_CREAT | os.O_EXCL))  # two that start at once cannot share it
+                os.close(os.open(folder / RUN_FILE, os.O_CREAT | os.O_EXCL))  # also where the file system has no locks
             except FileExistsError:
-                raise UsageError(f"{folder}: holds a run already; resume it with resume={folder}") from None
-            try:
-                held.enter_context(_locked(folder))
-                _write_settings(folder, values)
-                write_atomically(folder / RUN_FILE, (json.dumps(description, indent=2) + "\n").encode())
-            except OSError:
-                (folder / RUN_FILE).unlink(missing_ok=True)
-                raise
+                if _holds_run(folder):
+                    raise UsageError(f"{folder}: holds a run already; resume it with resume={folder}") from None
+            _write_settings(folder, values)
+            write_atomically(folder / RUN_FILE, (json.dumps(description, indent=2) + "\n").encode())
         yield
 
 
