@@ -5,6 +5,7 @@ Imports the standard library alone, so that messages appear before torch is impo
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,26 +13,25 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 STANDARD = (0, 1, 2)
+GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN)
+"""What the system says of a stream that nobody will read any more."""
 
 
 class Forgiving:
     """A text stream that falls silent where writing fails: a closed pipe (`| head`), a terminal that is gone.
 
-    Everything else is that of the stream itself.
+    What fails for a moment alone, as on a full disk, is lost, and later text is written. Everything else is that of the
+    stream itself.
 
     Attributes:
-        broken: writing has failed; nothing more is written.
+        broken: the reader is gone; nothing more is written.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.broken = stream, False
 
     def write(self, text: str) -> int:
-        if not self.broken:
-            try:
-                self.stream.write(text)
-            except (OSError, ValueError) as error:
-                self._failed(error)
+        self.attempt("write", text)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -39,18 +39,28 @@ class Forgiving:
             self.write(line)
 
     def flush(self) -> None:
-        if not self.broken:
-            try:
-                self.stream.flush()
-            except (OSError, ValueError) as error:
-                self._failed(error)
+        self.attempt("flush")
 
-    def _failed(self, error: Exception) -> None:
-        if isinstance(error, UnicodeError):
-            raise error
-        self.broken = True
+    def isatty(self) -> bool:
+        return self.attempt("isatty")
+
+    def attempt(self, method: str, *arguments: str) -> bool:
+        """Whether a method of the stream succeeded and returned something other than False."""
+        if self.broken:
+            return False
+        try:
+            return getattr(self.stream, method)(*arguments) is not False
+        except UnicodeError:
+            raise
+        except ValueError:  # it has been closed
+            self.broken = True
+        except OSError as error:
+            self.broken = error.errno in GONE
+        return False
 
     def __getattr__(self, name: str) -> Any:
+        if name == "stream":  # of an object that is being copied
+            raise AttributeError(name)
         return getattr(self.stream, name)
 
 
@@ -96,8 +106,7 @@ def outliving_the_terminal() -> Iterator[None]:
         yield
     finally:
         for stream, original in ((out, before[0]), (err, before[1])):
-            stream.flush()
-            if stream.broken and original is not None and stream is not original:
+            if not stream.attempt("flush") and original is not None and stream is not original:
                 with suppress(OSError, ValueError, AttributeError):
                     _silence(original.fileno())
         sys.stdout, sys.stderr = before

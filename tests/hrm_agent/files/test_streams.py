@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import subprocess
 import sys
@@ -66,3 +68,24 @@ def test_a_broken_stream_falls_silent() -> None:
     print("y", file=stream, flush=True)
     with pytest.raises(BrokenPipeError):
         stream.close()
+
+
+def test_a_full_disk_is_not_for_ever() -> None:
+    class Full(io.StringIO):
+        full = True
+
+        def write(self, text: str) -> int:
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(text)
+
+    log = Full()
+    stream = forgiving(log)
+    print("lost", file=stream, flush=True)
+    log.full = False
+    print("written", file=stream, flush=True)
+    assert log.getvalue() == "written\n"
+    log.close()
+    print("nowhere", file=stream, flush=True)
+    assert stream.broken
+    assert not stream.isatty()

@@ -124,6 +124,7 @@ def test_a_run_that_cannot_be_described_can_be_started_again(
             run_command(patch, "train", *tiny_run(folder))
     assert exit_.value.code == 2
     assert "No space left" in capsys.readouterr().err.splitlines()[-1]
+    assert (folder / "run.json").read_bytes() == b""
     run_command(monkeypatch, "train", *tiny_run(folder), "total_steps=32")
 
 
