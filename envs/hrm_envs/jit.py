@@ -118,7 +118,8 @@ def _cache_of(dispatcher: Any, source: Path, allocates: bool) -> _Cache:
         return _Cache(None, None, False, nowhere)
     except AttributeError as error:
         return _Cache(None, None, False, f"numba {numba.__version__} keeps its files otherwise ({error})")
-    return _Cache(own, files, loads_bare=not allocates)
+    # With NUMBA_BOUNDSCHECK some reference counts remain, which need numba's runtime: a crash where it is not loaded.
+    return _Cache(own, files, loads_bare=not allocates and not numba.config.BOUNDSCHECK)
 
 
 def is_cached(kernel: Any, *arguments: Any) -> bool:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numba
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
 import hrm_envs
 from hrm_envs import MazeConfig
-from hrm_envs.jit import is_cached, kernel
+from hrm_envs.jit import hot_kernel, is_cached, kernel
 
 IDS = (
     "DynamicMaze-v0",
@@ -311,3 +312,12 @@ def test_an_uncompiled_environment_reports_so(name: str, tmp_path: Path) -> None
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )  # fmt: skip
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_cached_code_that_checks_its_bounds_is_loaded_with_numbas_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first(x):  # type: ignore[no-untyped-def]
+        return x[0]
+
+    assert hot_kernel(first)._cache._loads_bare
+    monkeypatch.setattr(numba.config, "BOUNDSCHECK", 1)
+    assert not hot_kernel(first)._cache._loads_bare
