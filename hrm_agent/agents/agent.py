@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,15 @@ from hrm_agent.agents.description import (
     write_description,
 )
 from hrm_agent.agents.inputs import StateReader, parts_of, read_episode_start, read_observation
-from hrm_agent.cores.outline import outline
 from hrm_agent.environments.sources import StoredId, check_stored
 from hrm_agent.environments.spaces import space_to_dict
 from hrm_agent.files.reading import CheckpointError
 from hrm_agent.names.values import Depth, NonNegative
+from hrm_agent.parallel.memory import at_most
 from hrm_agent.policies.distributions import build_distribution
+from hrm_agent.policies.encoders import build_encoder
 from hrm_agent.policies.policy import Policy, PolicyConfig, Stop
-from hrm_agent.tensors.files import load_weights, save_tensors
+from hrm_agent.tensors.files import allowance, load_weights, save_tensors
 from hrm_agent.tensors.trees import to_tensors
 
 WEIGHTS_FILE = "agent.safetensors"
@@ -265,17 +265,27 @@ class Agent:
         """
         folder = find_agent_folder(Path(folder), best)
         config, observations, actions, info = parse_description(folder)
-        build = partial(Policy, config, observations, actions)
-        expected = outline(build, config.core)
-        if expected.encoder.length > MOST_TOKENS:
-            tokens = f"observations of {expected.encoder.length:,} tokens; expected {MOST_TOKENS:,} at most"
-            raise CheckpointError(f"{folder / AGENT_FILE}: {tokens}")
-        tensors, _ = load_weights(folder / WEIGHTS_FILE, expected.state_dict())
-        policy = build()
-        policy.load_state_dict(tensors)
+        policy = _build(config, observations, actions, folder)
+        policy.load_state_dict(load_weights(folder / WEIGHTS_FILE, policy.state_dict())[0])
         overrides = AgentOverrides(carry, segments, stop, stop_threshold)
         agent = cls(policy, observations, actions, info).changed(overrides)
         return agent if observation_space is None else agent.fit(observation_space)
+
+
+def _build(config: PolicyConfig, observations: gym.Space, actions: gym.Space, folder: Path) -> Policy:
+    """The policy that a folder describes, whose size its weights' file bounds.
+
+    Raises:
+        CheckpointError: it is larger, or there are no weights.
+        ValueError: see `Policy`.
+    """
+    too_large = f"{folder}: weights do not fit: {AGENT_FILE} describes a network larger than {WEIGHTS_FILE}"
+    with at_most(allowance(folder / WEIGHTS_FILE), too_large):
+        with torch.random.fork_rng(devices=[]):
+            tokens = build_encoder(observations, config.hidden_size, config.encoder).length
+        if tokens > MOST_TOKENS:  # tables of positions are not in the file
+            raise CheckpointError(f"{folder / AGENT_FILE}: {tokens:,} tokens; expected {MOST_TOKENS:,} at most")
+        return Policy(config, observations, actions)
 
 
 def _without_carry(tensors: dict[str, torch.Tensor], policy: Policy, trained_carry: str) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from hrm_agent.environments.sources import StoredId
 from hrm_agent.environments.spaces import space_from_dict
 from hrm_agent.files.reading import CheckpointError, convert_json, read_bytes, read_json
 from hrm_agent.files.writing import write_atomically
-from hrm_agent.names.values import Group, typed
+from hrm_agent.names.values import Group, printable, typed
 from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.policies.policy import PolicyConfig
 
@@ -111,7 +111,7 @@ def parse_description(folder: Path) -> tuple[PolicyConfig, gym.Space, gym.Space,
         config = typed(PolicyConfig, {**policy, "encoder": encoder}, "policy")
         spaces = [space_from_dict(description[f"{name}_space"]) for name in ("observation", "action")]
     except ValueError as error:
-        raise CheckpointError(f"{folder / AGENT_FILE}: {error}") from None
+        raise CheckpointError(f"{folder / AGENT_FILE}: {printable(str(error))}") from None
     info = dict(description["info"])
     for part in (info, evaluation_of(info) or {}):
         if part.get("env") is not None:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from hrm_agent.cores.outline import outline
 from hrm_agent.files.reading import CheckpointError, convert_json, read_json
 from hrm_agent.names.values import Count, CountOrNone, Depth, Seed, Width, check_fields, printable, typed
+from hrm_agent.parallel.memory import at_most
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import Task, TaskSpec
-from hrm_agent.tensors.files import check_weights, load_tensors, save_tensors
+from hrm_agent.tensors.files import allowance, check_weights, load_tensors, save_tensors
 from hrm_agent.training.model_folder import MODEL_FILE, find_model
 
 INFO_FILE = "model.json"
@@ -120,9 +119,9 @@ def load_model_and_spec(path: str | Path, best: bool = False) -> tuple[PuzzleMod
         raise CheckpointError(f"{file}: {printable(str(spec))[:200]}: expected sizes from 1 to {MOST:,}")
     try:
         config = typed(ModelConfig, metadata.get("model"), "model")
-        expected = outline(partial(build_model, config, spec), config.core)
-        check_weights(file, tensors, expected.state_dict())  # before anything of their size is built
-        model = build_model(config, spec)
+        with at_most(allowance(file), "weights do not fit: the file describes a network larger than itself"):
+            model = build_model(config, spec)
+        check_weights(file, tensors, model.state_dict())
         model.load_state_dict(tensors)
     except (TypeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{file}: does not fit this version ({' '.join(str(error).split())[:200]})") from None

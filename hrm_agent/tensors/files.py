@@ -48,7 +48,7 @@ def load_weights(path: Path, expected: Mapping[str, Tensor]) -> tuple[dict[str, 
     """The same of the weights of a network, whose names and shapes are compared before any of them is read.
 
     Args:
-        expected: its `state_dict`, on any device, `meta` too.
+        expected: its `state_dict`.
 
     Raises:
         CheckpointError: see `load_tensors`; or the weights are not those of the network, or see `check_weights`.
@@ -56,6 +56,23 @@ def load_weights(path: Path, expected: Mapping[str, Tensor]) -> tuple[dict[str, 
     tensors, metadata = _load(path, expected)
     check_weights(path, tensors, expected)
     return tensors, metadata
+
+
+def allowance(path: Path) -> int:
+    """Bytes that a network may allocate while it is built if its weights are to be in this file.
+
+    They leave room for weights that the file holds in half precision, and for tables that it does not hold.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    return 4 * _size(path) + 2**28
+
+
+def _size(path: Path) -> int:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    return path.stat().st_size
 
 
 def check_weights(source: object, weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -79,9 +96,7 @@ def check_weights(source: object, weights: Mapping[str, Tensor], expected: Mappi
 
 
 def _load(path: Path, expected: Mapping[str, Tensor] | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    size, memory = path.stat().st_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size, memory = _size(path), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:
         raise CheckpointError(f"{path}: {size:,} bytes, more than this machine has memory ({memory:,})")
     try:
