@@ -129,7 +129,8 @@ def open_options(arguments: list[str]) -> list[str]:
     if not {"-m", "--multirun"} & set(arguments):
         arguments = [LIST.sub(r"\1[\2]", a) for a in arguments]
     arguments = rename_overrides(arguments)
-    return [f"++{a}" if a.startswith(("env.options.", "task.env_options.")) else a for a in arguments]
+    open_groups = ("env.options.", "env.options=", "task.env_options.", "task.env_options=")
+    return [f"++{a}" if a.startswith(open_groups) else a for a in arguments]
 
 
 def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConfig], Any]) -> None:
