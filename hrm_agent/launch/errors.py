@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from hrm_agent.environments.checked import EnvironmentFailed
 from hrm_agent.files.reading import CheckpointError
 from hrm_agent.launch.cli import INTERRUPTED, USAGE_ERROR, say_error, say_traceback
+from hrm_agent.launch.resume import RUN_FILE
 from hrm_agent.parallel.memory import describe_out_of_memory, is_out_of_memory
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, ProcessLost
 from hrm_agent.tensors.gradients import NonFiniteNumbers
@@ -39,6 +41,23 @@ def terminated_like_interrupted() -> Iterator[None]:
 
 
 @contextmanager
+def _silent_writer() -> Iterator[None]:
+    """TensorBoard's thread is silent where it cannot write; the run's own thread meets the same error, and ends."""
+    previous = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        theirs = type(arguments.thread).__module__.startswith("tensorboard.")
+        if not (theirs and isinstance(arguments.exc_value, OSError)):
+            previous(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = previous
+
+
+@contextmanager
 def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS) -> Iterator[None]:
     """Turn errors and signals that end a run inside the body into one line that says how to resume.
 
@@ -58,7 +77,7 @@ def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS
         raise SystemExit(code)
 
     try:
-        with terminated_like_interrupted():  # here too: a launcher may call this in its own process
+        with terminated_like_interrupted(), _silent_writer():  # here too: a launcher may call this itself
             yield
     except CheckpointError as error:
         end(str(error), USAGE_ERROR)
@@ -87,6 +106,8 @@ def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS
             1,
         )
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not (folder / RUN_FILE).exists():
+            end(f"{folder}: the folder was removed while the run worked in it; start the run again", 1)
         end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
 
 

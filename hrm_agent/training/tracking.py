@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -69,7 +70,14 @@ class RunLog:
         return SummaryWriter(self._tensorboard, purge_step=self._purge)
 
     def scalars(self, frames: int, **groups: dict[str, Any]) -> None:
-        """Numbers by group, `scalars(frames, loss={"policy_loss": 0.1})`; what is not a number is left out."""
+        """Numbers by group, `scalars(frames, loss={"policy_loss": 0.1})`; what is not a number is left out.
+
+        Raises:
+            FileNotFoundError: `metrics.jsonl` was removed, as with the whole folder; nothing would be kept any more.
+            OSError: it cannot be written.
+        """
+        if not os.path.lexists(self.path):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
         flat = {
             f"{group}/{name}": float(value)
             for group, values in groups.items()

@@ -357,6 +357,29 @@ def test_a_full_disk_stops_the_run_and_keeps_its_checkpoints(
     assert_same_end(uninterrupted, folder)
 
 
+def test_a_folder_that_is_removed_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a traceback of TensorBoard's thread, and without a second folder that lacks most of the first."""
+    folder = tmp_path / "run"
+    minibatch, calls = PPO._train, []
+
+    def removes(self: PPO, *arguments: Any) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) == 10:
+            shutil.rmtree(folder)
+        return minibatch(self, *arguments)
+
+    monkeypatch.setattr(PPO, "_train", removes)
+    with pytest.raises(SystemExit) as exit_:
+        run_command(monkeypatch, "train", *tiny_run(folder))
+    assert exit_.value.code == 1
+    told = capsys.readouterr().err
+    expected = f"error: {folder}: the folder was removed while the run worked in it; start the run again\n"
+    assert told.endswith(f" steps/s\n{expected}")
+    assert not folder.exists()
+
+
 @pytest.fixture
 def copied(uninterrupted: Path, tmp_path: Path) -> Path:
     """A finished run to change."""
