@@ -146,7 +146,8 @@ def files_of(folder: Path) -> dict[str, str]:
 
 def finish(folder: Path, settings: list[str], caches: Caches) -> tuple[str, int]:
     """Bring a killed run to its end, as its user would: how, and the exit code."""
-    if (folder / "run.json").exists():
+    description = folder / "run.json"
+    if description.exists() and description.stat().st_size:
         how, words = "resumed", [f"resume={folder}"]
     else:
         how, words = "started again", [*settings, f"hydra.run.dir={folder}"]

@@ -9,6 +9,7 @@ so that equal runs write equal files.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.machinery
 import itertools
@@ -16,12 +17,13 @@ import os
 import runpy
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+# Functions by module; `()` stands for the beginning of the context manager that a function returns.
 WATCHED = {
-    "hrm_agent.launch.runs": {"_begin_run": "run folder"},
+    "hrm_agent.launch.runs": {"_begin_run()": "run folder"},
     "hrm_agent.kernels.cpu.build": {"_compile": "C++"},
     "hrm_agent.training.trainer": {
         "compile_env": "numba",
@@ -48,11 +50,21 @@ def announced(function: Callable[..., Any], phase: str, descriptor: int) -> Call
     return call
 
 
+def announced_begin(function: Callable[..., Any], phase: str, descriptor: int) -> Callable[..., Any]:
+    @contextlib.contextmanager
+    def call(*arguments: Any, **options: Any) -> Iterator[Any]:
+        with contextlib.ExitStack() as stack:
+            yield announced(stack.enter_context, phase, descriptor)(function(*arguments, **options))
+
+    return functools.wraps(function)(call)
+
+
 def wrap(module: ModuleType, descriptor: int) -> None:
     for path, phase in WATCHED.get(module.__name__, {}).items():
-        *parents, name = path.split(".")
+        *parents, name = path.removesuffix("()").split(".")
         holder: Any = functools.reduce(getattr, parents, module)
-        setattr(holder, name, announced(getattr(holder, name), phase, descriptor))
+        wrapper = announced_begin if path.endswith("()") else announced
+        setattr(holder, name, wrapper(getattr(holder, name), phase, descriptor))
     if module.__name__ == "hrm_agent.training.tracking":
         ticks = itertools.count()
         module.CLOCKS["wall"] = lambda: next(ticks) * TICK

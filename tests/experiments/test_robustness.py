@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -126,10 +128,27 @@ def test_what_is_watched_is_there_and_says_so(tmp_path: Path) -> None:
     assert lines == ["+training", "+validation", "-validation", "-training"]
 
 
+def test_the_beginning_of_a_context_is_a_phase(tmp_path: Path) -> None:
+    entered = []
+
+    @contextmanager
+    def context(number: int) -> Iterator[int]:
+        entered.append(said.tell())
+        yield number + 1
+        entered.append(said.tell())
+
+    with open(tmp_path / "said", "w+b", buffering=0) as said:
+        begin = watched.announced_begin(context, "run folder", said.fileno())
+        with begin(1) as value:
+            assert value == 2
+            inside = said.tell()
+        assert 0 < entered[0] < inside == entered[1] == said.tell()
+
+
 @pytest.mark.parametrize("module", watched.WATCHED)
 def test_every_function_that_is_watched_exists(module: str) -> None:
     for path in watched.WATCHED[module]:
         holder = __import__(module, fromlist=["_"])
-        for name in path.split("."):
+        for name in path.removesuffix("()").split("."):
             holder = getattr(holder, name)
         assert callable(holder)
