@@ -80,8 +80,9 @@ class BaselineRun:
             self.model.learn(self.config.total_steps, callback=recorder, log_interval=10**9)
             self.seconds = recorder.clock.seconds
             recorder.log_progress()
-            self.validate(log)
+            # Before the validation: whatever that meets, the training is kept.
             self.model.save(folder / "model.zip", exclude=["_update_current_progress_remaining"])
+            self.validate(log)
         finally:
             log.close()
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from commands import TINY_RUN, run_command
-from hrm_agent import train
+from hrm_agent import supervise, train
 from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.ppo import PPO
 from hrm_agent.evaluation import episodes, video
@@ -332,6 +332,12 @@ def test_a_signal_while_test_levels_are_played_says_how_to_go_on(
     assert lines[-1] == f"error: interrupted; resume with: python -m hrm_agent.train resume={tmp_path}"
     run_command(monkeypatch, "train", f"resume={tmp_path}")
     assert json.loads((tmp_path / "eval.json").read_text())["episodes"] == 4
+
+
+def test_weights_of_puzzle_models_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervise, "available_memory", lambda device: 10**7)
+    with pytest.raises(ValueError, match=r"core\.hidden_size=4096: the weights do not fit into memory"):
+        check_jobs(["task=maze", "core.hidden_size=4096", "core.inner_size=4096"], "supervise", supervise.check_run)
 
 
 @pytest.fixture(scope="module")
