@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 
 from hrm_agent.agents.card import evaluation_facts
 from hrm_agent.agents.description import add_facts, find_agent_folder
+from hrm_agent.environments.sources import foreign_module
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import format_report
 from hrm_agent.launch.errors import run_errors
@@ -77,8 +78,9 @@ def train(run: Run) -> float:
 
     Returns the `objective` on validation levels, for sweepers; of `torchrun`'s processes the first does.
     """
-    objective = run.values.get("objective", "success")
-    with run_errors(run.folder, COMMAND, run.processes):
+    objective, env = run.values.get("objective", "success"), run.values["env"]["id"]
+    again = f"{COMMAND} env={env}" if foreign_module(env) else COMMAND  # a module is typed again to resume
+    with run_errors(run.folder, again, run.processes):
         build = partial(Trainer, *settings(run.values), run.folder, run.console, run.processes)
         trainer = open_loop(run, build)
         if trainer.config.init_from and trainer.checkpoints.latest() is None:

@@ -86,14 +86,20 @@ def check_stored(env_id: str, how: str = "give env=") -> StoredId:
     Raises:
         ValueError: it names a module that is neither known nor imported already.
     """
-    module, _, _ = env_id.rpartition(":")
-    if module and module not in KNOWN_MODULES and module not in sys.modules:
+    module = foreign_module(env_id)
+    if module and module not in sys.modules:
         shown = printable(env_id)
         raise ValueError(
             f"env={shown}: a file names the module {printable(module)}, and files import none; if you trust it, "
             f"{how}{shown}"
         )
     return StoredId(env_id)
+
+
+def foreign_module(env_id: str) -> str:
+    """The module that `MODULE:ID` names; empty for none, or for one of the known packages."""
+    module, _, _ = env_id.rpartition(":")
+    return "" if module in KNOWN_MODULES else module
 
 
 def confirm_stored(env_id: str, typed: str | None, key: str = "env") -> None:

@@ -14,6 +14,7 @@ import pytest
 import hrm_agent
 from commands import run_command, tiny_run
 from forks import Forks
+from hrm_agent import train
 from hrm_agent.agents.agent import Agent
 from hrm_agent.environments import make as environments
 from hrm_agent.environments.make import make_env, make_vector_env
@@ -164,6 +165,10 @@ def test_a_level_set_and_a_model_import_nothing_either(tmp_path: Path) -> None:
     assert "antigravity" not in sys.modules
 
 
+def interrupted(run: Any) -> Any:
+    raise KeyboardInterrupt
+
+
 def test_a_run_of_a_typed_module_goes_on_when_it_is_typed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -192,6 +197,11 @@ def test_a_run_of_a_typed_module_goes_on_when_it_is_typed_again(
         assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
         run_command(monkeypatch, "train", f"resume={run}", env, "total_steps=64")
         assert Agent.load(run, best=False).info["frames"] == 64
+        monkeypatch.setattr(train, "measure", interrupted)
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            run_command(monkeypatch, "train", f"resume={run}", env, "total_steps=96")
+        assert f"resume with: python -m hrm_agent.train {env} resume={run}" in capsys.readouterr().err
     finally:
         gym.registry.pop("Mine-v0", None)
         sys.modules.pop("typed_for_a_run", None)
