@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,12 +43,18 @@ def sources(*below: str) -> list[Path]:
     return found
 
 
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """Dotted names of everything a module imports, wherever in the file: modules, and names taken from them."""
     assert path.is_relative_to(ROOT)
     package = path.relative_to(ENVS.parent if path.is_relative_to(ENVS) else ROOT).parent.parts
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -124,7 +131,11 @@ def test_the_checker_sees_every_way_to_import(tmp_path: Path) -> None:
 
 
 def is_torch_load(node: ast.AST) -> bool:
-    return isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "torch.serialization.load")
+    return (
+        isinstance(node, ast.Attribute)
+        and node.attr == "load"
+        and ast.unparse(node) in ("torch.load", "torch.serialization.load")
+    )
 
 
 def test_nothing_is_unpickled() -> None:
@@ -136,16 +147,15 @@ def test_nothing_is_unpickled() -> None:
     for path in sources("hrm_agent", "envs/hrm_envs", "tests", "experiments"):
         assert path in own_cache or not {n for n in imports(path) if n.split(".")[0] in UNPICKLERS}, path
         assert not {name for name in imports(path) if name in ("torch.load", "torch.serialization.load")}, path
-        tree = ast.parse(path.read_text())
-        loads = [node for node in ast.walk(tree) if is_torch_load(node)]
+        loads = [node for node in nodes_of(path) if is_torch_load(node)]
         if path == AGENT / "supervised" / "published.py":
-            calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and is_torch_load(node.func)]
+            calls = [node for node in nodes_of(path) if isinstance(node, ast.Call) and is_torch_load(node.func)]
             assert len(loads) == len(calls) == 1
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in calls[0].keywords}
             assert options == {"map_location": "'cpu'", "weights_only": "True", "mmap": "True"}
         else:
             assert not loads, f"{path}:{loads[0].lineno}"
-        for node in ast.walk(tree):
+        for node in nodes_of(path):
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert isinstance(node.value, ast.Constant), f"{path}:{node.value.lineno}"
                 assert node.value.value is False, f"{path}:{node.value.lineno}"
@@ -153,8 +163,7 @@ def test_nothing_is_unpickled() -> None:
 
 def test_files_and_functions_stay_short() -> None:
     for path in sources("hrm_agent", "envs/hrm_envs"):
-        text = path.read_text()
-        assert len(text.splitlines()) <= 490, path
-        for node in ast.walk(ast.parse(text)):
+        assert len(path.read_text().splitlines()) <= 490, path
+        for node in nodes_of(path):
             if isinstance(node, ast.FunctionDef) and node.end_lineno is not None:
                 assert node.end_lineno - node.lineno < 80, f"{path}:{node.name}"

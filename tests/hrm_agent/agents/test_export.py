@@ -142,6 +142,13 @@ def test_other_observations_and_actions(space: gym.Space, actions: gym.Space, tm
         assert all(actions.contains(a) for a in action)
 
 
+def test_an_agent_with_sweeps(tmp_path: Path) -> None:
+    space = gym.spaces.Box(0, 5, (3, 5), np.uint8)  # 1 x 2 tokens: tracing takes its time for every step of a scan
+    policy = tiny_policy(space, core_options={**QUICK, "mixing": "sweep"})
+    made = onnx.export_onnx(Agent(policy, space, ACTIONS), tmp_path / "agent.onnx")
+    assert made["largest_difference"] < onnx.TOLERANCE
+
+
 def test_a_graph_that_says_something_else_is_not_written(
     exported: dict[str, Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -31,26 +30,26 @@ def problem(outer: int, steps: int, lanes: int, seed: int, dtype: torch.dtype = 
 
 def by_definition(x: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
     """`scan_lines`, one number at a time."""
-    out = torch.zeros_like(x)
+    x, projected, weight = (t.detach().numpy() for t in (x, projected, weight))
+    out = np.zeros_like(x)
     outer, steps, lanes, channels = x.shape
     for o, m, c, way in np.ndindex(outer, lanes, channels, 2):
-        held, behind = torch.zeros((), dtype=x.dtype), None
+        held, behind = 0.0, None
         for s in range(steps)[:: -1 if way else 1]:
             logit = projected[o, s, m, way, 0, c % GROUPS]
             if behind is not None:
                 logit = logit + projected[o, behind, m, way, 1, c % GROUPS]
-            gate = 1 / (1 + torch.exp(-logit))
+            gate = 1 / (1 + math.exp(-logit))
             out[o, s, m, c] += weight[way, c] * gate * held
             held, behind = gate * held + (1 - gate) * x[o, s, m, c], s
-    return out
+    return torch.from_numpy(out)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 3), st.integers(0, 10**6))
 def test_compiled_plain_and_definition_agree_with_their_gradients(o: int, s: int, m: int, seed: int) -> None:
     inputs = problem(o, s, m, seed)
-    with torch.no_grad():
-        expected = by_definition(*inputs)
+    expected = by_definition(*inputs)
     direction = torch.randn(expected.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     compiled, plain = _CompiledScan.apply(*inputs), scan_lines_plain(*inputs)
     torch.testing.assert_close(compiled, expected)
@@ -278,16 +277,3 @@ def test_torch_compile_takes_the_plain_scan_without_a_break(image: Tensor) -> No
     sweep = GridSweep(CHANNELS, ROWS * COLS, (ROWS, COLS)).double()
     x = image.flatten(1, 2)
     torch.testing.assert_close(torch.compile(sweep, backend="eager", fullgraph=True)(x), sweep(x))
-
-
-def test_an_agent_with_sweeps_exports_to_onnx(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    from hrm_agent.agents import onnx as export
-    from hrm_agent.agents.agent import Agent
-    from tiny import ACTIONS, BLOCKS, tiny_policy
-
-    options = {"layers": 1, "H_cycles": 1, "L_cycles": 1, "cycle_gradient": "all", **BLOCKS, "mixing": "sweep"}
-    space = gym.spaces.Box(0, 5, (5, 5), np.uint8)  # 2 x 2 tokens: tracing takes its time for every step of a scan
-    made = export.export_onnx(Agent(tiny_policy(space, core_options=options), space, ACTIONS), tmp_path / "agent.onnx")
-    assert made["largest_difference"] < export.TOLERANCE
