@@ -195,12 +195,11 @@ def test_a_run_of_a_typed_module_goes_on_when_it_is_typed_again(
             assert error.count("\n") == 1
         assert "typed_for_a_run" not in sys.modules
         assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
-        run_command(monkeypatch, "train", f"resume={run}", env, "total_steps=64")
-        assert Agent.load(run, best=False).info["frames"] == 64
-        monkeypatch.setattr(train, "measure", interrupted)
+        monkeypatch.setattr(train, "measure", interrupted)  # when all is trained
         capsys.readouterr()
         with pytest.raises(SystemExit):
-            run_command(monkeypatch, "train", f"resume={run}", env, "total_steps=96")
+            run_command(monkeypatch, "train", f"resume={run}", env, "total_steps=64")
+        assert Agent.load(run, best=False).info["frames"] == 64
         assert f"resume with: python -m hrm_agent.train {env} resume={run}" in capsys.readouterr().err
     finally:
         gym.registry.pop("Mine-v0", None)
