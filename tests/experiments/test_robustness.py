@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import threading
@@ -13,7 +14,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from experiments.robustness import kill, soak, watched
+from experiments.engine.tables import EMPTY
+from experiments.robustness import draw, kill, soak, watched
 
 # The soak
 
@@ -152,3 +154,24 @@ def test_every_function_that_is_watched_exists(module: str) -> None:
         for name in path.removesuffix("()").split("."):
             holder = getattr(holder, name)
         assert callable(holder)
+
+
+# The page
+
+
+def test_the_page_has_what_the_records_have(tmp_path: Path) -> None:
+    assert set(draw.tables(tmp_path).values()) == {EMPTY}
+    found = {"killed": 3, "hit": 2, "same": 3, "left_over": 1}
+    (tmp_path / "kill.json").write_text(json.dumps({"summary": {"film": found, "numba": found}}))
+    assert draw.tables(tmp_path)["kill"].splitlines()[-1] == "| all | 6 | 4 | 6 | 2 |"
+    cases = [{"case": "a", "exit_code": 1, "lines": 1, "then": "resumed", "same": False}]
+    (tmp_path / "faults.json").write_text(json.dumps({"cases": cases}))
+    assert draw.tables(tmp_path)["faults"].splitlines()[-1] == "| a | 1 | 1 | resumed | NO |"
+    minutes, values = series(0.0)
+    samples = [{"minutes": m, **dict.fromkeys(soak.SERIES, v)} for m, v in zip(minutes, values, strict=True)]
+    result = {"minutes": 60.0, "frames": 1, "validations": 2, "films": 3, "warm_up_minutes": 9.0}
+    (tmp_path / "soak.json").write_text(json.dumps({**result, "series": soak.judge(samples, 9.0)}))
+    (tmp_path / "soak_samples.json").write_text(json.dumps(samples))
+    assert draw.tables(tmp_path)["soak"].count("| flat |") == len(soak.SERIES)
+    draw.figures(tmp_path)
+    assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")

@@ -188,7 +188,8 @@ def _compile_and_load(compiler: str, into: Path | Exception) -> ctypes.CDLL:
                 raise into
             _keep(made, into)
         except (OSError, RuntimeError) as error:
-            _log.warning("the C++ kernels are compiled anew in every process, their cache cannot be used: %s", error)
+            why = f"their cache cannot be used: {error} (HRM_AGENT_CACHE sets another folder)"
+            _log.warning("the C++ kernels are compiled anew in every process, %s", why)
             return ctypes.CDLL(str(made))
     return ctypes.CDLL(str(into))
 

@@ -271,7 +271,7 @@ def test_a_full_disk_under_the_cache_costs_the_cache_alone(
     monkeypatch.setattr(os, "fsync", full)
     assert build.library().one() == 0
     (message,) = caplog.messages
-    assert message.endswith("their cache cannot be used: [Errno 28] No space left on device")
+    assert "their cache cannot be used: [Errno 28] No space left on device (HRM_AGENT_CACHE" in message
     assert list((tmp_path / "cache").iterdir()) == []
 
 
