@@ -24,6 +24,8 @@ _warned: set[str] = set()
 """Kinds of warnings that were logged; each is logged once in a process."""
 
 _DIGEST = hashlib.sha256().digest_size
+_SETTINGS = ("BOUNDSCHECK", "DEBUGINFO_DEFAULT", "OPT")
+"""Of `numba.config`: what is compiled under one value is not to be loaded under another."""
 
 
 class Files:
@@ -43,6 +45,7 @@ class Files:
         self.folder = Path(os.path.abspath(folder))
         self._base, self._source = base, source
         self._stamp = repr((numba.__version__, stamp))
+        self._settings = [(name, getattr(numba.config, name, None)) for name in _SETTINGS]
         self._in_tree = self.folder == Path(os.path.abspath(source)).parent / "__pycache__"
 
     def load(self, key: tuple[Any, ...]) -> Any:
@@ -110,7 +113,7 @@ class Files:
 
     def _path(self, key: tuple[Any, ...]) -> Path:
         signature, processor, _ = key
-        name = hashlib.sha256(repr((signature, processor)).encode()).hexdigest()[:16]
+        name = hashlib.sha256(repr((self._settings, signature, processor)).encode()).hexdigest()[:16]
         return self.folder / f"{self._base}.{name}.code"
 
     def _freshness(self, key: tuple[Any, ...]) -> bytes:

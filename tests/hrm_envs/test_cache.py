@@ -112,6 +112,16 @@ def test_code_of_other_sources_or_another_numba_is_compiled_anew(
     assert [path.name for path in code.parent.iterdir()] == [code.name]  # nothing piles up
 
 
+def test_code_that_checks_its_bounds_is_kept_apart(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It needs numba's runtime, without which the other code is loaded."""
+    with monkeypatch.context() as patch:
+        patch.setattr(numba.config, "BOUNDSCHECK", 1)
+        assert not start()
+        assert start()
+    assert start()
+    assert len(list(code.parent.iterdir())) == 2
+
+
 @pytest.mark.parametrize("whose", ["folder", "file"])
 def test_what_another_user_owns_is_refused(
     whose: str, code: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
