@@ -26,6 +26,19 @@ _KERNEL_FILES = (
 )
 
 
+def _distrust_folder() -> None:
+    """Take where machine code is loaded from, and by which class, from the user's variables alone.
+
+    numba reads both from ``.numba_config.yaml`` in the working folder too, which may be a stranger's.
+    """
+    if os.path.isfile(".numba_config.yaml"):
+        for name in ("CACHE_DIR", "CACHE_LOCATOR_CLASSES"):
+            setattr(numba.config, name, os.environ.get(f"NUMBA_{name}", ""))
+
+
+_distrust_folder()  # before the first kernel is made
+
+
 def _source_stamp(*more: Path) -> tuple[tuple[int, int], ...]:
     folder = Path(__file__).parent
     stats = [path.stat() for path in (*(folder / name for name in _KERNEL_FILES), *more) if path.exists()]
@@ -119,7 +132,7 @@ def _cache_of(dispatcher: Any, source: Path, allocates: bool) -> _Cache:
     except AttributeError as error:
         return _Cache(None, None, False, f"numba {numba.__version__} keeps its files otherwise ({error})")
     # With NUMBA_BOUNDSCHECK some reference counts remain, which need numba's runtime: a crash where it is not loaded.
-    return _Cache(own, files, loads_bare=not allocates and not numba.config.BOUNDSCHECK)
+    return _Cache(own, files, loads_bare=not allocates and not numba.config.BOUNDSCHECK)  # type: ignore[attr-defined]
 
 
 def is_cached(kernel: Any, *arguments: Any) -> bool:

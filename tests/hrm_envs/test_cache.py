@@ -196,3 +196,26 @@ def test_without_a_home_no_folder_of_that_name_is_made(
     assert not start()
     assert list(tmp_path.iterdir()) == []
     assert len(caplog.records) == 1
+
+
+def test_a_folder_from_a_stranger_does_not_say_where_machine_code_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numba reads `.numba_config.yaml` of the working folder, which could name a cache beside it."""
+    names = ("CACHE_DIR", "CACHE_LOCATOR_CLASSES")
+    (tmp_path / ".numba_config.yaml").write_text("cache_dir: planted\ncache_locator_classes: planted.Locator\n")
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    before = [getattr(numba.config, name, "") for name in names]
+    with monkeypatch.context() as inside:
+        inside.chdir(tmp_path)
+        numba.config.reload_config()
+        assert numba.config.CACHE_DIR == "planted"
+        jit._distrust_folder()
+        assert [getattr(numba.config, name) for name in names] == ["", ""]
+        inside.setenv("NUMBA_CACHE_DIR", "mine")
+        jit._distrust_folder()
+        assert numba.config.CACHE_DIR == "mine"
+    monkeypatch.undo()
+    numba.config.reload_config()
+    for name, value in zip(names, before, strict=True):
+        setattr(numba.config, name, value)
