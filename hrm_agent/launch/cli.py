@@ -191,14 +191,14 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
         raise UsageError(f"{str(error).splitlines()[0]} in {' '.join(overrides)!r}") from None
     for override in parsed:
         value = override.value()
-        listed = value if isinstance(value, list) else [value] if isinstance(value, dict) else []
-        if _is_group(override.key_or_group) and not all(isinstance(name, str) for name in listed):
-            raise UsageError(f"{shown(override.input_line)}: expected a name{_known_choices(override.key_or_group)}")
+        names = value if isinstance(value, list) else [] if value is None or override.is_sweep_override() else [value]
+        if _is_group(override.key_or_group) and not all(isinstance(name, str) for name in names):
+            raise UsageError(f"{override.input_line}: expected a name{_known_choices(override.key_or_group)}")
     return parsed
 
 
 def _is_group(name: str) -> bool:
-    return "/" in name or (config_folder() / name).is_dir()
+    return "/" in name or (bool(name) and (config_folder() / name).is_dir())
 
 
 def _known_choices(group: str) -> str:
