@@ -20,10 +20,9 @@ from forks import Forks
 from hrm_agent.kernels.cpu import build
 
 LONG = (
-    "test_data_parallel.py",
-    "test_docs.py",
-    "test_instruction_sets.py",
-)
+    "test_docs.py", "test_data_parallel.py", "test_instruction_sets.py", "test_export.py", "test_trainer.py",
+    "test_bench.py", "test_startup.py", "test_evaluation.py", "test_sweeps.py", "test_cli.py",
+)  # fmt: skip
 """Files that a worker should not begin with when the others are done, the longest first (`--dist loadfile`)."""
 
 pytest.register_assert_rewrite("played", "refusals", "runs", "stack_cases", "window_cases")
@@ -67,11 +66,12 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _few_timed_calls() -> Iterator[None]:
-    """No test asserts how long a decision takes."""
+def _few_timed_calls_and_small_films() -> Iterator[None]:
+    """No test asserts how long a decision takes, or how large a maze is in a film; every run ends with a film."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hrm_agent.evaluation.cost.TIMED_CALLS", 2)
         patch.setattr("hrm_agent.evaluation.cost.WARM_UP_CALLS", 0)
+        patch.setattr("hrm_agent.evaluation.video.SCALE", 8)
         yield
 
 
