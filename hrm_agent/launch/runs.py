@@ -106,15 +106,10 @@ def run_command(
             given = dict(a.split("=", 1) for a in arguments if "=" in a and not a.startswith("-"))
             if given.get("resume", "null") not in ("null", ""):
                 startup.over()
-                with ExitStack() as held:
-                    with usage_errors():
-                        folder, values = reopen_run(given, command, changeable, settings)
-                        check(OmegaConf.create(values), folder)
-                        held.enter_context(_locked(folder))
-                        for written in (folder, *folder.glob("agents/*"), *folder.glob("models/*")):
-                            remove_leftovers(written)
-                        if given:
-                            _write_settings(folder, values)
+                with usage_errors():
+                    folder, values = reopen_run(given, command, changeable, settings)
+                    check(OmegaConf.create(values), folder)
+                with _go_on(folder, values if given else None):
                     _announce(perform, folder, values, resumed=True)
                 return
             if {"-h", "--help"} & set(arguments):
@@ -232,6 +227,23 @@ def _begin_run(folder: Path, values: dict[str, Any], command: str) -> Iterator[N
                     raise UsageError(f"{folder}: holds a run already; resume it with resume={folder}") from None
             _write_settings(folder, values)
             write_atomically(folder / RUN_FILE, (json.dumps(description, indent=2) + "\n").encode())
+        yield
+
+
+@contextmanager
+def _go_on(folder: Path, changed: dict[str, Any] | None) -> Iterator[None]:
+    """Hold the lock of a resumed run's folder; ends the program where another process has it.
+
+    Args:
+        changed: its configuration, where a setting is changed.
+    """
+    with ExitStack() as held:
+        with usage_errors():
+            held.enter_context(_locked(folder))
+            for written in (folder, *folder.glob("agents/*"), *folder.glob("models/*")):
+                remove_leftovers(written)
+            if changed is not None:
+                _write_settings(folder, changed)
         yield
 
 
