@@ -306,7 +306,10 @@ def _meet(rank: int, size: int, seconds: float) -> dist.TCPStore:
     address, port = os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", "29500"))
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # set by torchrun, which then holds the store
     is_master, until = rank == 0 and not by_agent, time.monotonic() + seconds
-    missing, keys = [0], [f"hrm_agent/{other}" for other in range(size)]
+    prefix = f"hrm_agent/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    missing, keys = [0], [f"{prefix}/{other}" for other in range(size)]
+    given_up = f"{prefix}/given_up"  # set by a process that waits no longer, so that the others do not either
+    store: dist.TCPStore | None = None
     try:
         # Waiting in Python, where signals are handled; torch's own waiting prints a stack at every attempt.
         while not (is_master or _listens(address, port)):
@@ -323,15 +326,17 @@ def _meet(rank: int, size: int, seconds: float) -> dist.TCPStore:
             )
         store.set(keys[rank], "here")
         missing = list(range(size))
-        while not store.check(keys):
-            missing = [other for other in missing if not store.check([keys[other]])]
-            _wait(until)
+        while missing := [other for other in missing if not store.check([keys[other]])]:
+            _wait(0.0 if store.check([given_up]) else until)
     except (OSError, RuntimeError) as error:  # of torch.distributed too
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         if not isinstance(error, TimeoutError):
             raise ProcessLost(
                 f"process {rank} of {size} cannot meet the others at {address}:{port} ({reason})"
             ) from error
+        if store is not None:
+            store.set(given_up, "")
+            time.sleep(1.0 if is_master else 0.0)  # the others read it; their store goes with this process
         which = f"process{'es' * (len(missing) > 1)} {', '.join(map(str, missing))}"
         raise ProcessLost(
             f"waited {seconds:g} s for {which} of {size} at {address}:{port} (MASTER_ADDR, MASTER_PORT); start all of "

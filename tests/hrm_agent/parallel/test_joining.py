@@ -46,8 +46,8 @@ def test_partners_that_do_not_start_are_named(tmp_path: Path, forks: Forks) -> N
         assert ended.returncode == 1
         assert len(ended.stderr.splitlines()) <= 2  # torch's own waiting would print a stack
     assert "error: waited 1.5 s for process 0 of 2 at 127.0.0.1:" in alone.stderr
-    assert "error: waited 1.5 s for processes 1, 3 of 4 at 127.0.0.1:" in first.stderr
-    assert " of 4 " in third.stderr.splitlines()[-1]  # it waits for the same, or the first has given up before it
+    for ended in (first, third):  # which begin at different times, and end together
+        assert "error: waited 1.5 s for processes 1, 3 of 4 at 127.0.0.1:" in ended.stderr
     assert list(tmp_path.iterdir()) == []
 
 
