@@ -74,13 +74,34 @@ TRAIN = [
     ("seed", "seed"),
     ("seed=[1", "seed=[1"),
     ("resume=absent", "resume=absent: no such folder"),
+    ("env=5", "env=5: expected a name, CartPole-v1,"),
+    ("env=..:x", "env=..:x: "),
+    ("env.encoder=null", "encoder=null: expected settings, encoder.NAME=VALUE"),
+    ("env.options=abc", "env.options='abc': expected settings, env.options.NAME=VALUE"),
+    ("carry=[1]", "carry=[1]: expected a name, auto, full,"),
+    ("cuda=1", "cuda=1: expected settings, cuda.NAME=VALUE"),
+    ("core.branch_gain=abc", "core.branch_gain='abc': expected a number above 0"),
+    ("core.num_heads=abc", "core.num_heads='abc': expected an integer from 1 to 1,024"),
+    ("core.hidden_size=1000000000", "core.hidden_size=1000000000: expected an integer from 1 to 8,192"),
+    ("segments=1000000000000", "segments=1000000000000: expected an integer from 1 to 1,024"),
+    ("algo.num_envs=1000000000", "algo.num_envs=1000000000: expected an integer from 1 to 65,536"),
+    ("seed=18446744073709551616", "expected an integer from 0 to 10,000,000,000,000"),
+    ("eval_episodes=18446744073709551616", "expected an integer from 1 to 10,000,000"),
+    ("test_episodes=18446744073709551616", "expected an integer from 0 to 10,000,000"),
+    ("max_seconds=nan", "max_seconds=nan: expected a number, 0 or more"),
+    ("~threads", "threads: required, and not given"),
+    ("init_from=\x1b[31mred", r"\x1b[31mred"),
+    ("seed=" + "[" * 21, "nested 21 times; expected at most"),
+    ("seed=" + "1" * 30_000, "30,005 characters"),
+    ("task=sudoku", "task=sudoku: train takes environments, env=ID; python -m hrm_agent.supervise takes tasks"),
+    ("--multirun seed=range(0,1000000000)", "expected at most 100,000 values"),
     ("--multirun seed=0,1 core=trm,trn", "did you mean trm?"),
     ("--multirun segments=1,0", "segments=0: expected an integer from 1"),
     ("--multirun env.options.walls=1,1000", "walls=1000"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), TRAIN, ids=[a for a, _ in TRAIN])
+@pytest.mark.parametrize(("arguments", "message"), TRAIN, ids=[ascii(a)[1:60] for a, _ in TRAIN])
 def test_train_refuses_bad_input(
     arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +241,20 @@ AFTER = [
     ("evaluate", "run=run episodes=abc", "episodes='abc': expected an integer from 1"),
     ("evaluate", "run=run episodes=1.5", "episodes=1.5: expected an integer from 1"),
     ("watch", "run=run fps=fast", "fps='fast': expected a number from 0.01"),
+    ("watch", "run=run fps=nan", "fps=nan: expected a number from 0.01 to 1,000"),
+    ("watch", "run=run out=null", "out=null: expected a text"),
+    ("evaluate", "run=run seed=18446744073709551616", "seed=18446744073709551616: expected an integer from 0"),
+    ("evaluate", "run=run episodes=18446744073709551616", "expected an integer from 1 to 10,000,000"),
+    ("evaluate", "run=run env_options=abc", "env_options='abc': expected settings, {NAME: VALUE} or null"),
+    ("evaluate", "run=run env_options.rows=2 env_options.rows.y=3", "rows is no group of settings but 2"),
+    ("evaluate", "run=run env_options=[*a]", "anchors, aliases and tags are not read"),
+    ("evaluate", "run=run env_options={a:", "not a value in YAML"),
+    ("evaluate", "run=run env_options=" + "[" * 500, "nested 500 times"),
+    ("evaluate", "run=run out=" + "x" * 30_000, "30,004 characters"),
+    ("evaluate", "run=run out=${x}", "Interpolation key 'x' not found"),
+    ("evaluate", "run=run baselines=1", "baselines=1: expected true or false"),
+    ("evaluate", "run=run \x1b[31m=1", r"\x1b[31m: no such setting; did you mean"),
+    ("evaluate", "run=run episodes", "'episodes': expected KEY=VALUE"),
     ("evaluate", "run=run carry=foo out=eval.json", "carry='foo'"),
     ("evaluate", "run=run segments=0 out=eval.json", "segments=0: expected an integer from 1"),
     ("evaluate", "run=run segments=abc", "segments"),
@@ -238,7 +273,7 @@ AFTER = [
 ]
 
 
-@pytest.mark.parametrize(("command", "arguments", "message"), AFTER, ids=[f"{c} {a}" for c, a, _ in AFTER])
+@pytest.mark.parametrize(("command", "arguments", "message"), AFTER, ids=[ascii(f"{c} {a}")[1:60] for c, a, _ in AFTER])
 def test_evaluate_and_watch_refuse_bad_input(
     command: str,
     arguments: str,
@@ -372,3 +407,56 @@ def test_a_replay_that_does_not_fit_into_memory_is_refused_before_the_run(
 
 def test_the_memory_of_this_machine_is_known() -> None:
     assert 2**26 < (available_memory(torch.device("cpu")) or 0) < 2**50
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "during"),
+    [
+        ("evaluate", ["agent=DynamicMaze-TRM-v0"], "hrm_agent.evaluate.load_agent"),
+        ("watch", ["agent=DynamicMaze-TRM-v0"], "hrm_agent.watch.load_agent"),
+        ("shifts", ["agent=DynamicMaze-TRM-v0"], "hrm_agent.shifts.load_agent"),
+        ("export", ["agent=DynamicMaze-TRM-v0"], "hrm_agent.agents.onnx.load_agent"),
+        ("solve", ["model=run"], "hrm_agent.launch.solve._load"),
+        ("sweep_table", ["folder=."], "hrm_agent.launch.sweep_table.existing_folder"),
+    ],
+)
+def test_ctrl_c_ends_a_command_in_one_line(
+    command: str,
+    arguments: list[str],
+    during: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(during, interrupted)
+    with pytest.raises(SystemExit) as exit_:
+        run_command(monkeypatch, command, *arguments)
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "runs").write_text("a file")
+    monkeypatch.chdir(tmp_path)
+    handlers = list(logging.root.handlers)
+    with pytest.raises(SystemExit) as exit_:
+        run_command(monkeypatch, "train", *TINY_RUN)
+    logging.root.handlers[:] = handlers
+    assert exit_.value.code == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: ")
+    assert line.endswith("; give another place with hydra.run.dir=FOLDER\n")
+    assert line.count("\n") == 1
+    assert list(files(tmp_path)) == [tmp_path / "runs"]
+
+
+def test_options_are_texts_where_texts_are_expected_and_stand_for_others() -> None:
+    given = ["agent=0", "level_set=null", "env='X-v0'", "env_options={rows: 6}", "env_options.cols=7", "out=of_${seed}"]
+    options = parse_options([*given, "seed=3", "baselines=no", "stop=settled"], evaluate, "usage")
+    assert (options["agent"], options["level_set"], options["env"], options["out"]) == ("0", None, "X-v0", "of_3")
+    assert options["env_options"] == {"rows": 6, "cols": 7}
+    assert (options["baselines"], options["stop"], options["episodes"]) == (False, "settled", 1000)
