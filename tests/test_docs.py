@@ -260,6 +260,8 @@ def test_code_blocks(page: Path, tmp_path: Path, trained_run: Path, monkeypatch:
             assert tomllib.loads(block.code)
             if marked == "install":
                 install(what, block.code, tmp_path)
+        elif block.language == "text":
+            assert block.code.strip()  # what a command prints
         elif block.language == "yaml":
             assert isinstance(yaml.safe_load(block.code), dict)
         else:
