@@ -1,1 +1,1 @@
-"""Names that users type: what is registered under them, and which one was meant."""
+"""What users type: names and what is registered under them, and values with types and bounds."""
