@@ -45,9 +45,7 @@ class LoopConfig:
 
     seed: Seed = 0  # of weights, levels or puzzles, actions and minibatches
     total_steps: Steps  # units that the run ends after
-    max_seconds: NonNegative = (
-        0.0  # time limit of training without evaluations, which ends it before total_steps; 0: none
-    )
+    max_seconds: NonNegative = 0.0  # of training, without evaluations: a limit that ends it before total_steps; 0: none
     clock: Clock = "wall"  # wall | cpu: how seconds of training are counted; cpu on a machine with other work
     checkpoint_every: StepsOrNone  # units between checkpoints; 0: only at the beginning and at the end
     keep_checkpoints: Steps  # how many are kept
