@@ -147,7 +147,8 @@ def test_resumed_streams_of_levels_are_not_those_of_other_seeds_or_times() -> No
 
 def test_returns_of_abandoned_episodes_do_not_reach_into_new_ones() -> None:
     scaler = ReturnScaler(2, 0.9)
-    scaler.restore({"returns": torch.tensor([5.0, 6.0]), "moments": torch.ones(3)}, same_episodes=False)
+    saved = {"returns": torch.tensor([5.0, 6.0]).double(), "moments": torch.ones(3).double()}
+    scaler.restore(saved, same_episodes=False)
     assert scaler.returns.tolist() == [0.0, 0.0]
     assert scaler.moments.tolist() == [1.0, 1.0, 1.0]
 

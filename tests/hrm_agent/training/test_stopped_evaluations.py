@@ -225,7 +225,8 @@ def test_an_environment_that_fails_in_the_last_validation_leaves_the_agent(
     )
     assert code == 1
     last = folder / "checkpoints" / "000000000064.safetensors"
-    assert f"the last checkpoint is {last}; resume with: python -m hrm_agent.train resume={folder}" in lines[-1]
+    assert f"; the last checkpoint is {last}; " in lines[-1]
+    assert lines[-1].endswith(f"resume with: python -m hrm_agent.train env={FAILING} resume={folder}")
     trace = [line for line in lines if line.lstrip().startswith(("Traceback", "File"))]
     if fault == "step":
         assert "environment 0 failed in step 3 of an episode: ZeroDivisionError" in lines[-1]
