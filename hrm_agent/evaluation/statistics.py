@@ -2,8 +2,8 @@
 
 Another training run would give another agent, and other levels could have been held out: both belong into an interval.
 `crossed_interval` and `crossed_difference` estimate the variance of each from the table of outcomes, seeds by levels,
-and cover as they say from three seeds on (`experiments/interval_coverage`); `holm` corrects for several comparisons. The
-interquartile mean and its bootstrap follow Agarwal et al. 2021 (Deep reinforcement learning at the edge of the
+and cover as they say from three seeds on (`experiments/interval_coverage`); `holm` corrects for several comparisons.
+The interquartile mean and its bootstrap follow Agarwal et al. 2021 (Deep reinforcement learning at the edge of the
 statistical precipice, arXiv 2108.13264); with three seeds that interval covers as little as 0.73.
 """
 
