@@ -175,7 +175,7 @@ def main() -> None:
             records.append(case())
             print(records[-1], flush=True)
     result = {
-        "command": machine.command(),
+        "command": machine.command("--seed", str(given.seed)),
         "started": " ".join(["python -m hrm_agent.train", *faults.experiment.settings]),
         "seed": given.seed,
         "machine": machine.cores_and_kind(),

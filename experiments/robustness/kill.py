@@ -264,8 +264,9 @@ def main() -> None:
             said = "the same bytes" if record["same"] else f"DIFFERS: {record}"
             where = ", ".join(record["hit"]) or "no phase"
             print(f"{len(records)}: killed in {where}, {record['then']}: {said}", flush=True)
+    some = ["--only", *given.only] if given.only != list(MOMENTS) else []
     result = {
-        "command": machine.command(),
+        "command": machine.command("--seed", str(given.seed), *some),
         "started": " ".join(["python -m hrm_agent.train", *experiment.settings]),
         "seed": given.seed,
         "machine": machine.cores_and_kind(),
