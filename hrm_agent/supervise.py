@@ -11,7 +11,6 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from hrm_agent.files.writing import write_atomically
@@ -21,7 +20,7 @@ from hrm_agent.launch.runs import Run, open_loop, run_command, run_to_end, say_e
 from hrm_agent.launch.settings import resolve
 from hrm_agent.launch.supervised_settings import SuperviseCommand, settings
 from hrm_agent.names.installed import leave_out_working_folder
-from hrm_agent.parallel.memory import at_most, available_memory
+from hrm_agent.parallel.memory import at_most, room_for_weights
 from hrm_agent.parallel.processes import check_local_device, join
 from hrm_agent.supervised.deep_supervision import check_processes
 from hrm_agent.supervised.evaluation import format_report
@@ -61,7 +60,7 @@ def check_run(cfg: DictConfig, folder: Path | None = None) -> None:
     except ModuleNotFoundError as error:
         raise UsageError(str(error)) from None
     too_large = f"core.hidden_size={model.hidden_size}: the weights do not fit into memory; lower it or the layers"
-    with at_most(available_memory(torch.device("cpu")), too_large):
+    with at_most(room_for_weights(), too_large):
         made = build_model(model, task.spec)
     check_answerable(made, task)
     check_processes(made, training, join())

@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
     startup.begin("train", sys.argv[1:])  # now: what follows imports torch, which takes seconds
 
-import torch
 from omegaconf import DictConfig
 
 from hrm_agent.agents.card import evaluation_facts
@@ -29,7 +28,7 @@ from hrm_agent.launch.resume import read_description
 from hrm_agent.launch.runs import Run, open_loop, run_command, run_to_end, say_end
 from hrm_agent.launch.settings import TrainCommand, resolve, settings
 from hrm_agent.names.installed import leave_out_working_folder
-from hrm_agent.parallel.memory import at_most, available_memory
+from hrm_agent.parallel.memory import at_most, room_for_weights
 from hrm_agent.parallel.processes import check_local_device, join
 from hrm_agent.policies.policy import Policy
 from hrm_agent.training.checkpoints import CheckpointFolder
@@ -66,7 +65,7 @@ def check_run(cfg: DictConfig, folder: Path | None = None) -> None:
     check_local_device(config.device)
     env = build_env(algo, config.env, 1, config.env_options)
     too_large = f"core.hidden_size={policy.hidden_size}: the weights do not fit into memory; lower it or the layers"
-    with at_most(available_memory(torch.device("cpu")), too_large):
+    with at_most(room_for_weights(), too_large):
         made = Policy(policy, env.single_observation_space, env.single_action_space)
     prepare(made, config, fresh=folder is None or CheckpointFolder(folder / CHECKPOINTS).latest() is None)
     check_memory(made.to(config.device), algo, env.single_observation_space, join())

@@ -52,6 +52,12 @@ def available_memory(device: torch.device, system: Path = SYSTEM) -> int | None:
     return min(_limits(system), default=None)
 
 
+def room_for_weights() -> int | None:
+    """Bytes of weights that can be trained in the memory that is there, with a gradient and two moments of each."""
+    available = available_memory(torch.device("cpu"))
+    return None if available is None else available // 4
+
+
 @contextmanager
 def at_most(size: int | None, message: str) -> Iterator[None]:
     """Refuse to allocate more than so many bytes of new tensors in the body, before they are allocated.

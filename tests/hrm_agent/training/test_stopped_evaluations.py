@@ -21,6 +21,7 @@ from hrm_agent.algos.ppo import PPO
 from hrm_agent.evaluation import episodes, video
 from hrm_agent.evaluation.episodes import PolicyActor, ReplanActor, run_in_threads
 from hrm_agent.launch.cli import check_jobs
+from hrm_agent.parallel import memory as memory_module
 from hrm_agent.parallel.memory import describe_out_of_memory, is_out_of_memory
 from hrm_agent.parallel.stopping import Stopped
 from hrm_agent.parallel.threads import Threads
@@ -307,13 +308,14 @@ MANY = ["algo.num_envs=65536", "algo.rollout_steps=65536", "algo.window=64"]
         (MANY, 10**10, "algo.num_envs=65536, algo.rollout_steps=65536: the rollout needs .* GB, and cpu has 10.0 GB"),
         (["algo=dagger", *MANY], 10**10, "the rollout needs"),
         (["core.hidden_size=8192", "core.inner_size=32768"], 10**7, "core.hidden_size=8192: the weights do not fit"),
-        ([], 500_000, "core.hidden_size=64: gradients and moments of the weights need"),
+        ([], 500_000, "core.hidden_size=64: the weights do not fit into memory"),  # with gradients and moments
+        ([], 1_000_000, "core.hidden_size=64: gradients and moments of the weights need|the rollout needs"),
     ],
 )
 def test_a_run_that_does_not_fit_into_memory_is_refused(
     settings: list[str], memory: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (train, learners):
+    for module in (memory_module, learners):
         monkeypatch.setattr(module, "available_memory", lambda device: memory)
     with pytest.raises(ValueError, match=message):
         check_jobs(settings, "train", train.check_run)
@@ -336,7 +338,7 @@ def test_a_signal_while_test_levels_are_played_says_how_to_go_on(
 
 
 def test_weights_of_puzzle_models_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervise, "available_memory", lambda device: 10**7)
+    monkeypatch.setattr(memory_module, "available_memory", lambda device: 10**7)
     with pytest.raises(ValueError, match=r"core\.hidden_size=4096: the weights do not fit into memory"):
         check_jobs(["task=maze", "core.hidden_size=4096", "core.inner_size=4096"], "supervise", supervise.check_run)
 
