@@ -170,7 +170,7 @@ def read_puzzles(name: str, path: str, kind: str, min_rating: float = 0) -> Rows
                     raise ValueError(f"{name}={path}, line {entry[0]}: {error}") from None
             raise
     if not parts:
-        raise ValueError(f"{name}={path} holds no {kind} with a rating of {min_rating} or more; give another file")
+        raise ValueError(f"{name}={path} holds no {kind} with a rating of {min_rating:g} or more; give another file")
     return Rows(
         np.concatenate([part.questions for part in parts]),
         np.concatenate([part.answers for part in parts]),

@@ -399,7 +399,7 @@ BAD = [
     ("trm", {"H_cycles": 1.5}, "H_cycles=1.5"),
     ("trm", {"mixing": "convolution"}, "did you mean conv"),
     ("trm", {"positions": "rope3d"}, "did you mean rope2d"),
-    ("trm", {"cycle_gradient": "first"}, "cycle_gradient=first: no such cycle_gradient"),
+    ("trm", {"cycle_gradient": "first"}, "cycle_gradient='first': expected last or all"),
     ("hrm", {"num_heads": 3}, "num_heads=3 does not divide hidden_size=8"),
     ("hrm", {"num_heads": 8}, "even head size"),
     ("hrm", {"positions": "rope2d"}, "divisible by 4"),

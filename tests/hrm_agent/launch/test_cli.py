@@ -241,7 +241,7 @@ AFTER = [
     ("evaluate", "run=run episodes=abc", "episodes='abc': expected an integer from 1"),
     ("evaluate", "run=run episodes=1.5", "episodes=1.5: expected an integer from 1"),
     ("watch", "run=run fps=fast", "fps='fast': expected a number from 0.01"),
-    ("watch", "run=run fps=nan", "fps=nan: expected a number from 0.01 to 1,000"),
+    ("watch", "run=run fps=nan", "fps='nan': expected a number from 0.01 to 1,000"),
     ("watch", "run=run out=null", "out=null: expected a text"),
     ("evaluate", "run=run seed=18446744073709551616", "seed=18446744073709551616: expected an integer from 0"),
     ("evaluate", "run=run episodes=18446744073709551616", "expected an integer from 1 to 10,000,000"),

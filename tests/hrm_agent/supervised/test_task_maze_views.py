@@ -212,8 +212,8 @@ def test_worlds_with_too_few_views_say_how_many_there_are() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"pool": 0}, "pool=0: expected the number of training views"),
-        ({"random_actions": 1.5}, "random_actions=1.5: expected a share"),
+        ({"pool": 0}, "pool=0: expected an integer from 1 to"),
+        ({"random_actions": 1.5}, "random_actions=1.5: expected a number from 0 to 1"),
         ({"env": "CartPole-v1"}, "env=CartPole-v1: expected a maze"),
         ({"env": "DynamicMaze"}, "did you mean DynamicMaze-v0"),
         ({"env_options": {"row": 3}}, "did you mean 'rows'"),
