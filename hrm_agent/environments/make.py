@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -46,9 +47,21 @@ def check_env_id(env_id: str) -> None:
 def _import(module: str, env_id: str) -> None:
     try:
         importlib.import_module(module)
-    except (ImportError, TypeError, ValueError) as error:  # of a relative or an empty name
-        reason = f"cannot import {printable(module)} ({error}); is its package installed?"
+    except (Exception, SystemExit) as error:  # a module may do anything
+        reason = printable(f"cannot import {module}: {_why(error, module)}")
         raise ValueError(f"env={printable(env_id)}: {reason}") from None
+
+
+def _why(error: BaseException, module: str) -> str:
+    """Why an import failed, with the line of the module's own that did."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if name is not None and (module == name or module.startswith(f"{name}.")):
+        return "there is no such module; is its package installed?"
+    why = f"{type(error).__name__}: {error}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    if isinstance(error, SyntaxError) or len(frames) < 2:  # the first frame is the import here
+        return why
+    return f"{why} (line {frames[-1].lineno} of {frames[-1].filename})"
 
 
 def make_env(env_id: str, options: dict[str, Any] | None = None) -> gym.Env:

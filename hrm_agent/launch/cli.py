@@ -188,6 +188,9 @@ def parse_overrides(overrides: list[str]) -> list[Override]:
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
+        plain = [text for text in overrides if "=" not in text and not text.startswith("~")]
+        if plain:
+            raise UsageError(f"{printable(plain[0])}: expected NAME=VALUE, such as total_steps=100_000") from None
         raise UsageError(f"{str(error).splitlines()[0]} in {' '.join(overrides)!r}") from None
     for override in parsed:
         value = override.value()

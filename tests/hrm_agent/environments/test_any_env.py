@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from omegaconf import OmegaConf
 
 from commands import run_command
 from forks import Forks
-from hrm_agent.environments.make import make_vector_env
+from hrm_agent.environments.make import check_env_id, make_vector_env
 from hrm_agent.launch.cli import UsageError, check_jobs, command_overrides, compose_config
 from hrm_agent.launch.hydra_plugin import GENERIC_READOUT, path_safe
 from hrm_agent.launch.settings import config_folder, resolve, settings
@@ -99,7 +100,7 @@ def test_shipped_files_win() -> None:
     [
         ("env=CartPole-v9", "did you mean CartPole-v"),
         ("env=DynamicMaz-v0", "did you mean DynamicMaze-v0?"),
-        ("env=no_such_module:Maze-v0", "cannot import no_such_module"),
+        ("env=no_such_module:Maze-v0", "cannot import no_such_module: there is no such module; is its package"),
         ("env=hrm_envs:DynamicMaz-v0", "did you mean DynamicMaze-v0?"),
         ("env=TestSpac/Cart-v3", "did you mean TestSpace/Cart-v3?"),
     ],
@@ -188,3 +189,23 @@ def test_a_stranger_is_trained_evaluated_and_resumed(
 def test_the_configuration_is_printed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     run_command(monkeypatch, "train", "env=hrm_envs:CueMaze-v0", "--cfg", "job")
     assert "id: hrm_envs:CueMaze-v0" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("x = (\n", "SyntaxError: '(' was never closed"),
+        ("\nimport no_such_dependency\n", "ModuleNotFoundError: No module named 'no_such_dependency' (line 2 of "),
+        ("open('no_such_file')\n", "No such file or directory: 'no_such_file' (line 1 of "),
+        ("raise SystemExit(3)\n", "SystemExit: 3 (line 1 of "),
+    ],
+)
+def test_a_module_that_cannot_be_imported_says_where_it_fails(
+    source: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_worlds.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=re.escape("env=broken_worlds:A-v0: cannot import broken_worlds: ")) as raised:
+        check_env_id("broken_worlds:A-v0")
+    assert why in str(raised.value)
+    assert "\n" not in str(raised.value)
