@@ -17,12 +17,16 @@ from hrm_agent.files.reading import CheckpointError, read_text
 
 DEPTH_LIMIT = 50
 _FLOAT = "tag:yaml.org,2002:float"
+_INT = "tag:yaml.org,2002:int"
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # without libyaml the slow one
 
 
 class _Loader(_Parser):
-    """YAML as OmegaConf understands it: `1e-3` is a number, a date is text, and no key is given twice."""
+    """YAML as OmegaConf understands it: `1e-3` is a number, a date is text, and no key is given twice.
+
+    But 1:30 is text, not a number to the base of 60, which takes quadratic time to read.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -34,9 +38,14 @@ class _Loader(_Parser):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_TIMESTAMP, _FLOAT)]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_TIMESTAMP, _FLOAT, _INT)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver(
+    _INT,
+    re.compile(r"^(?:[-+]?0b[0-1_]+|[-+]?0[0-7_]+|[-+]?(?:0|[1-9][0-9_]*)|[-+]?0x[0-9a-fA-F_]+)$"),
+    list("-+0123456789"),
+)
 _Loader.add_implicit_resolver(
     _FLOAT,
     re.compile(

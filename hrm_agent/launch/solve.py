@@ -18,7 +18,7 @@ from hrm_agent.environments.sources import check_stored
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import UsageError, compose_config
 from hrm_agent.names.nearest import did_you_mean
-from hrm_agent.names.values import DepthOrNone, Episodes, one_of
+from hrm_agent.names.values import DepthOrNone, Episodes, one_of, shown
 from hrm_agent.parallel.threads import Threads, available_cores, check_device
 from hrm_agent.recurrence import check_kernel
 from hrm_agent.supervised.deep_supervision import PRECISIONS, Precision
@@ -178,6 +178,10 @@ def _load_published(path: Path, task: str | None, options: dict[str, Any]) -> Lo
     return LoadedModel(model, file, made, name, options, facts, *thinking)
 
 
+FILES = ("train", "test", "identifiers")
+"""Options of tasks that name files."""
+
+
 def choose_task(
     path: Path, task: str | None, options: dict[str, Any], info: dict[str, Any]
 ) -> tuple[str, dict[str, Any]]:
@@ -204,6 +208,12 @@ def choose_task(
     for key, value in merged.items():
         if value == "???":
             raise UsageError(f"task={task or name} needs task_options.{key}=...")
+    for key in FILES:
+        if task is None and key not in options and merged.get(key) is not None:
+            raise UsageError(
+                f"model={path}: its file names a file, {key}={shown(merged[key])}, and files named by files are not "
+                f"opened; if you trust it, give task_options.{key}=..."
+            )
     if task is None and "env" not in options and isinstance(merged.get("env"), str):
         merged["env"] = check_stored(merged["env"], "give task_options.env=")
     return name, merged

@@ -6,7 +6,6 @@ docs/supervised/published.md, also for how the two formats differ.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -21,9 +20,11 @@ from torch import Tensor
 
 from hrm_agent.cores import HRM, TRM
 from hrm_agent.files.plain_yaml import read_yaml
-from hrm_agent.files.reading import CheckpointError
+from hrm_agent.files.reading import CheckpointError, open_regular, read_json
+from hrm_agent.parallel.memory import at_most
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.base import TaskSpec
+from hrm_agent.tensors.files import allowance
 
 CONFIG_FILE = "all_config.yaml"
 DATA_FILE = "dataset.json"
@@ -211,10 +212,11 @@ def load_published_checkpoint(
     if spec is not None:
         _check_task(config, spec)
     try:
-        model = model_from_published(config)
+        with at_most(allowance(file), "weights do not fit: the config describes a network larger than the file"):
+            model = model_from_published(config)
         load_published(model, weights, config["kind"])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{file}: {error}") from None
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
     step = _STEP.match(file.name)
     return model.eval(), {**config, "file": str(file), "step": int(step[1]) if step else None}
 
@@ -287,6 +289,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file cannot be read, asks for another object, or holds something that is not a tensor.
     """
+    open_regular(path).close()
+    size = path.stat().st_size
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -303,8 +307,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__}; expected the weights by name (model.state_dict())")
     for name, tensor in found.items():
-        if not isinstance(tensor, Tensor):
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ValueError(f"{path}: its entry {name!r} is no tensor; expected model.state_dict() alone")
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or not tensor.is_floating_point():
+            raise ValueError(f"{path}: {name!r} is no plain tensor of floating-point numbers")
+        if tensor.dim() == 0 or tensor.numel() * tensor.element_size() > size:
+            raise ValueError(f"{path}: {name!r} has shape {tuple(tensor.shape)}, more numbers than the file, or none")
     return dict(found)
 
 
@@ -342,8 +350,9 @@ def _sequence_length(
     if spec is not None:
         return spec.sequence_length
     try:
-        return int(json.loads((folder / DATA_FILE).read_text())["seq_len"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found: dict[str, Any] = read_json(folder / DATA_FILE, dict[str, Any])
+        return int(found["seq_len"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         raise ValueError(
             f"the weights in {folder} do not tell how many tokens a puzzle has; give sequence_length (Sudoku 81, "
             f"mazes and ARC 900), a task, or the data's {DATA_FILE} beside them"

@@ -317,7 +317,7 @@ class Trainer(RunLoop):
             "kernel": self.kernel,
             "instruction_set": instruction_set(),
             "parameters": sum(x.numel() for x in self.policy.parameters()),
-            "validation": self.validation,
+            "validation": dict(sorted(self.validation.items())),  # as a checkpoint has them
             "hrm_agent_version": __version__,
         }
         space, actions = self.env.single_observation_space, self.env.single_action_space

@@ -188,7 +188,7 @@ def _lines(name: str, path: str, min_rating: float) -> Iterator[Line]:
             head = next(reader, [])
             missing = [column for column in COLUMNS if column not in head]
             if missing:
-                raise ValueError(f"{name}={path}, line 1: no column {missing[0]!r}, it has {', '.join(head) or 'none'}")
+                raise ValueError(f"{name}={path}, line 1: no column {missing[0]!r}; expected {', '.join(COLUMNS)}")
             places = [head.index(column) for column in COLUMNS]
             for row in reader:
                 if len(row) != len(head):
@@ -207,7 +207,7 @@ def _rating(where: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{where}: its rating {text!r} is not a number") from None
+        raise ValueError(f"{where}: its rating is not a number") from None
 
 
 def _read(kind: str, chunk: list[Line], length: int) -> Rows:

@@ -43,6 +43,15 @@ def test_any_bytes_are_values_or_one_line(path: Path, data: bytes) -> None:
     assert message.isprintable()
 
 
+def test_numbers_to_the_base_of_sixty_are_text(tmp_path: Path) -> None:
+    """Reading one takes quadratic time."""
+    path = tmp_path / "config.yaml"
+    path.write_text("a: 1:30\nb: 0x1F\nc: -1_000\nd: 0\n" + f"long: 1{':59' * 200_000}\n")
+    found = read_yaml(path)
+    assert (found["a"], found["b"], found["c"], found["d"]) == ("1:30", 31, -1000, 0)
+    assert isinstance(found["long"], str)
+
+
 def test_nothing_is_interpolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HRM_SECRET", "hidden")
     path = tmp_path / "config.yaml"

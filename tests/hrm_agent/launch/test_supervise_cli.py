@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from commands import TINY_RUN as TINY_RL_RUN
 from commands import run_command
 from hrm_agent.cores import CORES
-from hrm_agent.launch.cli import group_choices
+from hrm_agent.launch.cli import UsageError, group_choices
 from hrm_agent.launch.errors import run_errors
 from hrm_agent.launch.settings import config_folder
-from hrm_agent.launch.solve import solve
+from hrm_agent.launch.solve import choose_task, solve
 from hrm_agent.supervise import CHANGEABLE
 from hrm_agent.supervised import ModelConfig, build_model, load_model, save_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision
@@ -482,3 +482,12 @@ def test_memory_that_runs_out_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert ended.value.code == 1
     assert "CUDA out of memory" in line
     assert "training.chunk_size" in line
+
+
+@pytest.mark.parametrize("named", [{"train": "/etc/passwd"}, {"test": "answers.csv"}, {"identifiers": "ids.json"}])
+def test_files_that_a_model_s_file_names_are_not_opened(named: dict[str, str]) -> None:
+    info = {"task": "csv", "task_options": {"train": None, "test": None, "identifiers": None, **named}}
+    [(key, value)] = named.items()
+    with pytest.raises(UsageError, match=f"names a file, {key}='{value}', .*give task_options.{key}="):
+        choose_task(Path("model"), None, {}, info)
+    assert choose_task(Path("model"), None, {key: "mine.csv"}, info)[1][key] == "mine.csv"

@@ -20,6 +20,7 @@ from hrm_agent.supervised.published import (
     find_weights,
     load_published_checkpoint,
     name_from_published,
+    read_weights,
 )
 from hrm_agent.supervised.tasks.base import TaskSpec
 from published_files import PUBLISHED, needs_published
@@ -313,3 +314,25 @@ def test_the_length_of_a_puzzle_is_found_or_asked_for(tmp_path: Path) -> None:
     assert load_published_checkpoint(tmp_path, sequence_length=7)[1]["seq_len"] == 7
     (tmp_path / "dataset.json").write_text('{"seq_len": 5}')
     assert load_published_checkpoint(str(tmp_path / "step_200"))[1]["seq_len"] == 5
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"a": torch.zeros(1).expand(10**9)}, "more numbers than the file"),
+        ({"a": torch.tensor(1.0)}, "or none"),
+        ({"a": torch.zeros(2, 2).to_sparse()}, "no plain tensor"),
+        ({"a": torch.zeros(2, dtype=torch.int64)}, "no plain tensor of floating-point numbers"),
+        ({3: torch.zeros(2)}, "its entry 3 is no tensor"),
+    ],
+)
+def test_weights_that_are_no_plain_tensors_of_the_file_are_refused(entry: dict, said: str, tmp_path: Path) -> None:
+    torch.save(entry, tmp_path / "step_1")
+    with pytest.raises(ValueError, match=said):
+        read_weights(tmp_path / "step_1")
+
+
+def test_a_fifo_is_no_file_of_weights(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "step_1")
+    with pytest.raises(ValueError, match="not a regular file"):
+        read_weights(tmp_path / "step_1")

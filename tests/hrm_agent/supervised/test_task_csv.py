@@ -170,7 +170,7 @@ def test_files_and_options_that_cannot_be_used_are_one_line(tmp_path: Path, file
     assert "not a readable CSV file" in refused(train=str(tmp_path / "bytes.csv"))
     assert "rating of 10000 or more" in refused(min_rating=10_000)
     words = write(tmp_path / "words.csv", [f"x,{PUZZLE},{ANSWER},hard"] * 20)
-    assert "line 2: its rating 'hard' is not a number" in refused(train=words, min_rating=1)
+    assert "line 2: its rating is not a number" in refused(train=words, min_rating=1)
     assert "leaves 36 puzzles" in refused(train_puzzles=100)
     assert "did you mean maze" in refused(kind="mazes")
     assert "min_rating='9'" in refused(min_rating="9")
