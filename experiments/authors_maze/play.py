@@ -84,8 +84,9 @@ def build(code: Path, world: str) -> gym.Env:
 def episode(env: gym.Env, world: str, seed: int, play: Play) -> tuple[bool, int]:
     """Whether one episode reached the goal, and its steps."""
     random.seed(seed)
-    observation, _ = env.reset(seed=seed)
     inner: Any = env.unwrapped
+    inner.seed(seed, seed, False)  # `reset(seed=...)` does not reach NetHack here
+    observation, _ = env.reset()
     for step in range(LIMIT):
         doors = inner.door_pos_closed if step else []  # their first observation has none yet
         action = play(translate(observation["chars"], world, doors), step == 0)
