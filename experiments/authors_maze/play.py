@@ -145,8 +145,9 @@ def main() -> None:
             players[label] = of_agent(agent), {"trained": trained, "parameters": parameters}
     players |= {"bfs_replanner": (replanner(), {}), "random": (at_random(), {})}
     env, records = build(code, world), []
+    typed = [f"{k}={'HRM_RL_Agent' if k == 'code' else v}" for k, v in given if k != "run"]
     about = {
-        "command": "python -m experiments.authors_maze.play " + " ".join(f"{k}={v}" for k, v in given if k != "run"),
+        "command": "python -m experiments.authors_maze.play " + " ".join(typed),
         "commit": commit_of_code(),
         "authors_commit": git(code, "rev-parse", "--short", "HEAD") or "unknown",
         "processor": processor(),
