@@ -1,4 +1,4 @@
-"""Machine code of numba's kernels on disk: files that are whole, written by this user, and by nobody else.
+"""Machine code of numba's kernels on disk: complete files that only this user can have written.
 
 numba's own cache unpickles whatever lies in its folder, so a truncated file ends every later start, and a file that
 another user left there runs as code. Here a file begins with the SHA-256 of the rest, and is read only if this user

@@ -115,7 +115,7 @@ def kernel(function: Callable[..., Any], allocates: bool = True, **options: Any)
 
 
 def _cache_of(dispatcher: Any, source: Path, allocates: bool) -> _Cache:
-    """Where a kernel's machine code is kept: in the folder that numba chooses, in files of ours."""
+    """Where a kernel's machine code is kept: in the folder that numba chooses, in `hrm_envs.cache.Files`."""
     nowhere = "numba finds no writable folder; set NUMBA_CACHE_DIR to one"
     homeless = not os.path.isabs(os.path.expanduser("~"))  # numba would make a folder named ~ in the working folder
     if homeless and not getattr(numba.config, "CACHE_DIR", "") and not os.access(source.parent, os.W_OK):

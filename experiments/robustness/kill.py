@@ -125,7 +125,7 @@ class Watched:
         return self.phases()
 
     def wait(self) -> int:
-        """The exit code, once everything that was announced has been heard."""
+        """The exit code, once everything that was announced has been read."""
         while self.listen(600.0):
             pass
         os.close(self.pipe)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hrm_agent.names.values import shown
 
 MOST_ENTRIES = 2**23
-"""Numbers in one observation, or in one action: a film frame of 1080p in colour has 6.2 million."""
+"""Numbers in one observation, or in one action: a video frame of 1080p in colour has 6.2 million."""
 DEEPEST = 8
 LARGEST = 2**62
 

@@ -1,4 +1,4 @@
-"""Films of episodes: the maze with the agent's trail, and beside it the policy's output."""
+"""Videos of episodes: the maze with the agent's trail, and beside it the policy's output."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Frame = NDArray[np.uint8]
 
 END_FRAMES = 6
 """Times that the last picture of an episode is shown."""
-FILM_LIMIT = 1000
-"""Steps after which the film of an episode ends where the environment names no time limit of its own."""
+VIDEO_LIMIT = 1000
+"""Steps after which the video of an episode ends where the environment names no time limit of its own."""
 
 SCALE = 28  # pixels for each grid position
 MARGIN = 14
@@ -114,7 +114,7 @@ def _record_episode(
     bound = "" if clairvoyant is None else _say_bound(clairvoyant(), limit)
     frames, trail = [], _positions(env, obs)
     step, total, ended, success = 0, 0.0, False, False
-    longest = episode_limit(env, FILM_LIMIT)
+    longest = episode_limit(env, VIDEO_LIMIT)
 
     def draw(probabilities: NDArray | None, action: int | None, outcome: bool | None) -> None:
         count = f"step {step} of {limit}" if limit is not None else f"step {step}"
@@ -131,7 +131,7 @@ def _record_episode(
         obs, reward, terminated, truncated, info = env.step(action)
         step, total, ended = step + 1, total + float(reward), terminated or truncated
         if step == longest and not ended:
-            say_cut_off(title, longest, "a film")
+            say_cut_off(title, longest, "a video")
             ended = True
         trail += _positions(env, obs)
         success = bool(info.get("is_success", total > 0 if threshold is None else total >= threshold))
@@ -255,7 +255,7 @@ def encode_gif(frames: list[Frame], fps: float = 8) -> bytes:
 
 
 def encode_mp4(frames: list[Frame], fps: float = 8) -> bytes:
-    """An H.264 film, by ffmpeg.
+    """An H.264 video, by ffmpeg.
 
     Raises:
         ValueError: imageio with ffmpeg (extra `mp4`) is not installed, no frame, or a rate not positive.

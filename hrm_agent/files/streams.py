@@ -1,4 +1,4 @@
-"""Output to terminals and pipes that may go away: a message that nobody can read ends no program.
+"""Output to terminals and pipes that may go away: losing its output does not end a program.
 
 Imports the standard library alone, so that messages appear before torch is imported.
 """
@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 STANDARD = (0, 1, 2)
 GONE = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN)
-"""What the system says of a stream that nobody will read any more."""
+"""Errors of a stream whose reader is gone."""
 
 
 class Forgiving:

@@ -63,7 +63,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of `replacing` that a killed process left in a folder which nobody else writes to."""
+    """Remove the temporary files of `replacing` of a killed process, in a folder that no other process writes to."""
     for path in folder.glob(".*.tmp"):
         if LEFTOVER.fullmatch(path.name):
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Imports in which the working folder has no part, for names that a file chose and nobody typed.
+"""Imports in which the working folder has no part, for names that come from a file and were not typed.
 
 `python -m` searches the working folder first. In a folder from a stranger, a name that an installed package is meant by
 (`minigrid`, an entry point) would be found there.

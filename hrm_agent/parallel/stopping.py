@@ -1,4 +1,4 @@
-"""How long work, such as an evaluation, is told to stop between two of its steps."""
+"""Cooperative cancellation of long work, such as an evaluation, between two of its steps."""
 
 from __future__ import annotations
 

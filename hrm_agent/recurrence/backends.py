@@ -101,20 +101,21 @@ class EagerBfloat16(Backend):
 @contextmanager
 def reference_kernels(module: nn.Module) -> Iterator[None]:
     """Compute a module in eager torch inside a `with` block: to count its operations or to export it."""
-    backends = {part: part.backend for part in module.modules() if hasattr(part, "backend")}
-    try:
-        for part in backends:
-            part.backend = None  # type: ignore[assignment]
+    with _without(module, Backend):
         yield
-    finally:
-        for part, backend in backends.items():
-            part.backend = backend
 
 
 @contextmanager
 def without_compile(module: nn.Module) -> Iterator[None]:
     """Run a module uncompiled, for batches of shapes that it was not compiled for."""
-    backends = {p: p.backend for p in module.modules() if isinstance(getattr(p, "backend", None), Compiled)}
+    with _without(module, Compiled):
+        yield
+
+
+@contextmanager
+def _without(module: nn.Module, kind: type[Backend]) -> Iterator[None]:
+    """Take the backends of a kind out of a module and its parts inside a `with` block."""
+    backends = {part: part.backend for part in module.modules() if isinstance(getattr(part, "backend", None), kind)}
     try:
         for part in backends:
             part.backend = None  # type: ignore[assignment]

@@ -207,7 +207,7 @@ class RunLoop(ABC):
         self._interrupt_if(stopped)
 
     def check_stop(self) -> None:
-        """Called between the steps of an evaluation or a film. Raises: Stopped, after a signal."""
+        """Called between the steps of an evaluation or a video. Raises: Stopped, after a signal."""
         if self._stop:
             raise Stopped
 

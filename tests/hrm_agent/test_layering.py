@@ -141,7 +141,7 @@ def is_torch_load(node: ast.AST) -> bool:
 def test_nothing_is_unpickled() -> None:
     """But for the authors' weights, by the reader that builds tensors and no other object, and for this user's cache.
 
-    numba's machine code is pickled; `hrm_envs/cache.py` reads it only from files that nobody else can have written.
+    numba's machine code is pickled; `hrm_envs/cache.py` reads it only from files that no other user can have written.
     """
     own_cache = (ROOT / "envs" / "hrm_envs" / "cache.py", ROOT / "tests" / "hrm_envs" / "test_cache.py")
     for path in sources("hrm_agent", "envs/hrm_envs", "tests", "experiments"):

@@ -173,6 +173,8 @@ def test_states_of_any_maze_are_accepted(parameters: dict[str, Any], seed: int, 
     for _ in range(25):
         other.set_state(env.get_state())
         another.set_state(one.get_state())
+        assert equal(other.get_state(), env.get_state())
+        assert equal(another.get_state(), one.get_state())
         env.step(random.integers(0, 4, 8))
         one.step(int(random.integers(4)))
         if over(one):

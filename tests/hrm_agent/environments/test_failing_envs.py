@@ -134,7 +134,7 @@ def test_the_limit_of_an_evaluation_is_never_below_the_environments_own(limit: i
 
 def test_a_limit_inside_the_environment_counts() -> None:
     class Own(gym.Wrapper):
-        max_steps = 3  # of the class: a default for nobody
+        max_steps = 3  # of the class; instances have their own
 
         def __init__(self, env: gym.Env) -> None:
             super().__init__(env)

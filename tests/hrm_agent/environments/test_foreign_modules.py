@@ -38,7 +38,7 @@ def save_agent(folder: Path, env: str, options: dict[str, Any] | None = None) ->
 
 
 def sent_folders(tmp_path: Path) -> list[tuple[Path, str, str]]:
-    """Agents that somebody sent, the command that meets each, and what it says; every module beside them is evil."""
+    """Agents from a stranger, the command that meets each, and what it says; every module beside them is evil."""
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "minigrid").mkdir(parents=True)
     (elsewhere / "minigrid" / "__init__.py").write_text(EVIL)

@@ -208,6 +208,17 @@ def test_crossed_variance_is_that_of_the_model() -> None:
     assert np.mean(found) == pytest.approx(np.var([table.mean() for table in tables]), rel=0.1)
 
 
+def test_seeds_that_agree_on_every_level_are_no_more_than_one_seed_says_of_levels() -> None:
+    """Ten equal rows have the interval of 200 levels, not of 2,000 outcomes; so has their difference from others."""
+    random = np.random.default_rng(2)
+    a, b = (np.tile((random.random(200) < rate).astype(float), (10, 1)) for rate in (0.9, 0.7))
+    interval, difference = crossed_interval(a), crossed_difference(a, b)
+    error = (a[0].var(ddof=1) / 200) ** 0.5
+    assert interval.high - interval.low == pytest.approx(2 * 1.97 * error, rel=0.1)
+    paired = ((a[0] - b[0]).var(ddof=1) / 200) ** 0.5
+    assert difference.high - difference.low == pytest.approx(2 * 1.97 * paired, rel=0.02)
+
+
 def test_crossed_intervals_at_the_ends() -> None:
     all_won = crossed_interval(np.ones((5, 100)))
     assert all_won.value == 1

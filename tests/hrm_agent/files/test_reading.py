@@ -67,7 +67,7 @@ def make_loop(path: Path) -> None:
     [
         (lambda path: None, "no such file"),
         (Path.mkdir, "not a regular file"),
-        (make_fifo, "not a regular file"),  # and nobody waits for its other end
+        (make_fifo, "not a regular file"),  # without waiting for its other end
         (make_null, "not a regular file"),
         (make_loop, "a symbolic link"),
         (lambda path: path.symlink_to("absent"), "no such file"),

@@ -1,4 +1,4 @@
-"""A process whose partners do not start says so, and hears signals meanwhile."""
+"""A process whose partners do not start says so, and reacts to signals meanwhile."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_partners_that_do_not_start_are_named(tmp_path: Path, forks: Forks) -> N
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_waits_for_others_hears_signals(rank: int, tmp_path: Path, forks: Forks) -> None:
+def test_a_process_that_waits_for_others_reacts_to_signals(rank: int, tmp_path: Path, forks: Forks) -> None:
     (ended,) = start(forks, tmp_path, [rank], 2, 60, "-c", STOPPED)
     assert ended.returncode in (130, -signal.SIGTERM)
     assert "Traceback" not in ended.stderr

@@ -201,14 +201,14 @@ def test_an_environment_without_an_end_is_cut_off_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(episodes, "episode_limit", lambda env: 20)
-    monkeypatch.setattr(video, "FILM_LIMIT", 10)
+    monkeypatch.setattr(video, "VIDEO_LIMIT", 10)
     episodes.say_cut_off.cache_clear()
     run_command(monkeypatch, "train", *command(tmp_path, "env.options.length=0", "test_episodes=4"))
     printed = capsys.readouterr()
     assert [line for line in printed.err.splitlines() if "no time limit" in line] == [
         f"WARNING: env={FAILING} has no time limit: episodes of {what} are cut off after {steps} steps; set a limit by "
         "env.options.max_episode_steps=N in training, env_options.max_episode_steps=N elsewhere"
-        for what, steps in (("an evaluation", 20), ("a film", 10))
+        for what, steps in (("an evaluation", 20), ("a video", 10))
     ]
     report = json.loads((tmp_path / "eval.json").read_text())
     assert report["episode_length"] == 20
@@ -384,3 +384,10 @@ def test_commands_say_what_failed_and_write_nothing(
     assert any("broken_gadget" in line for line in lines) == ("ZeroDivisionError" in said)
     assert not any("hrm_agent" in line for line in lines if line.lstrip().startswith("File"))
     assert not out.exists()
+
+
+def test_an_agents_description_is_that_of_a_resumed_run(tmp_path: Path) -> None:
+    """A checkpoint keeps metadata sorted by name, so the description does too."""
+    trainer = make_trainer(tmp_path)
+    trainer.validation = {"success": 0.5, "return": 1.0}
+    assert list(trainer.agent().info["validation"]) == ["return", "success"]
