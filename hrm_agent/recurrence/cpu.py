@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import torch
@@ -35,9 +35,10 @@ class CPUKernels(Backend):
         return self.path == "fused_bf16" or (torch.is_autocast_enabled("cpu") and has_bfloat16())
 
     def stack(self, stack: BlockStack, x: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        if not supports(stack, x):
+        network = network_of(stack)
+        if not network_supports(network, x):
             return stack.reference(x, angles)
-        return run_stack(shape_of(stack), x, angles, weights_of(stack), self.bf16)
+        return run_stack(network.shape, x, angles, network.weights, self.bf16)
 
     def run_segments(self, core: Core, tokens: Tensor, latent: State, segments: int) -> tuple[Tensor, State]:
         plan = plan_of(core, self.bf16)
@@ -112,11 +113,19 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class TwoLatentPlan:
-    """HRM and TRM."""
+    """HRM and TRM, for one call: the weights are looked up once."""
 
     core: TwoLatentCore
     bf16: bool
     stops_early = True
+
+    @cached_property
+    def _low(self) -> Network:
+        return network_of(self.core.low)
+
+    @cached_property
+    def _high(self) -> Network:
+        return self._low if self.core.high is self.core.low else network_of(self.core.high)
 
     @property
     def _whole(self) -> bool:
@@ -130,15 +139,14 @@ class TwoLatentPlan:
     def supports(self, x: Tensor, state: Sequence[Tensor]) -> bool:
         core = self.core
         latents = (*state, core.z_H_init, core.z_L_init)
-        networks = supports(core.low, x) and (core.high is core.low or supports(core.high, x))
+        low, high = self._low, self._high
+        networks = network_supports(low, x) and (high is low or network_supports(high, x))
         return networks and all(z.dtype == x.dtype for z in latents) and (self._whole or not torch.is_grad_enabled())
 
     def _segment(self) -> Segment:
         core = self.core
-        low = Network(shape_of(core.low), weights_of(core.low))
-        high = low if core.high is core.low else Network(shape_of(core.high), weights_of(core.high))
         fresh = (core.z_H_init, core.z_L_init)
-        return Segment(low, high, core.H_cycles, core.L_cycles, core.rotary(), fresh, self.bf16)
+        return Segment(self._low, self._high, core.H_cycles, core.L_cycles, core.rotary(), fresh, self.bf16)
 
     def run_segments(self, tokens: Tensor, state: State, segments: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         no_start = torch.zeros(1, len(tokens), dtype=torch.bool)
@@ -220,19 +228,24 @@ def is_traced() -> bool:
     return bool(torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
-def supports(stack: BlockStack, x: Tensor) -> bool:
-    """Whether the kernels support a stack of blocks with such an input."""
-    shape = shape_of(stack)
+def network_of(stack: BlockStack) -> Network:
+    """A stack of blocks as the kernels take it."""
+    return Network(shape_of(stack), weights_of(stack))
+
+
+def network_supports(network: Network, x: Tensor) -> bool:
+    """Whether the kernels support such a network with such an input."""
+    shape = network.shape
     if not shape.fits or x.dtype != torch.float32 or x.device.type != "cpu":
         return False
     if x.shape[-2:] != (shape.length, shape.size) or is_traced():
         return False
-    return all(w.dtype == torch.float32 and w.is_contiguous() and w.is_cpu for w in weights_of(stack))
+    return all(w.dtype == torch.float32 and w.is_contiguous() and w.is_cpu for w in network.weights)
 
 
 def shape_of(stack: BlockStack) -> Shape:
     """The shape of a stack for the kernels; `Shape.fits` says whether they support it."""
-    first: Any = stack.layers[0]
+    first: Any = next(iter(stack.layers))
     positions = first.mixer.swiglu.down.in_features if isinstance(first.mixer, PositionMLPMixing) else 0
     return _shape(
         stack.config, len(stack.layers), stack.length, stack.hidden_size, first.mlp.down.in_features,
