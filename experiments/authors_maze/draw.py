@@ -21,7 +21,8 @@ def row(record: Record) -> dict[str, str]:
     return {
         "world": record["world"],
         "agent": LABELS.get(record["agent"], record["agent"]),
-        "success [95%]": success(record),
+        "greedy [95%]": success(record),
+        "sampled [95%]": success(record["sampled"]) if "sampled" in record else "",
         "steps of successes": number(record["steps_of_successes"], 1),
         "episodes": str(record["episodes"]),
         "frames of training": f"{record['trained']['frames']:,}" if "trained" in record else "",

@@ -4,10 +4,10 @@ characters.
     python -m experiments.authors_maze.play code=FOLDER [agent=ID] [run=FOLDER ...] [episodes=300] [world=maze|rooms]
 
 `code` is a checkout of the authors' repository (https://github.com/LongDangHoang/HRM_RL_Agent), which is imported from
-there. An agent sees the characters of the map as ids of cells; its actions go to their environment as they are. Greedy;
-the levels are seeded (NLE, and Python's generator, from which the doors are drawn). An episode is over after 80 steps
-of the agent, as in their training loop. The breadth-first re-planner and random actions play the same levels. Records
-go to `results.json`, by agent and world. Needs the extra `minihack`.
+there. An agent sees the characters of the map as ids of cells; its actions go to their environment as they are. Each
+plays greedily, then with sampled actions; the levels are seeded (NLE, and Python's generator, which draws the doors).
+An episode is over after 80 steps of the agent, as in their training loop. The breadth-first re-planner and random
+actions play the same levels. Records go to `results.json`, by agent and world. Needs the extra `minihack`.
 """
 
 from __future__ import annotations
@@ -96,12 +96,12 @@ def episode(env: gym.Env, world: str, seed: int, play: Play) -> tuple[bool, int]
     return False, LIMIT
 
 
-def of_agent(agent: Agent) -> Play:
+def of_agent(agent: Agent, deterministic: bool) -> Play:
     state: Any = None
 
     def play(observation: NDArray[np.uint8], start: bool) -> int:
         nonlocal state
-        action, state = agent.predict(observation, None if start else state, start)
+        action, state = agent.predict(observation, None if start else state, start, deterministic)
         return int(action)
 
     return play
@@ -135,14 +135,14 @@ def main() -> None:
     if unknown or "code" not in options or options["world"] not in WORLDS:
         raise SystemExit(f"error: {' '.join(sys.argv[1:])}: expected code=FOLDER, as in the head of this file")
     world, code = options["world"], Path(options["code"])
-    players: dict[str, tuple[Play, dict[str, Any]]] = {}
+    players: dict[str, tuple[Agent | Play, dict[str, Any]]] = {}
     for key, name in given:
         if key in ("agent", "run"):
             agent = hrm_agent.make(name) if key == "agent" else Agent.load(name)
             trained = {k: agent.info.get(k) for k in ("env", "core", "carry", "segments", "frames", "seed")}
             parameters = sum(p.numel() for p in agent.policy.parameters())
             label = name if key == "agent" else f"{trained['env']}, seed {trained['seed']}"
-            players[label] = of_agent(agent), {"trained": trained, "parameters": parameters}
+            players[label] = agent, {"trained": trained, "parameters": parameters}
     players |= {"bfs_replanner": (replanner(), {}), "random": (at_random(), {})}
     env, records = build(code, world), []
     typed = [f"{k}={'HRM_RL_Agent' if k == 'code' else v}" for k, v in given if k != "run"]
@@ -152,9 +152,14 @@ def main() -> None:
         "authors_commit": git(code, "rev-parse", "--short", "HEAD") or "unknown",
         "processor": processor(),
     }
-    for name, (play, of_it) in players.items():
+    for name, (player, of_it) in players.items():
         record = {"agent": name, "world": world, **of_it, "episodes": int(options["episodes"])}
-        records.append({**record, **measure(env, world, play, record["episodes"]), **about})
+        greedy = of_agent(player, True) if isinstance(player, Agent) else player
+        record |= measure(env, world, greedy, record["episodes"])
+        if isinstance(player, Agent):
+            player.generator.manual_seed(0)
+            record["sampled"] = measure(env, world, of_agent(player, False), record["episodes"])
+        records.append({**record, **about})
         print({k: records[-1][k] for k in ("agent", "world", "success", "success_ci95")}, flush=True)
         put(HERE / "results.json", records[-1:], ("agent", "world"))
     draw(HERE)

@@ -19,7 +19,7 @@ def tables(folder: Path) -> dict[str, str]:
         rows.append(
             {
                 "algorithm": name,
-                "success [95% over seeds]": estimate(success_interval(runs)),
+                "success [95% over seeds and levels]": estimate(success_interval(runs)),
                 "each seed": each_seed(runs),
                 "frames": f"{runs[0]['frames']:,}",
                 "training of each seed": " ".join(f"{r['seconds']:.0f} s" for r in runs),

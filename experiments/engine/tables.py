@@ -10,7 +10,7 @@ from experiments.engine.statistics import NEVER, Estimate, mean_of, median_of, s
 EMPTY = "No record yet."
 REFERENCES = ("random", "bfs_replanner", "clairvoyant")
 LABELS = {"random": "random policy", "bfs_replanner": "BFS re-planner", "clairvoyant": "clairvoyant bound"}
-SHORT = ("agent", "success [95% over seeds]", "each seed", "frames", "training, median")
+SHORT = ("agent", "success [95% over seeds and levels]", "each seed", "frames", "training, median")
 """Columns of the table that the project's README has."""
 
 
@@ -94,7 +94,7 @@ def arm_rows(records: Sequence[Record], arms: Sequence[str]) -> list[dict[str, s
         rows.append(
             {
                 "agent": arm,
-                "success [95% over seeds]": estimate(success_interval(runs)),
+                "success [95% over seeds and levels]": estimate(success_interval(runs)),
                 "each seed": each_seed(runs),
                 **({"return": average(runs, "return", 1)} if runs[0]["spl"] is None else {}),
                 "SPL": average(runs, "spl"),
@@ -112,7 +112,7 @@ def arm_rows(records: Sequence[Record], arms: Sequence[str]) -> list[dict[str, s
                 rows.append(
                     {
                         "agent": label,
-                        "success [95% over seeds]": success(known),
+                        "success [95% over seeds and levels]": success(known),
                         "SPL": average([known], "spl"),
                         "regret after a material change": average([known], "regret_after_material_change"),
                     }
