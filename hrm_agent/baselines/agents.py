@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from hrm_agent.baselines.networks import GridCNN
+from hrm_agent.baselines.networks import GridCNN, GridMLP
 from hrm_agent.names.values import (
     Count,
     Depth,
@@ -28,9 +28,16 @@ from hrm_agent.names.values import (
     Width,
     WidthOrNone,
     check_fields,
+    one_of,
 )
 
 TwoOrMore = Annotated[int, Meta(ge=2, le=65_536)]
+CRITICS = {
+    "lstm": {"shared_lstm": False, "enable_critic_lstm": True},
+    "shared": {"shared_lstm": True, "enable_critic_lstm": False},
+    "features": {"shared_lstm": False, "enable_critic_lstm": False},
+}
+"""What the value network of sb3-contrib's RecurrentPPO reads, as its arguments."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class Settings:
     Args:
         num_envs: environments stepped side by side (the libraries' default is one).
         learning_rate: of Adam.
-        anneal: decay the learning rate linearly to 0 over the run.
+        anneal: decay the learning rate linearly to 0 over the run: by frames, and where the run has a time limit by
+            whichever of frames and time is nearer its end.
         gamma: discount.
         max_grad_norm: largest norm of a gradient.
         width, layers: hidden layers of the policy and value networks, after the features.
@@ -120,25 +128,50 @@ class ConvolutionalPPOSettings(PPOSettings):
 
 @dataclass(frozen=True)
 class RecurrentPPOSettings(PPOSettings):
-    """PPO with one LSTM for the policy and one for the value, on the features.
+    """PPO with an LSTM for the policy and, by default, one for the value, on the features.
+
+    A minibatch is cut into sequences at the ends of episodes, which the library pads to the longest of them; large
+    minibatches take fewer, wider steps of the LSTM and are several times as fast.
 
     Args:
         lstm_size: units of each LSTM.
-        channels: of the convolutions before the LSTMs (`GridCNN`); 0, as in the library: none, the LSTMs read the
-            observation itself.
-        conv_layers, features: of `GridCNN`, where there is one.
+        lstm_layers: layers of each LSTM.
+        critic: what the value network reads: `lstm`, an LSTM of its own; `shared`, the policy's LSTM, without a
+            gradient into it; `features`, what the LSTM reads.
+        channels: of the convolutions before the LSTMs (`GridCNN`); 0: none.
+        conv_layers, features: of `GridCNN`, where there is one; `features` is also the width of `GridMLP`.
+        mlp_layers: hidden layers before the LSTMs (`GridMLP`) in place of convolutions. 0, as in the library: none,
+            the LSTMs read the observation itself.
+
+    Raises:
+        ValueError: a setting out of range, or both convolutions and hidden layers before the LSTMs.
     """
 
     n_steps: TwoOrMore = 128
     batch_size: TwoOrMore = 128
     lstm_size: Width = 256
+    lstm_layers: Depth = 1
+    critic: Annotated[str, one_of(CRITICS)] = "lstm"
     channels: WidthOrNone = 0
     conv_layers: Depth = 2
     features: Width = 256
+    mlp_layers: DepthOrNone = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.channels and self.mlp_layers:
+            raise ValueError(
+                f"settings.mlp_layers={self.mlp_layers}: expected 0 with settings.channels={self.channels}; "
+                "choose convolutions or hidden layers before the LSTMs"
+            )
 
     def network(self) -> dict[str, Any]:
-        convolutions = _convolutions(self.channels, self.conv_layers, self.features)
-        return {**super().network(), **convolutions, "lstm_hidden_size": self.lstm_size}
+        extractor = _convolutions(self.channels, self.conv_layers, self.features)
+        if self.mlp_layers:
+            sizes = {"features": self.features, "layers": self.mlp_layers}
+            extractor = {"features_extractor_class": GridMLP, "features_extractor_kwargs": sizes}
+        lstm = {"lstm_hidden_size": self.lstm_size, "n_lstm_layers": self.lstm_layers, **CRITICS[self.critic]}
+        return {**super().network(), **extractor, **lstm}
 
 
 @dataclass(frozen=True)

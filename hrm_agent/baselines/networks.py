@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import gymnasium as gym
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
@@ -31,6 +33,24 @@ class GridCNN(BaseFeaturesExtractor):
             layers += [nn.Conv2d(channels if layer else planes, channels, 3, stride, padding=1), nn.ReLU()]
         cells = -(-height // 2) * -(-width // 2)
         self.network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * cells, features), nn.ReLU())
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.network(observations)
+
+
+class GridMLP(BaseFeaturesExtractor):
+    """One-hot grids, flat `[N, K*H*W]` -> features `[N, features]`: linear layers, each with ReLU.
+
+    Args:
+        observation_space: of one flat observation `(K*H*W,)`.
+        features: width of every layer and of the result.
+        layers: how many, 1 or more.
+    """
+
+    def __init__(self, observation_space: gym.spaces.Box, features: int = 256, layers: int = 1) -> None:
+        super().__init__(observation_space, features)
+        widths = [observation_space.shape[0]] + [features] * layers
+        self.network = nn.Sequential(*(module for a, b in pairwise(widths) for module in (nn.Linear(a, b), nn.ReLU())))
 
     def forward(self, observations: Tensor) -> Tensor:
         return self.network(observations)

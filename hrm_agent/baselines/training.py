@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from hrm_agent.baselines.actor import SB3Actor, count_parameters, measure_cost
+from hrm_agent.baselines.actor import SB3Actor, count_parameters, has_distribution, measure_cost
 from hrm_agent.baselines.agents import build_model, layout_of
 from hrm_agent.baselines.config import RunConfig
 from hrm_agent.baselines.vec_env import SB3VecEnv
@@ -47,7 +48,9 @@ class BaselineRun:
 
     Attributes:
         frames, seconds: of training so far.
-        validation: of the last evaluation on validation levels.
+        validation: of the last evaluation on validation levels, greedy.
+        validation_sampled: of the same levels with actions drawn, at the end of training; None where there is no
+            distribution.
 
     Raises:
         ValueError: settings that do not fit each other or the environment.
@@ -60,6 +63,7 @@ class BaselineRun:
         self.model = build_model(config.baseline, config.settings, self.venv, config.seed)
         self.seconds = 0.0
         self.validation: dict[str, Any] = {}
+        self.validation_sampled: dict[str, Any] | None = None
         self.sampled: dict[str, float] = {}
 
     @property
@@ -83,24 +87,31 @@ class BaselineRun:
             # Before the validation: whatever that meets, the training is kept.
             self.model.save(folder / "model.zip", exclude=["_update_current_progress_remaining"])
             self.validate(log)
+            if has_distribution(self.model):
+                self.validation_sampled = self._play_validation(deterministic=False)
         finally:
             log.close()
 
     def validate(self, log: RunLog) -> None:
         """Greedy success on validation levels, into the log."""
-        c = self.config
-        played = run_in_threads(self.actor, c.env, c.env_options, c.eval_episodes, split="validation", oracle=False)
-        self.validation = summarize(played)
+        self.validation = self._play_validation()
         log.scalars(self.frames, validation=self.validation)
 
-    def actor(self) -> Actor:
-        return SB3Actor(self.model, self.venv.view, self.venv.first_action)
+    def _play_validation(self, deterministic: bool = True) -> dict[str, Any]:
+        c = self.config
+        make, levels = partial(self.actor, deterministic), (c.env, c.env_options, c.eval_episodes)
+        return summarize(run_in_threads(make, *levels, split="validation", oracle=False))
+
+    def actor(self, deterministic: bool = True) -> Actor:
+        return SB3Actor(self.model, self.venv.view, self.venv.first_action, deterministic)
 
     def evaluate(self) -> dict[str, Any]:
         """The record of `hrm_agent.evaluate` on test levels, for this model: the same levels, metrics and fields."""
         c = self.config
         levels = Levels(c.env, c.env_options, c.test_episodes)
-        played = compare(self.actor, levels, lambda _: measure_cost(self.model, self.venv.view, BATCH))
+        sampled = partial(self.actor, deterministic=False) if has_distribution(self.model) else None
+        cost = lambda _: measure_cost(self.model, self.venv.view, BATCH)  # noqa: E731
+        played = compare(self.actor, levels, cost, {"sampled": sampled})
         return {"agent": c.baseline, **played, **self.describe()}
 
     def describe(self) -> dict[str, Any]:
@@ -113,6 +124,7 @@ class BaselineRun:
             "clock": self.config.clock,
             "training_seed": self.config.seed,
             "validation": self.validation,
+            "validation_sampled": self.validation_sampled,
             "sampled_success": self.sampled.get("success"),
         }
 

@@ -11,13 +11,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("stable_baselines3")
 pytest.importorskip("sb3_contrib")
 
 from hrm_agent.baselines import __main__ as command
-from hrm_agent.baselines.actor import SB3Actor, count_parameters, measure_cost
-from hrm_agent.baselines.agents import BASELINES
+from hrm_agent.baselines.actor import SB3Actor, count_parameters, has_distribution, measure_cost
+from hrm_agent.baselines.agents import BASELINES, CRITICS
 from hrm_agent.baselines.observations import build_view
 from hrm_agent.baselines.training import BaselineRun, Clock, RunConfig
 from hrm_agent.baselines.vec_env import SB3VecEnv
@@ -189,6 +190,62 @@ def test_an_lstm_carries_within_an_episode_and_forgets_between() -> None:
     assert np.allclose((actor.state or ())[0][:, 0], second[0][:, 0])
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_drawn_actions_have_the_policys_probabilities_and_depend_on_the_level_alone(name: str) -> None:
+    run = quick_run(name)
+    if not has_distribution(run.model):
+        with pytest.raises(ValueError, match="DQN: has no distribution"):
+            run.actor(deterministic=False)
+        return
+    actor, count = run.actor(deterministic=False), 4000
+    obs = np.repeat(np.random.default_rng(0).integers(0, 6, (1, 5, 5)).astype(np.uint8), count, 0)
+    actor.reset(np.arange(count))
+    actions = actor.act(obs)
+    actor.reset(np.array([7, 3]))
+    assert (actor.act(obs[:2]) == actions[[7, 3]]).all()
+    actor.keep(np.array([1]))
+    after = actor.act(obs[:1])
+    actor.reset(np.array([3]))
+    assert (actor.act(obs[:1]) == actions[3]).all()
+    assert (actor.act(obs[:1]) == after).all()  # the state and the random numbers of that level went on alone
+    logits = run.model.policy.action_net.bias
+    with torch.no_grad():
+        logits.copy_(torch.tensor([2.0, 0.0, 1.0, -20.0]))
+        run.model.policy.action_net.weight.zero_()
+    actor.reset(np.arange(count))
+    shares = np.bincount(actor.act(obs), minlength=4) / count
+    assert np.allclose(shares, torch.softmax(logits, 0).detach().numpy(), atol=0.03)
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_the_value_of_recurrent_ppo_reads_what_critic_says(critic: str) -> None:
+    """Whether the value knows the past, and which weights its gradient reaches."""
+    settings = {**QUICK["sb3_recurrent_ppo"], "critic": critic, "mlp_layers": 2, "features": 6, "lstm_layers": 2}
+    model = quick_run("sb3_recurrent_ppo", settings=settings).model
+    policy, states = model.policy, []
+    obs = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (3, 150)).astype(np.float32))
+    for fill in (0.0, 1.0):
+        state = (torch.full((2, 3, 8), fill), torch.full((2, 3, 8), fill))
+        states.append((state, policy.predict_values(obs, state, torch.zeros(3))))
+    assert torch.equal(states[0][1], states[1][1]) == (critic == "features")
+    values, _, _ = policy.evaluate_actions(
+        obs, torch.zeros(3), type(model._last_lstm_states)(states[1][0], states[1][0]), torch.zeros(3)
+    )
+    values.sum().backward()
+    reached = {name for name, p in policy.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(name.startswith("lstm_critic") for name in reached) == (critic == "lstm")
+    assert not any(name.startswith("lstm_actor") for name in reached)
+    assert any("features_extractor" in name for name in reached) == (critic != "shared")
+
+
+def test_hidden_layers_before_the_lstm_are_counted() -> None:
+    inputs, features, units, width, actions = 150, 6, 8, 8, 4
+    settings = {**QUICK["sb3_recurrent_ppo"], "critic": "features", "mlp_layers": 2, "features": features}
+    run = quick_run("sb3_recurrent_ppo", settings=settings)
+    macs = inputs * features + features * features + 4 * units * (features + units) + units * width + width * actions
+    assert measure_cost(run.model, run.venv.view, 2)["macs_per_decision"] == macs
+
+
 def test_multiply_adds_and_parameters_are_those_of_the_layers() -> None:
     inputs, width, units, actions = 150, 8, 8, 4
     run = quick_run("sb3_recurrent_ppo")
@@ -213,6 +270,10 @@ def test_one_command_trains_measures_and_keeps(
     report = json.loads((folder / "eval.json").read_text())
     assert report["episodes"] == len(report["levels"]["success"]) == 8
     assert report["frames"] >= 128
+    sampled = report["sampled"]
+    assert (sampled is None) == (name == "sb3_dqn")
+    assert sampled is None or len(sampled["levels"]["success"]) == 8
+    assert (report["validation_sampled"] is None) == (name == "sb3_dqn")
     assert report["regret_after_material_change"] is None or report["regret_after_material_change"] >= 0
     assert json.loads((folder / "run.json").read_text())["settings"]["width"] == report["settings"]["width"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -257,6 +318,14 @@ def test_a_paused_clock_stands_still() -> None:
         (["baseline=sb3_dqn", "settings.width=wide"], "settings.width='wide': expected an integer from 1 to 8,192"),
         (["baseline=sb3_dqn", "settings.gamma=2"], "settings.gamma=2: expected a number from 0 to 1"),
         (["baseline=sb3_ppo_mlp", "settings.batch_size=60"], "expected a divisor of num_envs * n_steps = 16384"),
+        (
+            ["baseline=sb3_recurrent_ppo", "settings.critic=lstms"],
+            "expected one of lstm, shared, features; did you mean lstm?",
+        ),
+        (
+            ["baseline=sb3_recurrent_ppo", "settings.channels=4", "settings.mlp_layers=1"],
+            "settings.mlp_layers=1: expected 0 with settings.channels=4",
+        ),
         (["baseline=sb3_ppo_cnn", "env=CartPole-v1"], "expected a grid of ids"),
         (["baseline=sb3_ppo_mlp", "total_steps=0"], "total_steps=0: expected an integer from 1"),
         (["baseline=sb3_ppo_mlp", "clock=sun"], "clock='sun': expected wall or cpu"),
