@@ -56,13 +56,13 @@ def evaluate(
         out: file for the JSON, written whole or not at all.
         overrides: of the trained settings.
         seed: number of the first level.
-        split: `train`, `validation` or `test` levels, where the environment has splits.
+        split: `train`, `validation`, `development` or `test` levels, where the environment has splits.
         env: another environment than the agent was trained on; only the size of its grid may differ
             (`Agent.fit`).
         best: of a run's agents, the best on validation levels rather than the last.
         env_options: changed keyword arguments of the environment.
-        level_set: play exactly this frozen set (`evaluation.level_sets`): `default`, `paper`, `paper_four_rooms` or
-            `braid`. It fixes all that chooses levels.
+        level_set: play exactly this frozen set (`evaluation/level_sets.json`): `default`, `paper`, `paper_v1`, `braid`
+            and others. It fixes all that chooses levels.
         baselines: play the random policy and the re-planner too; without, they are None.
         kernel: what computes the core, `plain`, `fused`, `fused_bf16` or `compiled`, in float32 unless it says
             otherwise. `auto` takes what computed the agent in training where that was on such a processor; elsewhere

@@ -54,7 +54,7 @@ def shifts(
         max_size: largest maze of the axis `size`, in cells along each side.
         overrides: of the trained settings.
         seed: number of the first level.
-        split: `train`, `validation` or `test` levels.
+        split: `train`, `validation`, `development` or `test` levels.
         env: another base maze than the one trained on.
         env_options: changed keyword arguments of the base maze.
         best: of a run's agents, the best on validation levels rather than the last.

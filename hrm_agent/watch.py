@@ -48,7 +48,7 @@ def watch(
         episodes: levels `seed ... seed + episodes - 1`.
         out: a `.gif` or `.mp4` file, written whole or not at all.
         seed: number of the first level.
-        split: `train`, `validation` or `test` levels, where the environment has splits.
+        split: `train`, `validation`, `development` or `test` levels, where the environment has splits.
         overrides: of the trained settings.
         fps: pictures, that is environment steps, a second.
         env: another environment than the agent was trained on; only the size of its grid may differ

@@ -28,7 +28,7 @@ from hrm_envs.kernel import (
     run_batch,
 )
 from hrm_envs.levels import build_geometry
-from hrm_envs.oracle import clairvoyant_arrival
+from hrm_envs.oracle import clairvoyant_arrival, level_codes
 from hrm_envs.states import check_episodes, check_maze
 
 _NO_ACTIONS = np.zeros(0, np.int64)
@@ -76,7 +76,7 @@ class Batch:
     """N environments of one kind behind one kernel: seeding, stepping, statistics, saving.
 
     A subclass sets the attributes below and implements ``is_compiled``, ``compile``, ``_begin``,
-    ``_advance``, ``_check`` and ``clairvoyant``.
+    ``_advance``, ``_check``, ``clairvoyant`` and ``level_codes``.
 
     Attributes:
         config: the parameters of all N environments.
@@ -110,6 +110,10 @@ class Batch:
 
     def clairvoyant(self) -> NDArray[np.int32]:
         """Earliest possible arrival in steps from now: int32 [N], -1 where impossible in time."""
+        raise NotImplementedError
+
+    def level_codes(self) -> NDArray[np.uint64]:
+        """A hash of what the level of each episode that begins now holds, its schedule included: uint64 [N]."""
         raise NotImplementedError
 
     def known_doors(self, i: int) -> list[int]:
@@ -253,3 +257,7 @@ class MazeBatch(Batch):
     def clairvoyant(self) -> NDArray[np.int32]:
         """Earliest possible arrival in steps from now: int32 [N], -1 where impossible in time."""
         return clairvoyant_arrival(self.rules, self.geometry, self.state)
+
+    def level_codes(self) -> NDArray[np.uint64]:
+        """A hash of what the level of each episode that begins now holds, its schedule included: uint64 [N]."""
+        return level_codes(self.rules, self.geometry, self.state)

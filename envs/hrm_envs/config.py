@@ -8,7 +8,9 @@ LAYOUTS = ("scatter", "braid", "four_rooms", "sutton_rooms")
 DOOR_PROCESSES = ("reroll", "independent", "periodic")
 GOAL_PROCESSES = ("static", "jump", "walk")
 ENDPOINTS = ("cells", "anywhere")
-SPLITS = ("train", "validation", "test")
+# The place of each is its code in a level's seed (``rng.level_seed``): never reorder. Code 2 was called ``test`` until
+# 2026-11-30; its levels had by then served development.
+SPLITS = ("train", "validation", "development", "test")
 MAX_SIDE = 64
 MAX_STEPS = 10**6
 
@@ -66,7 +68,7 @@ class MazeConfig:
         view: ``"full"``, or the radius (Chebyshev, in grid positions) beyond which positions are ``UNKNOWN``.
         oracle: add the oracle's values to ``info``.
         max_episode_steps: steps after which an episode is truncated.
-        split: ``train``, ``validation`` or ``test``: disjoint sets of levels.
+        split: ``train``, ``validation``, ``development`` or ``test``: disjoint sets of levels.
 
     Raises:
         ValueError: a value out of range. The message is one line: what was given, what is expected, what to do.

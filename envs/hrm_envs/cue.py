@@ -31,7 +31,7 @@ class CueConfig:
         length: positions of the corridor before the junction; ``length + 1`` steps reach an arm's end.
         max_episode_steps: steps after which an episode is truncated.
         oracle: add the oracle's values to ``info``.
-        split: ``train``, ``validation`` or ``test``.
+        split: ``train``, ``validation``, ``development`` or ``test``.
 
     Raises:
         ValueError: for a value out of range.
@@ -231,6 +231,10 @@ class CueBatch(Batch):
         wrong_arm = (state.agent // width != _MIDDLE) & (state.agent != state.goal)
         late = state.steps + steps > self.config.max_episode_steps
         return np.where(wrong_arm | late, -1, steps).astype(np.int32)
+
+    def level_codes(self) -> NDArray[np.uint64]:
+        """The goal's position, in which alone two levels differ: uint64 [N]."""
+        return self.state.goal.astype(np.uint64)
 
 
 class CueMazeVectorEnv(MazeVectorEnv):

@@ -1,11 +1,12 @@
 # mypy: disable-error-code="no-untyped-def"
 # Kernels carry no annotations: numba infers their types; docstrings give shapes and dtypes.
-"""Shortest distances, optimal actions and earliest arrival, given perfect knowledge."""
+"""Shortest distances, optimal actions, earliest arrival and what a level holds, given perfect knowledge."""
 
 import numpy as np
 
 from hrm_envs.cells import DOOR, WALL
 from hrm_envs.jit import assign, kernel
+from hrm_envs.rng import mix
 from hrm_envs.schedule import STATIC, advance_doors, advance_goal
 
 CUT_OFF = -1
@@ -104,3 +105,49 @@ def clairvoyant_arrival(rules, geometry, state):
                 break
             here, following = following, here
     return arrival
+
+
+@kernel
+def level_codes(rules, geometry, state):
+    """A hash of what a level holds, at the start of an episode: its map, then every map and goal of its schedule.
+
+    Args:
+        rules, geometry, state: of a batch of N mazes; not changed.
+
+    Returns:
+        uint64 [N]: equal for two levels of the same parameters exactly if nothing tells them apart up to the time
+        limit (by chance with probability 2**-64).
+    """
+    size = state.grid.shape[1]
+    codes = np.zeros(len(state.agent), np.uint64)
+    grid = np.empty(size, np.uint8)
+    doors, closed = np.empty_like(state.doors[0]), np.empty_like(state.closed[0])
+    queue, seen = np.empty(size, np.int32), np.empty(size, np.uint8)
+    for i in range(len(codes)):
+        seed, goal = state.level_seed[i], np.int64(state.goal[i])
+        assign(grid, state.grid[i])
+        assign(doors, state.doors[i])
+        assign(closed, state.closed[i])
+        code, shown = np.uint64(0), np.uint64(0)
+        for step in range(state.steps[i], rules.limit + 1):
+            changed = step == state.steps[i]
+            if not changed:
+                changed = advance_doors(
+                    seed, step, rules.door_process, rules.p_change, rules.change_threshold,
+                    state.open_edges[i], state.open_count[i], grid, -1, doors, closed, state.spans[i], True,
+                )  # fmt: skip
+                before = goal
+                goal = advance_goal(
+                    seed, step, rules.goal_process, rules.goal_threshold, grid, geometry.is_cell, geometry.offsets,
+                    goal, queue, seen,
+                )  # fmt: skip
+                changed = changed or goal != before
+            if changed:
+                now = np.uint64(goal)
+                for position in range(size):
+                    now = mix(now ^ np.uint64(grid[position]))
+                if now != shown:  # doors may be redrawn where they were
+                    code = mix(mix(code ^ now) ^ np.uint64(step))
+                    shown = now
+        codes[i] = code
+    return codes

@@ -55,7 +55,7 @@ def happens(bits, threshold):
 def level_seed(env_seed, episode, split):
     """The level of an episode: the split in the two highest bits above 61 bits of hash, as a non-negative int64.
 
-    No two splits (0 train, 1 validation, 2 test) therefore share a level seed.
+    No two splits (0 train, 1 validation, 2 development, 3 test) therefore share a level seed.
     """
     bits = mix(mix(np.uint64(env_seed) + _GOLDEN) + _STREAM * np.uint64(episode) + _INDEX)
     return np.int64((np.uint64(split) << np.uint64(61)) | (bits >> _S3))

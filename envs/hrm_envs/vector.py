@@ -154,6 +154,18 @@ class MazeVectorEnv(VectorEnv):
         """Earliest possible arrival in steps from now, given the future schedule: int32 [N], -1 if impossible."""
         return self.batch.clairvoyant()
 
+    def level_codes(self) -> NDArray[np.uint64]:
+        """A hash of what each level holds, right after a reset: uint64 [N].
+
+        Two levels of the same parameters have the same code exactly if nothing tells them apart up to the time limit:
+        not the first map, agent and goal, nor the schedule of doors and goal. Seeds and fog do not enter.
+        """
+        return self.batch.level_codes()
+
+    def maps(self) -> NDArray[np.uint8]:
+        """The full map of each environment as it is now, without fog: uint8 [N, H, W]."""
+        return self.batch.state.grid.reshape(self.num_envs, self.config.height, self.config.width).copy()
+
     @property
     def level_seeds(self) -> NDArray[np.int64]:
         """The current level of each environment: int64 [N]; its two highest bits are the split."""

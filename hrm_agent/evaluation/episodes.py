@@ -33,7 +33,7 @@ from hrm_envs.planners import ReplanPolicy
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # N, E, S, W, as (row, column)
 DRAWN_AT_ONCE = 64
-SPLIT_OFFSETS = {"validation": 2**28, "test": 2**29}
+SPLIT_OFFSETS = {"validation": 2**28, "development": 2**29, "test": 2**29 + 2**27}
 _log = logging.getLogger(__name__)
 
 
@@ -183,7 +183,7 @@ def run_episodes(
         env_id, env_options: the environment; its `split` and `oracle` are set here, where it knows them.
         episodes: E, 1 or more.
         seed: number of the first level.
-        split: `train`, `validation` or `test`.
+        split: `train`, `validation`, `development` or `test`.
         batch: environments stepped together.
         oracle: record the change-locked metrics (slower).
         on_step: called after every step with the unfinished episodes.

@@ -75,7 +75,7 @@ def play(
         env_id, env_options: a maze; `split` and `oracle` are set here.
         episodes: 1 or more.
         seed: number of the first level.
-        split: `train`, `validation` or `test`.
+        split: `train`, `validation`, `development` or `test`.
         batch: environments stepped together.
         intervention: called before every decision; it may change the environment and the carried state.
 

@@ -73,7 +73,7 @@ def record_episodes(
         policy: plays the most probable action.
         env_id, env_options: the environment.
         episodes: the first episode of each of the levels `seed ... seed + episodes - 1`.
-        split: `train`, `validation` or `test`; the levels are those that `run_episodes` plays.
+        split: `train`, `validation`, `development` or `test`; the levels are those that `run_episodes` plays.
         check_stop: called before every step.
 
     Returns:

@@ -154,7 +154,7 @@ def evaluate_path_policy(
         episodes: levels `seed ... seed + episodes - 1`, the first episode of each.
         segments, carry, halting: see `PathActor`.
         seed: number of the first level.
-        split: `train`, `validation` or `test`.
+        split: `train`, `validation`, `development` or `test`.
         baselines: play the random policy and the re-planner too; without, they are None.
         threads: threads to divide the levels over.
         about: how the model was trained, for the report: `run`, `frames` (for a supervised model, labelled

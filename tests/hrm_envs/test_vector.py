@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hrm_envs import CueMazeEnv, CueMazeVectorEnv, MazeEnv, MazeVectorEnv
+from hrm_envs.config import SPLITS
 from strategies import maze_parameters
 
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
@@ -136,7 +137,7 @@ def test_later_resets_begin_other_levels_and_seeds_repeat() -> None:
 
 def test_splits_are_disjoint() -> None:
     tops = {}
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         env = MazeVectorEnv(500, split=split, max_episode_steps=1)
         env.reset(seed=0)
         seeds = [env.level_seeds]
@@ -146,7 +147,69 @@ def test_splits_are_disjoint() -> None:
         flat = np.concatenate(seeds)
         assert len(np.unique(flat)) == len(flat)
         tops[split] = set((flat >> 61).tolist())
-    assert tops == {"train": {0}, "validation": {1}, "test": {2}}
+    assert tops == {"train": {0}, "validation": {1}, "development": {2}, "test": {3}}
+
+
+# Level seeds of the first two episodes of environment seed 5, of the version before `development` was split off: runs
+# and records rest on them.
+KNOWN_LEVELS = {
+    "train": [600178608728684588, 284370723835408750],
+    "validation": [2906021617942378540, 2590213733049102702],
+    "development": [5211864627156072492, 4896056742262796654],
+}
+
+
+@pytest.mark.parametrize("split", KNOWN_LEVELS)
+def test_levels_of_earlier_records_are_what_they_were(split: str) -> None:
+    env = MazeVectorEnv(1, split=split)
+    env.reset(seed=5)
+    first = int(env.level_seeds[0])
+    env.reset()
+    assert [first, int(env.level_seeds[0])] == KNOWN_LEVELS[split]
+
+
+WALKED = (
+    {},
+    {"door_process": "independent"},
+    {"door_process": "periodic"},
+    {"doors": 0, "goal_process": "walk", "p_goal": 0.1, "rows": 2},
+)
+
+
+@pytest.mark.parametrize("parameters", WALKED, ids=str)
+def test_levels_have_the_same_code_exactly_if_nothing_tells_them_apart(parameters: dict[str, Any]) -> None:
+    """Compared with all that an agent sees that waits, by moves against the northern wall."""
+    few = {"rows": 1, "cols": 4, "walls": 0, "doors": 1, "p_change": 0.1, "max_episode_steps": 5, **parameters}
+    env = MazeVectorEnv(1500, **few)
+    obs, _ = env.reset(seed=0)
+    codes, seen, going = env.level_codes(), [obs], np.ones(1500, bool)
+    north = (obs[:, 1] == 3).any(1)
+    for _ in range(5):
+        obs, _, terminated, truncated, infos = env.step(np.zeros(1500, np.int64))
+        seen.append(infos["final_obs"] if truncated.any() else obs)
+        going &= ~terminated
+    waited = north & going
+    shown = [maps.tobytes() for maps in np.stack(seen, 1)[waited]]
+    both = set(zip(shown, codes[waited].tolist(), strict=True))
+    assert len(both) == len(set(shown)) == len(set(codes[waited].tolist()))
+    assert 1 < len(both) < waited.sum()  # some are equal, and some are not
+
+
+def test_codes_depend_neither_on_the_batch_nor_on_fog() -> None:
+    codes = MazeVectorEnv(6), MazeVectorEnv(3), MazeVectorEnv(3, view=1, oracle=True)
+    for env in codes:
+        env.reset(seed=3 if env.num_envs == 3 else 0)
+    whole, part, fogged = (env.level_codes() for env in codes)
+    assert (whole[3:] == part).all()
+    assert (part == fogged).all()
+    assert (codes[1].maps() == codes[2].maps()).all()
+    assert len(set(whole.tolist())) == 6
+
+
+def test_memory_tests_differ_in_the_arm_alone() -> None:
+    env = CueMazeVectorEnv(50)
+    env.reset(seed=0)
+    assert len(set(env.level_codes().tolist())) == len({m.tobytes() for m in env.maps()}) == 2
 
 
 def test_returned_arrays_are_copies_unless_copy_is_false() -> None:

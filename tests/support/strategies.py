@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hrm_envs import Cell, MazeConfig
+from hrm_envs.config import SPLITS
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 
@@ -38,7 +39,7 @@ def maze_parameters(draw: Any, largest: int = 6) -> dict[str, Any]:
         "endpoints": endpoints,
         "view": draw(st.sampled_from(["full", 1, 2, 5])),
         "max_episode_steps": draw(st.integers(1, 60)),
-        "split": draw(st.sampled_from(["train", "validation", "test"])),
+        "split": draw(st.sampled_from(SPLITS)),
     }
 
 

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_agent.supervised.losses import IGNORED_LABEL
-from hrm_envs.config import SPLITS
+
+SPLITS = ("train", "validation", "test")
+"""Of puzzles; the place of each is its code in the seeds they are drawn from."""
 
 
 class Examples(NamedTuple):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hrm_agent.cores.base import check_at_least
 from hrm_agent.names.values import CountOrNone, EpisodesOrNone, Share
-from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_split
+from hrm_agent.supervised.tasks.base import SPLITS, Examples, Task, TaskSpec, check_split
 from hrm_agent.supervised.tasks.checks import check_flag
 from hrm_agent.supervised.tasks.maze_rules import (
     NOT_UNIQUE,
@@ -22,7 +22,7 @@ from hrm_agent.supervised.tasks.maze_rules import (
     hide_border,
     valid_paths,
 )
-from hrm_envs.config import MAX_SIDE, SPLITS, MazeConfig
+from hrm_envs.config import MAX_SIDE, MazeConfig
 
 Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
 

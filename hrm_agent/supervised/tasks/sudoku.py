@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from hrm_agent.cores.base import check_at_least
 from hrm_agent.names.values import CountOrNone, EpisodesOrNone
-from hrm_agent.supervised.tasks.base import Examples, Task, TaskSpec, check_split
+from hrm_agent.supervised.tasks.base import SPLITS, Examples, Task, TaskSpec, check_split
 from hrm_agent.supervised.tasks.checks import check_flag
 from hrm_agent.supervised.tasks.sudoku_rules import CELLS
 from hrm_agent.supervised.tasks.sudoku_sets import Difficulty, Puzzles, PuzzleSet, cache_folder, make
-from hrm_envs.config import SPLITS
 
 VOCABULARY = 11
 """Tokens: 0 padding (does not occur), 1 blank, 2 to 10 the digits 1 to 9."""

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hrm_agent.files.writing import write_atomically
+from hrm_agent.supervised.tasks.base import SPLITS
 from hrm_agent.supervised.tasks.sudoku_rules import CELLS, GENERATOR, grid_splits, make_puzzles, solve_many
-from hrm_envs.config import SPLITS
 
 KEEP_FROM_SECONDS = 5.0
 """Seconds; a set that took longer to make is cached on disk."""

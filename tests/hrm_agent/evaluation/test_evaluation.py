@@ -2,6 +2,7 @@
 
 import io
 import json
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.cost import measure_cost
 from hrm_agent.evaluation.episodes import (
+    SPLIT_OFFSETS,
     PolicyActor,
     RandomActor,
     ReplanActor,
     Step,
+    first_seed,
     run_episodes,
     run_in_threads,
 )
@@ -32,6 +35,7 @@ from hrm_agent.policies.distributions import Categorical
 from hrm_agent.policies.encoders import EncoderConfig, Observation
 from hrm_agent.policies.policy import Decision
 from hrm_agent.watch import watch
+from hrm_envs.config import SPLITS
 from hrm_envs.planners import ReplanPolicy
 from played import BUSY, CORE, MAZE, TIMINGS, assert_same, make_policy, save_agent
 
@@ -93,12 +97,13 @@ def test_what_is_counted_is_what_happened() -> None:
 
 def test_splits_hold_different_levels() -> None:
     first = {}
-    for split in ("validation", "test"):
+    for split in SPLITS[1:]:
         seen: list[Step] = []
         played = run_episodes(RandomActor(), MAZE, {"split": "train"}, 8, split=split, on_step=seen.append)
         assert played.split == split
         first[split] = seen[0].obs
-    assert not (first["validation"] == first["test"]).all(axis=(1, 2)).any()
+    for one, other in combinations(SPLITS[1:], 2):
+        assert not (first[one] == first[other]).all(axis=(1, 2)).any()
 
 
 @pytest.mark.parametrize("options", [{}, BUSY, {"view": 2}, {"layout": "braid", "door_process": "periodic"}])
@@ -170,6 +175,14 @@ def test_foreign_environments_have_no_split_and_no_bound() -> None:
     assert played.clairvoyant is None
     assert summarize(played)["spl"] is None
     assert played.returns.tolist() == played.steps.tolist()
+
+
+def test_foreign_environments_have_a_range_of_seeds_for_every_split() -> None:
+    """Of ten million levels each, all of which the generators of numpy and of the old games take."""
+    ranges = [range(first_seed(set(), split, 0), first_seed(set(), split, 10**7)) for split in SPLITS]
+    assert all(one[-1] < other[0] for one, other in pairwise(ranges))
+    assert ranges[-1][-1] < 2**31
+    assert SPLIT_OFFSETS == {"validation": 2**28, "development": 2**29, "test": 2**29 + 2**27}  # runs rest on them
 
 
 @pytest.mark.parametrize("mixing", ["conv", "attention"])

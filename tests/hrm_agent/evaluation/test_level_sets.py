@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 
 from hrm_agent.evaluation import level_sets
-from hrm_agent.evaluation.level_sets import FILE, LevelSet, find_level_set, freeze, hash_levels
+from hrm_agent.evaluation.level_sets import (
+    FILE,
+    SEEN_BEFORE,
+    Contents,
+    LevelSet,
+    count_repeats,
+    find_level_set,
+    freeze,
+    hash_levels,
+)
 from hrm_envs import MazeVectorEnv
 from hrm_envs.batch import MazeBatch
 
@@ -20,16 +29,75 @@ FEW = LevelSet("DynamicMaze-v0", count=40)
 NAMES = list(json.loads(FILE.read_text()))
 
 
+WORLDS = (
+    "default", "paper", "paper_v1", "paper_four_rooms", "paper_four_rooms_v1", "moving_goal", "four_rooms", "braid",
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_shipped_sets_are_what_they_were(name: str) -> None:
     levels = find_level_set(name)
-    assert (levels.split, levels.first, levels.count) == ("test", 0, 1000)
+    split = "validation" if "validation" in name else "development" if "2026_11" in name else "test"
+    first = 2000 if name == "paper_four_rooms_v1" else 0  # before, one level repeats another
+    assert (levels.split, levels.first, levels.count) == (split, first, 1000)
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_no_level_of_a_set_is_another_that_was_seen_before(name: str) -> None:
+    """As wholes. Rooms that are one map for all levels have few first maps, which the entry then says."""
+    for kind in ("", "_validation"):
+        levels = LevelSet(**json.loads(FILE.read_text())[f"{name}{kind}"])
+        assert count_repeats(levels) == {"repeated": 0, "same_start": levels.same_start}
+        assert levels.same_start == 0 or "four_rooms" in name
 
 
 def test_the_shipped_sets_are_the_ones_promised() -> None:
     entries = json.loads(FILE.read_text())
-    assert set(entries) >= {"default", "paper", "paper_four_rooms", "braid"}
+    assert set(entries) >= {*WORLDS, *(f"{name}_validation" for name in WORLDS)}
     assert len({entry["sha256"] for entry in entries.values()}) == len(entries)
+
+
+def test_the_retired_test_levels_are_those_that_were_frozen() -> None:
+    """Hashes of the files of before, when their split was called `test`."""
+    retired = {name: LevelSet(**entry).sha256[:12] for name, entry in json.loads(FILE.read_text()).items()}
+    assert {name: retired[f"{name}_2026_11"] for name in ("default", "paper", "paper_four_rooms", "braid")} == {
+        "default": "fe1e6c54d725",
+        "paper": "940c97f0b186",
+        "paper_four_rooms": "be1d7106e33f",
+        "braid": "86219dc4793c",
+    }
+
+
+def test_repeats_are_counted() -> None:
+    """The goal of a memory test is in one of two arms: all but the first two levels repeat one of these."""
+    cues = LevelSet("CueMaze-v0", split="validation", count=30)
+    assert count_repeats(cues) == {"repeated": 28, "same_start": 28}
+    assert count_repeats(replace(cues, split="test")) == {"repeated": 30, "same_start": 30}
+    rooms = LevelSet("PaperFourRooms-v1", split="validation", count=1000)
+    again = count_repeats(rooms)
+    assert again["repeated"] == 0 < again["same_start"]  # the doors move differently
+    still = count_repeats(replace(rooms, env_options={"p_change": 0.0}))
+    assert still["repeated"] == still["same_start"] == again["same_start"]
+    known = count_repeats(LevelSet("DynamicMaze-v0", split="development", first=1_000_000, count=10))
+    assert known["repeated"] == 0  # a set is not compared with the levels of its own split
+
+
+@pytest.mark.parametrize("block", SEEN_BEFORE)
+def test_a_test_level_that_was_seen_before_is_found(
+    block: tuple[str, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the generator gave, for the test level 7, the level 3 of a block of levels seen before."""
+    real = level_sets.contents_of
+
+    def forged(levels: LevelSet) -> Contents:
+        contents = real(levels)
+        if levels.split == "test":
+            seen = real(replace(levels, split=block[0], first=block[1] + 3, count=1))
+            contents.starts[7:8], contents.wholes[7:8] = seen
+        return contents
+
+    monkeypatch.setattr(level_sets, "contents_of", forged)
+    assert count_repeats(replace(FEW, count=10)) == {"repeated": 1, "same_start": 1}
 
 
 CHANGED: list[dict[str, Any]] = [
