@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hrm_agent.environments.checked import EPISODE_LIMIT
 from hrm_agent.environments.make import episode_statistics, episode_success
 from hrm_agent.experience.demonstrations import Demonstrations
 from hrm_agent.experience.replay import Replay
@@ -48,7 +49,9 @@ class Collector:
     Attributes:
         num_envs: N, over all processes.
         frames: collected so far, over all environments.
-        episodes: the last episodes that ended, over all environments: return, length, success.
+        episodes: the last episodes that ended, over all environments: return, length, success. Until each environment
+            has ended one, only its first counts: short episodes end first, and where an early end is a success, or a
+            failure, all that had ended would be one.
     """
 
     def __init__(
@@ -80,7 +83,8 @@ class Collector:
         self.episode_start = torch.ones(env.num_envs, dtype=torch.bool, device=self.device)
         self.frames = 0
         self.segments = 0.0  # per decision, at the last step
-        self.episodes: deque[tuple[float, int, bool]] = deque(maxlen=RECENT_EPISODES)
+        self.episodes: deque[tuple[float, int, bool]] = deque(maxlen=max(RECENT_EPISODES, self.num_envs))
+        self._in_first_episode = set(range(self.num_envs))
         self._ended: list[tuple[int, int, float, int, bool]] = []  # frame, environment, return, length, success
 
     @contextmanager
@@ -91,8 +95,12 @@ class Collector:
         ended = torch.tensor(self._ended, dtype=torch.float64).view(-1, 5)
         self._ended = []
         # In the order of one process: by step, then by environment.
-        for _, _, reward, length, success in sorted(self.processes.all_gather_rows(ended).tolist()):
-            self.episodes.append((reward, int(length), bool(success)))
+        for _, env, reward, length, success in sorted(self.processes.all_gather_rows(ended).tolist()):
+            if not self._in_first_episode or env in self._in_first_episode:
+                self.episodes.append((reward, int(length), bool(success)))
+            self._in_first_episode.discard(int(env))
+        if self.frames > EPISODE_LIMIT * self.num_envs:
+            self._in_first_episode.clear()  # some have no end
         self.segments = (
             self.processes.all_reduce(torch.tensor(self.segments, dtype=torch.float64)).item()
             / self.processes.world_size
@@ -277,7 +285,11 @@ class Collector:
         return {**{key: self.processes.gather_rows(value) for key, value in by_env.items()}, **common}
 
     def metadata(self) -> dict[str, Any]:
-        return {"frames": self.frames, "episodes": [list(e) for e in self.episodes]}
+        return {
+            "frames": self.frames,
+            "episodes": [list(e) for e in self.episodes],
+            "in_first_episode": sorted(self._in_first_episode),
+        }
 
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Inverse of `tensors` and `metadata`, whatever the number of processes that wrote them.
@@ -297,6 +309,7 @@ class Collector:
         self.frames = restored.frames
         self.episodes.clear()
         self.episodes.extend(restored.episodes)
+        self._in_first_episode = set(restored.in_first_episode)
         self.generator.set_state(generator)
         self.state = tuple(tensors[f"state/{i}"].to(self.device) for i in range(len(self.state)))
         if hasattr(self.env, "set_state"):
@@ -323,6 +336,8 @@ class Collector:
             raise ValueError(f"{len(start)} environments, expected {self.num_envs}")
         if restored.frames % self.num_envs:
             raise ValueError(f"frames={restored.frames}: expected a multiple of the {self.num_envs} environments")
+        if any(env >= self.num_envs for env in restored.in_first_episode):
+            raise ValueError(f"in_first_episode: expected numbers of the {self.num_envs} environments")
         own = {name: t for name, t in tensors.items() if name.split("/")[0] in ("episode_start", "state")}
         expected = {"episode_start": self.episode_start, **trees.flatten("state", self.state)}
         check_tensors("collector", own, expected, self.num_envs)
@@ -337,11 +352,13 @@ class Collector:
         return restored
 
     def statistics(self) -> dict[str, float]:
-        """Means over the last `RECENT_EPISODES` episodes of training; `segments` is the mean of the last step alone.
+        """Means over the last `RECENT_EPISODES` episodes of training, or one of each environment where there are more;
+        `segments` is the mean of the last step alone.
 
-        Empty until there are as many episodes as environments, since short episodes end first.
+        Empty until every environment has ended an episode, since short episodes end first; and in a run that earlier
+        versions began, until there are as many episodes as environments.
         """
-        if len(self.episodes) < min(self.num_envs, RECENT_EPISODES):
+        if self._in_first_episode or len(self.episodes) < min(self.num_envs, RECENT_EPISODES):
             return {}
         returns, lengths, successes = zip(*self.episodes, strict=True)
         return {

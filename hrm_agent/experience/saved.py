@@ -17,10 +17,13 @@ from hrm_agent.tensors.saved import Total, check_tensors
 
 
 class CollectorMetadata(Struct):
-    """The JSON part of a collector: frames so far, and return, length and success of the last episodes."""
+    """The JSON part of a collector: frames so far; return, length and success of the last episodes; environments whose
+    first episode has not ended.
+    """
 
     frames: Total
     episodes: list[tuple[float, Total, bool]]
+    in_first_episode: list[Total] = []
 
 
 class ReplayMetadata(Struct):

@@ -189,11 +189,53 @@ def test_statistics_are_of_the_episodes_that_ended(monkeypatch: pytest.MonkeyPat
     assert collector.statistics() == {}
     steps = record_steps(collector, monkeypatch)
     collector.collect(rollout)
-    ended = sum(int((terminated | truncated).sum()) for _, _, terminated, truncated, _ in steps)
-    reached = sum(int(terminated.sum()) for _, _, terminated, _, _ in steps)
+    ended, reached, waiting = 0, 0, set(range(6))
+    for _, _, terminated, truncated, _ in steps:
+        counts = [i for i in range(6) if (terminated | truncated)[i] and (not waiting or i in waiting)]
+        ended, reached = ended + len(counts), reached + int(terminated[counts].sum())
+        waiting -= set(counts)
+    assert not waiting
     assert len(collector.episodes) == ended
     assert collector.statistics()["success"] == pytest.approx(reached / ended)
     assert 0 < reached < ended
+
+
+def test_the_first_success_rate_is_not_that_of_the_episodes_that_end_first() -> None:
+    """Successes end after 3 steps, failures after 9: of half of each, the first twelve to end are successes."""
+    _, collector, _ = make_ppo()
+    early, late = (0, 1, 2), (3, 4, 5)
+
+    def end(frame: int, environments: tuple[int, ...], success: bool) -> None:
+        collector._ended += [(frame, env, float(success), frame // 6, success) for env in environments]
+        with collector._stepping():
+            pass
+
+    for frame in (18, 36):
+        end(frame, early, True)
+        assert collector.statistics() == {}
+    _, other, _ = make_ppo()
+    other.restore(collector.tensors(), collector.metadata())
+    for frame in (54,):
+        end(frame, early, True)
+        end(frame, late, False)
+    assert collector.statistics()["success"] == 0.5
+    end(72, early, True)  # from now on all episodes count
+    assert collector.statistics()["success"] == pytest.approx(6 / 9)
+    assert other._in_first_episode == set(late)
+
+
+def test_environments_whose_first_episode_never_ends_do_not_silence_the_others() -> None:
+    _, collector, _ = make_ppo()
+    for frames in (60, 60_006):
+        collector.frames = frames
+        collector._ended = [(frames, env, 1.0, 3, True) for env in (0, 1, 2)] * 2
+        with collector._stepping():
+            pass
+        assert collector.statistics() == {}
+    collector._ended = [(frames, 0, 1.0, 3, True)] * 3
+    with collector._stepping():
+        pass
+    assert collector.statistics()["success"] == 1.0
 
 
 def test_a_restored_collector_goes_on_as_if_nothing_had_happened() -> None:
