@@ -40,7 +40,7 @@ COMMAND = "hrm_agent.train"
 WORST = {"success": 0.0, "return": float("-inf")}  # of each objective, what a run that diverged is given
 CHANGEABLE = (
     "total_steps", "max_seconds", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_episodes",
-    "test_episodes", "video_every", "log_every", "device", "threads", "kernel",
+    "curve_every", "test_episodes", "video_every", "log_every", "device", "threads", "kernel",
 )  # fmt: skip
 
 

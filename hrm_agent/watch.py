@@ -18,18 +18,18 @@ from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.names.installed import leave_out_working_folder
 from hrm_agent.names.values import Seed, Split
 
-Films = Annotated[int, Meta(ge=1, le=10_000)]
+Videos = Annotated[int, Meta(ge=1, le=10_000)]
 PerSecond = Annotated[float, Meta(ge=0.01, le=1000)]
 EXAMPLES = (
     "python -m hrm_agent.watch agent=DynamicMaze-TRM-v0",
-    "python -m hrm_agent.watch run=RUN episodes=1 out=film.mp4",
+    "python -m hrm_agent.watch run=RUN episodes=1 out=video.mp4",
     "python -m hrm_agent.watch run=RUN env_options.rows=6 env_options.cols=6",
 )
 
 
 def watch(
     run: str | None = None,
-    episodes: Films = 3,
+    episodes: Videos = 3,
     out: str = "watch.gif",
     seed: Seed = 0,
     split: Split = "test",
@@ -40,7 +40,7 @@ def watch(
     env_options: dict[str, Any] | None = None,
     agent: str | None = None,
 ) -> Path:
-    """Film greedy episodes, with the probability of each action drawn in.
+    """A video of greedy episodes, with the probability of each action drawn in.
 
     Args:
         run: folder of a training run or of an agent; or give `agent`.

@@ -66,8 +66,8 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _few_timed_calls_and_small_films() -> Iterator[None]:
-    """No test asserts how long a decision takes, or how large a maze is in a film; every run ends with a film."""
+def _few_timed_calls_and_small_videos() -> Iterator[None]:
+    """No test asserts how long a decision takes, or how large a maze is in a video; every run ends with one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hrm_agent.evaluation.cost.TIMED_CALLS", 2)
         patch.setattr("hrm_agent.evaluation.cost.WARM_UP_CALLS", 0)

@@ -29,7 +29,7 @@ WATCHED = {
         "compile_env": "numba",
         "Trainer.iterate": "training",
         "Trainer.validate": "validation",
-        "Trainer._film": "film",
+        "Trainer._record_video": "film",
         "Trainer.save_checkpoint": "checkpoint",
     },
 }

@@ -32,6 +32,7 @@ END_FRAMES = 6
 VIDEO_LIMIT = 1000
 """Steps after which the video of an episode ends where the environment names no time limit of its own."""
 
+DRAWS = "a video needs an environment that accepts render_mode='rgb_array' and whose render() gives uint8 [h, w, 3]"
 SCALE = 28  # pixels for each grid position
 MARGIN = 14
 PANEL_WIDTH = 190
@@ -168,7 +169,7 @@ def _drawing(env_id: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, NotImplementedError, ImportError, gym.error.Error) as error:
-        raise ValueError(f"env={env_id}: draws no picture ({' '.join(str(error).split())})") from error
+        raise ValueError(f"env={env_id}: draws no picture ({' '.join(str(error).split())}); {DRAWS}") from error
     except (ValueError, OSError, MemoryError, EnvironmentFailed):
         raise
     except Exception as error:
@@ -182,7 +183,7 @@ def _picture(env: gym.Env, obs: Any, trail: list[int], probabilities: NDArray | 
     with _drawing(env_id):
         picture: Any = env.render()
     if not isinstance(picture, np.ndarray) or picture.ndim != 3:
-        raise ValueError(f"env={env_id}: draws no picture; it needs render_mode rgb_array")
+        raise ValueError(f"env={env_id}: render() gave no picture; {DRAWS}")
     return picture[..., :3].astype(np.uint8)
 
 
@@ -243,7 +244,7 @@ def encode_gif(frames: list[Frame], fps: float = 8) -> bytes:
     Raises:
         ValueError: no frame, or a rate that is not positive.
     """
-    _check_film(frames, fps)
+    _check_frames(frames, fps)
     # One palette for all frames: none flickers, and what stays the same is not stored again.
     few = np.concatenate(frames[:: max(1, len(frames) // 8)])
     palette = Image.fromarray(few).quantize(255)
@@ -260,12 +261,12 @@ def encode_mp4(frames: list[Frame], fps: float = 8) -> bytes:
     Raises:
         ValueError: imageio with ffmpeg (extra `mp4`) is not installed, no frame, or a rate not positive.
     """
-    _check_film(frames, fps)
+    _check_frames(frames, fps)
     check_mp4()
     imageio = import_module("imageio.v2")  # an extra: its types may not be there
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "film.mp4"
+        path = Path(folder) / "video.mp4"
         imageio.mimwrite(path, frames, fps=fps, macro_block_size=2, quality=8)
         return path.read_bytes()
 
@@ -276,7 +277,7 @@ def check_mp4() -> None:
         raise ValueError("MP4 needs ffmpeg: pip install 'hrm-agent[mp4]', or give a name that ends in .gif")
 
 
-def _check_film(frames: list[Frame], fps: float) -> None:
+def _check_frames(frames: list[Frame], fps: float) -> None:
     if not frames:
         raise ValueError("no frames: expected one or more pictures")
     if fps <= 0:

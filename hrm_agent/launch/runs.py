@@ -278,7 +278,12 @@ def open_loop(run: Run, build: Callable[[], Loop]) -> Loop:
     # A run that was killed before its first checkpoint starts from the beginning.
     checkpoint = loop.resume() if loop.processes.broadcast_object(bool(loop.checkpoints.paths())) else None
     console.say(where)
-    if checkpoint:
+    if checkpoint and loop.done >= 1:
+        console.say(
+            f"finished at {checkpoint}: nothing is left to train, and it is measured again; "
+            "more total_steps or max_seconds train on"
+        )
+    elif checkpoint:
         console.say(f"resuming from {checkpoint}")
     return loop
 
@@ -301,4 +306,8 @@ def run_to_end(loop: RunLoop, console: Console) -> bool:
 
 
 def say_end(loop: RunLoop, console: Console) -> None:
-    console.say(f"at {loop.position:,} {loop.unit} after {loop.seconds:.0f} s of training")
+    """Print how long the run was, and why it is longer than `total_steps`."""
+    asked = loop.config.total_steps
+    whole = f" (total_steps={asked:,}, rounded up to whole rollouts of {loop.step_size:,})"
+    rounded = whole if loop.position > asked else ""
+    console.say(f"at {loop.position:,} {loop.unit} after {loop.seconds:.0f} s of training{rounded}")

@@ -28,6 +28,8 @@ from hrm_agent.training.signals import stop_signals
 from hrm_agent.training.tracking import CLOCKS, Console, NoLog, RunLog
 
 CHECKPOINTS = "checkpoints"
+FORMER_DUTIES = {"film": "video"}
+"""Former names in earlier checkpoints."""
 Clock = Annotated[str, one_of(CLOCKS)]
 
 
@@ -104,6 +106,11 @@ class RunLoop(ABC):
     @abstractmethod
     def position(self) -> int:
         """Progress of the run, in units."""
+
+    @property
+    def step_size(self) -> int:
+        """Units of an iteration."""
+        return 1
 
     @abstractmethod
     def iterate(self, log: RunLog, console: Console) -> None:
@@ -273,6 +280,8 @@ class RunLoop(ABC):
             self.seconds = metadata["seconds"]
             self._kernel_before = metadata.get("kernel")  # missing in earlier checkpoints
             left = metadata.get("left", [])
+            if isinstance(left, list):
+                left = [FORMER_DUTIES.get(str(duty), duty) for duty in left]
             if not isinstance(left, list) or any(duty not in self.duties for duty in left):
                 raise ValueError(f"left={left}: expected some of {', '.join(self.duties)}")
             self._left = left

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from hrm_agent.files.folders import check_own
 from hrm_agent.files.reading import TEXT_LIMIT, open_regular
@@ -173,6 +175,14 @@ class NoLog(RunLog):
         pass
 
 
+class _Bar(Progress):
+    """A bar with the time left, and the status below it, which is wrapped where it is long."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.fields["status"]) for task in self.tasks)
+
+
 class Console:
     """Terminal output: a progress bar on a terminal, a few plain lines elsewhere; silence where that has been closed.
 
@@ -198,20 +208,31 @@ class Console:
         columns = (
             TextColumn("training"),
             BarColumn(),
-            TextColumn("{task.percentage:3.0f}%  {task.fields[status]}  left"),
+            TextColumn("{task.percentage:3.0f}% "),
             TimeRemainingColumn(),
+            TextColumn("left"),
         )
-        with Progress(*columns, console=self.rich) as self._progress:
+        with _Bar(*columns, console=self.rich) as self._progress:
             self._task = self._progress.add_task("training", total=total, completed=done, status="")
             yield
         self._progress = None
 
-    def progress(self, frames: int, numbers: dict[str, float | None]) -> None:
+    def progress(self, frames: int, numbers: dict[str, float | None], measures: Sequence[str] = ("success",)) -> None:
+        """A line of a training run.
+
+        Args:
+            frames: so far.
+            numbers: `frames_per_second`; each measure of sampled actions in training, and as `validation_MEASURE` of
+                greedy ones on validation levels; None, or left out, where they are not known.
+            measures: `success` and `return`.
+        """
         parts = [f"{frames:,} frames"]
-        if numbers.get("success") is not None:
-            parts.append(f"success {numbers['success']:.3f} sampled")
-        if numbers.get("validation") is not None:
-            parts.append(f"{numbers['validation']:.3f} greedy on validation levels")
+        for measure in measures:
+            sampled, greedy = numbers.get(measure), numbers.get(f"validation_{measure}")
+            known = [f"{sampled:.3f} sampled"] if sampled is not None else []
+            known += [f"{greedy:.3f} greedy (validation)"] if greedy is not None else []
+            if known:
+                parts.append(f"{measure} {', '.join(known)}")
         parts.append(f"{numbers['frames_per_second']:,.0f} steps/s")
         self.status(frames, "  ".join(parts))
 

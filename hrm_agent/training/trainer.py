@@ -45,6 +45,10 @@ from hrm_agent.training.warm_start import freeze, initialise, parse_parts
 
 VIDEO_EPISODES = 2
 VIDEO_FPS = 8
+VIDEO_TAG = "validation/video"
+"""In TensorBoard, which shows no picture under the tag of a number (`validation/episodes` is one)."""
+CURVE_LEVELS = 100
+"""Of the points of the validation curve between two evaluations."""
 COMPILES = "compiling the environments (once for each kind of environment on this machine)"
 COMPILES_BOTH = "compiling the environments (once for each kind of them on this machine) and the C++ kernels"
 COMPILES_KERNELS = "compiling the C++ kernels"
@@ -65,6 +69,7 @@ class TrainerConfig(LoopConfig):
     keep_checkpoints: Steps = 3  # checkpoints that are kept
     eval_every: StepsOrNone = 150_000  # frames between greedy evaluations on validation levels; 0: only at the end
     eval_episodes: Episodes = 1000  # validation levels of an evaluation
+    curve_every: StepsOrNone = 75_000  # frames between points of the validation curve, of 100 levels; 0: evaluations
     video_every: StepsOrNone = 0  # frames between videos in TensorBoard; 0: only at the end
     log_every: Steps = 20_000  # frames between lines of the log
     init_from: str | None = None  # agent, run or supervised model whose weights the run starts from
@@ -130,7 +135,7 @@ class Trainer(RunLoop):
     """
 
     config: TrainerConfig
-    duties = ("validate", "film", "checkpoint")
+    duties = ("validate", "curve", "video", "checkpoint")
     allow_bf16 = True
 
     def __init__(
@@ -188,6 +193,10 @@ class Trainer(RunLoop):
     def position(self) -> int:
         return self.frames
 
+    @property
+    def step_size(self) -> int:
+        return self.frames // max(1, self.updates)
+
     def networks(self) -> Sequence[nn.Module]:
         return self.learner.networks()
 
@@ -216,15 +225,20 @@ class Trainer(RunLoop):
             speed = {"collect_seconds": collected - began, "update_seconds": updated - collected}
             log.scalars(self.frames, train=progress, loss=losses, time=speed)
         c = self.config
-        every = {"validate": c.eval_every, "film": c.video_every, "checkpoint": c.checkpoint_every}
+        every = {"validate": c.eval_every, "video": c.video_every, "checkpoint": c.checkpoint_every}
+        every["curve"] = c.curve_every if c.eval_every and not self.due(c.eval_every, before) else 0
         self.attend([duty for duty in self.duties if self.due(every[duty], before)], log, console)
-        console.progress(self.frames, {**progress, "validation": self.validation.get("success")})
+        measures = ("success",) if hasattr(self.env.unwrapped, "clairvoyant") else ("success", "return")
+        greedy = {f"validation_{measure}": self.validation.get(measure) for measure in measures}
+        console.progress(self.frames, {**progress, **greedy}, measures)
 
     def perform(self, duty: str, log: RunLog, console: Console) -> None:
         if duty == "validate":
             self.validate(log)
-        elif duty == "film":
-            self._film(log, console)
+        elif duty == "curve":
+            log.scalars(self.frames, validation=self._evaluate(min(CURVE_LEVELS, self.config.eval_episodes)))
+        elif duty == "video":
+            self._record_video(log, console)
         else:
             self.save_checkpoint()
 
@@ -234,31 +248,34 @@ class Trainer(RunLoop):
         Raises:
             Stopped: by a signal, in all processes; nothing has been changed.
         """
-        c = self.config
-        self.policy.divide(1)  # levels are dealt out to threads of Python
-        with without_compile(self.policy):  # fewer levels at once than environments in training
-            self.validation = evaluate_policy(
-                self.policy,
-                c.env,
-                c.env_options,
-                c.eval_episodes,
-                split="validation",
-                threads=self.threads,
-                processes=self.processes,
-                check_stop=self.check_stop,
-            )
-        self._validated = [self.frames, c.eval_episodes]
+        self.validation = self._evaluate(self.config.eval_episodes)
+        self._validated = [self.frames, self.config.eval_episodes]
         log.scalars(self.frames, validation=self.validation)
         reached = (self.validation["success"], self.validation["return"])
         if reached >= self.best:  # the later of equals, which was trained longer
             self.best = reached
             self._save_agent("best")
 
+    def _evaluate(self, levels: int) -> dict[str, Any]:
+        """Greedy on the first validation levels: `evaluation.report.evaluate_policy`."""
+        self.policy.divide(1)  # levels are dealt out to threads of Python
+        with without_compile(self.policy):  # fewer levels at once than environments in training
+            return evaluate_policy(
+                self.policy,
+                self.config.env,
+                self.config.env_options,
+                levels,
+                split="validation",
+                threads=self.threads,
+                processes=self.processes,
+                check_stop=self.check_stop,
+            )
+
     def _save_agent(self, name: str) -> None:
         if self.processes.is_rank_zero:
             self.agent().save(self.folder / "agents" / name)
 
-    def _film(self, log: RunLog, console: Console) -> None:
+    def _record_video(self, log: RunLog, console: Console) -> None:
         if not self.processes.is_rank_zero:
             return
         try:
@@ -274,9 +291,9 @@ class Trainer(RunLoop):
         except Stopped:
             raise
         except Exception as error:  # the environment's own code renders; a failure must not end the run
-            console.say(f"no film of this run: {' '.join(str(error).split()) or type(error).__name__}")
+            console.say(f"no video of this run: {' '.join(str(error).split()) or type(error).__name__}")
             return
-        log.video(self.frames, "validation/episodes", encode_gif(frames, VIDEO_FPS), frames[0].shape)
+        log.video(self.frames, VIDEO_TAG, encode_gif(frames, VIDEO_FPS), frames[0].shape)
 
     def finish(self, log: RunLog, console: Console) -> None:
         self._save_agent("last")
@@ -287,8 +304,8 @@ class Trainer(RunLoop):
                 self.validate(log)
             self._save_agent("last")
             self.save_checkpoint()
-        with console.waiting("filming two episodes"), self.interruptible():
-            self._film(log, console)
+        with console.waiting("recording a video of two episodes"), self.interruptible():
+            self._record_video(log, console)
         log.hyperparameters(self._settings(), {"validation/success": self.validation["success"]})
 
     def _settings(self) -> dict[str, Any]:

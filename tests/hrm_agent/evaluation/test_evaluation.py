@@ -1,4 +1,4 @@
-"""Evaluation: the same levels for all players, numbers that do not depend on batches or threads, films."""
+"""Evaluation: the same levels for all players, numbers that do not depend on batches or threads, videos."""
 
 import io
 import json

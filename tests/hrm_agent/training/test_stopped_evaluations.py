@@ -35,12 +35,12 @@ from tiny import MAZE, make_trainer
 
 FAILING = "failing_envs:Failing-v0"
 SETTINGS: dict[str, Any] = {"eval_every": 64, "video_every": 64, "checkpoint_every": 64, "keep_checkpoints": 9}
-# 4 updates of 32 frames: evaluated, filmed and kept after the second and the last.
-MOMENTS = [(duty, frames) for duty in ("validate", "_film") for frames in (64, 128)]
+# 4 updates of 32 frames: evaluated, recorded and kept after the second and the last.
+MOMENTS = [(duty, frames) for duty in ("validate", "_record_video") for frames in (64, 128)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _films_are_not_encoded() -> Iterator[None]:
+def _videos_are_not_encoded() -> Iterator[None]:
     """Most of what so short a run does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "encode_gif", lambda frames, fps: b"GIF")
@@ -101,7 +101,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("duty", "frames"), MOMENTS)
-def test_a_signal_in_an_evaluation_or_a_film_stops_at_once_and_resuming_repeats_it(
+def test_a_signal_in_an_evaluation_or_a_video_stops_at_once_and_resuming_repeats_it(
     duty: str, frames: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = make_trainer(tmp_path, **SETTINGS)
@@ -124,7 +124,7 @@ def test_what_is_left_to_do_is_checked_when_it_is_read(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, total_steps=32)
     trainer._left = ["finish"]
     trainer.save_checkpoint()
-    with pytest.raises(ValueError, match=r"left=\['finish'\]: expected some of validate, film, checkpoint"):
+    with pytest.raises(ValueError, match=r"left=\['finish'\]: expected some of validate, curve, video, checkpoint"):
         make_trainer(tmp_path, total_steps=32).resume()
 
 
