@@ -79,7 +79,10 @@ class CoreExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, width)
         self.segments, self.readout, self.agent_id = segments, readout, agent_id
         self.original = _original(observation_space, normalize_images)
-        self.encoder = build_encoder(self.original.space, width, typed(EncoderConfig, dict(encoder or {}), "encoder"))
+        settings = typed(EncoderConfig, dict(encoder or {}), "encoder")
+        if settings.frames > 1:
+            raise ValueError(f"encoder.frames={settings.frames}: no frames are kept here; use the library's wrappers")
+        self.encoder = build_encoder(self.original.space, width, settings)
         self.core = build_core(core, hidden_size=width, length=self.encoder.length, grid=self.encoder.grid, **options)
         self._grid = find_grid(self.encoder)
         if readout == "agent" and self._grid is None:

@@ -15,10 +15,14 @@ from typing import Any
 
 from hrm_agent.cores.base import Core, State, map_state
 from hrm_agent.cores.convlstm import ConvLSTM, ConvLSTMState
+from hrm_agent.cores.drc import DRC
 from hrm_agent.cores.feedforward import FeedForward, FeedForwardState
 from hrm_agent.cores.gru import GRUCore, GRUState
+from hrm_agent.cores.gtrxl import GTrXL, GTrXLState
 from hrm_agent.cores.hrm import HRM, HRMState
+from hrm_agent.cores.lstm import LSTM, LSTMState
 from hrm_agent.cores.trm import TRM, TRMState
+from hrm_agent.cores.vin import VIN, VINState
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.names.registry import Registry
 from hrm_agent.names.values import checked, types_of
@@ -57,13 +61,26 @@ class CoreRegistry(Registry[type[Core]]):
 CORES = CoreRegistry(
     "core",
     "hrm_agent.cores",
-    {"hrm": HRM, "trm": TRM, "gru": GRUCore, "convlstm": ConvLSTM, "feedforward": FeedForward},
+    {
+        "hrm": HRM,
+        "trm": TRM,
+        "gru": GRUCore,
+        "lstm": LSTM,
+        "convlstm": ConvLSTM,
+        "drc": DRC,
+        "gtrxl": GTrXL,
+        "vin": VIN,
+        "feedforward": FeedForward,
+    },
 )
 
 __all__ = [
     "CORES",
+    "DRC",
     "HRM",
+    "LSTM",
     "TRM",
+    "VIN",
     "ConvLSTM",
     "ConvLSTMState",
     "Core",
@@ -71,9 +88,13 @@ __all__ = [
     "FeedForwardState",
     "GRUCore",
     "GRUState",
+    "GTrXL",
+    "GTrXLState",
     "HRMState",
+    "LSTMState",
     "State",
     "TRMState",
+    "VINState",
     "build_core",
     "core_names",
     "core_options",

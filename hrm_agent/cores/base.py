@@ -7,7 +7,7 @@ others are added by `register_core`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,9 @@ class Core(nn.Module):
     Raises:
         ValueError: a size below 1, or a grid with more cells than there are tokens.
     """
+
+    carries: ClassVar[bool] = True
+    """Whether its state is meant to outlive an environment step: `carry=auto` is `reset` where it is not."""
 
     def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None) -> None:
         super().__init__()

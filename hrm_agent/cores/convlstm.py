@@ -89,7 +89,7 @@ class ConvLSTM(Core):
     ) -> None:
         super().__init__(hidden_size, length, grid)
         if self.grid is None:
-            raise ValueError("core=convlstm needs a grid but grid=None; give rows and columns")
+            raise ValueError(f"core={type(self).__name__.lower()} needs a grid but grid=None; give rows and columns")
         self.ticks = check_at_least("ticks", ticks, 1)
         self.rows, self.cols = self.grid
         self.prefix = length - self.rows * self.cols
@@ -120,9 +120,13 @@ class ConvLSTM(Core):
                 hs[i], cs[i] = layer(observed[i], below, hs[i], cs[i])
                 below = hs[i]
         top = hs[-1].permute(0, 2, 3, 1).flatten(1, 2)
-        cells = rms_norm(x[:, self.prefix :] + self.out(top))
         h, c = (torch.stack([layer.permute(0, 2, 3, 1) for layer in field], dim=1) for field in (hs, cs))
-        return torch.cat([x[:, : self.prefix], cells], dim=1), ConvLSTMState(h, c)
+        return self.answer(x, top), ConvLSTMState(h, c)
+
+    def answer(self, x: Tensor, top: Tensor) -> Tensor:
+        """The output tokens, from the tokens and the top layer's output float[B, rows * cols, D]."""
+        cells = rms_norm(x[:, self.prefix :] + self.out(top))
+        return torch.cat([x[:, : self.prefix], cells], dim=1)
 
     def _image(self, x: Tensor) -> Tensor:
         """float[B, D + 1, rows, cols]: the grid's tokens, with the prefix added, and the boundary."""

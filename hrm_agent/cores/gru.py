@@ -1,16 +1,19 @@
-"""Baseline: a GRU over the pooled tokens, with one memory vector for the whole observation."""
+"""Baseline: a GRU over the pooled or flattened tokens, with one memory vector for the whole observation."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hrm_agent.cores.base import Core, State, check_at_least, initial_latent, linear
+from hrm_agent.cores.base import Core, State, check_at_least, check_choice, initial_latent, linear
+from hrm_agent.cores.flattened import FlatTokens
 from hrm_agent.cores.norm import rms_norm
-from hrm_agent.names.values import Count
+from hrm_agent.names.values import Count, one_of
+
+POOLINGS = ("mean_max", "flatten")
 
 
 class GRUState(NamedTuple):
@@ -20,17 +23,20 @@ class GRUState(NamedTuple):
 
 
 class GRUCore(Core):
-    """A GRU cell reads the mean and the maximum of the tokens; its memory is added to every token.
+    """A GRU cell reads the tokens as one vector; one update per segment.
 
-    One update per segment, then `y = norm(x + W_out silu(W_x x + W_h h))`.
+    With `pooling=mean_max` that vector is their mean and maximum, which does not know positions, and the memory is
+    added to every token: `y = norm(x + W_out silu(W_x x + W_h h))`. With `flatten` it is `silu(W [x_1 ... x_L] + b)`,
+    which knows them, and the memory alone is read: `y = norm(W_out silu(W_h h))`, the same for every token.
 
     Args:
-        hidden_size, length, grid: see `Core`; length and grid are ignored.
+        hidden_size, length, grid: see `Core`; the grid is ignored, and with `mean_max` the length.
         memory_size: size of the memory vector; the channels where it is None.
         inner_size: inner channels of the output network; twice the channels where it is None.
+        pooling: `mean_max` or `flatten`, see above.
 
     Raises:
-        ValueError: a size below 1.
+        ValueError: a size below 1, or an unknown choice.
     """
 
     h_init: Tensor
@@ -43,12 +49,15 @@ class GRUCore(Core):
         *,
         memory_size: Count | None = None,
         inner_size: Count | None = None,
+        pooling: Annotated[str, one_of(POOLINGS)] = "mean_max",
     ) -> None:
         super().__init__(hidden_size, length, grid)
         memory = check_at_least("memory_size", hidden_size if memory_size is None else memory_size, 1)
         inner = check_at_least("inner_size", 2 * hidden_size if inner_size is None else inner_size, 1)
-        self.cell = nn.GRUCell(2 * hidden_size, memory)
-        self.from_token = linear(hidden_size, inner)
+        is_flat = check_choice("pooling", pooling, POOLINGS) == "flatten"
+        self.flat = FlatTokens(length, hidden_size, memory) if is_flat else None
+        self.cell = nn.GRUCell(memory if is_flat else 2 * hidden_size, memory)
+        self.from_token = None if is_flat else linear(hidden_size, inner)
         self.from_memory = linear(memory, inner, bias=True)
         self.out = linear(inner, hidden_size)
         self.register_buffer("h_init", initial_latent(memory))
@@ -58,10 +67,13 @@ class GRUCore(Core):
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, GRUState]:
         (h,) = state
-        h = self.cell(torch.cat([x.mean(dim=1), x.amax(dim=1)], dim=-1), h)
+        read = torch.cat([x.mean(dim=1), x.amax(dim=1)], dim=-1) if self.flat is None else self.flat(x)
+        h = self.cell(read, h)
         return self.answer(x, h[:, None]), GRUState(h)
 
     def answer(self, x: Tensor, h: Tensor) -> Tensor:
         """Output tokens float[..., D] from the tokens and the memory float[..., M]."""
+        if self.from_token is None:
+            return rms_norm(self.out(F.silu(self.from_memory(h)))).expand_as(x)
         hidden = F.silu(self.from_token(x) + self.from_memory(h))
         return rms_norm(x + self.out(hidden))

@@ -165,7 +165,8 @@ def trace_segments(
         The core's states, before the first segment and after each (segments + 1), and the logits `[segments, B, A]`
         after each segment.
     """
-    states = [policy.carry.to_core_state(state, episode_start, policy.encoder(obs))]
+    seen, carried, _ = policy.stacked(obs, state, episode_start)
+    states = [policy.carry.to_core_state(carried, episode_start, policy.encoder(seen))]
     logits = []
     with _with_segments(policy, segments):
         for segment in policy.segment_by_segment(obs, state, episode_start):

@@ -229,7 +229,7 @@ def probe_cells(
                 features = {"latent": _by_segment(policy, obs, moment.state, start, segments, before)}
                 features["random"] = _by_segment(fresh, obs, kept, start, segments, before)
                 with torch.no_grad():
-                    tokens = policy.encoder(obs)[:, before:]
+                    tokens = policy.encoder(policy.stacked(obs, moment.state, start)[0])[:, before:]
                 features |= {"input": [tokens], "input_3x3": [with_neighbours(tokens, grid)]}
                 probes.see(features, cell_targets(moment.maps, grid), learn=split == "train")
             with torch.no_grad():

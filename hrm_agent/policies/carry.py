@@ -192,9 +192,12 @@ CARRY_RULES: dict[str, type[Carry]] = {
 
 
 def resolve_carry(name: str, core: Core) -> str:
-    """`auto` is `gate` where the core has a latent for every token, else `full`."""
+    """`auto` is `reset` where the core is not meant to carry, `gate` where it has a latent for every token, else
+    `full`."""
     if name != "auto":
         return name
+    if not core.carries:
+        return "reset"
     state = core.initial_state(1)
     tokens = (1, core.length, core.hidden_size)
     return "gate" if len(state) and all(t.shape == tokens for t in state) else "full"

@@ -54,6 +54,7 @@ class EncoderConfig:
             (arXiv 2506.21734).
         join: sum all entries of a dictionary that have no grid (the words of a mission, a direction) into one token:
             cheaper than a token each.
+        frames: last observations that are seen at once, for cores without memory; of grids of ids, as channels.
     """
 
     crop: CountOrNone = 0
@@ -61,6 +62,7 @@ class EncoderConfig:
     positions: Annotated[str, one_of(("none", "learned"))] = "none"
     prefix: CountOrNone = 0
     join: bool = False
+    frames: Count = 1
 
     def __post_init__(self) -> None:
         check_fields(self, "encoder")

@@ -27,6 +27,7 @@ from hrm_agent.policies.encoders import (
     build_encoder,
     find_grid,
 )
+from hrm_agent.policies.frames import FrameStack
 from hrm_agent.recurrence import Backend, Rules, Steps, Unrolled, run_segments, unroll
 from hrm_agent.recurrence.unroll import STOPS, read_token, to_carried
 
@@ -81,7 +82,11 @@ class PolicyConfig:
         object.__setattr__(self, "stop", STOP_ALIASES.get(self.stop, self.stop))
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The settings as JSON; without what earlier versions do not know, where it changes nothing."""
+        values = asdict(self)
+        if values["encoder"]["frames"] == 1:
+            del values["encoder"]["frames"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PolicyConfig:
@@ -140,7 +145,10 @@ class Policy(nn.Module):
         self.config = config
         self.segments = config.segments
         self._chunk_sizes: dict[str, int | None] = {}
-        self.encoder = build_encoder(observation_space, config.hidden_size, config.encoder)
+        frames = config.encoder.frames
+        self.frames = FrameStack(observation_space, frames) if frames > 1 else None
+        seen = observation_space if self.frames is None else self.frames.space
+        self.encoder = build_encoder(seen, config.hidden_size, config.encoder)
         # Images and channels are embedded by torch, for which one thread for a whole batch is too slow.
         self._encodes_cheaply = not any(
             isinstance(m, PictureEncoder) or getattr(m, "channels", 1) > 1 for m in self.encoder.modules()
@@ -219,14 +227,29 @@ class Policy(nn.Module):
 
     def initial_state(self, batch_size: int) -> PolicyState:
         """The carried state before any step; `episode_start` replaces its values, so only the shapes matter."""
-        return self.carry.initial(batch_size)
+        state = self.carry.initial(batch_size)
+        return state if self.frames is None else (*state, self.frames.initial(batch_size, self.device))
+
+    def stacked(
+        self, obs: Observation, state: PolicyState, episode_start: Tensor
+    ) -> tuple[Observation, PolicyState, PolicyState]:
+        """What the encoder reads at one step, the state that the carry rule knows, and the earlier frames after it.
+
+        Without frame stacking these are what was given, and nothing.
+        """
+        if self.frames is None:
+            return obs, state, ()
+        assert isinstance(obs, Tensor)
+        window, carried, past = self.frames.stack(obs[None], state, episode_start[None])
+        return window[0], carried, past
 
     def step(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         """One environment step: obs `[B, ...]`, episode_start bool `[B]`."""
+        obs, state, past = self.stacked(obs, state, episode_start)
         tokens, index = self.encoder(obs), self._readout_index(obs)
         # It is the only step of its window, so there is nothing to detach.
         one = self._unroll(tokens[None], state, episode_start[None], None if index is None else index[None], False)
-        return self._decide(one.reads[0], one.state, one.segments[0])
+        return self._decide(one.reads[0], (*one.state, *past), one.segments[0])
 
     def unroll(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         """A window of k steps: obs `[k, B, ...]`, episode_start `[k, B]`, state before the first step.
@@ -234,7 +257,12 @@ class Policy(nn.Module):
         Returns logits `[k, B, A]`, value and segments `[k, B]`, and the state after the last step.
         """
         detach = self.config.time_gradient == "detached"
-        return self._decide(*self._unroll(self.encoder(obs), state, episode_start, self._readout_index(obs), detach))
+        past: PolicyState = ()
+        if self.frames is not None:
+            assert isinstance(obs, Tensor)
+            obs, state, past = self.frames.stack(obs, state, episode_start)
+        window = self._unroll(self.encoder(obs), state, episode_start, self._readout_index(obs), detach)
+        return self._decide(window.reads, (*window.state, *past), window.segments)
 
     def _unroll(
         self, tokens: Tensor, state: PolicyState, episode_start: Tensor, index: Tensor | None, detach: bool
@@ -262,6 +290,7 @@ class Policy(nn.Module):
         Every segment encodes the observation with the current weights and starts from the detached state of the segment
         before: weights may change between segments, as in HRM-Agent's training.
         """
+        obs, state, past = self.stacked(obs, state, episode_start)
         index, rules = self._readout_index(obs), self.rules
         latent: State | None = None
         for number in range(1, self.segments + 1):
@@ -272,7 +301,7 @@ class Policy(nn.Module):
                 before = map_state(Tensor.detach, latent)
             output, latent = run_segments(self.core, tokens, before, 1, self.backend)
             read = read_token(output, rules.readout, index)
-            carried = to_carried(self.carry, latent, read, rules)
+            carried = (*to_carried(self.carry, latent, read, rules), *past)
             segments = torch.full(episode_start.shape, number, device=episode_start.device)
             yield Segment(latent, output, self._decide(read, carried, segments))
 

@@ -207,7 +207,7 @@ def plan_of(core: Core, bf16: bool = False) -> Plan | None:
     if _defines(core, "forward") is _defines(core, "initial_state"):
         if isinstance(core, TwoLatentCore) and _defines(core, "forward") is TwoLatentCore:
             return TwoLatentPlan(core, bf16)
-        if isinstance(core, GRUCore) and _defines(core, "forward") is GRUCore:
+        if isinstance(core, GRUCore) and _defines(core, "forward") is GRUCore and core.flat is None:
             return GRUPlan(core)
     return None
 

@@ -41,7 +41,7 @@ def tiny_policy(space: gym.Space = GRID, seed: int = 0, crop: int = 1, patch: in
     core, actions = changes.pop("core", "trm"), changes.pop("actions", ACTIONS)
     settings: dict[str, Any] = {
         "core": core,
-        "core_options": CORES[core],
+        "core_options": CORES.get(core, {}),
         "hidden_size": 8,
         "encoder": EncoderConfig(crop, patch, changes.pop("positions", "none")),
         **changes,

@@ -34,9 +34,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "feedforward-conv": ("feedforward", {"layers": 2, "mixing": "conv", **SMALL_BLOCKS}),
     "feedforward-attention": ("feedforward", {"layers": 2, **SMALL_BLOCKS}),
     "gru": ("gru", {"memory_size": 7}),
+    "gru-flatten": ("gru", {"memory_size": 7, "pooling": "flatten"}),
+    "lstm": ("lstm", {"memory_size": 7}),
     "convlstm": ("convlstm", {"layers": 2, "ticks": 2}),
+    "drc": ("drc", {"num_layers": 2, "repeats": 2, "features": 16}),
+    "vin": ("vin", {"iterations": 4, "q_channels": 6}),
 }
 RECURRENT = [name for name, (core, _) in VARIANTS.items() if core != "feedforward"]
+ONE_VECTOR = ("gru-flatten", "lstm", "drc")  # whose outputs are the same for every token
 
 
 def make(variant: str, length: int = LENGTH, grid: tuple[int, int] | None = GRID, **more: Any) -> Core:
@@ -84,7 +89,7 @@ def test_the_state_matters(variant: str) -> None:
     assert (first - second).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("variant", RECURRENT)
+@pytest.mark.parametrize("variant", [name for name in RECURRENT if name != "vin"])
 def test_initial_state_is_fixed_nonzero_and_equal_everywhere(variant: str) -> None:
     core = make(variant)
     parameters = {id(p) for p in core.parameters()}
@@ -134,7 +139,7 @@ def test_gradient_reaches_every_parameter(variant: str, cycle_gradient: str) -> 
         assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ONE_VECTOR])
 def test_each_core_learns_a_mapping_of_its_tokens(variant: str) -> None:
     core, x = make(variant), tokens()
     target = (x[:, :, :1] > x[:, :, 1:2]).float()
