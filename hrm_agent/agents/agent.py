@@ -43,6 +43,7 @@ class AgentOverrides:
 
     carry: str | None = None  # another carry rule than in training
     segments: Depth | None = None  # another number of segments per step than in training
+    first_segments: Depth | None = None  # segments at the first step of an episode, where it is to think longer there
     stop: Stop | None = None  # another rule for when to stop thinking: fixed | latent_change | policy_kl
     stop_threshold: NonNegative | None = None  # of latent_change and policy_kl
 
@@ -249,12 +250,13 @@ class Agent:
         stop: str | None = None,
         stop_threshold: float | None = None,
         observation_space: gym.Space | None = None,
+        first_segments: int | None = None,
     ) -> Agent:
         """Read an agent from its own folder, or from a training run's folder (its best agent, else its last).
 
         Args:
             folder: of the agent or of the run.
-            carry, segments, stop, stop_threshold: see `AgentOverrides`.
+            carry, segments, stop, stop_threshold, first_segments: see `AgentOverrides`.
             best: from a run's folder, the best agent on validation levels rather than the last.
             observation_space: for grids of another size than in training, see `fit`.
 
@@ -267,7 +269,7 @@ class Agent:
         config, observations, actions, info = parse_description(folder)
         policy = _build(config, observations, actions, folder)
         policy.load_state_dict(load_weights(folder / WEIGHTS_FILE, policy.state_dict())[0])
-        overrides = AgentOverrides(carry, segments, stop, stop_threshold)
+        overrides = AgentOverrides(carry, segments, first_segments, stop, stop_threshold)
         agent = cls(policy, observations, actions, info).changed(overrides)
         return agent if observation_space is None else agent.fit(observation_space)
 

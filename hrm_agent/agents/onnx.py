@@ -153,6 +153,11 @@ def _check(agent: Agent) -> None:
         raise ExportError(
             f"stop={config.stop}: rows that stop thinking at different times are no fixed graph; export with stop=fixed"
         )
+    if config.first_segments is not None:
+        raise ExportError(
+            f"first_segments={config.first_segments}: rows that think for different times are no fixed graph; export "
+            "without"
+        )
 
 
 def _names(agent: Agent) -> tuple[list[str], list[str], _DecisionGraph]:

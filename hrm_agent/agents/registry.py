@@ -180,7 +180,8 @@ def make(id: str, env: gym.Env | gym.vector.VectorEnv | None = None, **settings:
         id: its name; `"module:NAME"` imports `module` first, which may register it.
         env: an environment to play, in the wrappers that its observations need (`hrm_agent.make_env`); the agent is
             fitted to the size of its grid (`Agent.fit`).
-        settings: overrides of the trained `carry`, `segments`, `stop` and `stop_threshold` (`AgentOverrides`).
+        settings: overrides of the trained `carry`, `segments`, `first_segments`, `stop` and `stop_threshold`
+            (`AgentOverrides`).
 
     Raises:
         ValueError: an unknown id (the nearest is named), an agent that cannot be loaded, an override that is not

@@ -16,7 +16,7 @@ from torch import Tensor
 from hrm_agent.algos.optim import adamw, set_learning_rate
 from hrm_agent.algos.update import Part, drift_sums, gradient_step, window_gradient
 from hrm_agent.experience.rollout import Rollout, Windows
-from hrm_agent.names.values import Count, Many, NonNegative, Positive, Share, check_fields
+from hrm_agent.names.values import Count, CountOrNone, Many, NonNegative, Positive, Share, check_fields
 from hrm_agent.parallel.graphs import Wrap
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, moments
 from hrm_agent.parallel.threads import Threads
@@ -43,6 +43,7 @@ class PPOConfig:
     max_grad_norm: Positive = 0.5  # gradients with a larger norm are scaled down to it
     weight_decay: NonNegative = 0.0  # of AdamW
     refresh_states: bool = False  # recompute stored states with the current weights before every epoch but the first
+    min_segments: CountOrNone = 0  # K of every rollout is drawn from this to `segments`; 0: always `segments`
     scale_rewards: bool = False  # divide rewards by the running deviation of the return, for returns far from 1
 
     def __post_init__(self) -> None:

@@ -68,7 +68,7 @@ def measure_cost(
         policy: with its number of segments, or the rule by which it stops.
         observation_space: of a single environment; the policy decides on a sample of it.
         batch: for `ms_per_decision_batched`.
-        segments_used: mean segments per decision of a policy that stops early; None: all that it may use.
+        segments_used: mean segments per decision where their number varies; None: all that it may use.
 
     Returns:
         See `decision_cost`. `macs_per_decision` is for `segments_used` segments; it counts matrix products and
@@ -85,12 +85,12 @@ def measure_cost(
 def _policy_macs(policy: Policy, space: gym.Space, segments_used: float | None) -> int:
     """Multiply-adds of one decision; those of a fractional number of segments lie on the line through 1 and 2."""
     config = policy.config
-    if config.stop == "fixed":
+    if config.stop == "fixed" and config.first_segments is None:
         return count_macs(policy, _decision(policy, space, 1))
     used = config.segments if segments_used is None else segments_used
     actions = gym.spaces.Discrete(policy.policy_head.out_features)
     with torch.random.fork_rng(devices=[]):  # building a policy draws its weights, which do not matter here
-        fixed = [Policy(replace(config, segments=k, stop="fixed"), space, actions) for k in (1, 2)]
+        fixed = [Policy(replace(config, segments=k, first_segments=None, stop="fixed"), space, actions) for k in (1, 2)]
     first, both = (count_macs(copy, _decision(copy, space, 1)) for copy in fixed)
     return round(first + (used - 1) * (both - first))
 

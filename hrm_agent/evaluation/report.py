@@ -101,7 +101,7 @@ def list_levels(episodes: Episodes) -> dict[str, Any]:
 def describe_agent(agent: Agent, run: str | None, agent_id: str | None = None) -> dict[str, Any]:
     """Which agent was evaluated: its folder or registered id, settings, training, and the version of this package."""
     config = agent.policy.config
-    names = ("core", "carry", "segments", "stop", "stop_threshold", "time_gradient")
+    names = ("core", "carry", "segments", "first_segments", "stop", "stop_threshold", "time_gradient")
     return {
         "run": None if run is None else str(run),
         "agent": agent_id,

@@ -22,7 +22,7 @@ from hrm_agent.parallel.cuda import CudaConfig
 from hrm_agent.parallel.threads import available_cores
 from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.policies.policy import PolicyConfig
-from hrm_agent.training.learners import AlgoConfig
+from hrm_agent.training.learners import AlgoConfig, check_segments
 from hrm_agent.training.trainer import TrainerConfig
 
 ALGORITHMS: dict[str, type[AlgoConfig]] = {
@@ -192,4 +192,6 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, AlgoC
         **{setting: values[setting] for setting in (*POLICY_SETTINGS, "readout")},
     )
     typed(TrainCommand, {setting: values[setting] for setting in defaults(TrainCommand) if setting in values}, "")
-    return typed(TrainerConfig, trainer, ""), policy, typed(ALGORITHMS[name], algo, "algo")
+    algorithm = typed(ALGORITHMS[name], algo, "algo")
+    check_segments(algorithm, policy.segments)
+    return typed(TrainerConfig, trainer, ""), policy, algorithm

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrm_agent.cores import Core, map_state
@@ -33,7 +34,7 @@ class Carry(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if {"to_core_state", "from_core_state"} & vars(cls).keys() and "window_rule" not in vars(cls):
+        if {"to_core_state", "from_core_state", "gates"} & vars(cls).keys() and "window_rule" not in vars(cls):
             cls.window_rule = Carry.window_rule  # type: ignore[method-assign]  # the parent's kernel does not apply
 
     def __init__(self, core: Core, outputs: int) -> None:
@@ -134,16 +135,22 @@ class Gate(Carry):
     def __init__(self, core: Core, outputs: int) -> None:
         super().__init__(core, outputs)
         fields = len(self._token_state(1))
-        self.gate = nn.Linear((fields + 1) * core.hidden_size, fields)
-        nn.init.normal_(self.gate.weight, std=0.1 * self.gate.in_features**-0.5)
-        nn.init.constant_(self.gate.bias, OPEN_GATE)
+        self._make_gate(fields, core.hidden_size)
+
+    def _make_gate(self, fields: int, size: int) -> None:
+        self.gate = _open_gate((fields + 1) * size, fields)
+
+    def gates(self, carried: PolicyState, tokens: Tensor) -> Tensor:
+        """Logits of the gates, float `[B, L, fields]`."""
+        logits: Tensor = self.gate(torch.cat([*carried, tokens], dim=-1))
+        return logits
 
     def initial(self, batch_size: int) -> PolicyState:
         return tuple(t.contiguous() for t in self._token_state(batch_size))
 
     def to_core_state(self, carried: PolicyState, episode_start: Tensor, tokens: Tensor) -> Any:
         fresh = self._token_state(episode_start.shape[0])
-        gates = self.gate(torch.cat([*carried, tokens], dim=-1)).sigmoid()  # [B, L, fields]
+        gates = self.gates(carried, tokens).sigmoid()
         mixed = (f + g.unsqueeze(-1) * (k - f) for f, k, g in zip(fresh, carried, gates.unbind(-1), strict=True))
         return map_state(lambda f, m: _choose(episode_start, f, m), fresh, tuple(mixed))
 
@@ -152,6 +159,47 @@ class Gate(Carry):
 
     def window_rule(self) -> tuple[str, tuple[Tensor, ...]]:
         return "gate", (self.gate.weight, self.gate.bias)
+
+
+class StateGate(Gate):
+    """`gate` without the new token: the gate sees the position's carried latents alone."""
+
+    def _make_gate(self, fields: int, size: int) -> None:
+        self.gate = _open_gate(fields * size, fields)
+
+    def gates(self, carried: PolicyState, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.gate(torch.cat(carried, dim=-1))
+        return logits
+
+    def window_rule(self) -> tuple[str, tuple[Tensor, ...]]:
+        return "gate", (F.pad(self.gate.weight, (0, self.core.hidden_size)), self.gate.bias)
+
+
+class ScalarGate(Gate):
+    """`gate` without any input: one learned number per latent, the same at all positions and steps."""
+
+    bias: Tensor
+    zeros: Tensor
+
+    def _make_gate(self, fields: int, size: int) -> None:
+        self.bias = nn.Parameter(torch.full((fields,), OPEN_GATE))
+        # For the kernels, whose gate has an input.
+        self.register_buffer("zeros", torch.zeros(fields, (fields + 1) * size), persistent=False)
+
+    def gates(self, carried: PolicyState, tokens: Tensor) -> Tensor:
+        return self.bias.expand(*tokens.shape[:2], -1)
+
+    def window_rule(self) -> tuple[str, tuple[Tensor, ...]]:
+        return "gate", (self.zeros, self.bias)
+
+
+class Leak(ScalarGate):
+    """`gate` that stays as the others begin: 0.88 of every latent is carried, and nothing of the rule is learned."""
+
+    def _make_gate(self, fields: int, size: int) -> None:
+        super()._make_gate(fields, size)
+        del self.bias
+        self.register_buffer("bias", torch.full((fields,), OPEN_GATE), persistent=False)
 
 
 class Output(Carry):
@@ -178,6 +226,13 @@ class Output(Carry):
         return (output,)
 
 
+def _open_gate(inputs: int, fields: int) -> nn.Linear:
+    gate = nn.Linear(inputs, fields)
+    nn.init.normal_(gate.weight, std=0.1 * inputs**-0.5)
+    nn.init.constant_(gate.bias, OPEN_GATE)
+    return gate
+
+
 def _choose(where: Tensor, fresh: Tensor, carried: Tensor) -> Tensor:
     return torch.where(where.view(-1, *[1] * (fresh.dim() - 1)), fresh, carried)
 
@@ -187,6 +242,9 @@ CARRY_RULES: dict[str, type[Carry]] = {
     "full": Full,
     "last_token": LastToken,
     "gate": Gate,
+    "gate_state": StateGate,
+    "gate_scalar": ScalarGate,
+    "leak": Leak,
     "output": Output,
 }
 

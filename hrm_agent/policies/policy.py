@@ -56,6 +56,7 @@ class PolicyConfig:
             `latent_change` when a segment changed the latent by less than `stop_threshold`, relative to its norm;
             `policy_kl` when the policies after two successive segments differ by less than it (KL divergence in nats).
         stop_threshold: see `stop`; with 0 all K segments are run.
+        first_segments: K of an episode's first decision; None: `segments`.
         time_gradient: `bptt` lets the gradient flow through the state between the steps of a window, `detached`
             cuts it at every step.
         readout: the token the heads read: the `agent`'s, the `mean` of all, the `first` or the `last`.
@@ -73,6 +74,7 @@ class PolicyConfig:
     readout: Readout = "agent"  # agent | mean | first | last: the token that the heads read
     heads: Annotated[str, one_of(HEADS)] = "actor_critic"
     stop: Stop = "fixed"  # fixed | latent_change | policy_kl: think on until it is below the threshold
+    first_segments: Depth | None = None  # K of the first decision of an episode; null: as many as of the others
     stop_threshold: NonNegative = 0.0  # relative change of the latent, or KL divergence in nats; 0: run all segments
     agent_id: CountOrNone = 3
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -83,7 +85,7 @@ class PolicyConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON; without what earlier versions do not know, where it changes nothing."""
-        values = asdict(self)
+        values = {name: value for name, value in asdict(self).items() if (name, value) != ("first_segments", None)}
         if values["encoder"]["frames"] == 1:
             del values["encoder"]["frames"]
         return values
@@ -276,6 +278,7 @@ class Policy(nn.Module):
         config = self.config
         return Rules(
             segments=self.segments,
+            first_segments=config.first_segments,
             stop=config.stop,
             threshold=config.stop_threshold,
             readout=config.readout,

@@ -7,7 +7,7 @@ support.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ class Rules:
 
     Args:
         segments: K per step; a maximum where `stop` is not `fixed`.
+        first_segments: K where an episode starts; None: `segments`.
         stop: of `STOPS`, decided for every row by itself: `fixed` after K segments; `latent_change` once a segment
             changed the latent by less than `threshold`, relative to its norm; `policy_kl` once the policies after two
             successive segments differ by less than it (KL divergence in nats).
@@ -46,6 +47,7 @@ class Rules:
     params: Callable[[Tensor], Tensor] | None = None
     divergence: Callable[[Tensor, Tensor], Tensor] | None = None
     output: Callable[[Tensor], Tensor] | None = None
+    first_segments: int | None = None
 
     @property
     def stops_early(self) -> bool:
@@ -85,6 +87,8 @@ def unroll(core: Core, carry: Any, steps: Steps, rules: Rules, backend: Backend 
         carry: the carry rule (`hrm_agent.policies.carry.Carry`).
         backend: see `hrm_agent.recurrence.backends`; None: eager torch.
     """
+    if rules.first_segments is not None:
+        return _unroll_by_starts(core, carry, steps, rules, backend)
     if backend is not None:
         done = backend.unroll(core, carry, steps, rules)
         if done is not None:
@@ -106,6 +110,29 @@ def unroll(core: Core, carry: Any, steps: Steps, rules: Rules, backend: Backend 
         state = to_carried(carry, latent, read, rules)
         reads.append(read)
         segments.append(used)
+    return Unrolled(torch.stack(reads), state, torch.stack(segments))
+
+
+def _unroll_by_starts(core: Core, carry: Any, steps: Steps, rules: Rules, backend: Backend | None) -> Unrolled:
+    """`unroll` where rows that start an episode run another number of segments: step by step, in two parts."""
+    assert rules.first_segments is not None
+    budgets = ((True, rules.first_segments), (False, rules.segments))
+    state, reads, segments = steps.state, [], []
+    for t, starts in enumerate(steps.episode_start.to(torch.bool)):
+        chosen, parts = [], []
+        for starting, budget in budgets:
+            rows = (starts == starting).nonzero().squeeze(1)
+            if len(rows):
+                one = slice(t, t + 1)
+                read = None if steps.read is None else steps.read[one, rows]
+                part = Steps(steps.tokens[one, rows], tuple(s[rows] for s in state), starts[None, rows], read)
+                alike = replace(rules, segments=budget, first_segments=None)
+                chosen.append(rows)
+                parts.append(unroll(core, carry, part, alike, backend))
+        order = torch.cat(chosen).argsort()  # from the parts' rows, one after the other, back to the batch's
+        state = tuple(torch.cat(fields)[order] for fields in zip(*(part.state for part in parts), strict=True))
+        reads.append(torch.cat([part.reads[0] for part in parts])[order])
+        segments.append(torch.cat([part.segments[0] for part in parts])[order])
     return Unrolled(torch.stack(reads), state, torch.stack(segments))
 
 

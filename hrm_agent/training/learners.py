@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,8 @@ from hrm_agent.tensors import trees
 from hrm_agent.tensors.saved import check_generator, check_moments, check_range, check_total, converted
 from hrm_agent.tensors.trees import flatten, unflatten
 
+BUDGETS = "generator/segments"
+BUDGETS_STREAM = 1  # of a run's seed, apart from the minibatches' and the collector's
 AlgoConfig = PPOConfig | DQNConfig | ImitationConfig
 
 
@@ -96,6 +99,28 @@ def _restore_minibatches(algo: PPO | Imitation, tensors: dict[str, Tensor]) -> N
     algo.generator.set_state(tensors["generator/minibatches"])
 
 
+class Budgets:
+    """Draws K of every rollout uniformly: the steps of a rollout and the update on it run the same number of segments.
+
+    Args:
+        least: the smallest K; the largest is the policy's own, which it has again after the update.
+        seed: of the draws, the same in all processes.
+    """
+
+    def __init__(self, least: int, policy: Policy, seed: int) -> None:
+        self.least, self.most, self.policy = least, policy.config.segments, policy
+        own = np.random.SeedSequence([seed, BUDGETS_STREAM]).generate_state(1)[0]
+        self.generator = torch.Generator().manual_seed(int(own))
+
+    def draw(self) -> None:
+        self.policy.segments = int(torch.randint(self.least, self.most + 1, (), generator=self.generator))
+
+    def end(self) -> int:
+        """The K that was drawn."""
+        drawn, self.policy.segments = self.policy.segments, self.most
+        return drawn
+
+
 class PPOLearner(Learner):
     """PPO on the last rollout."""
 
@@ -119,14 +144,20 @@ class PPOLearner(Learner):
             policy.distribution.dtype,
         )
         self.scaler = ReturnScaler(own_envs, config.gamma, self.processes) if config.scale_rewards else None
+        check_segments(config, policy.config.segments)
+        self.budgets = Budgets(config.min_segments, policy, seed) if config.min_segments else None
 
     def collect(self, collector: Collector, progress: float) -> None:
+        if self.budgets is not None:
+            self.budgets.draw()
         collector.collect(self.rollout)
         if self.scaler is not None:
             self.scaler.scale(self.rollout)
 
     def update(self, progress: float) -> dict[str, float]:
         measured = self.algo.update(self.rollout, progress)
+        if self.budgets is not None:
+            measured["segments"] = self.budgets.end()
         # After the update: actions must be evaluated with the statistics they were chosen with.
         self.policy.encoder.observe(self.rollout.obs, self.processes)
         return measured
@@ -135,6 +166,7 @@ class PPOLearner(Learner):
         return {
             **_minibatch_tensors(self.algo),
             **({} if self.scaler is None else flatten("scaler", self.scaler.tensors())),
+            **({} if self.budgets is None else {BUDGETS: self.budgets.generator.get_state()}),
         }
 
     def metadata(self) -> dict[str, Any]:
@@ -145,11 +177,15 @@ class PPOLearner(Learner):
         _restore_minibatches(self.algo, tensors)
         if self.scaler is not None:
             self.scaler.restore(unflatten("scaler", tensors), self.same_episodes)
+        if self.budgets is not None:
+            self.budgets.generator.set_state(tensors[BUDGETS])
 
     def check(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         _check_minibatches(self.algo, tensors)
         if self.scaler is not None:
             self.scaler.check(unflatten("scaler", tensors))
+        if self.budgets is not None:
+            check_generator(BUDGETS, tensors.get(BUDGETS))
 
 
 class _DQNMetadata(msgspec.Struct):
@@ -281,6 +317,14 @@ def build_learner(
     if isinstance(config, DQNConfig):
         return DQNLearner(policy, config, space, collector, threads, seed)
     return PPOLearner(policy, config, space, collector, threads, seed)
+
+
+def check_segments(config: AlgoConfig, most: int) -> None:
+    """Raises: ValueError if the smallest number of segments that is drawn is above `most`, the policy's own."""
+    if isinstance(config, PPOConfig) and config.min_segments > most:
+        raise ValueError(
+            f"algo.min_segments={config.min_segments}: expected at most segments={most}, the largest K that is drawn"
+        )
 
 
 def check_processes(config: AlgoConfig, processes: Processes) -> None:

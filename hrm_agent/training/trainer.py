@@ -106,6 +106,9 @@ def wrap_for(policy: Policy, algo: AlgoConfig, threads: Threads, say: Say) -> Wr
     if threads.count > 1:
         say(f"cuda.graphs: not used with threads={threads.count}; expected 1, as threads=auto gives on a GPU")
         return None
+    if isinstance(algo, PPOConfig) and algo.min_segments:
+        say(f"cuda.graphs: not used with algo.min_segments={algo.min_segments}: a graph has one number of segments")
+        return None
     if not isinstance(algo, PPOConfig):
         say("cuda.graphs: of the decisions alone; only algo=ppo has them for its update too")
     for encoder in (m for m in policy.modules() if isinstance(m, Encoder)):

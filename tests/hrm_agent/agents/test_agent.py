@@ -143,6 +143,11 @@ def test_loading_with_another_carry_or_budget_keeps_the_weights(tmp_path: Path) 
     assert all(torch.equal(weights[name], t) for name, t in agent.policy.state_dict().items())
     with pytest.raises(ValueError, match="segments=0: expected an integer from 1"):
         Agent.load(tmp_path, segments=0)
+    patient = Agent.load(tmp_path, first_segments=6)
+    assert (patient.policy.config.first_segments, patient.policy.rules.first_segments) == (6, 6)
+    patient.save(tmp_path / "patient")
+    assert Agent.load(tmp_path / "patient").policy.config == patient.policy.config
+    assert "first_segments" not in agent.policy.config.to_dict()
     with pytest.raises(ValueError, match="expected auto or one of reset"):
         Agent.load(tmp_path, carry="all")
 
@@ -151,7 +156,7 @@ def test_a_carry_rule_takes_its_weights_with_it_and_lends_none(tmp_path: Path) -
     gated = make_agent(carry="gate")
     gated.save(tmp_path / "gate")
     whole = gated.policy.state_dict()
-    for carry in ("reset", "full", "last_token"):
+    for carry in ("reset", "full", "last_token", "leak"):
         weights = Agent.load(tmp_path / "gate", carry=carry).policy.state_dict()
         assert weights.keys() == {name for name in whole if not name.startswith("carry.")}
         assert all(torch.equal(whole[name], t) for name, t in weights.items())

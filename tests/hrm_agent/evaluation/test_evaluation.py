@@ -295,6 +295,12 @@ def test_overrides_are_played_and_reported(run: str) -> None:
     assert longer["segments"] == longer["segments_per_decision"] == 4
     assert longer["macs_per_decision"] > 3.9 * whole["macs_per_decision"]
     assert whole["random"] == reset["random"] == longer["random"]
+    first = evaluate(run, 15, overrides=AgentOverrides(first_segments=8))
+    assert (first["segments"], first["first_segments"], whole["first_segments"]) == (1, 8, None)
+    assert first["segments_per_decision"] == pytest.approx(1 + 7 / first["episode_length"])
+    per_segment = (longer["macs_per_decision"] - whole["macs_per_decision"]) / 3
+    more = per_segment * (first["segments_per_decision"] - 1)
+    assert first["macs_per_decision"] == pytest.approx(whole["macs_per_decision"] + more, abs=1)
     assert (hasty["stop"], hasty["stop_threshold"], hasty["segments"]) == ("latent_change", 1e9, 4)
     assert hasty["segments_per_decision"] == 1
     assert set(hasty["segments_by_change"].values()) == {1}
@@ -353,6 +359,7 @@ def test_the_table_says_what_the_report_says(run: str) -> None:
         ({"env": "DynamicMase-v0"}, "did you mean DynamicMaze-v0"),
         ({"overrides": AgentOverrides(carry="fully")}, "carry='fully'"),
         ({"overrides": AgentOverrides(segments=0)}, "segments=0"),
+        ({"overrides": AgentOverrides(first_segments=0)}, "first_segments=0: expected an integer from 1"),
         ({"run": "nowhere"}, "nowhere"),
     ],
 )

@@ -21,10 +21,12 @@ from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.carry import Full
 from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import cpu as windows
-from hrm_agent.recurrence.cpu import plan_of, supports
+from hrm_agent.recurrence.cpu import network_of, network_supports, plan_of
 from window_cases import SPACE, assert_near, make, results, window
 
 pytestmark = pytest.mark.skipif(not recurrence.available("fused"), reason="no C++ compiler")
+
+KERNEL_RULES = ["full", "gate", "gate_state", "gate_scalar", "leak", "reset"]
 
 
 @given(
@@ -35,7 +37,7 @@ pytestmark = pytest.mark.skipif(not recurrence.available("fused"), reason="no C+
     steps=st.integers(1, 4),
     batch=st.integers(1, 20),
     prefix=st.integers(0, 2),
-    carry=st.sampled_from(["full", "gate", "reset"]),
+    carry=st.sampled_from(KERNEL_RULES),
     readout=st.sampled_from(["agent", "first", "last", "mean"]),
     time_gradient=st.sampled_from(["bptt", "detached"]),
     seed=st.integers(0, 1000),
@@ -52,7 +54,7 @@ def test_a_window_is_as_near_the_exact_one_as_torch_s(
 @given(
     core=st.sampled_from(["trm", "hrm"]),
     mixing=st.sampled_from(["conv", "attention", "mlp"]),
-    carry=st.sampled_from(["full", "gate", "reset"]),
+    carry=st.sampled_from(KERNEL_RULES),
     readout=st.sampled_from(["agent", "mean"]),
     time_gradient=st.sampled_from(["bptt", "detached"]),
     threshold=st.sampled_from([0.05, 0.15, 0.3, 0.6]),
@@ -87,6 +89,9 @@ def test_bfloat16_gradients_point_where_the_exact_ones_do(carry: str, time_gradi
     [
         {},
         {"carry": "gate"},
+        {"carry": "gate_state"},
+        {"carry": "gate_scalar"},
+        {"carry": "leak"},
         {"carry": "reset", "readout": "mean"},
         {"carry": "gate", "segments": 4, "stop": "latent_change", "stop_threshold": 0.3},
     ],
@@ -134,6 +139,9 @@ def test_what_came_before_an_episode_is_not_heard(carry: str) -> None:
     [
         ({}, 1),
         ({"carry": "gate"}, 1),
+        ({"carry": "gate_state"}, 1),
+        ({"carry": "gate_scalar"}, 1),
+        ({"carry": "leak"}, 1),
         ({"carry": "reset"}, 1),
         ({"readout": "mean"}, 1),
         ({"stop": "latent_change", "stop_threshold": 0.1, "segments": 3}, 1),
@@ -329,7 +337,7 @@ def test_weights_of_another_type_are_not_read_by_the_kernels() -> None:
     obs, state, _ = window(policy, 1, 3, 1)
     tokens = policy.encoder(obs[0])
     assert plan_of(policy.core).supports(tokens, state) is False
-    assert not supports(policy.core.net, tokens)
+    assert not network_supports(network_of(policy.core.net), tokens)
 
 
 def test_a_core_of_ones_own_does_not_inherit_the_kernels_of_its_parent() -> None:

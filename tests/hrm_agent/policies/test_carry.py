@@ -99,10 +99,42 @@ def test_a_gate_sees_where_the_world_has_changed() -> None:
     assert moved.nonzero().tolist() == [[0, 4]]
 
 
+def test_what_the_variants_of_the_gate_see() -> None:
+    """Carried: more or fewer latents; token: of the new observation. A leak has nothing to learn."""
+    core, tokens = core_of("trm"), tokens_of()
+    seen = {}
+    for rule in ("gate", "gate_state", "gate_scalar", "leak"):
+        carry = build_carry(rule, core, ACTIONS)
+        assert isinstance(carry, Gate)
+        kept = tuple(t + torch.randn_like(t) for t in carry.initial(BATCH))
+        gates = carry.gates(kept, tokens)
+        assert gates.shape == (*tokens.shape[:2], len(kept))
+        moved = carry.gates(tuple(k + 1 for k in kept), tokens), carry.gates(kept, tokens + 1)
+        seen[rule] = [not torch.equal(gates, other) for other in moved]
+        torch.testing.assert_close(gates.sigmoid().mean(), torch.tensor(0.88), atol=0.03, rtol=0)
+        weights = {name: list(w.shape) for name, w in carry.named_parameters()}
+        assert (
+            weights
+            == {
+                "gate": {"gate.weight": [2, 3 * core.hidden_size], "gate.bias": [2]},
+                "gate_state": {"gate.weight": [2, 2 * core.hidden_size], "gate.bias": [2]},
+                "gate_scalar": {"bias": [2]},
+                "leak": {},
+            }[rule]
+        )
+        assert list(carry.state_dict()) == list(weights)
+    assert seen == {
+        "gate": [True, True],
+        "gate_state": [True, False],
+        "gate_scalar": [False, False],
+        "leak": [False, False],
+    }
+
+
 def test_rules_that_are_unknown_or_do_not_suit_the_core_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"carry='gates'.*reset, full, last_token, gate, output"):
+    with pytest.raises(ValueError, match=r"carry='gates'.*reset, full, last_token, gate, gate_state, .*output"):
         build_carry("gates", core_of("trm"), ACTIONS)
-    for rule in ("last_token", "gate", "output"):
+    for rule in ("last_token", "gate", "gate_state", "gate_scalar", "leak", "output"):
         with pytest.raises(ValueError, match=rf"carry={rule}: .*, which ConvLSTM does not have; use carry=full"):
             build_carry(rule, core_of("convlstm"), ACTIONS)
 

@@ -75,6 +75,33 @@ def test_the_past_counts_within_an_episode_and_not_across_its_start(carry: str) 
     torch.testing.assert_close(a.logits[0], fresh.logits[0])
 
 
+@pytest.mark.parametrize("stop", ["fixed", "latent_change"])
+@pytest.mark.parametrize("carry", ["full", "gate", "last_token", "output", "reset"])
+@torch.no_grad()
+def test_rows_that_start_an_episode_think_as_long_as_is_said(carry: str, stop: str) -> None:
+    """In a mixed batch each row decides as in a batch of its own with that number of segments."""
+    settings: dict[str, Any] = {"carry": carry, "stop": stop, "stop_threshold": 1e-9}
+    policy = tiny_policy(segments=2, first_segments=5, **settings)
+    short, long = (tiny_policy(segments=k, **settings) for k in (2, 5))
+    for other in (short, long):
+        other.load_state_dict(policy.state_dict())
+    obs, state = grids(K, BATCH), used_state(policy)
+    starts = torch.zeros(K, BATCH, dtype=torch.bool)
+    starts[0, :2], starts[1], starts[K - 1, 1] = True, True, True
+    window = policy.unroll(obs, state, starts)
+    assert torch.equal(window.segments, torch.where(starts, 5, 2))
+    for t in range(K):
+        decision = policy.step(obs[t], state, starts[t])
+        for row in range(BATCH):
+            one = slice(row, row + 1)
+            alone = (long if starts[t, row] else short).step(obs[t, one], tuple(s[one] for s in state), starts[t, one])
+            torch.testing.assert_close(decision.logits[one], alone.logits)
+            torch.testing.assert_close(window.logits[t, one], alone.logits, rtol=1e-5, atol=1e-5)
+            for mine, theirs in zip(decision.state, alone.state, strict=True):
+                torch.testing.assert_close(mine[one], theirs)
+        state = decision.state
+
+
 @torch.no_grad()
 def test_reset_decides_the_same_whatever_came_before() -> None:
     policy = tiny_policy(carry="reset")
@@ -99,10 +126,17 @@ def seeded_slowly(policy: Policy, kept: tuple[Tensor, ...], row: int, x: Tensor)
                 field[0, token] = kept[f][row, token]
             elif rule == "last_token":
                 field[0, token] = kept[f][row]
-            elif rule == "gate":
-                gate = policy.carry.gate
-                seen = [k[row, token] for k in kept] + [x[0, token]]
-                open_ = 1 / (1 + torch.exp(-(gate.weight[f] @ torch.cat(seen) + gate.bias[f])))
+            elif rule in ("gate", "gate_state", "gate_scalar", "leak"):
+                if rule.startswith("gate_s"):
+                    logit = policy.carry.bias[f] if rule == "gate_scalar" else policy.carry.gate.bias[f]
+                elif rule == "gate":
+                    logit = policy.carry.gate.bias[f] + policy.carry.gate.weight[f, -width:] @ x[0, token]
+                else:
+                    logit = torch.tensor(2.0)
+                if rule in ("gate", "gate_state"):
+                    seen = torch.cat([k[row, token] for k in kept])
+                    logit = logit + policy.carry.gate.weight[f, : len(seen)] @ seen
+                open_ = 1 / (1 + torch.exp(-logit))
                 field[0, token] = open_ * kept[f][row, token] + (1 - open_) * field[0, token]
             elif rule == "output":
                 field[0, token] += policy.carry.embed.weight[f * width : (f + 1) * width] @ kept[0][row]
@@ -128,11 +162,9 @@ def test_carry_rules_equal_their_slow_reference(carry: str, segments: int, heads
         torch.testing.assert_close(decision.logits[row], logits, rtol=1e-5, atol=1e-5)
         expected = {
             "reset": [],
-            "full": [field[0] for field in state],
-            "gate": [field[0] for field in state],
             "last_token": [field[0, -1] for field in state],
             "output": [logits if heads == "q" else logits.exp() / logits.exp().sum()],
-        }[carry]
+        }.get(carry, [field[0] for field in state])
         assert len(decision.state) == len(expected)
         for after, wanted in zip(decision.state, expected, strict=True):
             torch.testing.assert_close(after[row], wanted, rtol=1e-5, atol=1e-5)
@@ -245,7 +277,7 @@ def gradient_at_first_tokens(policy: Policy, start: Tensor) -> Tensor:
     return gradient[0].abs().sum((-2, -1))
 
 
-@pytest.mark.parametrize("carry", ["full", "last_token", "gate", "output"])
+@pytest.mark.parametrize("carry", ["full", "last_token", "gate", "gate_state", "gate_scalar", "leak", "output"])
 def test_bptt_reaches_back_through_the_window_up_to_an_episodes_start(carry: str) -> None:
     start = torch.zeros(K, BATCH, dtype=torch.bool)
     start[0] = True

@@ -35,7 +35,7 @@ from tiny import MAZE, make_dqn_trainer, make_trainer
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("carry", ["full", "last_token", "reset"])
+@pytest.mark.parametrize("carry", ["full", "last_token", "reset", "leak"])
 def test_four_updates_equal_two_then_resumed_for_two_more(
     carry: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,6 +63,43 @@ def test_four_updates_equal_two_then_resumed_for_two_more(
     names = everything(whole).keys()
     for part in ("policy/", "optimizer/", "generator/", "collector/env/", "collector/obs/", "collector/generator"):
         assert any(name.startswith(part) for name in names)
+
+
+def test_a_number_of_segments_is_drawn_for_every_rollout_and_resumed(tmp_path: Path) -> None:
+    """Acting and the update on it run the same K; evaluation and saved agents have `segments`."""
+    changes: dict[str, Any] = {"policy": {"segments": 3}, "algo": {"min_segments": 1, "epochs": 2}, "total_steps": 256}
+    whole = make_trainer(tmp_path / "whole", checkpoint_every=128, **changes)
+    acted, updated = [], []
+    for kind, name, seen in ((whole.collector, "collect", acted), (whole.algo, "update", updated)):
+        original = getattr(kind, name)
+
+        def noting(*given: Any, original: Any = original, seen: list[int] = seen) -> Any:
+            seen.append(whole.policy.rules.segments)
+            return original(*given)
+
+        setattr(kind, name, noting)
+    whole.run(Console())
+    assert acted == updated
+    assert set(acted) == {1, 2, 3}
+    assert whole.policy.segments == 3
+    assert Agent.load(tmp_path / "whole").policy.segments == 3
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss/segments"] for line in lines if "loss/segments" in line] == acted
+    (tmp_path / "halves" / "checkpoints").mkdir(parents=True)
+    shutil.copy(whole.checkpoints.paths()[0], tmp_path / "halves" / "checkpoints")
+    resumed = make_trainer(tmp_path / "halves", **changes)
+    torch.manual_seed(99)  # the global stream must not matter
+    resumed.resume()
+    assert resumed.updates < whole.updates
+    resumed.run(Console())
+    assert "generator/segments" in everything(whole)
+    assert_equal_bits(everything(whole), everything(resumed))
+
+
+def test_segments_that_cannot_be_drawn_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"algo.min_segments=4: expected at most segments=3"):
+        make_trainer(tmp_path / "run", policy={"segments": 3}, algo={"min_segments": 4})
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
