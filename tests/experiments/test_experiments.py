@@ -22,7 +22,7 @@ from forks import Forks
 from hrm_agent.launch.hydra_plugin import GENERIC_ALGO
 
 FOLDERS = sorted(page.parent for page in ROOT.glob("experiments/*/README.md"))
-STUDIES = [folder for folder in FOLDERS if (folder / "study.yaml").exists()]
+STUDIES = [f for f in FOLDERS if (f / "study.yaml").exists() and (f / "results.json").exists()]  # those that were run
 RECORDS = sorted(ROOT.glob("experiments/*/*.json"))
 MARK = re.compile(r"^<!-- table (.+) -->$", re.MULTILINE)
 

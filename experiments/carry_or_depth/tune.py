@@ -1,0 +1,92 @@
+"""A learning rate for every arm, of the three that `study.yaml` names, on validation levels.
+
+    python -m experiments.carry_or_depth.tune [--jobs 2] [--only gate-K1@3.0e-3]
+    python -m experiments.carry_or_depth.tune --draw-only
+
+A trial is a whole run of an arm with a seed that the study does not have. Its last agent plays 1,000 validation levels,
+greedily and sampled. Trials are added to `tuning.json`; at the end, or by `--draw-only` alone, the learning rate of
+every arm with the highest mean of the two goes into `tuned.json`, with all that were tried.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.engine import runner
+from experiments.engine.records import RUNS, Record, load
+from experiments.engine.runner import Job
+from experiments.engine.runs import agent_info, cost_of
+from experiments.engine.statistics import mean_of
+
+HERE = Path(__file__).resolve().parent
+
+
+class Search(runner.Study):
+    """`ARM@RATE` in place of an arm."""
+
+    results = "tuning.json"
+
+    def arms(self) -> dict[str, Any]:
+        tuning = self.settings["tuning"]
+        return {
+            f"{name}@{rate:.1e}": {
+                "overrides": [*self.of_study(name), f"algo.learning_rate={rate}"],
+                "seeds": tuning["seeds"],
+            }
+            for name in self.settings["arms"]
+            for rate in tuning["learning_rates"]
+        }
+
+    def of_study(self, name: str) -> list[str]:
+        given = self.settings["arms"][name]
+        return given["overrides"] if isinstance(given, dict) else given
+
+    def place(self, job: Job) -> Path:
+        return RUNS / f"{self.folder.name}_tuning" / f"{job.arm}_seed{job.seed}"
+
+    def measure(self, job: Job) -> list[Record]:
+        place, (arm, rate) = self.trained(job), job.arm.split("@")
+        report = self.evaluate(place, split="validation", episodes=self.settings["tuning"]["episodes"], baselines=False)
+        info = agent_info(place)
+        record = {
+            "agent": job.arm,
+            "arm": arm,
+            "learning_rate": float(rate),
+            "seed": job.seed,
+            "split": report["split"],
+            "episodes": report["seeds"]["count"],
+            "success": report["success"],
+            "success_ci95": report["success_ci95"],
+            "sampled_success": report["sampled"]["success"],
+            **{name: info[name] for name in ("frames", "seconds", "parameters")},
+            **cost_of(place, side_by_side=self.side_by_side),
+        }
+        return [record]
+
+    def finish(self) -> None:
+        pass
+
+    def draw(self) -> None:
+        """The best of every arm, and its trials, into `tuned.json`."""
+        found = chosen_rates(load(self.folder / self.results))
+        (self.folder / "tuned.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+def chosen_rates(trials: list[Record]) -> dict[str, Any]:
+    """By arm: the learning rate whose mean of greedy and sampled success, over seeds, is the highest; and all tried."""
+    found: dict[str, Any] = {}
+    for arm in dict.fromkeys(trial["arm"] for trial in trials):
+        tried = []
+        for rate in sorted({trial["learning_rate"] for trial in trials if trial["arm"] == arm}):
+            own = [trial for trial in trials if (trial["arm"], trial["learning_rate"]) == (arm, rate)]
+            means = {name: mean_of(trial[name] for trial in own) for name in ("success", "sampled_success")}
+            tried.append({"learning_rate": rate, "seeds": len(own), **means})
+        best = max(tried, key=lambda t: t["success"] + t["sampled_success"])
+        found[arm] = {"learning_rate": best["learning_rate"], "tried": tried}
+    return found
+
+
+if __name__ == "__main__":
+    runner.main(Search, HERE)

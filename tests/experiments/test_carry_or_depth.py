@@ -1,0 +1,94 @@
+"""The study of carrying, freshness and depth: arms that differ in what they name, settings chosen before the runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from experiments.carry_or_depth import draw
+from experiments.carry_or_depth.run import HERE, Study
+from experiments.carry_or_depth.tune import Search, chosen_rates
+from experiments.engine.records import save
+from experiments.engine.runner import Job
+
+ROLLOUT = 16  # algo.rollout_steps, which no arm changes
+
+
+def test_arms_train_on_as_many_decisions_in_as_many_steps() -> None:
+    study = Study(HERE)
+    for name in study.arms():
+        given = dict(word.lstrip("+").split("=", 1) for word in study.arm(name)["overrides"])
+        window, windows = int(given["algo.window"]), int(given["algo.minibatch_windows"])
+        assert window * windows == 512
+        assert ROLLOUT % window == 0
+        assert not {"algo.epochs", "algo.num_envs", "algo.rollout_steps", "algo.learning_rate", "total_steps"} & set(
+            given
+        )
+        assert given["core"] == {"feedforward-8": "feedforward", "hrm-gate-K1": "hrm"}.get(name, "trm")
+
+
+def test_seeds_share_no_streams_and_none_with_the_tuning() -> None:
+    study, search = Study(HERE), Search(HERE)
+    seeds = {seed for name in study.arms() for seed in study.arm(name)["seeds"]}
+    tuned = {seed for name in search.arms() for seed in search.arm(name)["seeds"]}
+    far = sorted(seeds | tuned)
+    assert not seeds & tuned
+    assert min(b - a for a, b in pairwise(far)) >= 1000
+    assert len(search.arms()) == 3 * len(study.arms())
+
+
+def test_what_is_compared_is_what_is_run() -> None:
+    study = Study(HERE)
+    lesions = study.settings["lesions"]
+    for pairs in study.settings["comparisons"].values():
+        for side in (side for pair in pairs for side in pair):
+            arm, _, lesion = side.partition(" @ ")
+            assert arm in study.arms()
+            assert not lesion or arm in lesions[lesion]["arms"]
+    for lesion in lesions.values():
+        assert all(set(lesion["seeds"]) <= set(study.arm(arm)["seeds"]) for arm in lesion["arms"])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copy(HERE / "study.yaml", tmp_path)
+    return tmp_path
+
+
+def test_every_arm_trains_with_its_own_learning_rate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        Study(folder).overrides(Job("gate-K1", 0))
+    assert "tuned.json: no learning rate for reset-K1" in capsys.readouterr().err
+    names = list(Study(folder).arms())
+    rates = {name: (1.5e-3, 3e-3, 6e-3)[i % 3] for i, name in enumerate(names)}
+    trials = [
+        {
+            "arm": name, "learning_rate": rate, "seed": 50000, "success": 0.5,
+            "sampled_success": 0.7 if rate == rates[name] else 0.6,
+        }
+        for name in names for rate in (1.5e-3, 3e-3, 6e-3)
+    ]  # fmt: skip
+    found = chosen_rates(trials)
+    assert {name: entry["learning_rate"] for name, entry in found.items()} == rates
+    assert all(len(entry["tried"]) == 3 for entry in found.values())
+    (folder / "tuned.json").write_text(json.dumps(found))
+    for name in names:
+        assert Study(folder).overrides(Job(name, 0))[-1] == f"algo.learning_rate={rates[name]}"
+
+
+def test_comparisons_are_corrected_over_both_ways_of_playing(folder: Path) -> None:
+    levels = [
+        {"agent": agent, "seed": seed, "success": one * 20, "sampled": other * 20}
+        for agent, one, other in (("bptt-w8-K1", "1110", "1010"), ("detached-w8-K1", "0010", "1001"))
+        for seed in (0, 1000, 2000)
+    ]
+    save(folder / "levels.json", levels)
+    rows = draw.comparisons_table(draw.Outcomes(folder))
+    assert [(row["question"], row["a"], row["b"]) for row in rows] == [("gradient", "bptt-w8-K1", "detached-w8-K1")]
+    assert rows[0]["greedy, a - b [95%]"].startswith("+0.500 [")
+    assert rows[0]["sampled, a - b [95%]"].startswith("+0.000 [")
+    assert {"p, greedy, of 2", "p, sampled, of 2"} < set(rows[0])
