@@ -16,11 +16,12 @@ CARD_FILE = "README.md"
 LIBRARY = "hrm-agent"
 NEEDED = {"env", "env_options", "first_level", "levels", "success", "success_ci95"}
 BASELINES = (("a random policy", "random"), ("BFS re-planner", "bfs_replanner"), ("clairvoyant bound", "clairvoyant"))
+SAMPLED = ("this agent, actions drawn", "sampled")
 
 
 def evaluation_facts(report: dict[str, Any]) -> dict[str, Any]:
     """The part of `hrm_agent.evaluate.evaluate`'s report that a card shows; put it into `info["evaluation"]`."""
-    baselines = {key: report.get(key) for _, key in BASELINES}
+    others = {key: report.get(key) for _, key in (*BASELINES, SAMPLED)}
     return {
         "env": report["env"],
         "env_options": report["env_options"],
@@ -32,7 +33,7 @@ def evaluation_facts(report: dict[str, Any]) -> dict[str, Any]:
         **{name: report[name] for name in ("success", "success_ci95", "spl", "return", "macs_per_decision")},
         **{
             key: None if row is None else {name: row.get(name) for name in ("success", "success_ci95", "spl")}
-            for key, row in baselines.items()
+            for key, row in others.items()
         },
         "hrm_agent_version": report["hrm_agent_version"],
     }
@@ -135,7 +136,7 @@ def _evaluation(evaluation: dict[str, Any] | None) -> str:
         "| | success | 95% interval | SPL |",
         "|---|---|---|---|",
         _result("this agent", evaluation),
-        *(_result(name, evaluation[key]) for name, key in BASELINES if evaluation.get(key)),
+        *(_result(name, evaluation[key]) for name, key in (SAMPLED, *BASELINES) if evaluation.get(key)),
     ]
     return "## Evaluation\n\n" + "\n".join(lines)
 

@@ -42,6 +42,7 @@ class _Evaluation(_Played, kw_only=True):
     random: _Played | None = None
     bfs_replanner: _Played | None = None
     clairvoyant: _Played | None = None
+    sampled: _Played | None = None
 
 
 class _Info(Struct):

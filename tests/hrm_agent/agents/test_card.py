@@ -11,7 +11,7 @@ import yaml
 
 from commands import run_command, tiny_run
 from hrm_agent import Agent
-from hrm_agent.agents.card import BASELINES, evaluation_facts, write_card
+from hrm_agent.agents.card import BASELINES, SAMPLED, evaluation_facts, write_card
 from hrm_agent.agents.description import add_facts
 from hrm_agent.evaluate import evaluate
 from hrm_agent.files.reading import CheckpointError
@@ -59,7 +59,7 @@ def test_an_evaluation_stands_in_the_card_beside_its_baselines(tmp_path: Path) -
     report = evaluate(run=str(tmp_path), episodes=12)
     add_facts(tmp_path, evaluation=evaluation_facts(report), license="mit", id="Tiny-v0")
     page = (tmp_path / "README.md").read_text()
-    for name, row in (("this agent", report), *((name, report[key]) for name, key in BASELINES)):
+    for name, row in (("this agent", report), *((name, report[key]) for name, key in (SAMPLED, *BASELINES))):
         low, high = row["success_ci95"]
         assert f"| {name} | {row['success']:.3f} | {low:.3f} to {high:.3f} |" in page
     assert "12 test levels (seeds 0 to 11)" in page
@@ -75,6 +75,8 @@ def test_an_evaluation_stands_in_the_card_beside_its_baselines(tmp_path: Path) -
     assert evaluation_facts(again) == loaded.info["evaluation"]
     description = json.loads((tmp_path / "agent.json").read_text().replace('"split"', '"band"'))  # its former name
     assert write_card(description) == page
+    del description["info"]["evaluation"]["sampled"]  # of an agent of before
+    assert write_card(description) == "".join(line for line in page.splitlines(True) if "drawn" not in line)
 
 
 def test_a_page_that_is_no_card_is_left_alone_and_a_card_is_renewed(tmp_path: Path) -> None:
