@@ -1,4 +1,4 @@
-"""The four baselines: their settings, and how each is built.
+"""The baselines: their settings, and how each is built.
 
 Defaults are those of Stable-Baselines3 2.9 and sb3-contrib 2.9, except where a docstring says otherwise.
 """
@@ -16,9 +16,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from hrm_agent.baselines.core_extractor import CoreExtractor
 from hrm_agent.baselines.networks import GridCNN, GridMLP
 from hrm_agent.names.values import (
     Count,
+    CountOrNone,
     Depth,
     DepthOrNone,
     Many,
@@ -30,6 +32,7 @@ from hrm_agent.names.values import (
     check_fields,
     one_of,
 )
+from hrm_agent.policies.policy import READOUTS
 
 TwoOrMore = Annotated[int, Meta(ge=2, le=65_536)]
 CRITICS = {
@@ -124,6 +127,36 @@ class ConvolutionalPPOSettings(PPOSettings):
 
     def network(self) -> dict[str, Any]:
         return {**super().network(), **_convolutions(self.channels, self.conv_layers, self.features)}
+
+
+@dataclass(frozen=True)
+class CorePPOSettings(PPOSettings):
+    """PPO on the features of one of our cores with our encoder, see `core_extractor.CoreExtractor`.
+
+    As in `sb3_ppo_cnn` no hidden layers follow the features. A core that has a state begins at its initial one for
+    every decision.
+
+    Args:
+        core: its name; the shipped `feedforward` is our blocks without a state.
+        hidden_size: width of the core and of the features.
+        segments: calls of the core for a decision.
+        readout: the token that is read: the `agent`'s, the `mean` of all, the `first` or the `last`.
+        crop, patch_size: of the encoder (`policies.encoders.EncoderConfig`); the defaults suit our mazes.
+    """
+
+    layers: DepthOrNone = 0
+    core: str = "feedforward"
+    hidden_size: Width = 64
+    segments: Depth = 1
+    readout: Annotated[str, one_of(READOUTS)] = "agent"
+    crop: CountOrNone = 1
+    patch_size: Count = 2
+
+    def network(self) -> dict[str, Any]:
+        chosen = {name: getattr(self, name) for name in ("core", "hidden_size", "segments", "readout")}
+        arguments = {**chosen, "encoder": {"crop": self.crop, "patch_size": self.patch_size}}
+        extractor = {"features_extractor_class": CoreExtractor, "features_extractor_kwargs": arguments}
+        return {**super().network(), **extractor}
 
 
 @dataclass(frozen=True)
@@ -234,6 +267,7 @@ class Baseline(NamedTuple):
 BASELINES = {
     "sb3_ppo_mlp": Baseline(PPOSettings, PPO, "MlpPolicy"),
     "sb3_ppo_cnn": Baseline(ConvolutionalPPOSettings, PPO, "MlpPolicy"),  # its network is in the policy_kwargs
+    "sb3_ppo_core": Baseline(CorePPOSettings, PPO, "MlpPolicy"),  # so is its
     "sb3_recurrent_ppo": Baseline(RecurrentPPOSettings, RecurrentPPO, "MlpLstmPolicy"),
     "sb3_dqn": Baseline(DQNSettings, DQN, "MlpPolicy"),
 }
@@ -241,6 +275,8 @@ BASELINES = {
 
 def layout_of(settings: Settings) -> str:
     """The layout of observations that the network of `settings` reads (`observations.LAYOUTS`)."""
+    if isinstance(settings, CorePPOSettings):
+        return "raw"
     return "planes" if getattr(settings, "channels", 0) else "flat"
 
 

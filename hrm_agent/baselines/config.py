@@ -32,7 +32,7 @@ class RunConfig:
         ValueError: a setting out of range.
     """
 
-    baseline: str  # sb3_ppo_mlp | sb3_ppo_cnn | sb3_recurrent_ppo | sb3_dqn
+    baseline: str  # sb3_ppo_mlp | sb3_ppo_cnn | sb3_ppo_core | sb3_recurrent_ppo | sb3_dqn
     env: str = "DynamicMaze-v0"  # Gymnasium id
     env_options: dict[str, Any] = field(default_factory=dict)  # changed arguments of it, e.g. env_options.view=2
     settings: Any = field(default_factory=dict)  # changed settings of the baseline, e.g. settings.learning_rate=1e-3

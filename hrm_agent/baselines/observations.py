@@ -32,7 +32,7 @@ def build_view(space: gym.Space, layout: str) -> View:
     the C channels of a grid `(H, W, C)` one after another. Stable-Baselines3 makes floats of them without scaling,
     because their largest value is 1 and not an image's 255. A dictionary's entries, `flat`, follow each other in the
     order of their names, integers one-hot. With `raw` every array stays as it is: for networks that
-    read ids (`hrm_agent.sb3.CoreExtractor`) and for our own agents.
+    read ids (`core_extractor.CoreExtractor`) and for our own agents.
 
     Args:
         space: of one observation of the environment.

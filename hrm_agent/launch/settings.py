@@ -138,6 +138,16 @@ def config_folder() -> Path:
     raise FileNotFoundError(f"no configs beside {package}: the installation is incomplete")
 
 
+def shipped_options(core: str) -> dict[str, Any]:
+    """Options of a core as shipped, without its name; none of other packages' cores."""
+    path = config_folder() / "core" / f"{core}.yaml"
+    if not path.is_file():
+        return {}
+    options = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(options, dict)
+    return {str(key): value for key, value in options.items() if key != "name"}
+
+
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Plain values, with interpolations and `threads: auto` resolved.
 
