@@ -1,12 +1,14 @@
-"""Agents of Stable-Baselines3 beside ours: train, measure and record what has no record yet, then redraw the page.
+"""Agents of Stable-Baselines3 and other cores beside ours: train, measure and record what has no record yet.
 
+    python -m experiments.baselines.rates --jobs 2     # first: the learning rate of every agent
     python -m experiments.baselines.run --jobs 2
-    python -m experiments.baselines.run --list | --only trm_fog 1 | --draw-only
+    python -m experiments.baselines.run --list | --only trm_fog 1000 | --draw-only
 
-`study.yaml` says which agents; each is an arm with fog off (`trm`) and one with fog on (`trm_fog`). Agents of
-Stable-Baselines3 have the settings that the search found (`tuned.json`, by `tune.py`), ours are as shipped. Every run
-has one thread, and seconds of training are processor time, so that other work on the machine does not count. The last
-agent of a run is measured, greedily, on 1,000 test levels.
+`study.yaml` says which agents; each is an arm with fog off (`trm`) and one with fog on (`trm_fog`). All have the
+learning rate that `rates.py` found, agents of Stable-Baselines3 besides the settings of an earlier search
+(`tuned.json`, by `tune.py`). Every run has one thread, and seconds of training are processor time, so that other work
+on the machine does not count. The last agent of a run is measured, greedily and with sampled actions, on 1,000 test
+levels.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.engine import runner
-from experiments.engine.records import Record
-from experiments.engine.runner import SKILL, Job, refuse
+from experiments.engine.records import Record, load, put
+from experiments.engine.runner import SKILL, Job, outcomes_of, refuse
 from experiments.engine.runs import (
     agent_info,
     cost_of,
@@ -35,29 +37,55 @@ VALIDATE_EVERY = 500_000  # frames, for agents of Stable-Baselines3: they see mi
 NETWORKS = {"sb3_recurrent_ppo": "lstm", "sb3_ppo_cnn": "cnn", "sb3_ppo_mlp": "mlp", "sb3_dqn": "mlp"}
 
 
+def flat(overrides: list[Any]) -> list[str]:
+    """The overrides of an arm, those of lists within it included."""
+    return [each for given in overrides for each in (given if isinstance(given, list) else [given])]
+
+
+def best_rates(trials: list[Record]) -> dict[str, float]:
+    """Of every agent the rate whose actions, sampled at the end of training, succeed most; then greedy ones."""
+    agents = {trial["agent"] for trial in trials}
+    found = {}
+    for agent in agents:
+        own = [trial for trial in trials if trial["agent"] == agent]
+        found[agent] = max(own, key=lambda t: (t["sampled_success"] or 0.0, t["success"]))["rate"]
+    return found
+
+
 class Study(runner.Study):
     """Every agent of the comparison, `NAME` with fog off and `NAME_fog` with fog on."""
 
     key = ("arm", "seed")
     order = ("fog", "agent", "seed")
 
-    def arms(self) -> dict[str, Any]:
-        """All arms, in the order in which their runs are worth having."""
+    def __init__(self, folder: Path = HERE, side_by_side: int = 1) -> None:
+        super().__init__(folder, side_by_side)
+        self.results = self.settings.get("results", self.results)
+
+    def agents(self) -> dict[str, list[str]]:
+        """Overrides of every agent, in the order in which their runs are worth having, without the learning rate."""
         path = self.folder / "tuned.json"
         if not path.exists():
             refuse(f"{path.name}: not there, expected the settings that the search found; run tune.py first")
-        tuned = json.loads(path.read_text())
-        theirs, agents = self.settings["sb3"], {}
+        tuned, theirs = json.loads(path.read_text()), self.settings["sb3"]
         if lacking := [name for name in theirs if name not in tuned]:
             refuse(f"{path.name}: has no settings of {', '.join(lacking)}; run tune.py for them")
-        for name in theirs:
-            agents[name] = [f"settings.{k}={v}" for k, v in sorted(tuned[name]["settings"].items())]
-        agents |= self.settings["ours"]
-        searched = self.settings["search"]
-        if winner := tuned.get(searched, {}).get("settings"):
-            agents[f"{searched}_tuned"] = [*agents[searched], *(f"{k}={v}" for k, v in sorted(winner.items()))]
+        settings = {name: {k: v for k, v in tuned[name]["settings"].items() if k != "learning_rate"} for name in theirs}
+        agents = {name: [f"settings.{k}={v}" for k, v in sorted(given.items())] for name, given in settings.items()}
+        return agents | {name: flat(given) for name, given in self.settings["ours"].items()}
+
+    def arms(self) -> dict[str, Any]:
+        """All arms, fog off and on, with the learning rates that were found."""
+        rates = best_rates(load(self.folder / "rates.json"))
+        agents = self.agents()
+        if lacking := [name for name in agents if name not in rates]:
+            refuse(f"rates.json: has no learning rate of {', '.join(lacking)}; run rates.py for them")
         return {
-            name + "_fog" * fog: {"agent": name, "fog": fog, "overrides": overrides}
+            name + "_fog" * fog: {
+                "agent": name,
+                "fog": fog,
+                "overrides": [*overrides, f"{rate_of(name)}={rates[name]:g}"],
+            }
             for name, overrides in agents.items()
             for fog in (False, True)
         }
@@ -66,18 +94,22 @@ class Study(runner.Study):
         # The command of Stable-Baselines3's agents measures them too; what it took is noted last.
         return super().is_trained(place) or all((place / name).exists() for name in ("eval.json", "study.json"))
 
+    def place(self, job: Job) -> Path:
+        place = super().place(job)
+        return place.with_name(f"fair_{place.name}")
+
     def module_of(self, job: Job) -> str:
         return "hrm_agent.baselines" if self.arm(job.arm)["agent"] in NETWORKS else self.module
 
     def overrides(self, job: Job) -> list[str]:
         arm, settings = self.arm(job.arm), self.settings
         agent, view = arm["agent"], [f"view={settings['view']}"] * arm["fog"]
+        limits = [f"total_steps={UNLIMITED}", f"max_seconds={settings['seconds']:g}"]
         if agent not in NETWORKS:
-            return [*super().overrides(job), *(f"env.options.{option}" for option in view)]
-        seconds = settings["seconds_of"].get(agent, settings["seconds"])
-        limits = [f"total_steps={UNLIMITED}", f"max_seconds={seconds:g}", "clock=cpu", f"seed={job.seed}"]
+            return [*super().overrides(job), *limits, *(f"env.options.{option}" for option in view)]
         world = [f"env={settings['env']}", *(f"env_options.{option}" for option in view)]
-        return [f"baseline={agent}", *world, *arm["overrides"], *limits, f"eval_every={VALIDATE_EVERY}"]
+        own = [*arm["overrides"], *limits, "clock=cpu", f"seed={job.seed}", f"eval_every={VALIDATE_EVERY}"]
+        return [f"baseline={agent}", *world, *own]
 
     def measure(self, job: Job) -> list[Record]:
         arm, place = self.arm(job.arm), self.trained(job)
@@ -87,6 +119,7 @@ class Study(runner.Study):
         lines = metrics(place)
         curve, validation = sampled_curve(lines), validation_curve(lines)
         frames_to_90, seconds_to_90 = first_above(curve)
+        sampled = report.get("sampled") or {}
         record = {
             "agent": arm["agent"],
             "arm": job.arm,
@@ -95,8 +128,10 @@ class Study(runner.Study):
             "seed": job.seed,
             "env": report["env"],
             "env_options": report["env_options"],
+            "overrides": arm["overrides"],
             **described(arm["agent"], place, report),
             **{name: report[name] for name in SKILL if name in report},
+            "sampled": {name: sampled[name] for name in ("success", "success_ci95", "spl") if name in sampled},
             "frames": report["frames"],
             "seconds": report["seconds"],
             "steps_per_second": round(report["frames"] / report["seconds"], 1),
@@ -106,9 +141,17 @@ class Study(runner.Study):
             "validation_success": validation[-1][2] if validation else None,
             "curve": thinned(curve),
             "validation_curve": thinned(validation),
-            **cost_of(place, commit=self.settings["commit_of_earlier_runs"]),
+            **cost_of(place),
         }
+        if report.get("levels"):
+            outcomes = {"arm": job.arm, "seed": job.seed, **outcomes_of({"sampled": None, **report})}
+            put(self.folder / f"{Path(self.results).stem}_levels.json", [outcomes], self.key)
         return [record, *self.reference_records(report, "_fog" * arm["fog"], fog=arm["fog"])]
+
+
+def rate_of(agent: str) -> str:
+    """The setting that is an agent's learning rate."""
+    return "settings.learning_rate" if agent in NETWORKS else "algo.learning_rate"
 
 
 def described(agent: str, place: Path, report: dict[str, Any]) -> dict[str, Any]:
