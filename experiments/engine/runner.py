@@ -40,9 +40,8 @@ from experiments.engine.runs import agent_info, cost_of, metrics, sampled_curve,
 from experiments.engine.tables import REFERENCES
 
 MEASURED = (
-    "success", "success_ci95", "return", "spl", "excess_steps", "regret_after_material_change", "steps_to_replan",
-    "stale_plan_rate", "regret_by_change", "decisions_by_change", "segments_per_decision", "segments_by_change",
-    "macs_per_decision", "ms_per_decision",
+    "success", "success_ci95", "return", "spl", "excess_steps", "changes", "regret_by_change", "decisions_by_change",
+    "segments_per_decision", "segments_by_change", "macs_per_decision", "ms_per_decision",
 )  # fmt: skip
 REQUIRED = frozenset({
     "agent", "env", "algo", "core", "carry", "segments", "seed", "frames", "seconds", "success", "success_ci95",
@@ -50,9 +49,8 @@ REQUIRED = frozenset({
 })  # fmt: skip
 COPIED = ("env", "core", "carry", "time_gradient", "segments", "parameters", *MEASURED)
 SKILL = (
-    "success", "success_ci95", "episodes", "spl", "excess_steps", "regret_after_material_change", "steps_to_replan",
-    "stale_plan_rate", "segments_per_decision", "macs_per_decision", "ms_per_decision", "ms_per_decision_batched",
-    "parameters",
+    "success", "success_ci95", "episodes", "spl", "excess_steps", "changes", "segments_per_decision",
+    "macs_per_decision", "ms_per_decision", "ms_per_decision_batched", "parameters",
 )  # fmt: skip
 """Of an agent beside others, in studies whose references have records of their own."""
 
@@ -254,8 +252,8 @@ class Study:
 
 
 def outcomes_of(report: dict[str, Any]) -> dict[str, Any]:
-    """Success and regret on every level."""
-    outcome = {name: report["levels"][name] for name in ("success", "regret")}
+    """Success and regret on every level, and the pairs of worlds of those that have one."""
+    outcome = {name: report["levels"][name] for name in ("success", "regret", "pairs") if name in report["levels"]}
     return outcome | ({"sampled": report["sampled"]["levels"]["success"]} if report["sampled"] else {})
 
 

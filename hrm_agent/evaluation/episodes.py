@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from threading import Event
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 
 from hrm_agent.environments.checked import closing, episode_limit
 from hrm_agent.environments.make import episode_success, make_vector_env
-from hrm_agent.evaluation.metrics import Changes, Decisions, Totals, action_regret, follow_changes, total_decisions
+from hrm_agent.evaluation import metrics
+from hrm_agent.evaluation.metrics import Decisions, Totals
 from hrm_agent.names.values import printable
 from hrm_agent.parallel.stopping import CheckStop, Stopped, never
 from hrm_agent.parallel.threads import Threads
@@ -33,6 +35,7 @@ from hrm_envs.planners import ReplanPolicy
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # N, E, S, W, as (row, column)
 DRAWN_AT_ONCE = 64
+Part = TypeVar("Part")
 SPLIT_OFFSETS = {"validation": 2**28, "development": 2**29, "test": 2**29 + 2**27}
 _log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ class Actor(Protocol):
         """Actions `[N, ...]` for observations `[N, ...]`, as the environment takes them."""
 
     def keep(self, rows: NDArray[np.int64]) -> None:
-        """Continue with these rows alone, in this order; the others have ended."""
+        """Continue with these rows alone, in this order; a row given twice goes on as two, apart from each other."""
 
 
 class Step(NamedTuple):
@@ -75,7 +78,8 @@ class Episodes:
         returns: float64 `[E]`, undiscounted.
         clairvoyant: int64 `[E]`, earliest possible arrival in steps, -1 where impossible; None: not known.
         segments: int64 `[E]`, segments used in the whole episode; None: the actor does not count them.
-        changes: what followed each material change; None without an oracle.
+        replaced: bool `[E]`, levels with a change for a pair of worlds (`metrics.met_replaced_plan`); None without an
+            oracle.
         totals: regret and segments by what had just changed; None without an oracle.
         split: the split their levels come from; None where the environment has none.
     """
@@ -86,7 +90,7 @@ class Episodes:
     returns: NDArray[np.float64]
     clairvoyant: NDArray[np.int64] | None
     segments: NDArray[np.int64] | None
-    changes: Changes | None
+    replaced: NDArray[np.bool_] | None
     totals: Totals | None
     split: str | None
 
@@ -96,12 +100,6 @@ class Episodes:
     @classmethod
     def join(cls, parts: Sequence[Episodes]) -> Episodes:
         """Episodes of several batches as one."""
-        before = np.cumsum([0, *(len(part) for part in parts[:-1])])
-        shifted = [
-            part.changes._replace(episode=part.changes.episode + offset)
-            for part, offset in zip(parts, before, strict=True)
-            if part.changes is not None
-        ]
         totals = [part.totals for part in parts if part.totals is not None]
         return cls(
             seeds=np.concatenate([part.seeds for part in parts]),
@@ -110,7 +108,7 @@ class Episodes:
             returns=np.concatenate([part.returns for part in parts]),
             clairvoyant=_concatenate([part.clairvoyant for part in parts]),
             segments=_concatenate([part.segments for part in parts]),
-            changes=Changes(*map(np.concatenate, zip(*shifted, strict=True))) if shifted else None,
+            replaced=_concatenate([part.replaced for part in parts]),
             totals=Totals._make(map(_concatenate, zip(*totals, strict=True))) if totals else None,
             split=parts[0].split,
         )
@@ -185,7 +183,7 @@ def run_episodes(
         seed: number of the first level.
         split: `train`, `validation`, `development` or `test`.
         batch: environments stepped together.
-        oracle: record the change-locked metrics (slower).
+        oracle: judge every decision (slower).
         on_step: called after every step with the unfinished episodes.
         check_stop: called before every step.
 
@@ -243,9 +241,9 @@ class _Batch:
             number += 1
             if number == limit:
                 self._cut_off(limit)
-        changes, totals = self._sum_up()
+        replaced, totals = self._sum_up()
         return Episodes(
-            self.seeds, self.success, self.steps, self.returns, arrival, self.segments, changes, totals, None
+            self.seeds, self.success, self.steps, self.returns, arrival, self.segments, replaced, totals, None
         )
 
     def _count_segments(self, actor: Actor, given: NDArray[np.int64]) -> NDArray[np.int64] | None:
@@ -259,24 +257,22 @@ class _Batch:
         self.segments = segments if self.segments is None else self.segments + segments
         return segments
 
-    def _sum_up(self) -> tuple[Changes | None, Totals | None]:
+    def _sum_up(self) -> tuple[NDArray[np.bool_] | None, Totals | None]:
         if not self.oracle:
             return None, None
         columns = zip(*self.decisions, strict=True)
         decisions = Decisions._make(None if column[0] is None else np.stack(column) for column in columns)
-        changes = follow_changes(decisions.regret, decisions.material, decisions.stale, self.steps)
-        return changes, total_decisions(decisions, self.steps)
+        return metrics.met_replaced_plan(decisions, self.steps), metrics.total_decisions(decisions, self.steps)
 
     def _judge(
         self, obs: Any, actions: NDArray[np.int64], infos: dict[str, Any], segments: NDArray[np.int64] | None
     ) -> None:
         """Record how good the decisions are on the map they are taken on."""
         distance, optimal = infos["distance"], infos["optimal_actions"]
-        regret = action_regret(distance, optimal, actions, blocked_moves(obs))
-        rows = np.arange(len(actions))
-        stale = infos["stale_optimal_actions"][rows, actions] & ~optimal[rows, actions]
+        regret = metrics.action_regret(distance, optimal, actions, blocked_moves(obs))
         changed, material = (np.asarray(infos[name]).copy() for name in ("changed", "material"))
-        self.decisions.append(Decisions(regret, changed, material, stale, segments))
+        replaced = metrics.replaces_all(infos["stale_optimal_actions"], optimal)
+        self.decisions.append(Decisions(regret, changed, material, replaced, segments))
 
     def _count(self, rewards: NDArray, ended: NDArray[np.bool_], infos: dict[str, Any]) -> None:
         self.steps[self.rows] += 1
@@ -349,7 +345,11 @@ class LevelRNG:
         return self._drawn[self._next - 1]
 
     def keep(self, rows: NDArray[np.int64]) -> None:
-        self._generators = [self._generators[row] for row in rows]
+        first = np.unique(rows, return_index=True)[1]
+        again = np.ones(len(rows), bool)
+        again[first] = False
+        chosen = [self._generators[row] for row in rows]
+        self._generators = [deepcopy(g) if twice else g for g, twice in zip(chosen, again, strict=True)]
         self._drawn = self._drawn[:, rows]
 
 
@@ -451,9 +451,27 @@ def run_in_threads(
     threads: Threads | None = None,
     check_stop: CheckStop = never,
 ) -> Episodes:
-    """`run_episodes` with the levels divided over threads, each with its own actor and environments.
+    """`run_episodes` with the levels divided over threads, each with its own actor and environments."""
+
+    def part(levels: slice, check: CheckStop) -> Episodes:
+        count, first = levels.stop - levels.start, seed + levels.start
+        return run_episodes(make_actor(), env_id, env_options, count, first, split, batch, oracle, check_stop=check)
+
+    return Episodes.join(in_threads(part, episodes, threads, check_stop))
+
+
+def in_threads(
+    part: Callable[[slice, CheckStop], Part], count: int, threads: Threads | None, check_stop: CheckStop = never
+) -> list[Part]:
+    """The results of slices of `range(count)`, each computed in its own thread.
 
     An exception in this thread, such as Ctrl-C, ends the others at their next step.
+
+    Args:
+        part: computes a slice, and calls the function it is given before every step.
+        count: 0 or more.
+        threads: None: all in this thread.
+        check_stop: called before every step.
     """
     over = Event()
 
@@ -462,14 +480,10 @@ def run_in_threads(
             raise Stopped
         check_stop()
 
-    def part(levels: slice) -> Episodes:
-        count, first = levels.stop - levels.start, seed + levels.start
-        return run_episodes(make_actor(), env_id, env_options, count, first, split, batch, oracle, check_stop=check)
-
-    if threads is None or episodes < 2:
-        return part(slice(0, episodes))
+    if threads is None or count < 2:
+        return [part(slice(0, count), check)]
     try:
-        return Episodes.join(threads.map(part, threads.slices(episodes)))
+        return threads.map(lambda own: part(own, check), threads.slices(count))
     except BaseException:
         over.set()
         raise

@@ -1,8 +1,8 @@
 """Metrics of episodes. Numpy only: no environment and no network.
 
-Change-locked metrics measure what an agent does right after its environment changed. *Decision* t of an episode is the
-action chosen at observation t; it is judged on the *map* of that moment (doors as they are, not as they will be). A
-change belongs to the first decision after it.
+*Decision* t of an episode is the action chosen at observation t; it is judged on the *map* of that moment (doors as
+they are, not as they will be). What an agent does after a change is measured in pairs of worlds (`evaluation.change`);
+the means here are over the decisions right after a kind of step, of which an agent that fails makes more.
 """
 
 from __future__ import annotations
@@ -11,10 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-HORIZON = 10
-"""Decisions after a material change that are attributed to it."""
-
 
 CHANGE_KINDS = ("unchanged", "immaterial", "material")
 """What changed in the step before a decision: nothing; something that alters neither the optimal actions nor the
@@ -27,7 +23,7 @@ class Decisions(NamedTuple):
     regret: NDArray[np.float64]  # [T, E] `action_regret`; NaN without a score
     changed: NDArray[np.bool_]  # [T, E] whether anything changed between decisions t - 1 and t
     material: NDArray[np.bool_]  # [T, E] whether that change was material
-    stale: NDArray[np.bool_]  # [T, E] whether action t was optimal before the change and no longer is
+    replaced: NDArray[np.bool_]  # [T, E] whether that change left other optimal actions, none of them optimal before
     segments: NDArray[np.int64] | None  # [T, E] segments used; None: the actor counts none
 
 
@@ -45,27 +41,11 @@ class Totals(NamedTuple):
     segments_by_change: NDArray[np.int64] | None  # [E, 3] over all decisions of the kind
 
 
-class Changes(NamedTuple):
-    """One row per material change that was followed by a decision; C rows.
-
-    A decision is *scored* if the goal can be reached on the map it is taken on. A change is followed until
-    the next material change, the end of the episode, or `HORIZON` decisions, whichever is first. Values without a
-    scored decision are NaN.
-    """
-
-    episode: NDArray[np.int64]  # [C] which episode
-    step: NDArray[np.int64]  # [C] the first decision after the change
-    scored: NDArray[np.int64]  # [C] decisions with a score among those that follow
-    regret: NDArray[np.float64]  # [C] their summed regret, in environment steps
-    steps_to_replan: NDArray[np.float64]  # [C] scored decisions before the first optimal one
-    stale: NDArray[np.float64]  # [C] 1 if the first decision is optimal on the old map only, else 0
-
-
-def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """The Wilson score interval of a proportion (Wilson 1927, doi:10.1080/01621459.1927.10502953).
 
     Args:
-        successes: 0 to n.
+        successes: 0 to n; of outcomes between 0 and 1, their sum (the interval is too wide then).
         n: trials, 1 or more.
         z: quantile of the normal distribution; 1.96 gives 95%.
 
@@ -140,45 +120,6 @@ def action_regret(
     return np.where(np.asarray(distance) < 0, np.nan, regret)
 
 
-def follow_changes(
-    regret: NDArray[np.float64],
-    material: NDArray[np.bool_],
-    stale: NDArray[np.bool_],
-    lengths: NDArray[np.int64],
-    horizon: int = HORIZON,
-) -> Changes:
-    """Collect the decisions that followed each material change.
-
-    Args:
-        regret: float64 `[T, E]` of decision t in episode e, NaN where it is not scored (`action_regret`).
-        material: `[T, E]` whether a material change lies between decisions t - 1 and t.
-        stale: `[T, E]` whether action t was optimal before that change and no longer is.
-        lengths: int `[E]` decisions of each episode; later rows are ignored.
-        horizon: decisions that are attributed to a change, at most.
-    """
-    rows = []
-    for episode, length in enumerate(np.asarray(lengths).tolist()):
-        starts = np.flatnonzero(material[:length, episode]).tolist()
-        for start, following in zip(starts, [*starts, length][1:], strict=True):
-            window = regret[start : min(following, start + horizon), episode]
-            window = window[~np.isnan(window)]
-            optimal = np.flatnonzero(window == 0.0)
-            first_is_scored = not np.isnan(regret[start, episode])
-            rows.append(
-                (
-                    episode,
-                    start,
-                    window.size,
-                    window.sum() if window.size else np.nan,
-                    (optimal[0] if optimal.size else window.size) if window.size else np.nan,
-                    float(stale[start, episode]) if first_is_scored else np.nan,
-                )
-            )
-    columns = np.array(rows, np.float64).reshape(-1, len(Changes._fields)).T
-    whole, real = columns[:3].astype(np.int64), columns[3:]
-    return Changes(*whole, *real)
-
-
 def total_decisions(decisions: Decisions, lengths: NDArray[np.int64]) -> Totals:
     """Sum up the decisions of each episode, by what changed in the step before each.
 
@@ -205,6 +146,25 @@ def total_decisions(decisions: Decisions, lengths: NDArray[np.int64]) -> Totals:
         decisions_by_change=kinds.sum(0),
         segments_by_change=None if decisions.segments is None else by_change(decisions.segments),
     )
+
+
+def replaces_all(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether there are optimal actions `[..., A]` before and after a change, and none is both: bool `[...]`."""
+    return np.asarray(before.any(-1) & after.any(-1) & ~(before & after).any(-1))
+
+
+def met_replaced_plan(decisions: Decisions, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Episodes with a change for a pair of worlds (`evaluation.change`), bool `[E]`.
+
+    That is a change that replaces all optimal actions, after two decisions or more of which the last was optimal.
+
+    Args:
+        decisions: of E episodes.
+        lengths: int `[E]` decisions of each episode.
+    """
+    number = np.arange(len(decisions.regret))[2:, None]
+    followed = decisions.regret[1:-1] == 0
+    return (followed & decisions.replaced[2:] & (number < np.asarray(lengths))).any(0)
 
 
 def regret_per_decision(totals: Totals) -> NDArray[np.float64]:
@@ -235,24 +195,6 @@ def _ratio(sums: NDArray, counts: NDArray) -> NDArray[np.float64]:
 
 def _by_kind(values: NDArray[np.float64]) -> dict[str, float | None]:
     return {kind: mean_or_none(value) for kind, value in zip(CHANGE_KINDS, values, strict=True)}
-
-
-def regret_after_material_change(changes: Changes) -> float | None:
-    """Mean summed regret after a material change, in environment steps; None without a scored change."""
-    return mean_or_none(changes.regret)
-
-
-def steps_to_replan(changes: Changes) -> float | None:
-    """Mean number of decisions after a material change before the first optimal one; 0: at once.
-
-    A change that no optimal decision follows counts with all decisions that follow it.
-    """
-    return mean_or_none(changes.steps_to_replan)
-
-
-def stale_plan_rate(changes: Changes) -> float | None:
-    """Share of first decisions after a material change that only the map before the change makes optimal."""
-    return mean_or_none(changes.stale)
 
 
 def mean_or_none(values: NDArray) -> float | None:

@@ -15,6 +15,8 @@ from hrm_agent import __version__
 from hrm_agent.agents.agent import Agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation import metrics
+from hrm_agent.evaluation.change import HORIZON, Pairs, list_pairs, summarize_pairs
+from hrm_agent.evaluation.counterfactual import has_pairs, play_pairs
 from hrm_agent.evaluation.episodes import Actor, Episodes, PolicyActor, RandomActor, ReplanActor, run_in_threads
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.stopping import CheckStop, Stopped, never
@@ -38,15 +40,46 @@ class Levels(NamedTuple):
     split: str = "test"
 
 
+class Played(NamedTuple):
+    """What a player did on some levels."""
+
+    episodes: Episodes
+    pairs: Pairs | None  # None where the environment is no maze of ours
+
+    def summarize(self) -> dict[str, Any]:
+        """`summarize` of the episodes, with `change.summarize_pairs` as `changes`."""
+        changes = None if self.pairs is None else summarize_pairs(self.pairs, len(self.episodes))
+        return {**summarize(self.episodes), "changes": changes}
+
+    def list_levels(self) -> dict[str, Any]:
+        """`list_levels` of the episodes, with `change.list_pairs` as `pairs`."""
+        return {**list_levels(self.episodes), "pairs": None if self.pairs is None else list_pairs(self.pairs)}
+
+
+def play(make_actor: Callable[[], Actor], levels: Levels, threads: Threads | None = None) -> Played:
+    """Play levels, and again, with and without it, from each level's first change that makes a plan wrong.
+
+    Args:
+        make_actor: makes the actor; one for each thread.
+        levels: what is played.
+        threads: threads to divide the levels over.
+    """
+    episodes = run_in_threads(make_actor, *levels, batch=BATCH, threads=threads)
+    if episodes.replaced is None or not has_pairs(levels.env_id, levels.env_options):
+        return Played(episodes, None)
+    chosen = episodes.seeds[episodes.replaced]
+    pairs = play_pairs(make_actor, levels.env_id, levels.env_options, chosen, levels.split, BATCH, threads)
+    return Played(episodes, pairs)
+
+
 def summarize(episodes: Episodes) -> dict[str, Any]:
     """The metrics of some episodes; None where the environment does not define one.
 
     `success_ci95` is Wilson's interval; `spl` and `excess_steps` are against the clairvoyant arrival; means
-    are over episodes, change-locked ones over material changes (`metrics.Changes`) or, those by
-    `metrics.CHANGE_KINDS`, over the decisions right after such a step.
+    are over episodes, those by `metrics.CHANGE_KINDS` over the decisions right after such a step.
     """
     n, successes = len(episodes), int(episodes.success.sum())
-    shortest, changes, totals = episodes.clairvoyant, episodes.changes, episodes.totals
+    shortest, totals = episodes.clairvoyant, episodes.totals
     measured: dict[str, Any] = {
         "success": successes / n,
         "success_ci95": list(metrics.wilson_interval(successes, n)),
@@ -55,9 +88,6 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
         "episode_length": float(episodes.steps.mean()),
         "spl": None,
         "excess_steps": None,
-        "regret_after_material_change": None,
-        "steps_to_replan": None,
-        "stale_plan_rate": None,
         "material_changes": None,
         "regret_by_change": None,
         "decisions_by_change": None,
@@ -68,12 +98,8 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
         excess = metrics.excess_steps(episodes.success, episodes.steps, shortest)
         measured["spl"] = float(metrics.spl(episodes.success, episodes.steps, shortest).mean())
         measured["excess_steps"] = metrics.mean_or_none(excess)
-    if changes is not None:
-        measured["regret_after_material_change"] = metrics.regret_after_material_change(changes)
-        measured["steps_to_replan"] = metrics.steps_to_replan(changes)
-        measured["stale_plan_rate"] = metrics.stale_plan_rate(changes)
-        measured["material_changes"] = len(changes.episode)
     if totals is not None:
+        measured["material_changes"] = int(totals.decisions_by_change[:, metrics.CHANGE_KINDS.index("material")].sum())
         measured["regret_by_change"] = metrics.regret_by_change(totals)
         measured["decisions_by_change"] = metrics.decisions_by_change(totals)
         measured["segments_by_change"] = metrics.segments_by_change(totals)
@@ -136,7 +162,7 @@ def summarize_clairvoyant(episodes: Episodes) -> dict[str, Any] | None:
 
 
 def play_references(levels: Levels, names: Sequence[str] = REFERENCES) -> dict[str, dict[str, Any] | None]:
-    """`summarize` for each of `REFERENCES`; None for those not named, and for the re-planner outside mazes."""
+    """The summary of each of `REFERENCES`; None for those not named, and for the re-planner outside mazes."""
     env = make_vector_env(levels.env_id, 1, levels.env_options)
     actions, is_maze = env.single_action_space, isinstance(env.unwrapped, MazeVectorEnv)
     env.close()
@@ -145,7 +171,7 @@ def play_references(levels: Levels, names: Sequence[str] = REFERENCES) -> dict[s
         actors["bfs_replanner"] = ReplanActor
     found: dict[str, dict[str, Any] | None] = dict.fromkeys(REFERENCES)
     for name in set(names) & set(actors):
-        found[name] = summarize(run_in_threads(actors[name], *levels, batch=BATCH))
+        found[name] = play(actors[name], levels).summarize()
     return found
 
 
@@ -169,29 +195,26 @@ def compare(
         threads: threads to divide the levels of `actor` and `others` over.
 
     Returns:
-        The actor's `summarize`, its cost and its `levels` (`list_levels`); `others`, `random` and `bfs_replanner`
+        The actor's summary, its cost and its `levels` (`Played.list_levels`); `others`, `random` and `bfs_replanner`
         (None where observations are not mazes); `clairvoyant`; and what was played: `seeds`, `split`, `env`,
         `env_options`.
     """
 
-    def play(make: Callable[[], Actor]) -> Episodes:
-        return run_in_threads(make, *levels, batch=BATCH, threads=threads)
-
     def with_levels(make: Callable[[], Actor]) -> dict[str, Any]:
-        episodes = play(make)
-        return {**summarize(episodes), "levels": list_levels(episodes)}
+        played = play(make, levels, threads)
+        return {**played.summarize(), "levels": played.list_levels()}
 
-    played = play(actor)
-    summary = summarize(played)
+    played = play(actor, levels, threads)
+    summary = played.summarize()
     return {
         **summary,
         **cost(summary["segments_per_decision"]),
         **{name: None if make is None else with_levels(make) for name, make in (others or {}).items()},
         **play_references(levels, references),
-        "clairvoyant": summarize_clairvoyant(played),
-        "levels": list_levels(played),
-        "seeds": {"first": int(played.seeds[0]), "count": levels.episodes},
-        "split": played.split,
+        "clairvoyant": summarize_clairvoyant(played.episodes),
+        "levels": played.list_levels(),
+        "seeds": {"first": int(played.episodes.seeds[0]), "count": levels.episodes},
+        "split": played.episodes.split,
         "env": levels.env_id,
         "env_options": levels.env_options,
     }
@@ -211,7 +234,7 @@ def evaluate_policy(
     processes: Processes = SINGLE_PROCESS,
     check_stop: CheckStop = never,
 ) -> dict[str, Any]:
-    """A quick evaluation of a policy in training: `summarize`, by default without change-locked metrics.
+    """A quick evaluation of a policy in training: `summarize`, by default without the oracle's metrics.
 
     Args:
         policy: unchanged; no random stream of the training run is used.
@@ -220,7 +243,7 @@ def evaluate_policy(
         split: `train`, `validation` or `test`.
         deterministic: play the most probable action.
         threads: threads to divide the levels over.
-        oracle: measure the change-locked metrics too.
+        oracle: measure regret and segments by kind of change too.
         batch: environments stepped together in each thread.
         processes: to divide the levels over; all hold the policy and return the same. Not with `oracle`.
         check_stop: called before every step.
@@ -269,26 +292,26 @@ def _join(own: Episodes | None, levels: range, processes: Processes) -> Episodes
         returns=joined["returns"],
         clairvoyant=counts("clairvoyant"),
         segments=counts("segments"),
-        changes=None,
+        replaced=None,
         totals=None,
         split=None,
     )
 
 
 Column = tuple[str, str, int, str]
-"""Heading, key in the record, width and format."""
+"""Heading, key in the record (with dots: in records inside it), width and format."""
 NAME_WIDTH = 18
 MAZE_COLUMNS: tuple[Column, ...] = (
     ("SPL", "spl", 8, ".3f"),
     ("excess", "excess_steps", 9, ".2f"),
-    ("regret", "regret_after_material_change", 9, ".2f"),
-    ("re-plan", "steps_to_replan", 9, ".2f"),
-    ("stale", "stale_plan_rate", 8, ".1%"),
+    ("pairs", "changes.pairs", 8, "d"),
+    ("reacts", "changes.old_action_drop", 9, ".2f"),
+    ("lost", "changes.extra_steps", 8, ".2f"),
 )
 MAZE_LEGEND = (
     "SPL: success weighted by path length; excess: steps of successful episodes beyond the clairvoyant arrival;",
-    "after a material change, regret: steps lost, re-plan: decisions before the first optimal one,",
-    "stale: first decisions that only the old map makes optimal",
+    "pairs: levels played on with and without a change that makes the plan wrong; reacts: how much less likely a next",
+    f"step follows it with the change (0: as likely, 1: never against always); lost: of the {HORIZON} steps after it",
 )
 RETURN_COLUMNS: tuple[Column, ...] = (("return", "return", 11, ".2f"), ("steps", "episode_length", 9, ".1f"))
 """For environments without shortest paths."""
@@ -336,6 +359,8 @@ def table_row(name: str, row: dict[str, Any], columns: Sequence[Column], width: 
     low, high = row["success_ci95"]
     cells = [f"{name:{width}}", f"{row['success']:>9.1%}", f"{f'{low:.1%} to {high:.1%}':>18}"]
     for _, key, wide, form in columns:
-        value = row.get(key)
+        value: Any = row
+        for name in key.split("."):
+            value = None if value is None else value.get(name)
         cells.append(f"{'-' if value is None else format(value, form):>{wide}}")
     return "".join(cells)

@@ -13,15 +13,13 @@ from typing import Any
 
 from hrm_agent.agents.agent import Agent
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.evaluation.episodes import PolicyActor, run_in_threads
+from hrm_agent.evaluation.episodes import PolicyActor
 from hrm_agent.evaluation.report import (
-    BATCH,
     MAZE_COLUMNS,
     Column,
     Levels,
-    list_levels,
+    play,
     play_references,
-    summarize,
     summarize_clairvoyant,
     table_head,
     table_row,
@@ -172,7 +170,7 @@ def run_shifts(
 
     Yields:
         `axis`, `value`, `env`, `env_options`, `skipped` (why the point cannot be played, or None) and, where it was
-        played, the agent's `report.summarize` and `report.list_levels`, `bfs_replanner` and `clairvoyant`.
+        played, the agent's summary and levels (`report.Played`), `bfs_replanner` and `clairvoyant`.
 
     Raises:
         ValueError: an agent that does not fit the first maze, fewer than one episode, or an unknown split.
@@ -216,18 +214,18 @@ def _fit(agent: Agent, env_id: str, options: dict[str, Any]) -> Agent:
 
 
 def _play(agent: Agent, levels: Levels, threads: Threads | None) -> dict[str, Any]:
-    played = run_in_threads(lambda: PolicyActor(agent.policy), *levels, batch=BATCH, threads=threads)
+    played = play(lambda: PolicyActor(agent.policy), levels, threads)
     return {
-        **summarize(played),
-        "levels": list_levels(played),
+        **played.summarize(),
+        "levels": played.list_levels(),
         "bfs_replanner": play_references(levels, ["bfs_replanner"])["bfs_replanner"],
-        "clairvoyant": summarize_clairvoyant(played),
+        "clairvoyant": summarize_clairvoyant(played.episodes),
     }
 
 
 NAME_WIDTH = 22
 COLUMNS: tuple[Column, ...] = (
-    *(column for column in MAZE_COLUMNS if column[0] in ("SPL", "regret")),
+    *(column for column in MAZE_COLUMNS if column[0] in ("SPL", "lost")),
     ("BFS re-planner", "bfs_replanner", 16, ".1%"),
     ("clairvoyant", "clairvoyant", 13, ".1%"),
 )
@@ -239,7 +237,7 @@ def format_header() -> str:
 
 
 def format_point(record: dict[str, Any]) -> str:
-    """A record as one row; regret is that after a material change, in steps."""
+    """A record as one row; see `report.MAZE_LEGEND`."""
     if record["skipped"] is not None:
         reason = record["skipped"]
         return f"{record['value']:22}  skipped: {reason if len(reason) <= 86 else reason[:83] + '...'}"

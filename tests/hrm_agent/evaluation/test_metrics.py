@@ -107,65 +107,7 @@ def test_action_regret_is_one_plus_the_change_in_distance(seed: int) -> None:
 NAN = float("nan")
 
 
-def _follow(regret: list, material: list, stale: list, length: int, horizon: int = 10) -> metrics.Changes:
-    column = (np.array(values)[:, None] for values in (regret, material, stale))
-    return metrics.follow_changes(*column, lengths=np.array([length]), horizon=horizon)
-
-
-def test_changes_of_a_hand_made_episode() -> None:
-    #         0    1    2    3    4    5    6    7  | after the end
-    regret = [0.0, 2.0, 1.0, 0.0, NAN, 1.0, 2.0, 0.0, 2.0, 2.0]
-    material = [False, True, False, False, True, False, True, False, True, False]
-    stale = [False, True, False, False, False, True, False, False, True, False]
-    changes = _follow(regret, material, stale, length=8)
-    assert changes.step.tolist() == [1, 4, 6]
-    assert changes.scored.tolist() == [3, 1, 2]
-    assert changes.regret.tolist() == [3.0, 1.0, 2.0]
-    # After the first change the third decision is the first optimal one; after the second there is none.
-    assert changes.steps_to_replan.tolist() == [2.0, 1.0, 1.0]
-    # The decision right after the second change has no score: cut off.
-    np.testing.assert_array_equal(changes.stale, [1.0, NAN, 0.0])
-    assert metrics.regret_after_material_change(changes) == 2.0
-    assert metrics.steps_to_replan(changes) == pytest.approx(4 / 3)
-    assert metrics.stale_plan_rate(changes) == 0.5
-
-
-def test_changes_stop_at_the_horizon() -> None:
-    changes = _follow([2.0] * 12, [True] + [False] * 11, [False] * 12, length=12, horizon=5)
-    assert changes.regret.tolist() == [10.0]
-    assert changes.steps_to_replan.tolist() == [5.0]
-
-
-def test_a_change_that_cuts_off_for_good_has_no_score() -> None:
-    changes = _follow([NAN, NAN], [True, False], [True, False], length=2)
-    assert changes.scored.tolist() == [0]
-    assert metrics.regret_after_material_change(changes) is None
-    assert metrics.steps_to_replan(changes) is None
-    assert metrics.stale_plan_rate(changes) is None
-
-
-def test_no_change_no_number() -> None:
-    changes = _follow([0.0, 0.0], [False, False], [False, False], length=2)
-    assert changes.step.size == 0
-    assert metrics.regret_after_material_change(changes) is None
-
-
 decision = st.tuples(st.sampled_from([0.0, 1.0, 2.0, NAN]), st.booleans(), st.booleans())
-
-
-@given(st.lists(decision, min_size=1, max_size=40), st.integers(1, 12), st.data())
-def test_every_decision_counts_to_at_most_one_change(rows: list, horizon: int, data: st.DataObject) -> None:
-    regret, material, stale = (list(column) for column in zip(*rows, strict=True))
-    length = data.draw(st.integers(1, len(rows)))
-    changes = _follow(regret, material, stale, length, horizon)
-    assert len(changes.step) == sum(material[:length])
-    assert changes.scored.sum() <= np.sum(~np.isnan(regret[:length]))
-    assert (changes.scored <= horizon).all()
-    has_score = changes.scored > 0
-    assert (changes.regret[has_score] <= 2 * changes.scored[has_score]).all()
-    assert (changes.steps_to_replan[has_score] <= changes.scored[has_score]).all()
-    # Without regret there was nothing to re-plan, and only an optimal first decision re-plans at once.
-    assert (changes.steps_to_replan[changes.regret == 0] == 0).all()
 
 
 def _total(regret: list, changed: list, material: list, length: int, segments: list | None = None) -> metrics.Totals:
@@ -188,6 +130,31 @@ def test_totals_of_a_hand_made_episode() -> None:
     # The decision that is cut off from the goal has no score, but it used segments.
     assert metrics.segments_by_change(totals) == {"unchanged": 1.0, "immaterial": 2.0, "material": 5.0}
     assert metrics.regret_per_decision(totals).tolist() == [8 / 6]
+
+
+def test_a_plan_is_replaced_after_two_decisions_the_last_of_them_optimal() -> None:
+    def met(regret: list, replaced: list, length: int) -> bool:
+        real, replaced_ = np.array(regret)[:, None], np.array(replaced)[:, None]
+        decisions = metrics.Decisions(real, replaced_, replaced_, replaced_, None)
+        return bool(metrics.met_replaced_plan(decisions, np.array([length]))[0])
+
+    assert met([2.0, 0.0, 2.0], [False, False, True], 3)
+    assert not met([0.0, 2.0, 0.0], [False, False, True], 3)  # it followed no plan
+    assert not met([0.0, NAN, 0.0], [False, False, True], 3)  # there was none
+    assert not met([0.0, 0.0, 0.0], [False, True, False], 3)  # too early
+    assert not met([0.0, 0.0, 0.0], [False, False, True], 2)  # the episode was over
+    assert not met([0.0], [True], 1)
+
+
+def test_actions_are_replaced_where_none_stays_optimal() -> None:
+    masks = {"none": [0, 0, 0, 0], "north": [1, 0, 0, 0], "east": [0, 1, 0, 0], "both": [1, 1, 0, 0]}
+    replaced = {
+        (before, after)
+        for before, old in masks.items()
+        for after, new in masks.items()
+        if metrics.replaces_all(np.array(old, bool), np.array(new, bool))
+    }
+    assert replaced == {("north", "east"), ("east", "north")}
 
 
 def test_nothing_changed_nothing_said() -> None:

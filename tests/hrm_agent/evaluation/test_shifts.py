@@ -92,6 +92,7 @@ def test_every_point_is_an_evaluation(run: str, tmp_path: Path) -> None:
             "success",
             "spl",
             "regret_by_change",
+            "changes",
             "segments_per_decision",
             "levels",
             "bfs_replanner",
