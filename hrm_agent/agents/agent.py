@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from hrm_agent.environments.spaces import space_to_dict
 from hrm_agent.files.reading import CheckpointError
 from hrm_agent.names.values import Depth, NonNegative
 from hrm_agent.parallel.memory import at_most
+from hrm_agent.parallel.threads import one_thread
 from hrm_agent.policies.distributions import build_distribution
 from hrm_agent.policies.encoders import build_encoder
 from hrm_agent.policies.policy import Policy, PolicyConfig, Stop
@@ -130,7 +132,10 @@ class Agent:
         else:
             kept = self._states.read(state, size)
             start = torch.as_tensor(read_episode_start(episode_start, size), device=device)
-        decision = self.policy.step(obs, kept, start)
+        # A batch that one core computes best is not divided, or another busy program would hold up every decision.
+        is_small = size <= (self.policy.chunk_size or 0)
+        with one_thread() if is_small else nullcontext():
+            decision = self.policy.step(obs, kept, start)
         distribution = self.distribution
         if deterministic or self.policy.config.heads == "q":  # Q-values are no distribution to draw from
             actions = distribution.best(decision.logits)

@@ -7,11 +7,13 @@ threads, each running single-threaded operations, is faster and does not stall w
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -73,6 +75,46 @@ def chunk_size(network: nn.Module, length: int, device: torch.device) -> int | N
         return None
     widest = max(m.out_features for m in network.modules() if isinstance(m, nn.Linear))
     return max(1, CACHE_BYTES // (4 * length * widest))
+
+
+@cache
+def _thread_local_counts() -> tuple[Callable[[int], None], Callable[[int], int]] | None:
+    """OpenMP's and MKL's setters of the number of threads of the calling thread; None where torch has neither.
+
+    `torch.set_num_threads` sets these two, and besides them the number that threads of the program which use torch
+    later begin with.
+    """
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+        with suppress(OSError, AttributeError):
+            library = ctypes.CDLL(str(folder / name))  # loaded already; names of the OpenMP it is linked to are found
+            openmp = library.omp_set_num_threads
+            openmp.restype, openmp.argtypes = None, [ctypes.c_int]
+            mkl = getattr(library, "MKL_Set_Num_Threads_Local", lambda count: 0)
+            return openmp, mkl
+    return None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """In the body, torch's operations that the calling thread starts use this thread alone.
+
+    Other threads keep their number, and this one has its own again afterwards. MKL divides even the product of one
+    row, and its threads wait for each other in loops, which takes tens of milliseconds where another program takes a
+    core. It has no effect where torch has no OpenMP.
+    """
+    own, setters = torch.get_num_threads(), _thread_local_counts()  # the first call in a thread settles its number
+    if own == 1 or setters is None:
+        yield
+        return
+    openmp, mkl = setters
+    openmp(1)
+    before = mkl(1)
+    try:
+        yield
+    finally:
+        openmp(own)
+        mkl(before)
 
 
 class Threads:
