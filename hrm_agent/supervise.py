@@ -20,6 +20,7 @@ from hrm_agent.launch.runs import Run, open_loop, run_command, run_to_end, say_e
 from hrm_agent.launch.settings import resolve
 from hrm_agent.launch.supervised_settings import SuperviseCommand, settings
 from hrm_agent.names.installed import leave_out_working_folder
+from hrm_agent.names.values import EpisodesOrNone, checked
 from hrm_agent.parallel.memory import at_most, room_for_weights
 from hrm_agent.parallel.processes import check_local_device, join
 from hrm_agent.supervised.deep_supervision import check_processes
@@ -80,8 +81,9 @@ def train(run: Run) -> float:
         if not run_to_end(trainer, run.console) or not run.processes.is_rank_zero:
             return WORST
         say_end(trainer, run.console)
-        if run.values["test_puzzles"]:
-            report = trainer.evaluate("test", run.values["test_puzzles"])
+        puzzles = checked("test_puzzles", run.values["test_puzzles"], EpisodesOrNone)
+        if puzzles:
+            report = trainer.evaluate("test", puzzles)
             write_atomically(run.folder / "eval.json", (json.dumps(report, indent=2) + "\n").encode())
             print(format_report(report))
     return float(trainer.validation[trainer.score])  # the test puzzles choose nothing

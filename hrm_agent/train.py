@@ -94,7 +94,7 @@ def train(run: Run) -> float:
 
 def measure(run: Run) -> dict[str, Any]:
     """The report of `hrm_agent.evaluate` on the run's agent, kept in `eval.json` and in the agent's card."""
-    episodes = run.values.get("test_episodes", TrainCommand.test_episodes)
+    episodes = int(run.values.get("test_episodes", TrainCommand.test_episodes))
     kernel = run.values.get("kernel", "plain")
     env = run.values["env"]["id"]  # as it was typed: the agent's file may not name a module
     with run.console.waiting(f"measuring on {episodes:,} test levels"):

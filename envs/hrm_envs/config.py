@@ -33,10 +33,19 @@ def check_integer(name: str, value: Any, low: int, high: int | None, advice: str
         raise ValueError(f"{name}={value} is not {expected}; {advice}")
 
 
+def whole(value: Any) -> Any:
+    """A float that is a whole number, such as ``1e3``, as an integer; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def check_fraction(name: str, value: Any) -> None:
     """Raise a one-line ``ValueError`` unless ``value`` is a number in ``[0, 1]``."""
     number = isinstance(value, int | float) or hasattr(value, "__float__")
-    if isinstance(value, bool | str) or not number or not 0.0 <= float(value) <= 1.0:
+    try:
+        fits = not isinstance(value, bool | str) and number and 0.0 <= float(value) <= 1.0
+    except OverflowError:  # an integer beyond the largest float
+        fits = False
+    if not fits:
         raise ValueError(f"{name}={value!r} is not a number from 0 to 1; give a probability or fraction")
 
 
@@ -91,6 +100,8 @@ class MazeConfig:
     split: str = "train"
 
     def __post_init__(self) -> None:
+        for name in ("rows", "cols", "walls", "doors", "view", "max_episode_steps"):
+            object.__setattr__(self, name, whole(getattr(self, name)))
         check_choice("layout", self.layout, LAYOUTS)
         check_choice("door_process", self.door_process, DOOR_PROCESSES)
         check_choice("goal_process", self.goal_process, GOAL_PROCESSES)

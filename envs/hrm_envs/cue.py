@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hrm_envs.batch import Batch, config_from
 from hrm_envs.cells import AGENT, EMPTY, GOAL, WALL
-from hrm_envs.config import MAX_SIDE, MAX_STEPS, SPLITS, check_choice, check_integer
+from hrm_envs.config import MAX_SIDE, MAX_STEPS, SPLITS, check_choice, check_integer, whole
 from hrm_envs.jit import assign, compile_for, hot_kernel, inner, is_cached
 from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD, build_outcome
 from hrm_envs.limits import Unlimited
@@ -43,6 +43,8 @@ class CueConfig:
     split: str = "train"
 
     def __post_init__(self) -> None:
+        for name in ("length", "max_episode_steps"):
+            object.__setattr__(self, name, whole(getattr(self, name)))
         check_integer("length", self.length, 1, 2 * MAX_SIDE, "choose another corridor")
         check_integer("max_episode_steps", self.max_episode_steps, 1, MAX_STEPS, "choose another time limit")
         check_choice("split", self.split, SPLITS)

@@ -283,9 +283,9 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
         if (config_folder() / key[1]).is_dir() and chosen:
             raise UsageError(f"{chosen[0]}: add this group with a plus sign, +{chosen[0]}") from None
         choices = [o for o in overrides if o.partition("=")[0] in (*GROUPS, "task")]
-        raise UsageError(
-            f"{key[1]}: no such setting{did_you_mean(key[1], known_settings(config_name, choices))}"
-        ) from None
+        known = [*known_settings(config_name, choices), "hydra.run.dir"]
+        meant = did_you_mean(key[1], known, shown=0) or f"; python -m hrm_agent.{config_name} --help lists them"
+        raise UsageError(f"{key[1]}: no such setting{meant}") from None
 
 
 def group_choices(group: str) -> list[str]:

@@ -143,7 +143,7 @@ def checked(name: str, value: Any, kind: Any) -> Any:
         value = value.item()  # of numpy
     names = _names_of(kind)
     try:
-        made = msgspec.convert(value, kind)
+        made = _converted(value, kind)
     except (msgspec.ValidationError, RecursionError):
         pass
     else:
@@ -152,6 +152,16 @@ def checked(name: str, value: Any, kind: Any) -> Any:
             return made
     meant = did_you_mean(value, names, shown=0) if isinstance(value, str) else ""
     raise ValueError(f"{name}={shown(value)}: expected {expected(kind)}{meant}")
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """Whole numbers that are typed as floats, 1e5, are integers where integers are expected."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        if not isinstance(value, float) or not value.is_integer():
+            raise
+        return msgspec.convert(int(value), kind)
 
 
 def types_of(documented: Any) -> dict[str, Any]:

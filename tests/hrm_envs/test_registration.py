@@ -152,6 +152,7 @@ def test_registering_twice_changes_nothing() -> None:
         ({"goal_process": 3}, "goal_process=3 is not one of"),
         ({"split": "tests"}, "did you mean 'test'"),
         ({"p_change": 1.5}, "p_change=1.5 is not a number from 0 to 1"),
+        ({"p_change": 10**400}, f"p_change={10**400} is not a number from 0 to 1"),
         ({"p_goal": "x"}, "p_goal='x' is not a number"),
         ({"p_goal": float("nan")}, "p_goal=nan is not a number"),
         ({"view": 0}, "view=0 is not an integer of 1 or more; give 'full' or a radius"),
@@ -173,6 +174,15 @@ def test_bad_parameters_are_one_line_that_helps(parameters: dict[str, Any], mess
         hrm_envs.MazeVectorEnv(**parameters)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_whole_floats_are_integers() -> None:
+    floats = {"rows": 5.0, "cols": 6.0, "walls": 10.0, "doors": 5.0, "view": 2.0, "max_episode_steps": 8e1}
+    config = hrm_envs.MazeConfig(**floats)  # type: ignore[arg-type]
+    assert config == hrm_envs.MazeConfig(rows=5, cols=6, walls=10, doors=5, view=2, max_episode_steps=80)
+    assert all(type(getattr(config, name)) is int for name in floats)
+    cue = hrm_envs.CueConfig(length=3.0, max_episode_steps=1e1)  # type: ignore[arg-type]
+    assert (cue.length, cue.max_episode_steps, type(cue.length)) == (3, 10, int)
 
 
 def test_importing_compiles_nothing_and_needs_no_torch() -> None:

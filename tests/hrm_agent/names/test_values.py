@@ -38,12 +38,21 @@ class Settings:
         check_fields(self, "algo", most="limits.most")
 
 
+@pytest.mark.parametrize(("value", "kind"), [(1e3, Count), (1000.0, Count | None), (np.float32(1000), Count)])
+def test_a_whole_float_is_an_integer_where_one_is_expected(value: Any, kind: Any) -> None:
+    made = checked("n", value, kind)
+    assert (made, type(made)) == (1000, int)
+    assert type(checked("n", 1e3, Positive)) is float
+    with pytest.raises(ValueError, match="expected true or false"):
+        checked("n", 1.0, bool)
+
+
 @pytest.mark.parametrize(
     ("value", "kind", "message"),
     [
         ("abc", Count, "n='abc': expected an integer from 1 to 65,536"),
         (True, Count, "n=true: expected an integer from 1 to 65,536"),
-        (1.0, Count, "n=1.0: expected an integer from 1 to 65,536"),
+        (1.5, Count, "n=1.5: expected an integer from 1 to 65,536"),
         (10**30, Count, f"n={10**30}: expected an integer from 1 to 65,536"),
         ([1], Count | None, "n=[1]: expected an integer from 1 to 65,536 or null"),
         (float("nan"), Share, "n=nan: expected a number from 0 to 1"),
