@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from experiments.engine.pages import filled
+from experiments.engine.pages import ELSEWHERE, filled
 from experiments.engine.records import ROOT, Record, load
 from experiments.engine.statistics import crossed_difference, crossed_interval, success_interval
-from experiments.engine.tables import estimate, table
+from experiments.engine.tables import estimate, split_of, table
 
 FILE = ROOT / "experiments" / "claims.yaml"
 PAGE = ROOT / "experiments" / "README.md"
@@ -78,11 +78,19 @@ def figure(claim: dict[str, Any]) -> str:
     return text if sampled is None else f"{text}, sampled {estimate(crossed_interval(sampled), bold=False)}"
 
 
+def levels(claim: dict[str, Any]) -> str:
+    """The splits of the records behind a claim, or what it says of itself."""
+    found = [] if claim["page"] in ELSEWHERE or "records" not in claim else records_of(claim)
+    splits = sorted({split_of(record) for record in found if "success" in record})
+    return claim.get("levels") or ", ".join(f"`{split}`" for split in splits)
+
+
 def rows() -> list[dict[str, str]]:
     return [
         {
             "claim": f"{claim['claim']} ([{claim['page']}]({claim['page']}/README.md))",
             "success [95%]": figure(claim),
+            "levels": levels(claim),
             "training seeds": str(claim["seeds"] or ""),
             "weakest point": claim["weakest"],
         }

@@ -2,7 +2,8 @@
 
 A table goes wherever its marks are: into the page of its folder, the project's README, or a page of `docs/`. A folder's
 `draw.py` has `tables(folder)`, tables by name, and `figures(folder)`; either may be missing. A study has besides a
-table named after the folder, unless `study.yaml` says `own_table: true`, and the learning curves for a figure.
+table named after the folder, unless `study.yaml` says `own_table: true`, and the learning curves for a figure. A study,
+and a folder with records of success, has a line `NAME levels`, which says what levels they are of.
 """
 
 from __future__ import annotations
@@ -14,8 +15,13 @@ from typing import Any
 import yaml
 
 from experiments.engine.figures import draw_curves
-from experiments.engine.records import ROOT, load, locked
-from experiments.engine.tables import SHORT, arm_rows, table
+from experiments.engine.records import ROOT, Record, load, locked
+from experiments.engine.tables import SHORT, arm_rows, levels_line, table
+
+ON_LEVELS = ("lesions.json", "baselines.json", "size_shift.json", "lstm.json")
+"""Further files of records that were measured on levels."""
+ELSEWHERE = ("authors_maze", "defaults", "supervised")
+"""Folders whose records are not of the splits' levels: of the authors' code, of validation alone, of puzzles."""
 
 
 def settings_of(folder: Path, file: str = "study.yaml") -> dict[str, Any]:
@@ -36,8 +42,18 @@ def tables_of(folder: Path) -> dict[str, str]:
     if settings and not settings.get("own_table"):
         rows = arm_rows(load(folder / "results.json"), list(settings["arms"]))
         made = {folder.name: table(rows), f"{folder.name} short": table(rows, SHORT)}
+    levels = measured(folder)
+    if levels or (settings and folder.name not in ELSEWHERE):
+        made[f"{folder.name} levels"] = levels_line(levels)
     own = module_of(folder, "draw")
     return made | (own.tables(folder) if hasattr(own, "tables") else {})
+
+
+def measured(folder: Path) -> list[Record]:
+    """The folder's records of success on levels."""
+    files = dict.fromkeys(("results.json", settings_of(folder).get("results", "results.json"), *ON_LEVELS))
+    records = [record for name in files for record in load(folder / name) if {"success", "clairvoyant"} & set(record)]
+    return [] if folder.name in ELSEWHERE else records
 
 
 def filled(text: str, tables: dict[str, str]) -> str:

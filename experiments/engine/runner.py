@@ -11,15 +11,16 @@ A study is a folder with `study.yaml`:
     worlds: {WORLD: {...}}        # options of the environment; every arm trains in each of these
     which: best                   # best | last: the agent of a run that is evaluated
     threads: 1                    # of a run; without, side-by-side runs share the cores
-    levels: false                 # also keep the outcome on every level, in levels.json
+    levels: true                  # keep the outcome on every level, greedy and sampled, in levels.json
     test: {seed: 0}               # options of `hrm_agent.evaluate`: other test levels than the first 1,000
     lesions:                      # trained agents evaluated under other settings
       NAME: {arms: [ARM, ...], options: {carry: reset}}   # options of `hrm_agent.evaluate`; seeds: some only
     own_table: false              # the folder's `draw.py` makes all tables of the page (`experiments.engine.pages`)
 
 Every finished run adds a flat record to `results.json` and its learning curve to `curves.json`, every lesion one to
-`lesions.json`; what has a record is skipped, and an interrupted run resumes from its checkpoint. What a study does
-otherwise is in the class `Study` of its `run.py`, a subclass of the one here.
+`lesions.json`; each has greedy and sampled success and says which split of levels it is of. What has a record is
+skipped, and an interrupted run resumes from its checkpoint. What a study does otherwise is in the class `Study` of its
+`run.py`, a subclass of the one here.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from experiments.engine.tables import REFERENCES
 MEASURED = (
     "success", "success_ci95", "return", "spl", "excess_steps", "changes", "regret_by_change", "decisions_by_change",
     "segments_per_decision", "segments_by_change", "macs_per_decision", "ms_per_decision",
+    "split",
 )  # fmt: skip
 REQUIRED = frozenset({
     "agent", "env", "algo", "core", "carry", "segments", "seed", "frames", "seconds", "success", "success_ci95",
@@ -51,6 +53,7 @@ COPIED = ("env", "core", "carry", "time_gradient", "segments", "parameters", *ME
 SKILL = (
     "success", "success_ci95", "episodes", "spl", "excess_steps", "changes", "segments_per_decision",
     "macs_per_decision", "ms_per_decision", "ms_per_decision_batched", "parameters",
+    "split",
 )  # fmt: skip
 """Of an agent beside others, in studies whose references have records of their own."""
 
@@ -173,7 +176,7 @@ class Study:
         own = {"agent": job.arm, "seed": job.seed}
         curve = [[frames, success] for frames, _, success in sampled_curve(metrics(place))]
         put(self.folder / "curves.json", [{**own, "train_success": curve}], self.key)
-        if self.settings.get("levels"):
+        if self.settings.get("levels", True):
             put(self.folder / "levels.json", [{**own, **outcomes_of(report)}], self.key)
         record = {
             "agent": job.arm,
@@ -183,20 +186,22 @@ class Study:
             # the cost of the whole run; the agent evaluated may be an earlier one
             **{name: info[name] for name in ("frames", "seconds")},
             "evaluated_at_frames": report["frames"],
-            "sampled_success": (report["sampled"] or {}).get("success"),
+            "sampled": sampled_of(report),
             **{name: info[name] for name in ("kernel", "instruction_set") if name in info},
             **cost_of(place, side_by_side=self.side_by_side),
         }
         return [record]
 
     def evaluate(self, place: Path, **options: Any) -> dict[str, Any]:
-        """The report of `hrm_agent.evaluate`, on the 1,000 levels that it takes by default or those of the study."""
+        """The report of `hrm_agent.evaluate`, on its 1,000 test levels or those that the study names."""
         from hrm_agent.agents.agent import AgentOverrides
         from hrm_agent.evaluate import evaluate
 
         given = {**self.settings.get("test", {}), **options}
         overrides = AgentOverrides.taken_from(given)
-        return evaluate(str(place), overrides=overrides, best=self.settings.get("which", "best") == "best", **given)
+        split = given.setdefault("split", "test")
+        report = evaluate(str(place), overrides=overrides, best=self.settings.get("which", "best") == "best", **given)
+        return {**report, "split": split}  # where an environment has none, this says which seeds are taken
 
     def evaluate_beside_references(self, place: Path, info: dict[str, Any]) -> dict[str, Any]:
         """`evaluate`; the references of an environment are played once."""
@@ -218,7 +223,7 @@ class Study:
         records = []
         for name in REFERENCES if report["random"] else ():
             if name not in known:
-                found = {key: report[name].get(key) for key in SKILL}
+                found = {**{key: report[name].get(key) for key in SKILL}, "split": report["split"]}
                 if name == "clairvoyant":
                     found["spl"] = found["success"]  # its path is the shortest by definition
                 world = {"env": report["env"], "env_options": report["env_options"]}
@@ -244,11 +249,17 @@ class Study:
                 record |= {field: report[field] for field in MEASURED}
                 if elsewhere:
                     record |= {field: report[field]["success"] for field in REFERENCES[1:]}
+                record["sampled"] = sampled_of(report)
                 put(path, [record], key)
                 print(f"{job}, {name}: success {report['success']:.3f}", flush=True)
 
     def draw(self) -> None:
         draw(self.folder)
+
+
+def sampled_of(report: dict[str, Any]) -> dict[str, Any] | None:
+    """What actions drawn from the policy achieve, without the levels; None where a policy is no distribution."""
+    return report["sampled"] and {name: report["sampled"].get(name) for name in ("success", "success_ci95", "spl")}
 
 
 def outcomes_of(report: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from experiments.engine.records import Record
@@ -70,6 +71,31 @@ def longest(runs: Sequence[Record]) -> str:
     """The longest whole command, where that is known."""
     walls = [run["wall_seconds"] for run in runs if run.get("wall_seconds") is not None]
     return f"{max(walls):.0f} s" if walls else ""
+
+
+SPLITS = {
+    "train": "split `train`",
+    "validation": "split `validation`",
+    "development": "split `development`, called `test` until 30 November 2026",
+    "test": "split `test`",
+}
+"""What a record was measured on, by its `split`."""
+
+
+def split_of(record: Record) -> str:
+    """Records of before 30 November 2026 do not say it; their levels are those of `development` now."""
+    return record.get("split") or "development"
+
+
+def levels_line(records: Sequence[Record]) -> str:
+    """One sentence on the levels that records are of."""
+    counts = Counter(map(split_of, records))
+    if not counts:
+        return EMPTY
+    if len(counts) == 1:
+        return f"Levels: {SPLITS[next(iter(counts))]}."
+    parts = [f"{counts[split]} records of {words}" for split, words in SPLITS.items() if split in counts]
+    return f"Levels: {'; '.join(parts)}."
 
 
 def by_agent(records: Sequence[Record]) -> dict[str, list[Record]]:

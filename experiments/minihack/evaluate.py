@@ -84,6 +84,7 @@ def compare(agent: Agent, name: str, episodes: int, seed: int) -> dict[str, Any]
         "parameters": sum(p.numel() for p in agent.policy.parameters()),
         "episodes": episodes,
         "first_seed": seed,
+        "split": SPLIT,
         **_summary("", fast),
         **_summary("minihack_", nethack),
         "same_outcome": float(np.equal(fast["success"], nethack["success"]).mean()),

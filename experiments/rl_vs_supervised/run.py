@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.engine import runner
-from experiments.engine.records import ROOT, Record, load, locked
-from experiments.engine.runner import SKILL, Job
+from experiments.engine.records import ROOT, Record, load, locked, put
+from experiments.engine.runner import SKILL, Job, outcomes_of, sampled_of
 from experiments.engine.runs import (
     agent_info,
     cost_of,
@@ -73,7 +73,8 @@ class Study(runner.Study):
         own, report = self.read(job) if job.arm in self.settings["readings"] else self.act(job)
         about = {"agent": job.arm, "arm": job.arm, "world": job.world, "seed": job.seed}
         world = {"env": report["env"], "env_options": report["env_options"]}
-        record = {**about, **world, **own, **{name: report[name] for name in SKILL}}
+        record = {**about, **world, **own, **{name: report[name] for name in SKILL}, "sampled": sampled_of(report)}
+        put(self.folder / "levels.json", [{**about, **outcomes_of(report)}], self.key)
         return [record, *self.reference_records(report, world=job.world)]
 
     def read(self, job: Job) -> tuple[Record, dict[str, Any]]:

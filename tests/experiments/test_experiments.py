@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.engine.pages import filled, pages_of, tables_of
+from experiments.engine.pages import ELSEWHERE, filled, measured, pages_of, tables_of
 from experiments.engine.records import ROOT, load, put
 from experiments.engine.runner import Job, Study, chosen, study_of
 from experiments.engine.runs import POINTS, command_of, first_above, sampled_curve, thinned, validation_curve
-from experiments.engine.tables import REFERENCES
+from experiments.engine.tables import EMPTY, REFERENCES, levels_line
 from forks import Forks
+from hrm_agent import Agent
 from hrm_agent.launch.hydra_plugin import GENERIC_ALGO
+from tiny import ACTIONS, GRID, MAZE, tiny_policy
 
 FOLDERS = sorted(page.parent for page in ROOT.glob("experiments/*/README.md"))
 STUDIES = [f for f in FOLDERS if (f / "study.yaml").exists() and (f / "results.json").exists()]  # those that were run
@@ -46,9 +48,28 @@ def test_tables_say_what_the_records_say(folder: Path) -> None:
 
 
 def test_every_table_of_the_readme_has_its_records() -> None:
-    drawn = {name for folder in STUDIES for name in (folder.name, f"{folder.name} short")}
+    drawn = {f"{folder.name}{kind}" for folder in STUDIES for kind in ("", " short", " levels")}
     drawn |= set(tables_of(ROOT / "experiments" / "carry_budget"))
     assert set(MARK.findall((ROOT / "README.md").read_text())) <= drawn
+
+
+def test_pages_of_success_say_what_levels_it_is_of() -> None:
+    """A page that has figures of levels has the line, beside its first table."""
+    for folder in FOLDERS:
+        name = f"{folder.name} levels"
+        wanted = bool(measured(folder)) or ((folder / "study.yaml").exists() and folder.name not in ELSEWHERE)
+        assert (name in tables_of(folder)) == (f"<!-- table {name} -->" in (folder / "README.md").read_text()) == wanted
+    page = (ROOT / "experiments/dqn/README.md").read_text()
+    assert "Levels: split `development`, called `test` until 30 November 2026." in page
+
+
+def test_levels_are_those_of_the_records() -> None:
+    old, new, other = {"success": 0.5}, {"success": 0.5, "split": "test"}, {"success": 0.5, "split": "validation"}
+    assert levels_line([old, old]) == "Levels: split `development`, called `test` until 30 November 2026."
+    assert levels_line([new]) == "Levels: split `test`."
+    mixed = "Levels: 1 records of split `validation`; 2 records of split `development`, called `test` until 30 November"
+    assert levels_line([old, new, new, other, old]) == f"{mixed} 2026; 2 records of split `test`."
+    assert levels_line([]) == EMPTY
 
 
 def test_a_table_that_does_not_end_is_refused() -> None:
@@ -80,10 +101,12 @@ def test_records_are_whole_and_belong_to_the_study(folder: Path) -> None:
 @pytest.mark.parametrize("folder", STUDIES, ids=name_of)
 def test_outcomes_on_levels_and_lesions_belong_to_records(folder: Path) -> None:
     study = study_of(folder)
-    records = {(r.get("agent"), r["seed"]): r for r in load(folder / study.results)}
+    records = {tuple(r.get(field) for field in study.key): r for r in load(folder / study.results)}
     for outcome in load(folder / "levels.json"):
-        won = outcome["success"]
-        assert won.count("1") / len(won) == pytest.approx(records[outcome["agent"], outcome["seed"]]["success"])
+        won, record = outcome["success"], records[tuple(outcome.get(field) for field in study.key)]
+        assert won.count("1") / len(won) == pytest.approx(record["success"])
+        if record.get("sampled"):
+            assert outcome["sampled"].count("1") / len(won) == pytest.approx(record["sampled"]["success"])
     lesions = study.settings.get("lesions", {})
     for lesion in load(folder / "lesions.json"):
         assert (lesion["agent"], lesion["seed"]) in records
@@ -135,6 +158,33 @@ def test_one_seed_of_everything_before_the_next_and_nothing_twice(study: Study) 
     assert study.overrides(jobs[1]) == [
         "env=X-v0", "core=gru", "env.options.view=2", "seed=0", "test_episodes=0", "threads=1"
     ]  # fmt: skip
+
+
+def test_a_record_says_greedy_and_sampled_success_its_split_and_every_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "study.yaml").write_text("seeds: [0]\narms: {a: []}\ntest: {episodes: 7}\n")
+    study, place = Study(tmp_path), tmp_path / "run"
+    info = {"env": "DynamicMaze-v0", "env_options": MAZE, "algo": "ppo", "frames": 64, "seconds": 0.1}
+    for name in ("best", "last"):
+        Agent(tiny_policy(), GRID, ACTIONS, info).save(place / "agents" / name)
+    (place / "metrics.jsonl").write_text("")
+    (place / "run.json").write_text('{"command": "python -m hrm_agent.train"}')
+    study.place = lambda job: place  # type: ignore[method-assign]
+    [record] = study.measure(Job("a", 0))
+    [outcome] = load(tmp_path / "levels.json")
+    assert record["split"] == "test"
+    assert outcome["success"].count("1") == round(7 * record["success"])
+    assert outcome["sampled"].count("1") == round(7 * record["sampled"]["success"])
+    assert len(outcome["success"]) == len(outcome["sampled"]) == 7
+    assert {*study.required, "sampled", "split"} <= set(record)
+    study.settings["test"] = {"episodes": 7, "split": "development"}
+    [developed] = study.measure(Job("a", 0))
+    assert developed["split"] == "development"
+    assert load(tmp_path / "levels.json") != [outcome]
+    monkeypatch.setattr("hrm_agent.evaluate.evaluate", lambda *_, **given: {"split": None, "asked": given["split"]})
+    report = study.evaluate(place, split="test")  # of an environment without splits, whose seeds it names
+    assert report == {"split": "test", "asked": "test"}
 
 
 def test_words_choose_jobs_and_a_word_that_is_nothing_is_refused_in_one_line(

@@ -273,6 +273,12 @@ def test_only_needed_functions_are_compiled_and_once_per_type(tmp_path: Path) ->
     assert run_apart(COMPILED, "{}", **cache).stdout.split() == ["True"]  # from the cache
 
 
+def test_mazes_of_the_first_version_are_made_without_a_warning() -> None:
+    code = "import gymnasium, hrm_envs; gymnasium.make('PaperMaze-v0'); gymnasium.make_vec('PaperFourRooms-v0', 2)"
+    done = run_apart(code)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # Compiles a kernel as those of the environments are, but a small one.
 DOUBLED = """
 import sys
