@@ -122,9 +122,9 @@ def changes_table(study: Study) -> list[dict[str, str]]:
             {
                 "agent": arm,
                 **kinds,
-                "regret after a material change": average(runs, "regret_after_material_change", 2),
-                "steps to re-plan": average(runs, "steps_to_replan", 2),
-                "stale-plan rate": average(runs, "stale_plan_rate"),
+                "regret after a material change, mean over changes": average(runs, "regret_after_material_change", 2),
+                "steps to re-plan, mean over changes": average(runs, "steps_to_replan", 2),
+                "stale-plan rate, of changes": average(runs, "stale_plan_rate"),
                 "SPL": average(runs, "spl"),
             }
         )
