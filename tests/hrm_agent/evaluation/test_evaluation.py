@@ -153,6 +153,12 @@ def test_foreign_environments_have_no_split_and_no_bound() -> None:
     assert played.returns.tolist() == played.steps.tolist()
 
 
+def test_ideas_are_tried_out_on_levels_of_their_own(run: str) -> None:
+    played = {split: evaluate(run, 20, split=split, baselines=False) for split in ("development", "test")}
+    assert [report["split"] for report in played.values()] == list(played)
+    assert played["development"]["levels"] != played["test"]["levels"]
+
+
 def test_foreign_environments_have_a_range_of_seeds_for_every_split() -> None:
     """Of ten million levels each, all of which the generators of numpy and of the old games take."""
     ranges = [range(first_seed(set(), split, 0), first_seed(set(), split, 10**7)) for split in SPLITS]
