@@ -22,10 +22,11 @@ from hrm_agent.agents.description import (
     write_description,
 )
 from hrm_agent.agents.inputs import StateReader, parts_of, read_episode_start, read_observation
+from hrm_agent.environments.make import make_env
 from hrm_agent.environments.sources import StoredId, check_stored
 from hrm_agent.environments.spaces import space_to_dict
 from hrm_agent.files.reading import CheckpointError
-from hrm_agent.names.values import Depth, NonNegative
+from hrm_agent.names.values import Depth, NonNegative, printable
 from hrm_agent.parallel.memory import at_most
 from hrm_agent.parallel.threads import one_thread
 from hrm_agent.policies.distributions import build_distribution
@@ -209,6 +210,17 @@ class Agent:
         own = (self.info.get("env_options") or {}) if env_id == trained_on else {}
         return env_id, {**own, **(env_options or {})}
 
+    def make_env(self, **options: Any) -> gym.Env:
+        """The environment it was trained on, in the wrappers of training: `hrm_agent.make_env`.
+
+        Args:
+            options: changed keyword arguments of the environment, and of `gymnasium.make` (`render_mode`).
+
+        Raises:
+            ValueError: the agent names no environment, or see `environment` and `hrm_agent.make_env`.
+        """
+        return make_env(*self.environment(env_options=options))
+
     def changed(self, overrides: AgentOverrides) -> Agent:
         """This agent with overrides of its trained settings: itself without any, else a copy.
 
@@ -283,16 +295,18 @@ def _build(config: PolicyConfig, observations: gym.Space, actions: gym.Space, fo
     """The policy that a folder describes, whose size its weights' file bounds.
 
     Raises:
-        CheckpointError: it is larger, or there are no weights.
-        ValueError: see `Policy`.
+        CheckpointError: it is larger, there are no weights, or its settings are none of a policy.
     """
     too_large = f"{folder}: weights do not fit: {AGENT_FILE} describes a network larger than {WEIGHTS_FILE}"
     with at_most(allowance(folder / WEIGHTS_FILE), too_large):
-        with torch.random.fork_rng(devices=[]):
-            tokens = build_encoder(observations, config.hidden_size, config.encoder).length
-        if tokens > MOST_TOKENS:  # tables of positions are not in the file
-            raise CheckpointError(f"{folder / AGENT_FILE}: {tokens:,} tokens; expected {MOST_TOKENS:,} at most")
-        return Policy(config, observations, actions)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                tokens = build_encoder(observations, config.hidden_size, config.encoder).length
+            if tokens > MOST_TOKENS:  # tables of positions are not in the file
+                raise ValueError(f"{tokens:,} tokens; expected {MOST_TOKENS:,} at most")
+            return Policy(config, observations, actions)
+        except ValueError as error:  # a core that there is not, or settings that do not fit together
+            raise CheckpointError(f"{folder / AGENT_FILE}: {printable(str(error))}") from None
 
 
 def _without_carry(tensors: dict[str, torch.Tensor], policy: Policy, trained_carry: str) -> dict[str, torch.Tensor]:

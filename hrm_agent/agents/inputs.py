@@ -14,6 +14,10 @@ from torch import Tensor
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.policy import Policy
 
+WRAPPED = "agent.make_env() makes its environment in the wrappers of training"
+LARGEST_FLOAT = 8
+"""Bytes of the largest float that torch has; longer ones are converted."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -46,7 +50,9 @@ class Part:
             raise ValueError(f"{self.name}: no array ({error})") from None
         kind, lead = array.dtype.kind, array.ndim - len(self.shape)
         if kind not in "biuf":
-            raise ValueError(f"{self.name} of type {array.dtype}: this agent expects numbers")
+            raise ValueError(f"{self.name} of type {array.dtype}: this agent expects numbers; {WRAPPED}")
+        if not array.dtype.isnative or array.dtype.itemsize > LARGEST_FLOAT:
+            array = array.astype(np.float64 if array.dtype.itemsize > LARGEST_FLOAT else array.dtype.newbyteorder("="))
         if lead not in (0, 1) or array.shape[lead:] != self.shape:
             raise ValueError(f"{self.name} of shape {array.shape}: this agent expects {self.shape}, or a batch of them")
         if self.low is None:
@@ -103,7 +109,8 @@ def read_observation(parts: list[Part], observation: Any) -> tuple[Any, int, boo
         batched = array.ndim > len(parts[0].shape)
         return (array if batched else array[None]), (len(array) if batched else 1), batched
     if not hasattr(observation, "keys") or any(part.key not in observation for part in parts):
-        raise ValueError(f"observation: this agent expects a dictionary with {', '.join(str(p.key) for p in parts)}")
+        names = ", ".join(str(part.key) for part in parts)
+        raise ValueError(f"observation: this agent expects a dictionary with {names}; {WRAPPED}")
     arrays = {part.key: part.read(observation[part.key]) for part in parts}
     sizes = {a.shape[0] if a.ndim > len(p.shape) else None for p, a in zip(parts, arrays.values(), strict=True)}
     if len(sizes) > 1:

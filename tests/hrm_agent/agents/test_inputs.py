@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import hrm_agent
 from hrm_agent import Agent
 from hrm_agent.recurrence import use
 from tiny import ACTIONS, GRID, grids, tiny_policy
@@ -48,6 +49,28 @@ def test_ids_outside_the_space_are_refused_by_every_kernel() -> None:
         assert refused(agent, np.where(inside == 5, np.nan, inside))
         assert np.array_equal(agent.predict(inside.astype(np.float32))[0], agent.predict(inside)[0])
         assert np.array_equal(agent.predict(torch.from_numpy(inside))[0], agent.predict(inside)[0])
+
+
+@pytest.mark.parametrize("dtype", ["longdouble", ">f4", ">f8", ">i4"])
+def test_numbers_of_types_that_torch_does_not_have_are_converted(dtype: str) -> None:
+    agent, inside = agent_for(GRID), grids(B).numpy()
+    assert np.array_equal(agent.predict(inside.astype(dtype))[0], agent.predict(inside)[0])
+
+
+def test_an_observation_without_the_wrappers_of_training_says_how_to_add_them() -> None:
+    pytest.importorskip("minigrid")
+    name = "MiniGrid-DoorKey-5x5-v0"
+    env = hrm_agent.make_env(name)
+    policy = tiny_policy(env.observation_space, core="gru", readout="mean", crop=0, actions=env.action_space)
+    agent = Agent(policy, env.observation_space, env.action_space, {"env": name})
+    raw = gym.make(name).reset(seed=0)[0]
+    for observation in (raw, raw["image"]):
+        assert refused(agent, observation).endswith(
+            "; agent.make_env() makes its environment in the wrappers of training"
+        )
+    wrapped = agent.make_env(size=6)
+    assert wrapped.unwrapped.width == 6  # type: ignore[attr-defined]
+    assert agent.predict(wrapped.reset(seed=0)[0])[0].shape == ()
 
 
 @pytest.mark.parametrize(
