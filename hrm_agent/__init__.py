@@ -13,8 +13,14 @@ The public interface is here and in `hrm_agent.cores`; everything else may chang
   run's file imports nothing.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from hrm_agent.files import interrupts
+
+if interrupts.is_command(sys.argv, sys.orig_argv, __name__):
+    interrupts.in_one_line()  # first: what follows takes seconds
 
 import hrm_envs  # noqa: F401 - registers the environments
 

@@ -212,7 +212,7 @@ def main() -> None:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
 
 

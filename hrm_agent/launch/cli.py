@@ -27,6 +27,7 @@ from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.cores import core_names
 from hrm_agent.environments.checked import EnvironmentFailed, own_traceback
 from hrm_agent.environments.make import check_env_id
+from hrm_agent.files.interrupts import INTERRUPTED
 from hrm_agent.launch import hydra_plugin as config_source
 from hrm_agent.launch import startup
 from hrm_agent.launch.settings import GROUPS, config_folder, option_defaults, option_types, rename_overrides
@@ -35,7 +36,6 @@ from hrm_agent.names.values import checked, printable, shown, takes_text
 from hrm_agent.parallel.memory import describe_out_of_memory, is_out_of_memory
 
 USAGE_ERROR = 2
-INTERRUPTED = 130
 MOST_JOBS = 100_000
 """Of a sweep."""
 LONGEST = 20_000
@@ -96,10 +96,10 @@ def usage_errors() -> Iterator[None]:
         fail(f"{describe_out_of_memory(error)}; ask for less at once", 1)
 
 
-def say_error(message: str) -> None:
-    """Print a message on one line to stderr, without control characters."""
+def say_error(message: str, code: int = 1) -> None:
+    """Print a message on one line to stderr, without control characters. That of Ctrl-C is no error."""
     startup.over()
-    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+    print("" if code == INTERRUPTED else "error: ", printable(message), sep="", file=sys.stderr, flush=True)
 
 
 def say_traceback(error: EnvironmentFailed) -> None:
@@ -111,7 +111,7 @@ def say_traceback(error: EnvironmentFailed) -> None:
 
 
 def fail(message: str, code: int) -> None:
-    say_error(message)
+    say_error(message, code)
     raise SystemExit(code)
 
 

@@ -70,7 +70,7 @@ def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS
 
     def end(message: str, code: int, everywhere: bool = False) -> None:
         if processes.is_rank_zero or not everywhere:
-            say_error(message if processes.is_rank_zero else f"process {processes.rank}: {message}")
+            say_error(message if processes.is_rank_zero else f"process {processes.rank}: {message}", code)
         if everywhere:
             with suppress(ProcessLost):
                 processes.barrier()

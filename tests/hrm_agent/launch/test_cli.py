@@ -477,7 +477,7 @@ def test_ctrl_c_ends_a_command_in_one_line(
     with pytest.raises(SystemExit) as exit_:
         run_command(monkeypatch, command, *arguments)
     assert exit_.value.code == 130
-    assert capsys.readouterr().err == "error: interrupted\n"
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(

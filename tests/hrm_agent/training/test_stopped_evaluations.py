@@ -332,7 +332,7 @@ def test_a_signal_while_test_levels_are_played_says_how_to_go_on(
         patch.setattr(train, "evaluate", interrupted)
         code, lines = fails(patch, capsys, *TINY_RUN, f"hydra.run.dir={tmp_path}", "total_steps=32", "test_episodes=4")
     assert code == 130
-    assert lines[-1] == f"error: interrupted; resume with: python -m hrm_agent.train resume={tmp_path}"
+    assert lines[-1] == f"interrupted; resume with: python -m hrm_agent.train resume={tmp_path}"
     run_command(monkeypatch, "train", f"resume={tmp_path}")
     assert json.loads((tmp_path / "eval.json").read_text())["episodes"] == 4
 
@@ -358,10 +358,10 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("evaluate", "step", 1, "environment 0 failed in step 3 of an episode: ZeroDivisionError: the gadget is"),
         ("evaluate", "not_a_number", 1, "step 3 after the reset: environment 0: observation 'speed' is nan at [1]"),
         ("evaluate", "close", 1, "environment 0 failed in close: ZeroDivisionError"),
-        ("evaluate", "interrupt", 130, "error: interrupted"),
+        ("evaluate", "interrupt", 130, "interrupted"),
         ("watch", "step", 1, "environment 0 failed in step 3 of an episode: ZeroDivisionError"),
         ("watch", "render", 1, "failed in render: ZeroDivisionError"),
-        ("watch", "interrupt", 130, "error: interrupted"),
+        ("watch", "interrupt", 130, "interrupted"),
     ],
 )
 def test_commands_say_what_failed_and_write_nothing(

@@ -358,7 +358,7 @@ def test_a_signal_before_training_begins_ends_with_one_line(
         assert exit_.value.code == 130
         assert signal.getsignal(sent) == before
         lines = capsys.readouterr().err.splitlines()
-        assert lines[-1] == f"error: interrupted{hint}"
+        assert lines[-1] == f"interrupted{hint}"
         assert folder.exists() == (part == "Trainer")
         assert lines[:-1] == ([f"run folder: {folder}", f"curves:     tensorboard --logdir {folder}"] if hint else [])
     run_command(monkeypatch, "train", f"resume={folder}")
