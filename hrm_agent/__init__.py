@@ -2,6 +2,8 @@
 
 The public interface is here and in `hrm_agent.cores`; everything else may change from version to version.
 
+- `learn`: train an agent, from an environment's id, an object or a callable; `Callback` watches and ends training,
+  `Logger` is what its numbers go to.
 - `Agent`: `load`, `save`, `predict`, `check_fits`.
 - `register`, `make`, `registry`: agents by name. Entry-point group `hrm_agent.agents`:
   `NAME-vN = "package.module:callable"`.
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
     from hrm_agent.agents.agent import Agent
     from hrm_agent.agents.registry import make, register, registry
     from hrm_agent.environments.make import make_env
+    from hrm_agent.train import learn
+    from hrm_agent.training.callbacks import Callback
+    from hrm_agent.training.loggers import Logger
 
 __version__ = "0.1.0"
-__all__ = ["Agent", "__version__", "make", "make_env", "register", "registry"]
+__all__ = ["Agent", "Callback", "Logger", "__version__", "learn", "make", "make_env", "register", "registry"]
 
-_MODULES = {"Agent": "agents.agent", "make_env": "environments.make", "make": "agents.registry",
-            "register": "agents.registry", "registry": "agents.registry"}  # fmt: skip
+_MODULES = {"Agent": "agents.agent", "Callback": "training.callbacks", "Logger": "training.loggers", "learn": "train",
+            "make_env": "environments.make", "make": "agents.registry", "register": "agents.registry",
+            "registry": "agents.registry"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

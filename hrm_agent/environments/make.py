@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import hrm_envs
 from hrm_agent.environments.checked import Checked, Guard, constructing
+from hrm_agent.environments.objects import is_given
 from hrm_agent.environments.sources import StoredId, check_stored, import_source, search_for, wrap_by_source
 from hrm_agent.environments.wrappers import adapt, is_adapted
 from hrm_agent.names.nearest import did_you_mean
@@ -40,6 +41,11 @@ def check_env_id(env_id: str) -> None:
         import_source(name)
     if name in gym.registry:
         return
+    if is_given(name):
+        raise ValueError(
+            f"env={printable(env_id)}: an environment that a program gave as an object, which this one does not have; "
+            "give it again: hrm_agent.learn(env, folder=FOLDER, resume=True)"
+        )
     hint = "" if module else "; an id that another package registers is given as MODULE:ID"
     raise ValueError(f"env={printable(env_id)}: no such environment{did_you_mean(name, gym.registry, 0)}{hint}")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
@@ -60,7 +61,7 @@ HYDRA_FLAGS = (
     "-sc",
     "--shell-completion",
 )
-LIST = re.compile(r"^((?:init_parts|freeze)=)(\w+(?:,\w+)+)$")
+LIST = re.compile(r"^((?:init_parts|freeze|loggers)=)(\w+(?:,\w+)+)$")
 PLUGINS = {
     "hydra/sweeper/optuna": "'hrm-agent[sweep]'",
     "hydra/launcher/joblib": "'hrm-agent[sweep]'",
@@ -260,7 +261,7 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
     """
     config_source.install()
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        with _without_hydra(), initialize_config_dir(str(config_folder()), version_base="1.3"):
             return compose(config_name, rename_overrides(overrides), return_hydra_config=hydra)
     except MissingConfigException as error:
         missing = str(error.missing_cfg_file or "")
@@ -286,6 +287,17 @@ def compose_config(overrides: list[str], config_name: str, hydra: bool = False) 
         known = [*known_settings(config_name, choices), "hydra.run.dir"]
         meant = did_you_mean(key[1], known, shown=0) or f"; python -m hrm_agent.{config_name} --help lists them"
         raise UsageError(f"{key[1]}: no such setting{meant}") from None
+
+
+@contextmanager
+def _without_hydra() -> Iterator[None]:
+    """Set aside during the body what a program has initialised of Hydra for its own configurations."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().hydra = None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before  # of another instance: `initialize` leaves a copy
 
 
 def group_choices(group: str) -> list[str]:

@@ -16,6 +16,7 @@ from hrm_agent.parallel.memory import describe_out_of_memory, is_out_of_memory
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes, ProcessesDiverged, ProcessLost
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.checkpoints import CheckpointFolder
+from hrm_agent.training.loggers import LoggerFailed
 from hrm_agent.training.loop import CHECKPOINTS, Interrupted
 from hrm_agent.training.signals import stop_signals
 
@@ -87,7 +88,7 @@ def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS
         raise SystemExit(INTERRUPTED) from None
     except Interrupted as error:
         end(f"{error}; {go_on}", INTERRUPTED, everywhere=True)
-    except (NonFiniteNumbers, ProcessesDiverged) as error:
+    except (NonFiniteNumbers, ProcessesDiverged, LoggerFailed) as error:
         end(str(error), 1, everywhere=True)
     except ProcessLost as error:
         if processes.is_rank_zero:

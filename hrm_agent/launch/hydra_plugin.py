@@ -75,10 +75,12 @@ class RegistrySource(ConfigSource):
 
 
 class RegistrySearchPath(SearchPathPlugin):
-    """Puts `RegistrySource` after the shipped files."""
+    """Puts `RegistrySource` after the shipped files; a program's own configurations are left as they are."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("hrm_agent", f"{RegistrySource.scheme()}://registry")
+        shipped = str(config_folder())
+        if any((element.path or "").removeprefix("file://") == shipped for element in search_path.get_path()):
+            search_path.append("hrm_agent", f"{RegistrySource.scheme()}://registry")
 
 
 def install() -> None:

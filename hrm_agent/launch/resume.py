@@ -132,11 +132,16 @@ def reopen_run(
         if key not in changeable:
             raise UsageError(f"{key}={text}: cannot change in a run that is resumed; only {', '.join(changeable)}")
         values[key] = OmegaConf.from_cli([f"{key}={text}"])[key]
+    check_settings(folder, values, settings)
+    return folder, values
+
+
+def check_settings(folder: Path, values: dict[str, Any], settings: Callable[[dict[str, Any]], Any]) -> None:
+    """Raises: ValueError where the configuration of a run that is resumed is not that of a run."""
     try:
         settings(values)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
-    return folder, values
 
 
 def _confirm_env(values: dict[str, Any], given: dict[str, str]) -> None:

@@ -91,7 +91,7 @@ def run_command(
         """A job in Hydra's run folder."""
         folder, values = Path(HydraConfig.get().runtime.output_dir), resolve(cfg)
         values.pop("resume", None)
-        with outliving_the_terminal(), _begin_run(folder, values, command):
+        with outliving_the_terminal(), _begin_run(folder, values, _command_line(command)):
             return _announce(perform, folder, values, resumed=False)
 
     try:
@@ -188,12 +188,24 @@ def _check_single_run(processes: Processes, arguments: list[str]) -> None:
 def _check_run_folder(folder: str | None) -> None:
     """Raises: ValueError for a folder with a run, or with links where a run writes."""
     if folder:
-        check_own(Path(folder), OWN)
-    if folder and _holds_run(Path(folder)):
-        raise UsageError(f"hydra.run.dir={folder}: holds a run already; resume it with resume={folder}")
+        check_new(Path(folder), f"hydra.run.dir={folder}", f"resume it with resume={folder}")
 
 
-def _holds_run(folder: Path) -> bool:
+def check_new(folder: Path, name: str, remedy: str) -> None:
+    """Check the folder of a run that is to begin.
+
+    Args:
+        name, remedy: of the folder and of the run in it, for messages.
+
+    Raises:
+        ValueError: it has a run, or links where a run writes.
+    """
+    check_own(folder, OWN)
+    if holds_run(folder):
+        raise UsageError(f"{name}: holds a run already; {remedy}")
+
+
+def holds_run(folder: Path) -> bool:
     """Whether a run has been described there: an empty description is that of a process which ended at once."""
     try:
         return os.lstat(folder / RUN_FILE).st_size > 0
@@ -208,42 +220,70 @@ def _locked(folder: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def _begin_run(folder: Path, values: dict[str, Any], command: str) -> Iterator[None]:
-    """Describe a new run in its folder and hold the folder's lock; ends the program where there is a run already."""
+    """`begin_run`; ends the program where that raises."""
+    with ExitStack() as held:
+        with usage_errors():
+            held.enter_context(begin_run(folder, values, command))
+        yield
+
+
+@contextmanager
+def begin_run(folder: Path, values: dict[str, Any], command: str) -> Iterator[None]:
+    """Describe a new run in its folder, and hold the folder's lock during the body.
+
+    Args:
+        folder: is there.
+        values: its resolved configuration.
+        command: that starts the run, `python -m hrm_agent.train ...`.
+
+    Raises:
+        ValueError: there is a run already, or another process has the folder.
+        OSError: it cannot be written.
+    """
     description = {
         "run_version": RUN_VERSION,
         "hrm_agent": __version__,
-        "command": _command_line(command),
+        "command": command,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": {name: version(name) for name in ("torch", "numpy", "gymnasium", "numba")},
     }
-    with ExitStack() as held:
-        with usage_errors():
-            held.enter_context(_locked(folder))
-            try:
-                os.close(os.open(folder / RUN_FILE, os.O_CREAT | os.O_EXCL))  # also where the file system has no locks
-            except FileExistsError:
-                if _holds_run(folder):
-                    raise UsageError(f"{folder}: holds a run already; resume it with resume={folder}") from None
-            _write_settings(folder, values)
-            write_atomically(folder / RUN_FILE, (json.dumps(description, indent=2) + "\n").encode())
+    with _locked(folder):
+        try:
+            os.close(os.open(folder / RUN_FILE, os.O_CREAT | os.O_EXCL))  # also where the file system has no locks
+        except FileExistsError:
+            if holds_run(folder):
+                raise UsageError(f"{folder}: holds a run already; resume it with resume={folder}") from None
+        _write_settings(folder, values)
+        write_atomically(folder / RUN_FILE, (json.dumps(description, indent=2) + "\n").encode())
         yield
 
 
 @contextmanager
 def _go_on(folder: Path, changed: dict[str, Any] | None) -> Iterator[None]:
-    """Hold the lock of a resumed run's folder; ends the program where another process has it.
+    """`go_on`; ends the program where that raises."""
+    with ExitStack() as held:
+        with usage_errors():
+            held.enter_context(go_on(folder, changed))
+        yield
+
+
+@contextmanager
+def go_on(folder: Path, changed: dict[str, Any] | None) -> Iterator[None]:
+    """Hold the lock of a resumed run's folder during the body.
 
     Args:
         changed: its configuration, where a setting is changed.
+
+    Raises:
+        ValueError: another process has it.
+        OSError: it cannot be written.
     """
-    with ExitStack() as held:
-        with usage_errors():
-            held.enter_context(_locked(folder))
-            for written in (folder, *folder.glob("agents/*"), *folder.glob("models/*")):
-                remove_leftovers(written)
-            if changed is not None:
-                _write_settings(folder, changed)
+    with _locked(folder):
+        for written in (folder, *folder.glob("agents/*"), *folder.glob("models/*")):
+            remove_leftovers(written)
+        if changed is not None:
+            _write_settings(folder, changed)
         yield
 
 

@@ -183,7 +183,7 @@ def settings(values: dict[str, Any]) -> tuple[TrainerConfig, PolicyConfig, AlgoC
         refuse_unknown(given, KNOWN[group], group)
     name = checked("algo", algo.take("name"), Annotated[str, one_of(ALGORITHMS)])
     trainer = {name: values[name] for name in TRAINER_SETTINGS if name in values}  # earlier runs may lack the newest
-    for part_list in ("init_parts", "freeze"):
+    for part_list in ("init_parts", "freeze", "loggers"):
         if isinstance(trainer.get(part_list), list):
             trainer[part_list] = ",".join(map(str, trainer[part_list]))
     if "cuda" in trainer:

@@ -24,7 +24,8 @@ from hrm_agent.recurrence.kernel_timing import Choice
 from hrm_agent.tensors.files import load_tensors
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.checkpoints import CheckpointFolder
-from hrm_agent.training.signals import stop_signals
+from hrm_agent.training.loggers import Logger
+from hrm_agent.training.signals import handling_stops
 from hrm_agent.training.tracking import CLOCKS, Console, NoLog, RunLog
 
 CHECKPOINTS = "checkpoints"
@@ -99,7 +100,7 @@ class RunLoop(ABC):
         self.kernel = "plain"
         self.seconds = 0.0
         self._kernel_before: str | None = None
-        self._stop = False
+        self._stop, self._ended = False, False
         self._left: list[str] = []  # duties due at this position, in their order
 
     @property
@@ -154,6 +155,14 @@ class RunLoop(ABC):
         limit = self.config.max_seconds
         return min(1.0, max(self.position / self.config.total_steps, self.seconds / limit if limit else 0.0))
 
+    def stop(self) -> None:
+        """End training with the iteration that is under way, as if it were the last one of the run."""
+        self._ended = True
+
+    def open_loggers(self) -> Sequence[Logger] | None:
+        """Where the log goes besides `metrics.jsonl`; None: TensorBoard."""
+        return None
+
     def run(self, console: Console) -> None:
         """Train to the end.
 
@@ -163,23 +172,29 @@ class RunLoop(ABC):
             ProcessesDiverged, ProcessLost: something is wrong with the other processes.
         """
         self.settle_kernel(console)
-        log = RunLog(self.folder, self.position, self.unit, console.say) if self.processes.is_rank_zero else NoLog()
-        previous = {s: signal.signal(s, self._ask_to_stop) for s in stop_signals()}
-        try:
-            if self.processes.broadcast_object(self.checkpoints.latest() is None):
-                self.save_checkpoint()  # so that there is always one to return to, and a full disk is noticed at once
-            with console.training(self.config.total_steps, self.position):
-                self.attend(self._left, log, console)
-                while self.done < 1.0:
-                    self.iterate(log, console)
-                    self.seconds, stop = self.processes.agree(self.seconds, self._stop)
-                    self._interrupt_if(stop)
-            self.finish(log, console)
-            self._interrupt_if(self.processes.agree(0.0, self._stop)[1])
-        finally:
-            for s, handler in previous.items():
-                signal.signal(s, handler)
-            log.close()
+        with handling_stops(self._ask_to_stop):
+            log = self._open_log(console)
+            try:
+                self._run(log, console)
+            finally:
+                log.close()
+
+    def _open_log(self, console: Console) -> RunLog:
+        if not self.processes.is_rank_zero:
+            return NoLog()
+        return RunLog(self.folder, self.position, self.unit, console.say, self.open_loggers())
+
+    def _run(self, log: RunLog, console: Console) -> None:
+        if self.processes.broadcast_object(self.checkpoints.latest() is None):
+            self.save_checkpoint()  # so that there is always one to return to, and a full disk is noticed at once
+        with console.training(self.config.total_steps, self.position):
+            self.attend(self._left, log, console)
+            while self.done < 1.0 and not self._ended:
+                self.iterate(log, console)
+                self.seconds, stop = self.processes.agree(self.seconds, self._stop)
+                self._interrupt_if(stop)
+        self.finish(log, console)
+        self._interrupt_if(self.processes.agree(0.0, self._stop)[1])
 
     def attend(self, duties: Sequence[str], log: RunLog, console: Console) -> None:
         """Perform duties in their order. Where a signal stops one, a resumed run begins with those that are left.

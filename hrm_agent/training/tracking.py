@@ -1,4 +1,4 @@
-"""Logs of a run: TensorBoard, a JSON-lines file and a progress bar."""
+"""Logs of a run: a JSON-lines file, loggers such as TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from rich.console import Console as RichConsole
@@ -24,20 +23,17 @@ from hrm_agent.files.folders import check_own
 from hrm_agent.files.reading import TEXT_LIMIT, open_regular
 from hrm_agent.files.streams import forgiving
 from hrm_agent.files.writing import open_log, replacing
+from hrm_agent.training.loggers import TENSORBOARD, Logger, TensorBoardLogger
 from hrm_agent.training.waiting import Waiting
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
-
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
 PLAIN_LINES = 10
 # What seconds of training are counted by: `cpu` is processor time of the whole process.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 class RunLog:
-    """Scalars, videos and hyperparameters of one run, in TensorBoard's format and in `metrics.jsonl`.
+    """Scalars, videos and hyperparameters of one run, in `metrics.jsonl` and for loggers.
 
     Where a run is resumed, `metrics.jsonl` is rewritten, whole or not at all, without what the interrupted run logged
     after `frames`. A last line that was cut is dropped; where other lines are damaged, the file as it was is kept as
@@ -48,13 +44,19 @@ class RunLog:
         frames: where the run (re)starts; what an interrupted run logged after it is dropped.
         unit: what `frames` counts, and the name of that number in `metrics.jsonl`.
         say: is called with a line where `metrics.jsonl` was damaged.
+        loggers: closed with it; None: TensorBoard, in the folder `tensorboard`.
 
     Raises:
         CheckpointError: `metrics.jsonl` or `tensorboard` is a symbolic link or something else than it should be.
     """
 
     def __init__(
-        self, folder: Path, frames: int, unit: str = "frames", say: Callable[[str], None] | None = None
+        self,
+        folder: Path,
+        frames: int,
+        unit: str = "frames",
+        say: Callable[[str], None] | None = None,
+        loggers: Sequence[Logger] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         check_own(folder, (METRICS_FILE, TENSORBOARD))
@@ -62,14 +64,8 @@ class RunLog:
         if os.path.lexists(self.path):
             _rewrite(self.path, frames, unit, say)
         self.file = open_log(self.path)
-        self._tensorboard, self._purge = str(folder / TENSORBOARD), frames + 1 if frames else None
-
-    @cached_property
-    def writer(self) -> SummaryWriter:
-        """TensorBoard's, imported with the first numbers: frames come first."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(self._tensorboard, purge_step=self._purge)
+        own: list[Logger] = [TensorBoardLogger(folder / TENSORBOARD, frames)]
+        self.loggers = own if loggers is None else loggers
 
     def scalars(self, frames: int, **groups: dict[str, Any]) -> None:
         """Numbers by group, `scalars(frames, loss={"policy_loss": 0.1})`; what is not a number is left out.
@@ -86,32 +82,27 @@ class RunLog:
             for name, value in values.items()
             if isinstance(value, int | float)
         }
-        for name, value in flat.items():
-            self.writer.add_scalar(name, value, frames)
+        for logger in self.loggers:
+            logger.scalars(frames, flat)
         self.file.write(json.dumps({self.unit: frames, **flat}) + "\n")
         self.file.flush()
 
     def video(self, frames: int, tag: str, gif: bytes, shape: tuple[int, ...]) -> None:
-        """A GIF; TensorBoard shows it moving under Images."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        image = Summary.Image(encoded_image_string=gif, height=shape[0], width=shape[1], colorspace=3)
-        assert self.writer.file_writer is not None
-        self.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), frames)
+        """A GIF, for the loggers."""
+        for logger in self.loggers:
+            logger.video(frames, tag, gif, shape)
 
     def hyperparameters(self, settings: dict[str, Any], results: dict[str, float]) -> None:
-        """For TensorBoard's HPARAMS tab, in the run's own folder (`add_hparams` would open another)."""
-        from torch.utils.tensorboard.summary import hparams
-
-        plain = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in settings.items()}
-        assert self.writer.file_writer is not None
-        for summary in hparams(plain, results):
-            self.writer.file_writer.add_summary(summary)
+        """For the loggers: when the run begins, without results, and at its end with them."""
+        for logger in self.loggers:
+            logger.hyperparameters(settings, results)
 
     def close(self) -> None:
-        if "writer" in self.__dict__:
-            self.writer.close()
-        self.file.close()
+        try:
+            for logger in self.loggers:
+                logger.close()
+        finally:
+            self.file.close()
 
 
 def read_metrics(path: Path, unit: str) -> Iterator[tuple[bytes, dict[str, float] | None]]:

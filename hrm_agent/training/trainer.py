@@ -36,8 +36,10 @@ from hrm_agent.recurrence.cuda import CUDACore, use_cuda
 from hrm_agent.recurrence.kernel_timing import Choice
 from hrm_agent.tensors.saved import Total, check_tensors, converted
 from hrm_agent.tensors.trees import flatten, unflatten
+from hrm_agent.training.callbacks import Callback
 from hrm_agent.training.kernel_work import measure_policy, passes_of
 from hrm_agent.training.learners import AlgoConfig, build_env, build_learner, check_processes
+from hrm_agent.training.loggers import TENSORBOARD, Logger, logger_names, open_loggers
 from hrm_agent.training.loop import LoopConfig, RunLoop
 from hrm_agent.training.tracking import Console, RunLog
 from hrm_agent.training.waiting import Waiting
@@ -72,6 +74,7 @@ class TrainerConfig(LoopConfig):
     curve_every: StepsOrNone = 75_000  # frames between points of the validation curve, of 100 levels; 0: evaluations
     video_every: StepsOrNone = 0  # frames between videos in TensorBoard; 0: only at the end
     log_every: Steps = 20_000  # frames between lines of the log
+    loggers: str = TENSORBOARD  # where the log goes besides metrics.jsonl: tensorboard, wandb, mlflow, or several
     init_from: str | None = None  # agent, run or supervised model whose weights the run starts from
     init_parts: str = "core,encoder"  # of them; encoder, core, carry, heads or all
     freeze: str = ""  # parts that are not trained
@@ -79,6 +82,7 @@ class TrainerConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        logger_names(self.loggers)
         parse_parts(self.freeze, "freeze")
         if not parse_parts(self.init_parts, "init_parts"):
             raise ValueError(f"init_parts={self.init_parts}: expected at least one part of a policy, or all")
@@ -132,6 +136,12 @@ class Trainer(RunLoop):
     folder: of the run; checkpoints, agents and logs go there.
     console: where compilation is announced; None for silence.
     processes: processes that train the policy together, each with its share of the environments.
+    callbacks: called in each process, see `Callback`.
+    more_loggers: where the log goes besides those that `config.loggers` names; closed with the run.
+
+    Attributes:
+        progress: numbers of the last update by name, of the environments' episodes and the losses.
+        validation: those of the last evaluation on validation levels.
 
     Raises:
         ValueError: settings that do not fit each other or the environment. Nothing has been written then.
@@ -149,8 +159,11 @@ class Trainer(RunLoop):
         folder: Path,
         console: Console | None = None,
         processes: Processes = SINGLE_PROCESS,
+        callbacks: Sequence[Callback] = (),
+        more_loggers: Sequence[Logger] = (),
     ) -> None:
         super().__init__(config, folder, processes)
+        self.callbacks, self.more_loggers = callbacks, more_loggers
         check_processes(algo_config, processes)
         self.env = build_env(algo_config, config.env, algo_config.num_envs // processes.world_size, config.env_options)
         if not is_compiled(self.env):
@@ -174,6 +187,7 @@ class Trainer(RunLoop):
         self.algo = self.learner.algo
         self.updates = 0
         self.best = (-1.0, 0.0)  # success and return on validation levels
+        self.progress: dict[str, float] = {}
         self.validation: dict[str, Any] = {}
         self._validated = [-1, 0]  # frames and levels of the last validation
 
@@ -224,6 +238,7 @@ class Trainer(RunLoop):
             **self.learner.statistics(),
             "frames_per_second": self.frames / self.seconds,
         }
+        self.progress = {**progress, **losses}
         if self.due(self.config.log_every, before):
             speed = {"collect_seconds": collected - began, "update_seconds": updated - collected}
             log.scalars(self.frames, train=progress, loss=losses, time=speed)
@@ -234,6 +249,23 @@ class Trainer(RunLoop):
         measures = ("success",) if hasattr(self.env.unwrapped, "clairvoyant") else ("success", "return")
         greedy = {f"validation_{measure}": self.validation.get(measure) for measure in measures}
         console.progress(self.frames, {**progress, **greedy}, measures)
+        self._notify("on_update")
+
+    def open_loggers(self) -> Sequence[Logger]:
+        opened = [*open_loggers(logger_names(self.config.loggers), self.folder, self.frames), *self.more_loggers]
+        for logger in opened:
+            logger.hyperparameters(self._settings(), {})
+        return opened
+
+    def _notify(self, event: str) -> None:
+        """Call a method of each callback. Where one raises, a checkpoint is written first."""
+        try:
+            answers = [getattr(callback, event)(self) for callback in self.callbacks]
+        except BaseException:
+            self.save_checkpoint()
+            raise
+        if any(answer is False for answer in answers):
+            self.stop()
 
     def perform(self, duty: str, log: RunLog, console: Console) -> None:
         if duty == "validate":
@@ -258,6 +290,7 @@ class Trainer(RunLoop):
         if reached >= self.best:  # the later of equals, which was trained longer
             self.best = reached
             self._save_agent("best")
+        self._notify("on_evaluation")
 
     def _evaluate(self, levels: int) -> dict[str, Any]:
         """Greedy on the first validation levels: `evaluation.report.evaluate_policy`."""
@@ -310,6 +343,7 @@ class Trainer(RunLoop):
         with console.waiting("recording a video of two episodes"), self.interruptible():
             self._record_video(log, console)
         log.hyperparameters(self._settings(), {"validation/success": self.validation["success"]})
+        self._notify("on_end")
 
     def _settings(self) -> dict[str, Any]:
         return {

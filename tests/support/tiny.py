@@ -100,8 +100,9 @@ def make_trainer(folder: Path, **changes: Any) -> Trainer:
     algo = {"num_envs": 8, "rollout_steps": 4, "window": 4, "minibatch_windows": 4, **changes.pop("algo", {})}
     policy = {"core_options": QUICK, "hidden_size": 8, "encoder": EncoderConfig(1, 2), **changes.pop("policy", {})}
     processes, kind = changes.pop("processes", SINGLE_PROCESS), changes.pop("kind", PPOConfig)
+    of_a_program = {name: changes.pop(name) for name in ("callbacks", "more_loggers") if name in changes}
     config = TrainerConfig(**{**settings, **changes})
-    return Trainer(config, PolicyConfig(**policy), kind(**algo), folder, processes=processes)
+    return Trainer(config, PolicyConfig(**policy), kind(**algo), folder, processes=processes, **of_a_program)
 
 
 def fitting(changes: dict[str, Any] | None = None, mixing: str = "conv") -> dict[str, Any]:

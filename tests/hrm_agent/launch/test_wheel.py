@@ -10,6 +10,7 @@ import sys
 import sysconfig
 import venv
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -34,6 +35,8 @@ def test_the_wheel_trains_and_evaluates_from_an_empty_folder(tmp_path: Path) -> 
     empty.mkdir()
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path / "dist", source, cwd=empty)
     (wheel,) = (tmp_path / "dist").glob("hrm_agent-*.whl")
+    with ZipFile(wheel) as archive:  # type checkers read the annotations of both packages
+        assert {"hrm_agent/py.typed", "hrm_envs/py.typed"} <= set(archive.namelist())
 
     venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
     python = tmp_path / "venv" / "bin" / "python"
