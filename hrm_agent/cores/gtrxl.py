@@ -63,16 +63,18 @@ class GatedLayer(nn.Module):
         self.after_attention, self.after_inner = Gate(width), Gate(width)
 
     def forward(self, x: Tensor, memory: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """`x` float[B, width], `memory` float[B, M, 2 * width], `seen` bool[B, M + 1] -> the same, one step later."""
+        """`x` float[B, width], `memory` float[B, M, 2 * width], `seen` bool[B, M] -> `x` again, and what to remember
+        of this step, float[B, 2 * width]."""
         query, own = self.qkv(self.before_attention(x)).split([x.shape[1], 2 * x.shape[1]], dim=-1)
-        memory = torch.cat([memory, own[:, None]], dim=1)
-        key, value = memory.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [B, heads, M + 1, size]
-        query = query.unflatten(1, (self.heads, -1))[:, :, None]
-        scores = (query * (key + self.ages)).sum(-1) * query.shape[-1] ** -0.5
-        weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
-        attended = (weights[..., None] * value).sum(2).flatten(1)
+        query = query.unflatten(1, (self.heads, 1, -1)) * (x.shape[1] // self.heads) ** -0.5
+        keys, values = memory.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, M, size] each
+        key, value = own.unflatten(1, (2, self.heads, 1, -1)).unbind(1)
+        past = (query @ keys.transpose(2, 3)).masked_fill(~seen[:, None, None], -torch.inf)
+        scores = torch.cat([past, query @ key.transpose(2, 3)], dim=-1) + query @ self.ages.transpose(1, 2)
+        old, new = scores.softmax(-1).split([memory.shape[1], 1], dim=-1)
+        attended = (old @ values + new * value).flatten(1)
         x = self.after_attention(x, F.relu(self.out(attended)))
-        return self.after_inner(x, F.relu(self.outer(F.relu(self.inner(self.before_inner(x)))))), memory[:, 1:]
+        return self.after_inner(x, F.relu(self.outer(F.relu(self.inner(self.before_inner(x)))))), own
 
 
 class GTrXL(Core):
@@ -126,9 +128,9 @@ class GTrXL(Core):
 
     def forward(self, x: Tensor, state: State) -> tuple[Tensor, GTrXLState]:
         memory, seen = state
-        seen = F.pad(seen, (0, 1), value=1.0)
         h, kept = self.flat(x), []
-        for layer, old in zip(self.layers, memory.unbind(1), strict=True):
-            h, new = layer(h, old, seen > 0)
-            kept.append(new)
-        return self.answer(h), GTrXLState(torch.stack(kept, dim=1), seen[:, 1:])
+        for layer, past in zip(self.layers, memory.unbind(1), strict=True):
+            h, own = layer(h, past, seen > 0)
+            kept.append(own)
+        memory = torch.cat([memory[:, :, 1:], torch.stack(kept, dim=1)[:, :, None]], dim=2)
+        return self.answer(h), GTrXLState(memory, F.pad(seen[:, 1:], (0, 1), value=1.0))
