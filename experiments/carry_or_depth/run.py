@@ -27,14 +27,14 @@ class Study(runner.Study):
     """Every arm with the learning rate that was best for it on validation levels."""
 
     def overrides(self, job: Job) -> list[str]:
-        return [*super().overrides(job), f"algo.learning_rate={self.tuned()[job.arm]['learning_rate']}"]
+        return [*super().overrides(job), f"algo.learning_rate={self.learning_rate(job.arm)}"]
 
-    def tuned(self) -> dict[str, Any]:
+    def learning_rate(self, arm: str) -> float:
         path = self.folder / "tuned.json"
         tuned = json.loads(path.read_text()) if path.exists() else {}
-        if lacking := [arm for arm in self.arms() if arm not in tuned]:
-            refuse(f"{path.name}: no learning rate for {', '.join(lacking)}; run tune.py first")
-        return tuned
+        if len(tuned.get(arm, {}).get("tried", ())) < len(self.settings["tuning"]["learning_rates"]):
+            refuse(f"{path.name}: no learning rate for {arm}; run tune.py first, or other arms with --only")
+        return float(tuned[arm]["learning_rate"])
 
     def finish(self) -> None:
         """Evaluate trained agents under other settings, greedily and sampled; every level's outcome is kept too."""

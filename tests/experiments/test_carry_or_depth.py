@@ -62,7 +62,7 @@ def folder(tmp_path: Path) -> Path:
 def test_every_arm_trains_with_its_own_learning_rate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         Study(folder).overrides(Job("gate-K1", 0))
-    assert "tuned.json: no learning rate for reset-K1" in capsys.readouterr().err
+    assert "tuned.json: no learning rate for gate-K1" in capsys.readouterr().err
     names = list(Study(folder).arms())
     rates = {name: (1.5e-3, 3e-3, 6e-3)[i % 3] for i, name in enumerate(names)}
     trials = [
@@ -78,6 +78,10 @@ def test_every_arm_trains_with_its_own_learning_rate(folder: Path, capsys: pytes
     (folder / "tuned.json").write_text(json.dumps(found))
     for name in names:
         assert Study(folder).overrides(Job(name, 0))[-1] == f"algo.learning_rate={rates[name]}"
+    two = [trial for trial in trials if trial["learning_rate"] > 2e-3]
+    (folder / "tuned.json").write_text(json.dumps(chosen_rates(two)))
+    with pytest.raises(SystemExit, match="2"):  # a search that has not ended chooses nothing
+        Study(folder).overrides(Job("gate-K1", 0))
 
 
 def test_comparisons_are_corrected_over_both_ways_of_playing(folder: Path) -> None:
