@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from experiments.engine import runner
 from experiments.engine.records import load, put
