@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from experiments.baselines.attempts import attempts_table
 from experiments.engine import figures as figure_style
 from experiments.engine.records import Record, load
 from experiments.engine.statistics import NEVER, mean_of, median_of, success_interval
@@ -45,6 +46,7 @@ def tables(folder: Path) -> dict[str, str]:
         "baselines_race": race_table(records),
         "baselines_search": search_table(load(folder / "tuning.json")),
         "baselines_trials": trials_table(load(folder / "tuning.json")),
+        "baselines_recurrent": attempts_table(load(folder / "recurrent.json")),
         "baselines_throughput": throughput_table(load(folder / "throughput.json")),
     }
 
