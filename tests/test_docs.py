@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import shutil
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -32,6 +34,7 @@ import pytest
 import yaml
 from PIL import Image
 
+import hrm_agent
 from forks import Forks
 from hrm_agent import bench, registry, supervise, train
 from hrm_agent.agents import hub
@@ -57,6 +60,11 @@ SHELL = (
     r"source \w+/bin/activate",
     r"mkdocs (build --strict|serve)",
 )
+A_LITTLE = {
+    "total_steps": 64, "algo.num_envs": 8, "algo.rollout_steps": 4, "algo.window": 4, "algo.minibatch_windows": 4,
+    "core.hidden_size": 8, "eval_episodes": 2, "test_episodes": 0, "threads": 1,
+}  # fmt: skip
+"""What pages train by `hrm_agent.learn` instead of what they say."""
 TINY_RUN = (
     "env=DynamicMaze-v0", "env.options.max_episode_steps=20", "core.hidden_size=8", "core.inner_size=8",
     "total_steps=256", "algo.num_envs=8",
@@ -241,6 +249,8 @@ def test_code_blocks(page: Path, tmp_path: Path, trained_run: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(hub, "_library", lambda: FolderHub(tmp_path / "hub"))
+    learn = hrm_agent.learn
+    monkeypatch.setattr(hrm_agent, "learn", lambda env, **given: learn(env, **{**given, **A_LITTLE}), raising=False)
     for folder in ("RUN", "runs/..."):  # the names that pages have for some run
         shutil.copytree(trained_run, folder)
     names: dict[str, Any] = {"__name__": "page"}
@@ -266,6 +276,20 @@ def test_code_blocks(page: Path, tmp_path: Path, trained_run: Path, monkeypatch:
             assert isinstance(yaml.safe_load(block.code), dict)
         else:
             pytest.fail(f"{page}:{block.line}: nothing runs or checks a block of {block.language or 'no language'}")
+
+
+@pytest.mark.usefixtures("_left_as_it_was")
+@pytest.mark.parametrize("notebook", sorted(DOCS.rglob("*.ipynb")), ids=lambda p: p.name)
+def test_notebooks(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their cells run in order, as they are, and hold no results that would grow old."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, cell in enumerate(json.loads(notebook.read_text())["cells"]):
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec(compile("".join(cell["source"]), f"{notebook.name}, cell {number}", "exec"), names)
+    assert list(tmp_path.iterdir())  # runs went to the temporary folder
 
 
 def test_every_fence_is_seen() -> None:
