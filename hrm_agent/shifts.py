@@ -43,7 +43,7 @@ def shifts(
     on_record: Callable[[dict[str, Any]], None] | None = None,
     agent: str | None = None,
 ) -> dict[str, Any]:
-    """Greedy episodes on the maze the agent was trained on and on its one-axis shifts (`evaluation.shifts`).
+    """Greedy and sampled episodes on the maze that it was trained on and on one-axis shifts (`evaluation.shifts`).
 
     Args:
         run: folder of a training run or of an agent; or give `agent`.

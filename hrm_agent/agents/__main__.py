@@ -18,7 +18,7 @@ from hrm_agent.launch.cli import UsageError, usage_errors, wants_help
 from hrm_agent.names.values import printable
 
 USAGE = "python -m hrm_agent.agents [ID]"
-COLUMNS = ("id", "environment", "core", "carry", "K", "parameters", "success on test levels", "from")
+COLUMNS = ("id", "environment", "core", "carry", "K", "parameters", "success greedy, sampled", "from")
 WIDE = 1000  # columns of a pipe or a file: no line is broken there
 
 
@@ -81,7 +81,8 @@ def _headline(spec: AgentSpec) -> tuple[str, ...]:
 
 def _success(evaluation: dict[str, Any]) -> str:
     low, high = evaluation["success_ci95"]
-    return f"{evaluation['success']:.1%} ({low:.1%} to {high:.1%})"
+    greedy, sampled = f"{evaluation['success']:.1%} ({low:.1%} to {high:.1%})", evaluation.get("sampled")
+    return greedy if sampled is None else f"{greedy}, {sampled['success']:.1%}"
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def evaluation_facts(report: dict[str, Any]) -> dict[str, Any]:
         "segments": report["segments"],
         **{name: report[name] for name in ("success", "success_ci95", "spl", "return", "macs_per_decision")},
         **{
-            key: None if row is None else {name: row.get(name) for name in ("success", "success_ci95", "spl")}
+            key: None if row is None else {name: row.get(name) for name in ("success", "success_ci95", "spl", "return")}
             for key, row in others.items()
         },
         "hrm_agent_version": report["hrm_agent_version"],
@@ -129,22 +129,23 @@ def _evaluation(evaluation: dict[str, Any] | None) -> str:
     last = evaluation["first_level"] + evaluation["levels"] - 1
     named = evaluation.get("split", evaluation.get("band"))  # its former name
     split = f"{named} " if named else ""
+    by_return = evaluation.get("spl") is None  # no shortest paths
     lines = [
         f"Greedy, on {evaluation['levels']:,} {split}levels (seeds {evaluation['first_level']} to {last}) of "
         f"{_code(evaluation['env'], evaluation['env_options'])}; 95% interval by Wilson's formula.",
         "",
-        "| | success | 95% interval | SPL |",
+        f"| | success | 95% interval | {'return' if by_return else 'SPL'} |",
         "|---|---|---|---|",
-        _result("this agent", evaluation),
-        *(_result(name, evaluation[key]) for name, key in (SAMPLED, *BASELINES) if evaluation.get(key)),
+        _result("this agent", evaluation, by_return),
+        *(_result(name, evaluation[key], by_return) for name, key in (SAMPLED, *BASELINES) if evaluation.get(key)),
     ]
     return "## Evaluation\n\n" + "\n".join(lines)
 
 
-def _result(name: str, row: dict[str, Any]) -> str:
+def _result(name: str, row: dict[str, Any], by_return: bool) -> str:
     low, high = row["success_ci95"]
-    spl = "" if row.get("spl") is None else f"{row['spl']:.3f}"
-    return f"| {name} | {row['success']:.3f} | {low:.3f} to {high:.3f} | {spl} |"
+    last = row.get("return" if by_return else "spl")
+    return f"| {name} | {row['success']:.3f} | {low:.3f} to {high:.3f} | {'' if last is None else f'{last:.3f}'} |"
 
 
 def _use(info: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import gymnasium as gym
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from hrm_agent.agents.card import CARD_FILE, evaluation_of, write_card
 from hrm_agent.environments.sources import StoredId
@@ -31,6 +31,7 @@ class _Played(Struct):
     success: float
     success_ci95: tuple[float, float]
     spl: float | None = None
+    returned: float | None = field(name="return", default=None)
 
 
 class _Evaluation(_Played, kw_only=True):

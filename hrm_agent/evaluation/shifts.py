@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from hrm_agent.agents.agent import Agent
 from hrm_agent.environments.make import make_vector_env
-from hrm_agent.evaluation.episodes import PolicyActor
+from hrm_agent.evaluation.episodes import PolicyActor, run_in_threads
 from hrm_agent.evaluation.report import (
+    BATCH,
     MAZE_COLUMNS,
     Column,
     Levels,
     play,
     play_references,
+    summarize,
     summarize_clairvoyant,
     table_head,
     table_row,
@@ -161,7 +164,7 @@ def run_shifts(
     """Play the points one after the other, yielding each record as soon as it is complete.
 
     Args:
-        agent: plays greedily; adapted to the size of each maze (`Agent.fit`).
+        agent: plays greedily, and by actions drawn; adapted to the size of each maze (`Agent.fit`).
         env_id, env_options: the maze that the points' changes are applied to.
         points: see `list_points`.
         episodes: levels `seed ... seed + episodes - 1` at each point.
@@ -215,16 +218,26 @@ def _fit(agent: Agent, env_id: str, options: dict[str, Any]) -> Agent:
 
 def _play(agent: Agent, levels: Levels, threads: Threads | None) -> dict[str, Any]:
     played = play(lambda: PolicyActor(agent.policy), levels, threads)
+    draws = agent.policy.config.heads != "q"  # Q-values are no distribution to draw from
     return {
         **played.summarize(),
         "levels": played.list_levels(),
+        "sampled": _sampled(agent, levels, threads) if draws else None,
         "bfs_replanner": play_references(levels, ["bfs_replanner"])["bfs_replanner"],
         "clairvoyant": summarize_clairvoyant(played.episodes),
     }
 
 
+def _sampled(agent: Agent, levels: Levels, threads: Threads | None) -> dict[str, Any]:
+    actor = partial(PolicyActor, agent.policy, deterministic=False)
+    episodes = run_in_threads(actor, *levels, batch=BATCH, oracle=False, threads=threads)
+    summary = summarize(episodes)
+    return {name: summary[name] for name in ("success", "success_ci95", "spl")}
+
+
 NAME_WIDTH = 22
 COLUMNS: tuple[Column, ...] = (
+    ("sampled", "sampled.success", 10, ".1%"),
     *(column for column in MAZE_COLUMNS if column[0] in ("SPL", "lost")),
     ("BFS re-planner", "bfs_replanner", 16, ".1%"),
     ("clairvoyant", "clairvoyant", 13, ".1%"),
@@ -233,11 +246,11 @@ COLUMNS: tuple[Column, ...] = (
 
 def format_header() -> str:
     """The head of the table whose rows `format_point` gives."""
-    return table_head(COLUMNS, NAME_WIDTH)
+    return table_head(COLUMNS, NAME_WIDTH).replace(" success", "  greedy", 1)
 
 
 def format_point(record: dict[str, Any]) -> str:
-    """A record as one row; see `report.MAZE_LEGEND`."""
+    """A record as one row: success of greedy actions with its interval, of sampled ones; see `report.MAZE_LEGEND`."""
     if record["skipped"] is not None:
         reason = record["skipped"]
         return f"{record['value']:22}  skipped: {reason if len(reason) <= 86 else reason[:83] + '...'}"

@@ -53,7 +53,7 @@ class _Moment:
     probabilities: NDArray | None
     action: int | None
     outcome: bool | None
-    bound: str
+    note: str
 
 
 def record_episodes(
@@ -98,7 +98,9 @@ def record_episodes(
     first = first_seed(known, split, seed)
     with closing(env):
         for i in range(episodes):
-            frames += _record_episode(policy, env, env_id, first + i, f"episode {i + 1} of {episodes}", check_stop)
+            frames += _record_episode(
+                policy, env, env_id, first + i, f"episode {i + 1} of {episodes}, greedy", check_stop
+            )
     return _same_size(frames)
 
 
@@ -119,7 +121,8 @@ def _record_episode(
 
     def draw(probabilities: NDArray | None, action: int | None, outcome: bool | None) -> None:
         count = f"step {step} of {limit}" if limit is not None else f"step {step}"
-        moment = _Moment(title, episode, count, probabilities, action, outcome, bound)
+        note = f"return {total:.2f}" if clairvoyant is None else bound
+        moment = _Moment(title, episode, count, probabilities, action, outcome, note)
         frames.append(_compose(_picture(env, obs, trail, probabilities), moment))
 
     while not ended:
@@ -207,7 +210,7 @@ def _compose(picture: Frame, moment: _Moment) -> Frame:
             GREEN if moment.outcome else RED,
             large,
         )
-    draw.text((left, height - MARGIN - 18), moment.bound, FAINT, normal)
+    draw.text((left, height - MARGIN - 18), moment.note, FAINT, normal)
     return np.asarray(image)
 
 

@@ -21,7 +21,7 @@ from hrm_agent.names.values import one_of
 from hrm_agent.training.tracking import METRICS_FILE, read_metrics
 
 COMMAND = "hrm_agent.train"
-RESULTS = ("test_success", "validation_success", "validation_return")
+RESULTS = ("test_success", "test_sampled", "validation_success", "validation_return")
 Column = Annotated[str, one_of(RESULTS)]
 SUFFIXES = (".csv", ".md")
 WIDE = 1000  # columns of a pipe or a file: no line is broken there
@@ -90,10 +90,17 @@ class _Described(msgspec.Struct):
     command: str | None = None
 
 
+class _Sampled(msgspec.Struct):
+    """Of its entry for actions drawn from the policy."""
+
+    success: float
+
+
 class _Evaluated(msgspec.Struct):
     """Of `eval.json`."""
 
     success: float
+    sampled: _Sampled | None = None
 
 
 def _read_run(folder: Path) -> tuple[dict[str, Any], Row]:
@@ -118,6 +125,7 @@ def _read_results(folder: Path) -> Row:
     if os.path.lexists(folder / "eval.json"):
         evaluated: _Evaluated = read_json(folder / "eval.json", _Evaluated, links=False)
         results["test_success"] = evaluated.success
+        results["test_sampled"] = None if evaluated.sampled is None else evaluated.sampled.success
     return results
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from commands import run_command, tiny_run
 from hrm_agent import Agent
-from hrm_agent.agents.card import BASELINES, SAMPLED, evaluation_facts, write_card
+from hrm_agent.agents.card import BASELINES, SAMPLED, _evaluation, evaluation_facts, write_card
 from hrm_agent.agents.description import add_facts
 from hrm_agent.evaluate import evaluate
 from hrm_agent.files.reading import CheckpointError
@@ -77,6 +77,14 @@ def test_an_evaluation_stands_in_the_card_beside_its_baselines(tmp_path: Path) -
     assert write_card(description) == page
     del description["info"]["evaluation"]["sampled"]  # of an agent of before
     assert write_card(description) == "".join(line for line in page.splitlines(True) if "drawn" not in line)
+
+
+def test_where_there_are_no_shortest_paths_the_return_stands_in_their_place() -> None:
+    row = {"success": 0.5, "success_ci95": [0.25, 0.75], "spl": None, "return": 123.456}
+    page = _evaluation({**row, "env": "CartPole-v1", "env_options": {}, "first_level": 0, "levels": 4, "sampled": row})
+    assert "| | success | 95% interval | return |" in page
+    assert "| this agent | 0.500 | 0.250 to 0.750 | 123.456 |" in page
+    assert "| this agent, actions drawn | 0.500 | 0.250 to 0.750 | 123.456 |" in page
 
 
 def test_a_page_that_is_no_card_is_left_alone_and_a_card_is_renewed(tmp_path: Path) -> None:

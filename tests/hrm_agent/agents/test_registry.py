@@ -326,6 +326,10 @@ def test_the_list_names_every_agent_and_a_name_prints_its_card(
     assert all(name in table for name in (*SHIPPED, "A-v0", "B-v0", "C-v0"))
     assert "no such folder" in table
     assert all(f"{RECORDS[name]['success']:.1%}" in table for name in SHIPPED)
+    for name in SHIPPED:
+        description = hrm_agent.registry[name].describe()
+        assert description is not None
+        assert f"), {description['info']['evaluation']['sampled']['success']:.1%} " in table
     assert shown("A-v0") == (folder / "README.md").read_text() + "\n"
     for wrong in (["A-v1"], ["B-v0"], ["A-v0", "B-v0"], ["run=A-v0"]):
         with pytest.raises(SystemExit) as ended:

@@ -14,6 +14,7 @@ import torch
 from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.environments.make import episode_success, make_vector_env
+from hrm_agent.evaluation import video
 from hrm_agent.evaluation.episodes import PolicyActor, RandomActor, run_episodes
 from hrm_agent.evaluation.video import record_episodes
 from hrm_agent.experience.collector import Collector, _seed_after
@@ -116,7 +117,11 @@ def test_it_learns_to_answer_what_it_sees(actions: str) -> None:
 
 
 @pytest.mark.parametrize("actions", ["box", "multi"])
-def test_episodes_are_filmed_on_the_levels_that_are_evaluated(actions: str) -> None:
+def test_videos_are_of_the_levels_that_are_evaluated_and_say_the_return(
+    actions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments: list[Any] = []
+    monkeypatch.setattr(video, "_compose", lambda picture, moment: moments.append(moment) or picture)
     learner, _ = make_learner(actions)
     SEEDS.clear()
     played = run_episodes(PolicyActor(learner.policy), TARGET, {"actions": actions}, 2, split="validation")
@@ -124,9 +129,12 @@ def test_episodes_are_filmed_on_the_levels_that_are_evaluated(actions: str) -> N
     SEEDS.clear()
     frames = record_episodes(learner.policy, TARGET, {"actions": actions}, 2, split="validation")
     assert len(frames) >= 10
-    filmed = [s for s in SEEDS if s is not None]
-    assert filmed == evaluated == played.seeds.tolist()
-    assert min(filmed) > 2**27  # no level of training
+    recorded = [s for s in SEEDS if s is not None]
+    assert recorded == evaluated == played.seeds.tolist()
+    assert min(recorded) > 2**27  # no level of training
+    ends = [moment for moment in moments if moment.outcome is not None]
+    assert [moment.note for moment in ends] == [f"return {reached:.2f}" for reached in played.returns]
+    assert [moment.episode for moment in ends] == ["episode 1 of 2, greedy", "episode 2 of 2, greedy"]
 
 
 def test_a_vector_that_nobody_has_observed_is_taken_as_it_comes() -> None:

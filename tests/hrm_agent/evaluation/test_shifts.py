@@ -88,6 +88,7 @@ def test_every_point_is_an_evaluation(run: str, tmp_path: Path) -> None:
     for value in ("as trained", "5x5 cells", "view radius 1"):
         record = records[value]
         same = evaluate(run, 12, env_options=record["env_options"], seed=3, split="validation")
+        assert record["sampled"] == {name: same["sampled"][name] for name in ("success", "success_ci95", "spl")}
         names = (
             "success",
             "spl",
@@ -157,6 +158,7 @@ def test_the_command_says_what_it_writes(
     for line, record in zip(lines[1:], report["records"], strict=False):
         assert line.startswith(record["value"])
         assert f"{record['success']:.1%}" in line
+        assert f"{record['sampled']['success']:.1%}" in line
         assert f"{record['bfs_replanner']['success']:.1%}" in line
     assert max(map(len, lines)) <= 120
 

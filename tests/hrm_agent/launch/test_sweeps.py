@@ -212,7 +212,7 @@ def runs(tmp_path: Path) -> Path:
             first = {"frames": 10, "validation/success": 0.99, "validation/return": 0.0}
             (folder / "metrics.jsonl").write_text(f'{json.dumps(first)}\n{json.dumps(last)}\n{{"frames": 3')
         if test is not None:
-            (folder / "eval.json").write_text(json.dumps({"success": test}))
+            (folder / "eval.json").write_text(json.dumps({"success": test, "sampled": {"success": 0.6}}))
     return tmp_path / "runs"
 
 
@@ -220,8 +220,8 @@ def test_the_table_holds_what_differs_best_first(runs: Path) -> None:
     rows = sweep_table(str(runs), sort="validation_success")
     assert [row["run"] for row in rows] == ["deep/b", "a", "c"]
     assert rows[0] == {
-        "run": "deep/b", "test_success": None, "validation_success": 0.9, "validation_return": -0.9, "frames": 20,
-        "algo.learning_rate": 0.2,
+        "run": "deep/b", "test_success": None, "test_sampled": None, "validation_success": 0.9,
+        "validation_return": -0.9, "frames": 20, "algo.learning_rate": 0.2,
     }  # fmt: skip
     assert [row["run"] for row in sweep_table(str(runs))] == ["a", "deep/b", "c"]  # by test levels, where there are any
     assert [row["run"] for row in sweep_table(str(runs), sort="validation_return")] == ["a", "deep/b", "c"]
@@ -234,7 +234,7 @@ def test_the_table_is_written(runs: Path, monkeypatch: pytest.MonkeyPatch, capsy
     with open(runs / "table.csv") as file:
         assert [row["algo.learning_rate"] for row in csv.DictReader(file)] == ["0.1", "0.2", "0.1"]
     lines = (runs / "table.md").read_text().splitlines()
-    assert lines[2] == "| a | 0.7 | 0.5 | -0.5 | 20 | 0.1 |"
+    assert lines[2] == "| a | 0.7 | 0.6 | 0.5 | -0.5 | 20 | 0.1 |"
     assert len({line.count("|") for line in lines}) == 1
 
 
@@ -242,7 +242,7 @@ def test_the_table_is_written(runs: Path, monkeypatch: pytest.MonkeyPatch, capsy
     ("arguments", "message"),
     [
         (["folder=absent"], "no such folder"),
-        (["folder={runs}", "sort=loss"], "expected one of test_success, validation_success"),
+        (["folder={runs}", "sort=loss"], "expected one of test_success, test_sampled, validation_success"),
         (["folder={runs}", "out=table.txt"], "ends in .csv or .md"),
         (["folder={empty}"], "no run in it"),
         ([], "folder=... is required"),
