@@ -1,7 +1,8 @@
 """Mazes whose doors and goals move, for reinforcement learning: Gymnasium environments on a numba kernel.
 
 Importing the package registers the environments, so that ``gymnasium.make("DynamicMaze-v0")`` and
-``gymnasium.make_vec("DynamicMaze-v0", num_envs=64)`` work. Importing compiles nothing.
+``gymnasium.make_vec("DynamicMaze-v0", num_envs=64)`` work; without it, ``"hrm_envs:DynamicMaze-v0"`` imports it, since
+Gymnasium loads no plugins. Importing compiles nothing.
 """
 
 from hrm_envs.cells import Cell

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,20 @@ def test_whole_floats_are_integers() -> None:
     assert (cue.length, cue.max_episode_steps, type(cue.length)) == (3, 10, int)
 
 
+def test_an_id_needs_the_package_imported_or_named_before_it() -> None:
+    """As the documentation says; Gymnasium has loaded no plugins since 1.0, and an entry point would do nothing."""
+    code = (
+        "import gymnasium\n"
+        "try: gymnasium.make('CueMaze-v0')\n"
+        "except gymnasium.error.NameNotFound: pass\n"
+        "else: raise SystemExit('plugins are loaded')\n"
+        "gymnasium.make('hrm_envs:CueMaze-v0'); gymnasium.make('CueMaze-v0')"
+    )
+    assert run_apart(code).returncode == 0
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+    assert "gymnasium.envs" not in project.get("entry-points", {})
+
+
 def test_importing_compiles_nothing_and_needs_no_torch() -> None:
     code = (
         "import hrm_envs, sys; assert 'torch' not in sys.modules; assert 'hrm_agent' not in sys.modules;"
@@ -214,6 +229,7 @@ def test_a_kernel_is_cached_until_its_source_changes(tmp_path: Path) -> None:
 # Resets and steps environments of given options; prints of each whether it is compiled and which functions were for it.
 COMPILED = """
 import sys
+import tomllib
 import gymnasium, numba.core.event as event
 class Recorder(event.Listener):
     names = []
@@ -282,6 +298,7 @@ def test_mazes_of_the_first_version_are_made_without_a_warning() -> None:
 # Compiles a kernel as those of the environments are, but a small one.
 DOUBLED = """
 import sys
+import tomllib
 sys.path.insert(0, sys.argv[1])
 from doubling import double
 from hrm_envs.jit import kernel
