@@ -366,6 +366,22 @@ def test_the_site_builds_without_a_warning(tmp_path: Path, forks: Forks) -> None
         assert (tmp_path / "site" / f"{page}.html").is_file()
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_first_command_has_one_headline_which_is_that_of_its_records(page: str) -> None:
+    text = (ROOT / page).read_text()
+    paragraph = next(line for line in text.splitlines() if line.startswith("trains the default agent"))
+    runs = json.loads((ROOT / "experiments/main_job/results.json").read_text())
+    seeds = [run for run in runs if run["agent"] == "DynamicMaze-v0"]
+    means = {f"{np.mean([run[play] for run in seeds]):.3f}" for play in ("success", "sampled_success")}
+    assert re.findall(r"0\.\d+", paragraph) == list(means)
+    assert "%" not in paragraph
+    timed = json.loads((ROOT / "experiments/speed/default_run.json").read_text())["whole_commands"][0]
+    training = f"{np.median([run['seconds'] for run in seeds]):.0f} s of training"
+    assert f"{timed['seconds']:.0f} s, {timed['training_seconds']:.0f} of them training" in paragraph
+    assert training in paragraph
+    assert not re.search(r"\b(a|one) minute\b|\d+ (s|seconds)\b", text.split(paragraph)[0])  # true of one processor
+
+
 def test_links_of_the_experiments_pages(hooks: ModuleType) -> None:
     """What is in the repository but not in the site loses its link, what is in neither keeps it and so is reported."""
     known = SimpleNamespace(get_file_from_path=lambda path: path == "experiments/braid/curves.png" or None)
