@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrm_agent.cores import DRC, LSTM, VIN, Core, GTrXL, build_core, map_state
+from hrm_agent.cores import DRC, LSTM, VIN, Core, GRUCore, GTrXL, build_core, map_state
 from hrm_agent.cores.norm import rms_norm
 
 GRID, PREFIX, SIZE, BATCH = (4, 5), 1, 8, 3
@@ -65,6 +65,28 @@ def test_the_lstm_is_torchs_own_on_the_flattened_tokens() -> None:
     torch.testing.assert_close(state, type(state)(h[0], c[0]))
     forget = slice(7, 14)
     assert (core.cell.bias_ih + core.cell.bias_hh)[forget].eq(1).all()
+
+
+@torch.no_grad()
+def test_a_flattening_gru_is_torchs_own_on_the_flattened_tokens() -> None:
+    core = make("gru", **FLAT["gru"])
+    assert isinstance(core, GRUCore)
+    assert core.flat is not None
+    reference = torch.nn.GRU(7, 7)
+    reference.load_state_dict({f"{name}_l0": value for name, value in core.cell.state_dict().items()})
+    state = core.initial_state(BATCH)
+    seen = [tokens(seed) for seed in range(4)]
+    outputs, h = reference(torch.stack([core.flat(x) for x in seen]), state.h[None])
+    for t, x in enumerate(seen):
+        y, state = core(x, state)
+        inner = core.from_memory(outputs[t])
+        torch.testing.assert_close(y[:, 0], rms_norm(core.out(inner.sigmoid() * inner)))
+    torch.testing.assert_close(state.h, h[0])
+
+
+def test_a_pooling_gru_has_the_weights_it_always_had() -> None:
+    names = {name.partition(".")[0] for name in make("gru").state_dict()}
+    assert names == {"cell", "from_token", "from_memory", "out", "h_init"}
 
 
 @torch.no_grad()
