@@ -200,7 +200,7 @@ def test_drawn_actions_have_the_policys_probabilities_and_depend_on_the_level_al
         with pytest.raises(ValueError, match="DQN: has no distribution"):
             run.actor(deterministic=False)
         return
-    actor, count = run.actor(deterministic=False), 4000
+    actor, count = run.actor(deterministic=False), 1500
     obs = np.repeat(np.random.default_rng(0).integers(0, 6, (1, 5, 5)).astype(np.uint8), count, 0)
     actor.reset(np.arange(count))
     actions = actor.act(obs)
@@ -217,7 +217,7 @@ def test_drawn_actions_have_the_policys_probabilities_and_depend_on_the_level_al
         run.model.policy.action_net.weight.zero_()
     actor.reset(np.arange(count))
     shares = np.bincount(actor.act(obs), minlength=4) / count
-    assert np.allclose(shares, torch.softmax(logits, 0).detach().numpy(), atol=0.03)
+    assert np.allclose(shares, torch.softmax(logits, 0).detach().numpy(), atol=0.04)
 
 
 @pytest.mark.parametrize("critic", CRITICS)
