@@ -19,7 +19,7 @@ from typing import Any
 
 from experiments.engine import runner
 from experiments.engine.records import Record, load, put
-from experiments.engine.runner import SKILL, Job, outcomes_of, refuse
+from experiments.engine.runner import SKILL, Job, outcomes_of, refuse, sampled_of
 from experiments.engine.runs import (
     agent_info,
     cost_of,
@@ -119,7 +119,6 @@ class Study(runner.Study):
         lines = metrics(place)
         curve, validation = sampled_curve(lines), validation_curve(lines)
         frames_to_90, seconds_to_90 = first_above(curve)
-        sampled = report.get("sampled") or {}
         record = {
             "agent": arm["agent"],
             "arm": job.arm,
@@ -131,7 +130,7 @@ class Study(runner.Study):
             "overrides": arm["overrides"],
             **described(arm["agent"], place, report),
             **{name: report[name] for name in SKILL if name in report},
-            "sampled": {name: sampled[name] for name in ("success", "success_ci95", "spl") if name in sampled},
+            "sampled": sampled_of({"sampled": None, **report}),
             "frames": report["frames"],
             "seconds": report["seconds"],
             "steps_per_second": round(report["frames"] / report["seconds"], 1),

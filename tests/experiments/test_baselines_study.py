@@ -186,7 +186,12 @@ def test_without_learning_rates_it_refuses_in_one_line(study: Study, capsys: pyt
 
 def test_references_are_recorded_once_a_world(study: Study) -> None:
     played = {"success": 0.5, "success_ci95": [0.4, 0.6]}
-    report = {"env": "X-v0", "env_options": {}, **dict.fromkeys(("random", "bfs_replanner", "clairvoyant"), played)}
+    report = {
+        "env": "X-v0",
+        "env_options": {},
+        "split": "test",
+        **dict.fromkeys(("random", "bfs_replanner", "clairvoyant"), played),
+    }
     found = study.reference_records(report, "_fog", fog=True)
     assert [r["arm"] for r in found] == ["random_fog", "bfs_replanner_fog", "clairvoyant_fog"]
     assert (found[0]["spl"], found[2]["spl"], found[2]["fog"]) == (None, 0.5, True)
