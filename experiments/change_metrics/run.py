@@ -1,7 +1,7 @@
 """What changes do to agents, by the former measures and by pairs of worlds, on the same levels.
 
 `python -m experiments.change_metrics.run` plays what `agents.yaml` lists and has no record yet, writes `results.json`
-and `pairs.json`, and redraws the page. Runs of other studies are taken from `runs/studies`.
+and `pairs.json`, and redraws the page; with names of worlds, those alone. Runs are taken from `runs/studies`.
 """
 
 from __future__ import annotations
@@ -85,13 +85,15 @@ def measure(job: Record, settings: dict[str, Any]) -> tuple[Record, Record]:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("worlds", nargs="*", metavar="WORLD")
+    wanted = parser.parse_args().worlds
     torch.set_num_threads(1)
     settings = settings_of(HERE, "agents.yaml")
     known = {tuple(record[name] for name in KEY) for record in load(HERE / "results.json")}
     for job in jobs(settings):
         name = f"{job['world']}, {job['agent']}, seed {job['seed']}"
-        if tuple(job[field] for field in KEY) in known:
+        if tuple(job[field] for field in KEY) in known or (wanted and job["world"] not in wanted):
             continue
         if (run := run_of(job)) is not None and not (run / "agents").exists():
             print(f"{name}: left out, {run} has no agent", flush=True)

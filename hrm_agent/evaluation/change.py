@@ -1,7 +1,7 @@
 """How an agent reacts to a change, from pairs of worlds that share all but that change. Numpy only.
 
 `evaluation.counterfactual` plays them. A pair begins where a change leaves the agent with other optimal actions, none
-of which was optimal before, after a decision that was optimal: it was following a plan, and the plan is now wrong. From
+of which was optimal before, after two decisions that were: it was following a plan, and the plan is now wrong. From
 there the agent plays on twice, on the map with the change and on the map without it, each of which stays as it is.
 
 A level has one pair or none, so a measure is a mean over levels: an agent that fails meets more changes, but counts no

@@ -114,13 +114,13 @@ class _Worlds:
         optimal, distance = np.zeros((2 * n, ACTIONS), bool), np.zeros(2 * n, np.int32)  # in the worlds that stay
         actor.reset(self.levels)
         given, over = rows, np.arange(3 * n) >= n  # the worlds of the actor's rows; what is not played (any more)
-        actions = np.zeros(3 * n, np.int64)
+        actions, followed = np.zeros(3 * n, np.int64), np.zeros((2, n), bool)  # whether the last two were optimal
         for number in itertools.count(1):
             check_stop()
             actions[given] = actor.act(seen[given])
             self._judge(actor, given, over, actions, seen, optimal, distance, number - 1)
             walking = rows[~over[:n]]
-            followed = infos["optimal_actions"][rows, actions[:n]]
+            followed = np.stack([followed[1], infos["optimal_actions"][rows, actions[:n]]])
             # Without the change: the same step from the same state, but the schedule stands still.
             copy_rows(self.env.batch, walking, self.still.batch, n + walking)
             actions[2 * n + walking] = actions[walking]
@@ -130,10 +130,8 @@ class _Worlds:
             over |= np.concatenate([terminated | truncated, arrived | out_of_time])
             optimal, distance = still_infos["optimal_actions"], still_infos["distance"]
             seen = np.concatenate([obs, still_obs])
-            begun = np.zeros(n, bool)
-            if number >= 2:
-                begun = ~over[:n] & followed & replaces_all(optimal[n:], infos["optimal_actions"])
-                begun &= (obs != still_obs[n:]).any((1, 2))
+            begun = ~over[:n] & followed.all(0) & replaces_all(optimal[n:], infos["optimal_actions"])
+            begun &= (obs != still_obs[n:]).any((1, 2))
             pairs = rows[begun]
             if pairs.size:
                 copy_rows(self.env.batch, pairs, self.still.batch, pairs)

@@ -156,14 +156,15 @@ def replaces_all(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> NDArray
 def met_replaced_plan(decisions: Decisions, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Episodes with a change for a pair of worlds (`evaluation.change`), bool `[E]`.
 
-    That is a change that replaces all optimal actions, after two decisions or more of which the last was optimal.
+    That is a change that replaces all optimal actions right after two optimal decisions, each on the map of its moment.
+    One alone would be half of every to and fro.
 
     Args:
         decisions: of E episodes.
         lengths: int `[E]` decisions of each episode.
     """
     number = np.arange(len(decisions.regret))[2:, None]
-    followed = decisions.regret[1:-1] == 0
+    followed = (decisions.regret[1:-1] == 0) & (decisions.regret[:-2] == 0)
     return (followed & decisions.replaced[2:] & (number < np.asarray(lengths))).any(0)
 
 

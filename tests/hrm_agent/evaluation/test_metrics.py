@@ -132,14 +132,15 @@ def test_totals_of_a_hand_made_episode() -> None:
     assert metrics.regret_per_decision(totals).tolist() == [8 / 6]
 
 
-def test_a_plan_is_replaced_after_two_decisions_the_last_of_them_optimal() -> None:
+def test_a_plan_is_replaced_after_two_optimal_decisions() -> None:
     def met(regret: list, replaced: list, length: int) -> bool:
         real, replaced_ = np.array(regret)[:, None], np.array(replaced)[:, None]
         decisions = metrics.Decisions(real, replaced_, replaced_, replaced_, None)
         return bool(metrics.met_replaced_plan(decisions, np.array([length]))[0])
 
-    assert met([2.0, 0.0, 2.0], [False, False, True], 3)
+    assert met([0.0, 0.0, 2.0], [False, False, True], 3)
     assert not met([0.0, 2.0, 0.0], [False, False, True], 3)  # it followed no plan
+    assert not met([2.0, 0.0, 2.0], [False, False, True], 3)  # or goes to and fro
     assert not met([0.0, NAN, 0.0], [False, False, True], 3)  # there was none
     assert not met([0.0, 0.0, 0.0], [False, True, False], 3)  # too early
     assert not met([0.0, 0.0, 0.0], [False, False, True], 2)  # the episode was over
