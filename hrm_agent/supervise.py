@@ -13,6 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from hrm_agent.cores import import_core
 from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import UsageError
 from hrm_agent.launch.errors import run_errors
@@ -76,7 +77,9 @@ def train(run: Run) -> float:
 
     Returns the score on validation puzzles, for sweepers; of `torchrun`'s processes the first does.
     """
-    with run_errors(run.folder, COMMAND, run.processes):
+    core = checked("core.name", run.values["core"]["name"], str)
+    with run_errors(run.folder, COMMAND + f" core={core}" * (":" in core), run.processes):
+        import_core(core)  # as typed, in every process; of a run that is resumed, typed again
         trainer = open_loop(run, partial(SupervisedTrainer, *settings(run.values), run.folder, run.processes))
         if not run_to_end(trainer, run.console) or not run.processes.is_rank_zero:
             return WORST

@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from hrm_agent.agents.agent import Agent
 from hrm_agent.agents.card import evaluation_facts
 from hrm_agent.agents.description import add_facts, find_agent_folder
+from hrm_agent.cores import import_core
 from hrm_agent.environments.checked import EnvironmentFailed
 from hrm_agent.environments.sources import foreign_module
 from hrm_agent.evaluate import evaluate
@@ -90,7 +91,9 @@ def train(run: Run) -> float:
     Returns the `objective` on validation levels, for sweepers; of `torchrun`'s processes the first does.
     """
     objective, env = run.values.get("objective", "success"), run.values["env"]["id"]
-    again = f"{COMMAND} env={env}" if foreign_module(env) else COMMAND  # a module is typed again to resume
+    core = run.values["core"]["name"]
+    modules = [f"env={env}"] * bool(foreign_module(env)) + [f"core={core}"] * (":" in core)
+    again = " ".join([COMMAND, *modules])  # a module is typed again to resume
     with run_errors(run.folder, again, run.processes):
         try:
             trainer = perform(run)
@@ -118,6 +121,7 @@ def perform(
         NonFiniteNumbers: training diverged.
         Interrupted: it received a signal to stop; a checkpoint is written.
     """
+    import_core(run.values["core"]["name"])  # as typed, in every process; of a run that is resumed, typed again
     arguments = (*settings(run.values), run.folder, run.console, run.processes)
     trainer = open_loop(run, partial(Trainer, *arguments, callbacks=callbacks, more_loggers=loggers))
     if trainer.config.init_from and trainer.checkpoints.latest() is None:

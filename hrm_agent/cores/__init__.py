@@ -5,11 +5,15 @@ which is loaded when its name is first used.
 
     [project.entry-points."hrm_agent.cores"]
     ring = "my_project.cores:Ring"
+
+Without either, `core=MODULE:CLASS`, where a user types it, imports the module (`import_core`). A file, of an agent or a
+run, imports nothing.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -23,9 +27,10 @@ from hrm_agent.cores.hrm import HRM, HRMState
 from hrm_agent.cores.lstm import LSTM, LSTMState
 from hrm_agent.cores.trm import TRM, TRMState
 from hrm_agent.cores.vin import VIN, VINState
+from hrm_agent.names.installed import import_typed
 from hrm_agent.names.nearest import did_you_mean
-from hrm_agent.names.registry import Registry
-from hrm_agent.names.values import checked, types_of
+from hrm_agent.names.registry import Registry, UnknownName
+from hrm_agent.names.values import checked, printable, types_of
 
 
 class CoreRegistry(Registry[type[Core]]):
@@ -35,18 +40,27 @@ class CoreRegistry(Registry[type[Core]]):
         """Raises: ValueError, see `register_core`."""
         if not name or not all(c.isalnum() or c in "_-." for c in name):
             raise ValueError(f"core name {name!r}: expected letters, digits, _, - and .")
-        if not (isinstance(value, type) and issubclass(value, Core)):
-            raise ValueError(f"core {name}: {value!r} is no subclass of hrm_agent.cores.Core")
-        without = [p.name for p in _options_of(value) if p.default is p.empty]
-        if without:
-            raise ValueError(f"core {name}: the options {', '.join(without)} need default values")
-        for option in _options_of(value):
-            if not _is_plain(option.default):
-                raise ValueError(
-                    f"core {name}: the default of {option.name} is {option.default!r}; expected a number, a text, a "
-                    "bool, None or a list of these, which configurations and saved agents can hold"
-                )
+        check_core(name, value)
         super().add(name, value)
+
+    def __getitem__(self, name: str) -> type[Core]:
+        """Raises: UnknownName; also for `MODULE:CLASS` of a module that is not imported, since files name cores."""
+        module, colon, kind = name.partition(":")
+        if colon and name not in self.registered:
+            if module not in sys.modules:
+                raise UnknownName(
+                    f"core={printable(name)}: a file names the module {printable(module)}, and files import none; if "
+                    f"you trust it, import it before, or give core={printable(name)}"
+                )
+            self.add_class(name, vars(sys.modules[module]).get(kind))
+        return super().__getitem__(name)
+
+    def add_class(self, name: str, value: Any) -> None:
+        """A class under the name `MODULE:CLASS`. Raises: ValueError where it is no core; see `register_core`."""
+        if value is None:
+            raise ValueError(f"core={printable(name)}: the module has no class of that name")
+        check_core(name, value)
+        self.registered[name] = value
 
     def load(self, point: EntryPoint) -> None:
         """Raises: ValueError for a package that cannot be imported."""
@@ -56,6 +70,21 @@ class CoreRegistry(Registry[type[Core]]):
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"core={point.name}: its package fails to load {point.value} ({reason})") from error
         self.add(point.name, loaded)
+
+
+def check_core(name: str, value: Any) -> None:
+    """Raises: ValueError unless it is the class of a core, whose options configurations can hold."""
+    if not (isinstance(value, type) and issubclass(value, Core)):
+        raise ValueError(f"core {name}: {value!r} is no subclass of hrm_agent.cores.Core")
+    without = [p.name for p in _options_of(value) if p.default is p.empty]
+    if without:
+        raise ValueError(f"core {name}: the options {', '.join(without)} need default values")
+    for option in _options_of(value):
+        if not _is_plain(option.default):
+            raise ValueError(
+                f"core {name}: the default of {option.name} is {option.default!r}; expected a number, a text, a "
+                "bool, None or a list of these, which configurations and saved agents can hold"
+            )
 
 
 CORES = CoreRegistry(
@@ -99,6 +128,7 @@ __all__ = [
     "core_names",
     "core_options",
     "find_core",
+    "import_core",
     "map_state",
     "name_of",
     "register_core",
@@ -117,6 +147,18 @@ def register_core(name: str, core: type[Core]) -> None:
         ValueError: a name that is taken by another class or is none, or a class that is no core.
     """
     CORES.add(name, core)
+
+
+def import_core(name: str) -> None:
+    """Import the module of `MODULE:CLASS` where a user typed that; other names are left for `find_core`.
+
+    Raises:
+        ValueError: the module cannot be imported, or has no such core.
+    """
+    module, colon, _ = name.partition(":")
+    if colon:
+        import_typed(module, f"core={name}")
+        find_core(name)
 
 
 def core_names() -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +17,7 @@ from hrm_agent.environments.checked import Checked, Guard, constructing
 from hrm_agent.environments.objects import is_given
 from hrm_agent.environments.sources import StoredId, check_stored, import_source, search_for, wrap_by_source
 from hrm_agent.environments.wrappers import adapt, is_adapted
+from hrm_agent.names.installed import import_typed
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.names.values import printable
 from hrm_envs.batch import Batch
@@ -37,7 +36,7 @@ def check_env_id(env_id: str) -> None:
     module, _, name = env_id.rpartition(":")
     with search_for(env_id):
         if module:
-            _import(module, env_id)
+            import_typed(module, f"env={env_id}")
         import_source(name)
     if name in gym.registry:
         return
@@ -48,26 +47,6 @@ def check_env_id(env_id: str) -> None:
         )
     hint = "" if module else "; an id that another package registers is given as MODULE:ID"
     raise ValueError(f"env={printable(env_id)}: no such environment{did_you_mean(name, gym.registry, 0)}{hint}")
-
-
-def _import(module: str, env_id: str) -> None:
-    try:
-        importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # a module may do anything
-        reason = printable(f"cannot import {module}: {_why(error, module)}")
-        raise ValueError(f"env={printable(env_id)}: {reason}") from None
-
-
-def _why(error: BaseException, module: str) -> str:
-    """Why an import failed, with the line of the module's own that did."""
-    name = error.name if isinstance(error, ModuleNotFoundError) else None
-    if name is not None and (module == name or module.startswith(f"{name}.")):
-        return "there is no such module; is its package installed?"
-    why = f"{type(error).__name__}: {error}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
-    if isinstance(error, SyntaxError) or len(frames) < 2:  # the first frame is the import here
-        return why
-    return f"{why} (line {frames[-1].lineno} of {frames[-1].filename})"
 
 
 def make_env(env_id: str, options: dict[str, Any] | None = None) -> gym.Env:

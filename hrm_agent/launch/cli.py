@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from hrm_agent.agents.agent import AgentOverrides
-from hrm_agent.cores import core_names
+from hrm_agent.cores import core_names, import_core
 from hrm_agent.environments.checked import EnvironmentFailed, own_traceback
 from hrm_agent.environments.make import check_env_id
 from hrm_agent.files.interrupts import INTERRUPTED
@@ -364,11 +364,16 @@ def parse_agent_options(arguments: list[str], command: Any, usage: str, examples
     """`parse_options` of a function that loads an agent or a model, as its arguments.
 
     `which=best|last` becomes `best=True|False`, and what overrides an agent's settings one `AgentOverrides`.
+    `core=MODULE:CLASS` is imported, for agents whose files name such a core.
 
     Raises:
         UsageError: see `parse_options`.
         ValueError: see `parse_options`.
     """
+    cores = [a.partition("=")[2] for a in arguments if re.match(r"core=[^=]*:", a)]
+    for core in cores:  # that of an agent whose files name a module
+        import_core(core)
+    arguments = [a for a in arguments if a.removeprefix("core=") not in cores]
     options = parse_options(arguments, command, usage, examples)
     if "overrides" in inspect.signature(command).parameters:
         options["overrides"] = AgentOverrides.taken_from(options)

@@ -216,7 +216,10 @@ def reference() -> Iterator[tuple[str, list[Setting]]]:
 
 
 def _choices(group: str) -> str:
-    more = {"env": "any id that Gymnasium knows (MODULE:ID imports the module)", "core": "those of other packages"}
+    more = {
+        "env": "any id that Gymnasium knows (MODULE:ID imports the module)",
+        "core": "those of other packages (MODULE:CLASS imports the module)",
+    }
     return "; ".join([", ".join(group_choices(group)), *([more[group]] if group in more else [])])
 
 

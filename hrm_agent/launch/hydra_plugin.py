@@ -11,8 +11,9 @@ not one of ours, this source provides one for the algorithms (`GENERIC_ALGO`).
 `code/...` is what the dataclasses of the code say: `configs/train.yaml`, `configs/algo/ppo.yaml` and others begin with
 it and hold what differs.
 
-A core that another package registers (`hrm_agent.cores.register_core`, or the entry-point group `hrm_agent.cores`) has
-the options of its constructor as settings: `core=ring core.gain=0.2`.
+`core=MODULE:CLASS` imports the module. Such a core, and one that another package registers
+(`hrm_agent.cores.register_core`, or the entry-point group `hrm_agent.cores`), has the options of its constructor as
+settings: `core=ring core.gain=0.2`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSou
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from hrm_agent.cores import core_names, core_options
+from hrm_agent.cores import core_names, core_options, import_core
 from hrm_agent.environments.make import check_env_id
 from hrm_agent.launch.settings import ALGORITHMS, config_folder, defaults, train_defaults
 from hrm_agent.policies.encoders import EncoderConfig
@@ -139,7 +140,8 @@ def _env_node(env_id: str) -> DictConfig | None:
 
 
 def _core_node(name: str) -> DictConfig | None:
-    """Raises: ValueError for a core whose package cannot be loaded."""
+    """Raises: ValueError for a core whose package, or whose module, cannot be loaded."""
+    import_core(name)
     if name not in core_names():
         return None
     return OmegaConf.create({"name": name, "hidden_size": GENERIC_HIDDEN_SIZE, **core_options(name)})

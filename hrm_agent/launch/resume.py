@@ -15,12 +15,14 @@ from typing import Any
 import msgspec
 from omegaconf import OmegaConf
 
+from hrm_agent.cores import import_core
 from hrm_agent.environments.sources import confirm_stored
 from hrm_agent.files.folders import check_own
 from hrm_agent.files.plain_yaml import read_yaml
 from hrm_agent.files.reading import CheckpointError, read_json
 from hrm_agent.launch.cli import UsageError, existing_folder
 from hrm_agent.launch.settings import rename_settings
+from hrm_agent.names.values import printable
 
 RUN_VERSION = 1
 RUN_FILE = "run.json"
@@ -114,8 +116,8 @@ def reopen_run(
     """Folder and changed configuration of the run to resume; nothing is written.
 
     Args:
-        given: `KEY=VALUE` of the command line; `resume` is taken out, and `env`, which a run must be given again
-            where it names a module.
+        given: `KEY=VALUE` of the command line; `resume` is taken out, and `env` and `core`, which a run must be given
+            again where they name a module.
         command: the module that must have started it.
         changeable: settings that can change in a run that is resumed.
         settings: from the configuration to typed settings.
@@ -128,6 +130,7 @@ def reopen_run(
     folder = existing_folder(given.pop("resume"), "resume")
     values = load_run(folder, command)
     _confirm_env(values, given)
+    _confirm_core(values, given)
     for key, text in given.items():
         if key not in changeable:
             raise UsageError(f"{key}={text}: cannot change in a run that is resumed; only {', '.join(changeable)}")
@@ -142,6 +145,19 @@ def check_settings(folder: Path, values: dict[str, Any], settings: Callable[[dic
         settings(values)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{folder / CONFIG_FILE}: not a run's configuration ({error!r})") from None
+
+
+def _confirm_core(values: dict[str, Any], given: dict[str, str]) -> None:
+    """Import the core of a run where it names a module and is typed again; `find_core` refuses it otherwise."""
+    part = values.get("core")
+    stored = part.get("name") if isinstance(part, dict) else None
+    if isinstance(stored, str) and ":" in stored and "core" in given:
+        if given["core"] != stored:
+            raise UsageError(
+                f"core={printable(given['core'])}: the run is one of core={printable(stored)}; the core cannot change "
+                "in a run that is resumed"
+            )
+        import_core(given.pop("core"))
 
 
 def _confirm_env(values: dict[str, Any], given: dict[str, str]) -> None:

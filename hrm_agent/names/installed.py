@@ -1,4 +1,4 @@
-"""Imports in which the working folder has no part, for names that come from a file and were not typed.
+"""Imports: of modules that a user types, and without the working folder for names that come from a file.
 
 `python -m` searches the working folder first. In a folder from a stranger, a name that an installed package is meant by
 (`minigrid`, an entry point) would be found there.
@@ -6,18 +6,50 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
 import sysconfig
 import threading
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-_TYPED_MODULE = re.compile(r"\+{0,2}(?:env|agent|task\.env|task_options\.env)=.*:")
+from hrm_agent.names.values import printable
+
+_TYPED_MODULE = re.compile(r"\+{0,2}(?:env|core|agent|task\.env|task_options\.env)=.*:")
 _lock = threading.Lock()
 _bodies = 0
 _left_out: list[tuple[int, str]] = []
+
+
+def import_typed(module: str, given: str) -> None:
+    """Import a module that a user named, which runs its code.
+
+    Args:
+        given: what was typed, `env=MODULE:ID`.
+
+    Raises:
+        ValueError: it cannot be imported; the message has the line of its own that fails.
+    """
+    try:
+        importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # a module may do anything
+        reason = printable(f"cannot import {module}: {_why(error, module)}")
+        raise ValueError(f"{printable(given)}: {reason}") from None
+
+
+def _why(error: BaseException, module: str) -> str:
+    """Why an import failed, with the line of the module's own that did."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    if name is not None and (module == name or module.startswith(f"{name}.")):
+        return "there is no such module; is its package installed?"
+    why = f"{type(error).__name__}: {error}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
+    if isinstance(error, SyntaxError) or len(frames) < 2:  # the first frame is the import here
+        return why
+    return f"{why} (line {frames[-1].lineno} of {frames[-1].filename})"
 
 
 @contextmanager
