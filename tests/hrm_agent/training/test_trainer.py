@@ -346,7 +346,7 @@ def test_a_signal_before_training_begins_ends_with_one_line(
     folder = tmp_path / "run"
     before = signal.getsignal(sent)
 
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: Any, **named: Any) -> None:
         os.kill(os.getpid(), sent)
         pytest.fail("the signal was not noticed")
 
