@@ -174,7 +174,7 @@ class _Worlds:
         first = self.begins[level] == step
         at = unchanged[first], level[first]
         self.first[at] = actions[given[played]][first]
-        self.probabilities[at] = _probabilities(actor, actions[given])[played][first]
+        self.probabilities[at] = action_probabilities(actor, actions[given])[played][first]
         row = level[unchanged == 0]  # the rest is of the world with the change
         if not row.size:
             return
@@ -258,7 +258,7 @@ def waiting_wins(config: MazeConfig, state: dict[str, NDArray], optimal: NDArray
     return np.isfinite(earliest[:, 0]) & ~((later == earliest) & optimal).any(1)
 
 
-def _probabilities(actor: Actor, actions: NDArray[np.int64]) -> NDArray[np.float64]:
+def action_probabilities(actor: Actor, actions: NDArray[np.int64]) -> NDArray[np.float64]:
     """Distributions of an actor's last decisions, `[N, 4]`; all on the action where it has none, as with Q-values."""
     given = None
     if isinstance(actor, PolicyActor) and actor.policy.config.heads != "q":

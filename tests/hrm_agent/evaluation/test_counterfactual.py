@@ -7,10 +7,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hrm_agent import make as make_agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.change import Pairs, summarize_pairs
-from hrm_agent.evaluation.counterfactual import has_pairs, play_pairs
-from hrm_agent.evaluation.episodes import Actor, LevelRNG, PolicyActor, RandomActor, ReplanActor, run_episodes
+from hrm_agent.evaluation.counterfactual import action_probabilities, has_pairs, play_pairs
+from hrm_agent.evaluation.episodes import (
+    DRAWN_AT_ONCE,
+    Actor,
+    LevelRNG,
+    PolicyActor,
+    RandomActor,
+    ReplanActor,
+    run_episodes,
+)
 from hrm_agent.evaluation.report import Levels
 from hrm_agent.evaluation.report import play as play_levels
 from hrm_agent.parallel.threads import Threads
@@ -99,7 +108,7 @@ def play(make: Any, world: str, episodes: int = 300, **options: Any) -> Pairs:
 @pytest.mark.parametrize("world", [name for name in WORLDS if name != "fog"])
 def test_a_replanner_reacts_at_once_and_wholly(world: str) -> None:
     measured = summarize_pairs(play(ReplanActor, world), 300)
-    assert measured["pairs"] > 10
+    assert measured["pairs"] > 5
     assert measured["follow_old"] == 0
     assert measured["follow_old_unchanged"] == 1
     assert measured["reaction"] == measured["old_action_drop"] == 1
@@ -109,8 +118,8 @@ def test_a_replanner_reacts_at_once_and_wholly(world: str) -> None:
 
 
 def test_a_random_agent_has_what_chance_gives() -> None:
-    measured = summarize_pairs(play(RandomActor, "reroll", 500), 500)
-    assert measured["pairs"] > 100
+    measured = summarize_pairs(play(RandomActor, "reroll", 1000), 1000)
+    assert measured["pairs"] > 80
     # The same numbers are drawn in both worlds.
     assert measured["follow_old"] == measured["follow_old_unchanged"]
     assert measured["reaction"] == measured["old_action_drop"] == 0
@@ -140,7 +149,7 @@ def test_the_worlds_share_all_up_to_the_change_and_stay_as_they_are(world: str) 
     actor, lived, options = Wanderer(), Wanderer(), {**WORLDS[world], "max_episode_steps": 25}
     pairs = play_pairs(lambda: actor, MAZE, options, np.arange(200))
     run_episodes(lived, MAZE, options, 200)
-    assert len(pairs.level) > 10
+    assert len(pairs.level) > 5
     for level, step, decisions in zip(pairs.level.tolist(), pairs.step.tolist(), pairs.decisions.tolist(), strict=True):
         (changed, moves), (unchanged, twin_moves) = actor.of(level)
         ((real, real_moves),) = lived.of(level)
@@ -172,15 +181,15 @@ def test_the_world_without_the_change_goes_on_undisturbed(door_process: str) -> 
             np.testing.assert_array_equal(unchanged[:length], calm[:length])
             assert moves[:length] == calm_moves[:length]
             assert pairs.success_unchanged[row] == calm_episodes.success[level]
-    assert compared > 5
+    assert compared > 3
 
 
 @pytest.mark.parametrize(
     ("kind", "world"),
-    [("greedy", "goal"), ("sampled", "periodic"), ("random", "anywhere"), ("replan", "reroll"), ("wander", "fog")],
+    [("greedy", "goal"), ("sampled", "goal"), ("random", "anywhere"), ("replan", "periodic"), ("wander", "fog")],
 )
 def test_pairs_depend_on_no_batch_and_episodes_tell_where_they_are(kind: str, world: str) -> None:
-    policy = make_policy()
+    policy = make_agent("DynamicMaze-TRM-v0").policy
     make: Any = {
         "greedy": partial(PolicyActor, policy),
         "sampled": partial(PolicyActor, policy, deterministic=False),
@@ -189,7 +198,7 @@ def test_pairs_depend_on_no_batch_and_episodes_tell_where_they_are(kind: str, wo
         "wander": Wanderer,
     }[kind]
     options = {**WORLDS[world], "max_episode_steps": 20}
-    played = run_episodes(make(), MAZE, options, 60, seed=7)
+    played = run_episodes(make(), MAZE, options, 100, seed=7)
     assert played.replaced is not None
     chosen = played.seeds[played.replaced]
     whole = play_pairs(make, MAZE, options, played.seeds)
@@ -235,12 +244,28 @@ def test_waiting_wins_where_no_way_of_the_map_is_fastest() -> None:
         assert pairs.waiting_wins[row] == (not (fastest & optimal).any())
 
 
+def test_a_row_that_splits_draws_the_same_numbers_in_both() -> None:
+    """However many are drawn: the generators must be two."""
+    seeds = np.array([3, 8])
+    alone, split = LevelRNG(seeds), LevelRNG(seeds)
+    early = [alone.draw() for _ in range(5)]
+    np.testing.assert_array_equal(early, [split.draw() for _ in range(5)])
+    split.keep(np.array([1, 0, 1]))
+    for _ in range(3 * DRAWN_AT_ONCE):
+        drawn = alone.draw()
+        np.testing.assert_array_equal(split.draw(), drawn[[1, 0, 1]])
+
+
 def test_q_values_are_no_distribution() -> None:
-    pairs = play(partial(PolicyActor, make_policy(heads="q")), "goal", 60, max_episode_steps=12)
-    assert len(pairs.level) > 0
-    assert set(pairs.reaction.tolist()) <= {0.0, 1.0}
-    graded = play(partial(PolicyActor, make_policy()), "goal", 60, max_episode_steps=12)
-    assert ((graded.reaction > 0) & (graded.reaction < 1)).any()
+    obs = make_vector_env(MAZE, 6).reset(seed=0)[0]
+    for heads in ("q", "actor_critic"):
+        actor = PolicyActor(make_policy(heads=heads))
+        actor.reset(np.arange(6))
+        actions = actor.act(obs)
+        given = action_probabilities(actor, actions)
+        np.testing.assert_allclose(given.sum(1), 1, rtol=1e-6)
+        assert (given.argmax(1) == actions).all()
+        assert set(given.max(1).tolist()) == {1.0} if heads == "q" else (given.max(1) < 1).all()
 
 
 def test_mazes_that_cannot_change_have_no_pairs() -> None:
