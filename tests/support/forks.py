@@ -11,12 +11,15 @@ import gc
 import json
 import os
 import runpy
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, NoReturn
@@ -32,17 +35,38 @@ class Ended(NamedTuple):
     stderr: str
 
 
-class Forks:
-    """Starts processes side by side and waits for all of them."""
+class Server:
+    """The process that others are forked from. It ends when this one does."""
 
     def __init__(self) -> None:
-        self._server = subprocess.Popen(
-            [sys.executable, __file__],
+        self._folder = TemporaryDirectory(prefix="forks")
+        self.address = f"{self._folder.name}/socket"
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, self.address],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline(), "the process to fork from has ended; its error is on stderr"
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        self._folder.cleanup()
+
+
+class Forks:
+    """Starts processes side by side and waits for all of them.
+
+    Args:
+        address: of the `Server`, which several processes may ask at once.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
 
     def run(
         self, commands: list[list[str]], environments: list[dict[str, str]], folder: Path | None = None
@@ -53,8 +77,6 @@ class Forks:
             environments: variables beside those of this process, for each command.
             folder: in which they run; None: the working folder.
         """
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
         with TemporaryDirectory() as made:
             outputs = [[f"{made}/{number}.{name}" for name in ("out", "err")] for number in range(len(commands))]
             where = str(folder or Path.cwd())
@@ -62,23 +84,33 @@ class Forks:
                 {"command": command, "environment": {**os.environ, **more}, "folder": where, "outputs": files}
                 for command, more, files in zip(commands, environments, outputs, strict=True)
             ]
-            self._server.stdin.write(json.dumps(jobs) + "\n")
-            self._server.stdin.flush()
-            answer = self._server.stdout.readline()
-            assert answer, "the process to fork from has ended; its error is on stderr"
+            codes = self._ask(jobs)
             return [
                 Ended(code, *(Path(file).read_text() for file in files))
-                for code, files in zip(json.loads(answer), outputs, strict=True)
+                for code, files in zip(codes, outputs, strict=True)
             ]
 
-    def close(self) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        self._server.wait(timeout=60)
+    def wait(self) -> None:
+        """Until the server is ready, with what every process would compile compiled."""
+        self._ask([])
+
+    def _ask(self, jobs: list[dict[str, Any]]) -> list[int]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self.address)
+            with connection.makefile("rw") as channel:
+                channel.write(json.dumps(jobs) + "\n")
+                channel.flush()
+                answer = channel.readline()
+        assert answer, "the process to fork from has ended; its error is on stderr"
+        found: list[int] = json.loads(answer)
+        return found
 
 
 def prepare() -> None:
     """What most commands would spend their first seconds on. Not the commands: `-m` would warn of them."""
+    from hrm_agent.kernels.cpu import build
+
+    build.begin()
     import torch.utils.tensorboard  # noqa: F401
 
     import hrm_agent.evaluate
@@ -95,6 +127,8 @@ def prepare() -> None:
     compose_config([], "train")
     env = make_vector_env("DynamicMaze-v0", 1, MAZE)
     evaluate_policy(tiny_policy(env.single_observation_space), "DynamicMaze-v0", MAZE, 1)  # loads what is compiled
+    with suppress(build.NoKernels):
+        build.library()
     gc.collect()
     gc.freeze()  # no process has to walk what all of them have
 
@@ -165,7 +199,31 @@ def serve(jobs: list[dict[str, Any]]) -> list[int]:
     return codes
 
 
+def answer(connection: socket.socket) -> NoReturn:
+    """Do in a process of its own what one `Forks.run` asks for."""
+    try:
+        with connection.makefile("rw") as channel:
+            channel.write(json.dumps(serve(json.loads(channel.readline()))) + "\n")
+    finally:
+        os._exit(0)
+
+
+def listen(address: str) -> None:
+    """Answer until the process that started this one closes its standard input."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(address)
+        server.listen()
+        print("listening", flush=True)
+        prepare()
+        while sys.stdin not in select.select([server, sys.stdin], [], [])[0]:
+            connection, _ = server.accept()
+            if os.fork() == 0:
+                answer(connection)
+            connection.close()
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+
+
 if __name__ == "__main__":
-    prepare()
-    for line in sys.stdin:
-        print(json.dumps(serve(json.loads(line))), flush=True)
+    listen(sys.argv[1])

@@ -39,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def build(kind: str, folder: Path, processes: Processes = SINGLE_PROCESS, **changes: Any) -> Trainer:
     trainer = make_trainer(folder, **{**SETTINGS[kind], "checkpoint_every": 64, "processes": processes, **changes})
-    trainer._film = lambda log, console: None  # type: ignore[method-assign]  # the longest part of so short a run
+    trainer._record_video = lambda log, console: None  # type: ignore[method-assign]  # the longest part of so short a run
     return trainer
 
 

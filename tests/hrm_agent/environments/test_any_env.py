@@ -173,6 +173,7 @@ def test_a_folder_of_the_users_own_configurations(tmp_path: Path) -> None:
         command_overrides(["--config-dir", str(tmp_path / "absent")])
 
 
+@pytest.mark.usefixtures("videos")
 def test_a_stranger_is_trained_evaluated_and_resumed(
     tmp_path: Path, namespaced: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

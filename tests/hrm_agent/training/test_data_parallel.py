@@ -211,11 +211,12 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 @pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_torchrun_trains_one_policy_into_one_folder(forked: bool, tmp_path: Path, forks: Forks) -> None:
     """The command itself: Hydra's folder, training, the evaluation at the end. Three interpreters take their time."""
+    short = [*TINY_RUN, "test_episodes=4", "total_steps=64"]
     if forked:
-        command = [*TORCHRUN, "--start-method=fork", "--run-path", train.__file__, *TINY_RUN, "test_episodes=4"]
+        command = [*TORCHRUN, "--start-method=fork", "--run-path", train.__file__, *short]
         (done,) = forks.run([command], [environment()], tmp_path)
     else:
-        command = [sys.executable, *TORCHRUN, "-m", "hrm_agent.train", *TINY_RUN, "test_episodes=4"]
+        command = [sys.executable, *TORCHRUN, "-m", "hrm_agent.train", *short]
         done = subprocess.run(
             command, env={**os.environ, **environment()}, cwd=tmp_path, capture_output=True, text=True, check=False
         )

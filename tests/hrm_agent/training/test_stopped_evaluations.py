@@ -33,6 +33,7 @@ from hrm_agent.training.trainer import Trainer
 from runs import assert_equal_bits, everything
 from tiny import MAZE, make_trainer
 
+pytestmark = pytest.mark.usefixtures("videos")
 FAILING = "failing_envs:Failing-v0"
 SETTINGS: dict[str, Any] = {"eval_every": 64, "video_every": 64, "checkpoint_every": 64, "keep_checkpoints": 9}
 # 4 updates of 32 frames: evaluated, recorded and kept after the second and the last.

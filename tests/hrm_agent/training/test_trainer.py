@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -154,6 +155,7 @@ def test_another_seed_gives_another_run(tmp_path: Path) -> None:
     assert not torch.equal(first["collector/obs/"], other["collector/obs/"])
 
 
+@pytest.mark.usefixtures("videos")
 def test_a_run_folder_holds_what_it_should(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, eval_every=64, checkpoint_every=32, keep_checkpoints=2)
     trainer.run(Console())
@@ -163,7 +165,8 @@ def test_a_run_folder_holds_what_it_should(tmp_path: Path) -> None:
     assert [line["frames"] for line in lines if "validation/success" in line][:2] == [64, 128]
     logged = {name for line in lines for name in line}
     assert {"train/success", "train/length", "loss/state_drift_epoch0", "loss/entropy"} <= logged
-    assert list((tmp_path / "tensorboard").iterdir())
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert {b"validation/video", b"GIF89a"} <= set(re.findall(rb"validation/video|GIF89a", events.read_bytes()))
     for name in ("best", "last"):
         agent = Agent.load(tmp_path / "agents" / name)
         assert agent.info["env"] == "DynamicMaze-v0"
