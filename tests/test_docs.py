@@ -147,7 +147,8 @@ def check_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
     elif name == "supervise" and any(a.startswith("resume=") for a in arguments):
         assert {a.partition("=")[0] for a in arguments} <= {"resume", *supervise.CHANGEABLE}
     elif name == "supervise":
-        check_jobs(open_options(arguments), "supervise", supervise.check_run)
+        few = [f"{split}_puzzles=4" for split in ("eval", "test")]  # which the check makes
+        check_jobs(open_options([*arguments, *few]), "supervise", supervise.check_run)
     elif name == "bench":
         bench.check_options(bench.build_parser().parse_args(arguments))
     elif name == "parity":

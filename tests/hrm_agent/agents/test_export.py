@@ -142,7 +142,9 @@ def test_other_observations_and_actions(space: gym.Space, actions: gym.Space, tm
         assert all(actions.contains(a) for a in action)
 
 
+@pytest.mark.slow
 def test_an_agent_with_sweeps(tmp_path: Path) -> None:
+    """`test_sweep.py` traces the scan itself, which is what is particular about it; here it is a graph of ONNX."""
     space = gym.spaces.Box(0, 5, (3, 5), np.uint8)  # 1 x 2 tokens: tracing takes its time for every step of a scan
     policy = tiny_policy(space, core_options={**QUICK, "mixing": "sweep"})
     made = onnx.export_onnx(Agent(policy, space, ACTIONS), tmp_path / "agent.onnx")

@@ -82,7 +82,7 @@ def test_as_pip_leaves_it_behind(forks: Forks, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    trained = train(python, folder, frames=1024)
+    trained = train(python, folder, frames=512)
     report = play(python, "run")
     assert 0 <= report["agent"] <= 1
     assert report["begins_anew"]

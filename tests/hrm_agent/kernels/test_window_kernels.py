@@ -42,7 +42,7 @@ KERNEL_RULES = ["full", "gate", "gate_state", "gate_scalar", "leak", "reset"]
     time_gradient=st.sampled_from(["bptt", "detached"]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_a_window_is_as_near_the_exact_one_as_torch_s(
     core: str, mixing: str, cycles: tuple[int, int], segments: int, steps: int, batch: int, seed: int, **options: Any
 ) -> None:
@@ -62,7 +62,7 @@ def test_a_window_is_as_near_the_exact_one_as_torch_s(
     batch=st.integers(1, 12),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_every_row_thinks_until_it_settles(
     core: str, threshold: float, steps: int, batch: int, seed: int, **options: Any
 ) -> None:

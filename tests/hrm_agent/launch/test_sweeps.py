@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from commands import TINY_RUN, run_command
+from hrm_agent.launch import cli
 from hrm_agent.launch.cli import UsageError, check_jobs, compose_config, expand_sweeps, one_at_a_time
 from hrm_agent.launch.settings import config_folder
 from hrm_agent.launch.sweep_table import sweep_table
@@ -39,6 +41,12 @@ def _keep_logging() -> Iterator[None]:
 def sweeper() -> None:
     """The node of Optuna's sweeper, which composing needs; the plugin itself is an extra."""
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+
+
+@pytest.fixture
+def _two_choices_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`test_every_choice_of_a_shipped_search_can_be_trained` checks them all, which takes its time."""
+    monkeypatch.setattr(cli, "one_at_a_time", lambda overrides: islice(one_at_a_time(overrides), 2))
 
 
 def test_every_choice_is_tried_once_beside_the_first_of_the_others() -> None:
@@ -82,7 +90,7 @@ def test_a_setting_of_the_search_that_cannot_be_is_refused_before_it_begins() ->
         check_jobs(["+sweep=ppo", "algo.gamma=interval(0.9,1.5)"], "train", check_run)
 
 
-@pytest.mark.usefixtures("sweeper")
+@pytest.mark.usefixtures("sweeper", "_two_choices_checked")
 def test_optuna_draws_trains_and_finds_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The objective is the validation success of each run; what is typed is not searched."""
     run_command(
@@ -105,7 +113,7 @@ def test_optuna_draws_trains_and_finds_the_best(tmp_path: Path, monkeypatch: pyt
     assert found.best_params["algo.learning_rate"] in winners
 
 
-@pytest.mark.usefixtures("sweeper")
+@pytest.mark.usefixtures("sweeper", "_two_choices_checked")
 def test_a_search_in_a_file_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second command, as `docs/sweeps.md` has it, draws new trials and knows the earlier ones."""
     import optuna
