@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +135,14 @@ def open_options(arguments: list[str]) -> list[str]:
     return [f"++{a}" if a.startswith(open_groups) else a for a in arguments]
 
 
-def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConfig], Any]) -> None:
+def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConfig], Any]) -> DictConfig | None:
     """Compose the configuration of every job of `arguments` and `check` it.
 
     For a search, whose jobs are not known beforehand, every choice and both ends of every interval are checked, one at
     a time.
+
+    Returns:
+        The configuration where there is one job, with Hydra's own part; None for several.
 
     Raises:
         UsageError: an unknown choice or setting, with the nearest one that exists.
@@ -154,17 +158,19 @@ def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConf
         if drawn:
             raise UsageError(f"{drawn[0]}: this sweeper draws from no intervals; add hydra/sweeper=optuna")
         if not any(o.is_sweep_override() for o in typed):
-            with open_dict(composed):
-                del composed["hydra"]
-            check(composed)  # the only job there is
-            return
+            alone = deepcopy(composed)
+            with open_dict(alone):
+                del alone["hydra"]
+            check(alone)
+            return composed
         for job in expand_sweeps(overrides):
             check(compose_config(job, config_name))
-        return
+        return None
     fixed = {o.get_key_element() for o in typed}
     searched = [f"{name}={values}" for name, values in (sweeper.params or {}).items() if name not in fixed]
     for job in one_at_a_time([*overrides, *searched]):
         check(compose_config(job, config_name))
+    return None
 
 
 def command_overrides(arguments: list[str]) -> list[str]:

@@ -19,16 +19,21 @@ settings: `core=ring core.gain=0.2`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hrm_agent.cores import core_names, core_options, import_core
@@ -46,6 +51,8 @@ GENERIC_ENV: dict[str, Any] = {
 # Mazes are short and their returns near 1; most other environments discount by 0.99 and have returns of any size.
 GENERIC_ALGO: dict[str, dict[str, Any]] = {"ppo": {"gamma": 0.99, "scale_rewards": True}, "dqn": {"gamma": 0.99}}
 GENERIC_HIDDEN_SIZE = 64
+SINGLE = "hydra.mode=RUN"
+"""What Hydra adds to the overrides of a single run."""
 KINDS = {"code/": None, "env/": None, "core/": None, "recommended/algo/": "_global_", "recommended/core/": "_global_"}
 
 
@@ -88,6 +95,32 @@ def install() -> None:
     """Register `RegistrySource` with Hydra; further calls have no effect."""
     Plugins.instance().register(RegistrySource)
     Plugins.instance().register(RegistrySearchPath)
+
+
+@contextmanager
+def composed_once(own: list[str], config: DictConfig | None) -> Iterator[None]:
+    """Let Hydra take `config` instead of composing it twice: for the mode, one job or several, and for the job.
+
+    Args:
+        own: the overrides that `config` was composed with.
+        config: with Hydra's own part; None: it is composed as ever.
+    """
+    load = ConfigLoaderImpl.load_configuration
+
+    def take(self: ConfigLoaderImpl, config_name: str | None, overrides: list[str], **more: Any) -> DictConfig:
+        if config is None or overrides not in (own, [*own, SINGLE]):
+            return load(self, config_name, overrides, **more)
+        taken = deepcopy(config)
+        if overrides != own:
+            taken.hydra.mode = RunMode.RUN
+            taken.hydra.overrides.hydra.append(SINGLE)
+        return taken
+
+    ConfigLoaderImpl.load_configuration = take  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign]
 
 
 def path_safe(name: str) -> str:

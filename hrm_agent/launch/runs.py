@@ -120,17 +120,19 @@ def run_command(
                 startup.over()
                 print(page)
                 return
+            composed = None
             if not wants_help(arguments):
                 with usage_errors():
                     _check_single_run(processes, arguments)
-                    check_jobs(arguments, name, lambda cfg: check(cfg, None))
+                    composed = check_jobs(arguments, name, lambda cfg: check(cfg, None))
                     _check_run_folder(given.get("hydra.run.dir"))
             startup.over()
             sys.argv[0] = command
             config_source.install()
             os.environ["HYDRA_FULL_ERROR"] = "1"  # then it raises errors; else it prints them, and ends
             try:
-                hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(start)()
+                with config_source.composed_once(arguments, composed):
+                    hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(start)()
             except OSError as error:  # it could not make the run's folder
                 fail(f"{error}; give another place with hydra.run.dir=FOLDER", USAGE_ERROR)
     except (KeyboardInterrupt, ProcessLost) as error:

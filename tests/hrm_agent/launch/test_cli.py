@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from commands import TINY_RUN, run_command, tiny_run
 from hrm_agent.algos.dqn import DQNConfig
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluate import evaluate
+from hrm_agent.launch import hydra_plugin, runs
 from hrm_agent.launch.cli import (
     UsageError,
     compose_config,
@@ -503,3 +510,30 @@ def test_options_are_texts_where_texts_are_expected_and_stand_for_others() -> No
     assert (options["agent"], options["level_set"], options["env"], options["out"]) == ("0", None, "X-v0", "of_3")
     assert options["env_options"] == {"rows": 6, "cols": 7}
     assert (options["baselines"], options["stop"], options["episodes"]) == (False, "settled", 1000)
+
+
+@pytest.mark.parametrize("given", ["segments=3", "hydra.job.name=mine"])
+def test_a_single_run_is_composed_once_and_as_hydra_would(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job has the configuration that was checked; Hydra would compose it twice more."""
+    load, composed = ConfigLoaderImpl._load_configuration_impl, []
+    monkeypatch.setattr(
+        ConfigLoaderImpl, "_load_configuration_impl", lambda *args, **named: composed.append(1) or load(*args, **named)
+    )
+
+    def job() -> Any:
+        """Hydra's whole configuration and the run's, and how often one was composed."""
+        composed.clear()
+        seen: list[Any] = []
+        monkeypatch.setattr(sys, "argv", ["hrm_agent.train", given, f"hydra.run.dir={tmp_path / 'run'}"])
+        runs.run_command(
+            "train", lambda values: None, lambda cfg, folder: None,
+            lambda run: seen.append((OmegaConf.to_container(HydraConfig.instance().cfg), run.values)) or 0.0, (),
+        )  # fmt: skip
+        shutil.rmtree(tmp_path / "run")
+        return seen[0], len(composed)
+
+    taken, times = job()
+    monkeypatch.setattr(hydra_plugin, "composed_once", lambda own, config: nullcontext())
+    assert (taken, times) == (job()[0], 1)
