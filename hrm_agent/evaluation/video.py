@@ -93,7 +93,11 @@ def record_episodes(
     if "split" in known:
         options["split"] = split
     with _drawing(env_id):
-        env = Guard(make_env(env_id, {**options, "render_mode": "rgb_array"}), env_id)
+        try:
+            made = make_env(env_id, {**options, "render_mode": "rgb_array"})
+        except ValueError as error:  # which without `render_mode` it was not
+            raise ValueError(f"{error}; {DRAWS}") from error
+        env = Guard(made, env_id)
     frames: list[Frame] = []
     first = first_seed(known, split, seed)
     with closing(env):

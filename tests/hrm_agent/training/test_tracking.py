@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console as RichConsole
 
-from hrm_agent.launch.runs import say_end
+from hrm_agent.launch.runs import Run, open_loop, say_end
+from hrm_agent.parallel.processes import SINGLE_PROCESS
 from hrm_agent.training import trainer as trainer_module
 from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer
@@ -90,3 +91,26 @@ def test_a_run_that_is_longer_than_asked_for_says_why(
     trainer.collector.frames, trainer.updates, trainer.seconds = 128, 4, 7.0
     say_end(trainer, Console())
     assert capsys.readouterr().err == f"at 128 frames after 7 s of training{reason}\n"
+
+
+def test_a_finished_run_that_is_resumed_says_that_it_is_only_measured(
+    run: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resumed = Run(run.folder, {}, True, SINGLE_PROCESS, Console())
+    open_loop(resumed, lambda: make_trainer(run.folder, eval_every=64, curve_every=32, video_every=64))
+    finished = "nothing is left to train, and it is measured again; more total_steps or max_seconds train on"
+    assert finished in capsys.readouterr().err
+    open_loop(resumed, lambda: make_trainer(run.folder, total_steps=256))
+    said = capsys.readouterr().err
+    assert "resuming from" in said
+    assert finished not in said
+
+
+def test_a_checkpoint_of_before_may_have_a_video_left_to_record(tmp_path: Path) -> None:
+    """Its former name was `film`."""
+    trainer = make_trainer(tmp_path, total_steps=32)
+    trainer._left = ["film", "checkpoint"]
+    trainer.save_checkpoint()
+    resumed = make_trainer(tmp_path, total_steps=32)
+    resumed.resume()
+    assert resumed._left == ["video", "checkpoint"]
