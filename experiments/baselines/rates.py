@@ -43,12 +43,13 @@ class Search(run.Study):
     def is_trained(self, place: Path) -> bool:
         return (place / self.finished).exists()
 
-    def rate(self, trial: int) -> float:
-        return float(self.settings["rates"][trial])
+    def rate(self, job: Job) -> float:
+        rates = self.settings.get("rates_of", {}).get(job.arm, self.settings["rates"])
+        return float(rates[job.seed])
 
     def overrides(self, job: Job) -> list[str]:
         limits = [f"total_steps={UNLIMITED}", f"max_seconds={self.settings['rate_seconds']:g}", "clock=cpu"]
-        tried = [f"{rate_of(job.arm)}={self.rate(job.seed):g}", *limits, "eval_every=0", "test_episodes=0", "seed=0"]
+        tried = [f"{rate_of(job.arm)}={self.rate(job):g}", *limits, "eval_every=0", "test_episodes=0", "seed=0"]
         own = self.arm(job.arm)["overrides"]
         if job.arm in NETWORKS:
             return [f"baseline={job.arm}", f"env={self.settings['env']}", *own, *tried]
@@ -63,7 +64,7 @@ class Search(run.Study):
         record = {
             "agent": job.arm,
             "trial": job.seed,
-            "rate": self.rate(job.seed),
+            "rate": self.rate(job),
             "overrides": self.arm(job.arm)["overrides"],
             "success": described["validation"]["success"],
             "success_ci95": described["validation"]["success_ci95"],

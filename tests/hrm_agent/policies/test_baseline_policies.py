@@ -13,7 +13,10 @@ from torch import Tensor
 
 from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.imitation import DAggerConfig
+from hrm_agent.cores import core_options
 from hrm_agent.evaluation.latents import trace_segments
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve
 from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import candidates
@@ -127,6 +130,13 @@ def test_dagger_trains_every_core(name: str, tmp_path: Path) -> None:
     measured = trainer.learner.update(0.5)
     assert np.isfinite(measured["imitation_loss"])
     assert all(not torch.equal(b, p) for b, p in zip(before, trainer.policy.core.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("choice", ["lstm", "gru", "gru_flat", "drc", "drc_small", "gtrxl", "vin"])
+def test_every_option_with_a_value_can_be_typed(choice: str) -> None:
+    """Hydra takes `core.NAME=VALUE` of names in the file alone; widths that follow from others are left out."""
+    core = resolve(compose_config([f"core={choice}"], "train"))["core"]
+    assert core_options(core["name"]).keys() - core.keys() <= {"inner_size"}
 
 
 def test_the_kernels_of_the_pooling_gru_do_not_take_the_flattening_one() -> None:
