@@ -85,7 +85,7 @@ def summary(results: Mapping[str, Sequence[InputResult]]) -> dict[str, Any]:
     either = share("either")
     # Half a task is counted as half a success. No score between 0 and 1 varies more than one that is 0 or 1, so
     # the interval is at worst too wide.
-    low, high = wilson_interval(sum(either), len(either))  # type: ignore[arg-type]
+    low, high = wilson_interval(sum(either), len(either))
     return {
         "tasks": len(results),
         "test_inputs": sum(map(len, results.values())),
