@@ -32,7 +32,7 @@ from hrm_agent.environments.sources import foreign_module
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import format_report
 from hrm_agent.launch.errors import run_errors
-from hrm_agent.launch.python import compose_run, configuration, program_left_as_it_was, reopen_run
+from hrm_agent.launch.python import compose_run, configuration, make_folder, program_left_as_it_was, reopen_run
 from hrm_agent.launch.resume import read_description
 from hrm_agent.launch.runs import Run, begin_run, go_on, is_multirun, open_loop, run_command, say_end
 from hrm_agent.launch.settings import TrainCommand, resolve, settings
@@ -196,7 +196,7 @@ def learn(
             check_run(new.config)
             path, values = new.folder, resolve(new.config)
             values.pop("resume", None)
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             opened = begin_run(path, values, new.command)
         run = Run(path, values, resume, SINGLE_PROCESS, Console(quiet))
         with opened:

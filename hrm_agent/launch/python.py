@@ -69,6 +69,8 @@ def compose_run(env: Any, settings: Mapping[str, Any], folder: str | Path | None
     overrides = _overrides(env_id, flat)
     composed = _compose(overrides)
     own = Path(folder) if folder is not None else _free_folder(composed)
+    if own.exists() and not own.is_dir():
+        raise UsageError(f"folder={own}: not a folder")
     check_new(own, f"folder={own}", "resume=True resumes it")
     return NewRun(_without_hydra(composed), own, " ".join([f"python -m {command}", *overrides]))
 
@@ -266,6 +268,14 @@ def _text(name: str, value: Any) -> str:
         f"{name}={printable(shown(value))}: expected a number, a text, True or False, None, or a list or dictionary of "
         "these; what a configuration cannot hold belongs into a callable that makes the environment"
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Raises: UsageError where the folder of a run cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{error}; give another place with folder=FOLDER") from None
 
 
 @contextmanager

@@ -154,6 +154,8 @@ def test_what_is_wrong_is_said_in_the_line_of_the_command(
         ("DynamicMaze-v0", {"loggers": [3]}, r"loggers\[0\]=int: expected tensorboard, wandb, mlflow, or an object"),
         ("DynamicMaze-v0", {"resume": True}, "resume=True: of which run"),
         ("DynamicMaze-v0", {"resume": True, "folder": "nowhere"}, "folder=nowhere: no such folder"),
+        ("DynamicMaze-v0", {"folder": "/dev/null"}, "folder=/dev/null: not a folder"),
+        ("DynamicMaze-v0", {"folder": "/proc/none/run"}, "No such file.*; give another place with folder=FOLDER"),
         ("Nothing-v0", {}, "env=Nothing-v0: no such environment"),
     ],
 )
