@@ -52,11 +52,6 @@ def weights_and_streams(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in everything(trainer).items() if name != "metadata"}
 
 
-@pytest.fixture(autouse=True)
-def _without_video(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "_record_video", lambda self, log, console: None)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """A run of 128 frames that nothing ends."""

@@ -127,6 +127,7 @@ class Kept:
         self.closed += 1
 
 
+@pytest.mark.usefixtures("videos")
 def test_each_logger_gets_what_the_log_has_and_goes_on_where_the_run_does(stand_ins: Any, tmp_path: Path) -> None:
     kept, folder = Kept(), tmp_path / "run"
     make_trainer(folder, loggers="wandb,mlflow", more_loggers=[kept], total_steps=64).run(QUIET)
