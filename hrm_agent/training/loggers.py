@@ -137,7 +137,7 @@ class WandbLogger:
 
 
 class MLflowLogger:
-    """A run of MLflow (extra `mlflow`), on the server or in the folder that `MLFLOW_TRACKING_URI` names.
+    """A run of MLflow (extra `mlflow`), on the server or in the database that `MLFLOW_TRACKING_URI` names.
 
     It is found again by a tag, so that a training run that is resumed goes on in the same one. The active run of the
     program, if it has one, is left alone.
