@@ -30,7 +30,6 @@ ALIASES = {
     "n_epochs": ("epochs",),
     "update_epochs": ("epochs",),
     "steps": ("total_steps",),
-    "frames": ("total_steps",),
     "timesteps": ("total_steps",),
     "n_timesteps": ("total_steps",),
     "total_timesteps": ("total_steps",),

@@ -275,7 +275,7 @@ AFTER = [
     ("evaluate", "run=run out=" + "x" * 30_000, "30,004 characters"),
     ("evaluate", "run=run out=${x}", "Interpolation key 'x' not found"),
     ("evaluate", "run=run baselines=1", "baselines=1: expected true or false"),
-    ("evaluate", "run=run \x1b[31m=1", r"\x1b[31m: no such setting; did you mean"),
+    ("evaluate", "run=run \x1b[31m=1", r"\x1b[31m: no such setting. Known: "),
     ("evaluate", "run=run episodes", "'episodes': expected KEY=VALUE"),
     ("evaluate", "run=run carry=foo out=eval.json", "carry='foo'"),
     ("evaluate", "run=run segments=0 out=eval.json", "segments=0: expected an integer from 1"),
