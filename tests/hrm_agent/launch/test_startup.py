@@ -93,6 +93,7 @@ def test_kernels_compile_where_they_will_be_asked_for(
     assert begun == [True] * begins
 
 
+@pytest.mark.slow  # compiles everything anew; `test_registration.py` and `test_kernels.py` have one cache each
 def test_a_run_needs_no_folder_that_it_can_write_but_its_own(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()  # nothing can lie below it, whoever asks
