@@ -229,6 +229,7 @@ def test_the_recipe_says_what_our_policy_says(paper: networks.RunParts) -> None:
     assert not torch.equal(half, q)
 
 
+@pytest.mark.slow  # its forward pass is compared above, and the cores' gradients with the authors' in `test_parity.py`
 def test_the_recipe_trains_as_ours_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of one segment, ours and the recipe's, compared by the benchmark itself; a wrong one is found."""
     changes: dict[str, Change] = {"other": lambda y: y, "wrong": scaled_gradient}

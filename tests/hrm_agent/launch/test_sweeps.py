@@ -70,6 +70,7 @@ def test_a_plugin_that_is_missing_is_named(group: str) -> None:
         compose_config([group], "train")
 
 
+@pytest.mark.slow  # composes every choice, half a second each; fast tests check two of them
 @pytest.mark.usefixtures("sweeper")
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_every_choice_of_a_shipped_search_can_be_trained(name: str) -> None:

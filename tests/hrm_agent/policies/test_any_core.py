@@ -101,7 +101,7 @@ def test_it_trains_and_is_loaded_with_every_carry_rule(
     ("arguments", "message"),
     [
         ("core=leakyy", "core=leakyy: no such core; did you mean leaky?"),
-        ("core=trmm", "did you mean trm? Known: broken, convlstm, drc, drc_small, feedforward, gru, gru_flat, gtrxl, hrm"),
+        ("core=trmm", "did you mean trm? Known: broken, convlstm, drc, drc_small, feedforward, gru"),
         ("core=leaky core.leek=1", "core.leek: no such setting; did you mean core.leak?"),
         ("core=leaky +core.leek=1", "core=leaky has no option 'leek'; did you mean leak?"),
         ("core=gru core.memory_sise=3", "core.memory_sise: no such setting; did you mean core.memory_size?"),
