@@ -31,7 +31,8 @@ class Study(runner.Study):
     def learning_rate(self, arm: str) -> float:
         path = self.folder / "tuned.json"
         tuned = json.loads(path.read_text()) if path.exists() else {}
-        if len(tuned.get(arm, {}).get("tried", ())) < len(self.settings["tuning"]["learning_rates"]):
+        tried = {trial["learning_rate"] for trial in tuned.get(arm, {}).get("tried", ())}
+        if not tried.issuperset(self.settings["tuning"]["learning_rates"]):
             refuse(f"{path.name}: no learning rate for {arm}; run tune.py first, or other arms with --only")
         return float(tuned[arm]["learning_rate"])
 

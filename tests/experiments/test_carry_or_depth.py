@@ -64,13 +64,13 @@ def test_every_arm_trains_with_its_own_learning_rate(folder: Path, capsys: pytes
         Study(folder).overrides(Job("gate-K1", 0))
     assert "tuned.json: no learning rate for gate-K1" in capsys.readouterr().err
     names = list(Study(folder).arms())
-    rates = {name: (1.5e-3, 3e-3, 6e-3)[i % 3] for i, name in enumerate(names)}
+    rates = {name: (3e-3, 6e-3, 1.2e-2)[i % 3] for i, name in enumerate(names)}
     trials = [
         {
             "arm": name, "learning_rate": rate, "seed": 50000, "success": 0.5,
             "sampled_success": 0.7 if rate == rates[name] else 0.6,
         }
-        for name in names for rate in (1.5e-3, 3e-3, 6e-3)
+        for name in names for rate in (3e-3, 6e-3, 1.2e-2)
     ]  # fmt: skip
     found = chosen_rates(trials)
     assert {name: entry["learning_rate"] for name, entry in found.items()} == rates
@@ -78,7 +78,7 @@ def test_every_arm_trains_with_its_own_learning_rate(folder: Path, capsys: pytes
     (folder / "tuned.json").write_text(json.dumps(found))
     for name in names:
         assert Study(folder).overrides(Job(name, 0))[-1] == f"algo.learning_rate={rates[name]}"
-    two = [trial for trial in trials if trial["learning_rate"] > 2e-3]
+    two = [trial for trial in trials if trial["learning_rate"] > 4e-3]
     (folder / "tuned.json").write_text(json.dumps(chosen_rates(two)))
     with pytest.raises(SystemExit, match="2"):  # a search that has not ended chooses nothing
         Study(folder).overrides(Job("gate-K1", 0))
