@@ -193,6 +193,7 @@ def describe(
         "core": name_of(model.core),
         "carry": "full" if carry else "reset",
         "segments": segments,
+        "first_segments": None,
         "stop": halting or "fixed",
         "stop_threshold": 0.0,
         "time_gradient": "detached",  # deep supervision cuts it after every segment

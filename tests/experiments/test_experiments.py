@@ -86,7 +86,7 @@ def test_a_table_that_does_not_end_is_refused() -> None:
 def test_records_are_whole_and_belong_to_the_study(folder: Path) -> None:
     study = study_of(folder)
     records = load(folder / study.results)
-    assert records
+    assert records or not (folder / study.results).exists()  # an edition that has not been run
     keys = [tuple(record.get(field) for field in study.key) for record in records]
     assert len(keys) == len(set(keys))
     for record, key in zip(records, keys, strict=True):

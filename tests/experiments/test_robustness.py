@@ -129,7 +129,7 @@ def test_what_is_watched_is_there_and_says_so(tmp_path: Path) -> None:
         def validate(self) -> int:
             raise ValueError("inside")
 
-        _film = save_checkpoint = validate
+        _record_video = save_checkpoint = validate
 
     module.Trainer, module.compile_env = Trainer, len  # type: ignore[attr-defined]
     with open(tmp_path / "said", "wb", buffering=0) as said:

@@ -40,7 +40,7 @@ def slow_curves(policy: Policy, episodes: int, segments: int) -> dict[tuple[str,
     """The curves of every decision, one episode and one segment at a time, straight from the core."""
     found: dict[tuple[str, str], list[list[float]]] = {}
     for level in range(episodes):
-        env = make_vector_env(ENV, 1, {**SMALL, "split": "test", "oracle": True})
+        env = make_vector_env(ENV, 1, {**SMALL, "split": "development", "oracle": True})
         obs, infos = env.reset(seed=level)
         kept, previous, ended, number = policy.initial_state(1), None, False, 0
         while not ended:
@@ -80,10 +80,11 @@ def mse(one: torch.Tensor, other: torch.Tensor | None) -> float:
 @pytest.mark.parametrize("carry", ["reset", "full", "gate", "output", "last_token"])
 def test_curves_equal_a_slow_loop(carry: str) -> None:
     policy = maze_policy(carry, SMALL, segments=2)
-    assert run_episodes(PolicyActor(policy), ENV, SMALL, 5).steps[0] < 9  # rows move up when others have ended
+    played = run_episodes(PolicyActor(policy), ENV, SMALL, 5, split="development")
+    assert played.steps[0] < 9  # rows move up when others have ended
     with torch.no_grad():
         expected = slow_curves(policy, episodes=5, segments=3)
-    records = latents.latent_curves(policy, ENV, SMALL, 5, segments=3, batch=3)
+    records = latents.latent_curves(policy, ENV, SMALL, 5, segments=3, split="development", batch=3)
     kinds = {kind for kind, _ in expected}
     assert kinds == {"first", "unchanged", "immaterial", "material"}  # or this tests too little
     for record in records:

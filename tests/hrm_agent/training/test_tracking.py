@@ -6,6 +6,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console as RichConsole
@@ -24,11 +25,12 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+def run(tmp_path_factory: pytest.TempPathFactory, _few_timed_calls_and_small_videos: Any) -> Trainer:
     """A run of 128 frames that is evaluated twice, with a point of the curve before each, and recorded twice."""
     trainer = make_trainer(tmp_path_factory.mktemp("run"), eval_every=64, curve_every=32, video_every=64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "CURVE_LEVELS", 2)
+        patch.setattr(Trainer, "_record_video", _few_timed_calls_and_small_videos)
         trainer.run(Console())
     return trainer
 
