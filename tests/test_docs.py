@@ -1,7 +1,5 @@
 """Every code block of the documentation and of the README runs or is checked, and the site builds without a warning.
 
-The README and the pages of `FIRST` are among the fast tests; the others are slow ones, which `.ci/run` runs too.
-
 A comment `<!-- test: MARK -->` before a block says what else is to be done with it:
 
     run [KEY=VALUE ...]   run the commands of a bash block, with these settings added; others are only checked
@@ -52,7 +50,6 @@ from hrm_agent.training.warm_start import parse_parts
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-FIRST = [ROOT / "README.md", DOCS / "index.md", DOCS / "train_from_python.md"]
 BLOCK = re.compile(r"^(?:<!-- test: (.+?) -->\n+)?```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # What a reader types that is no command of ours.
 SHELL = (
@@ -248,11 +245,8 @@ def _left_as_it_was() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_left_as_it_was")
-@pytest.mark.parametrize(
-    "page",
-    [pytest.param(p, marks=[] if p in FIRST else pytest.mark.slow) for p in PAGES if blocks_of(p.read_text())],
-    ids=lambda p: str(p.relative_to(ROOT)),
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks_of(p.read_text())], ids=lambda p: str(p.relative_to(ROOT)))
 def test_code_blocks(page: Path, tmp_path: Path, trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -286,6 +280,7 @@ def test_code_blocks(page: Path, tmp_path: Path, trained_run: Path, monkeypatch:
             pytest.fail(f"{page}:{block.line}: nothing runs or checks a block of {block.language or 'no language'}")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("_left_as_it_was")
 @pytest.mark.parametrize("notebook", sorted(DOCS.rglob("*.ipynb")), ids=lambda p: p.name)
 def test_notebooks(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,7 @@ def test_the_rate_of_an_agent_is_its_best_sampled_then_greedy() -> None:
     assert best_rates(trials) == {"a": 3e-3, "b": 3e-4, "c": 3e-3}
 
 
+@pytest.mark.thorough
 def test_every_command_is_accepted_with_equal_time_and_the_rate_found_in_both_worlds(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,6 +96,7 @@ def test_every_command_is_accepted_with_equal_time_and_the_rate_found_in_both_wo
         assert (run.max_seconds, run.total_steps) == (CONFIG["seconds"], 10**9)
 
 
+@pytest.mark.thorough
 def test_every_agent_is_tried_as_often_and_as_long(study: Study) -> None:
     pytest.importorskip("stable_baselines3")
     from hrm_agent.baselines.config import Options, RunConfig

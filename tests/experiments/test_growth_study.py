@@ -12,6 +12,7 @@ from hrm_agent.cores.sweep import SCAN_PRODUCTS
 SIDE = 13
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["attention", "mlp", "mlp_published", "conv", "sweep"])
 def test_multiply_adds_by_arithmetic_are_those_that_torch_counts(name: str) -> None:
     policy, tokens = cost.build(name, SIDE), cost.tokens_of(SIDE)
@@ -34,6 +35,7 @@ def test_kept_memory_of_a_training_call_grows_with_its_rows(monkeypatch: pytest.
     assert cost.kept_bytes(policy, SIDE) == pytest.approx(2 * once, rel=0.01)
 
 
+@pytest.mark.thorough
 def test_a_line_ends_where_a_call_is_too_slow_or_weights_are_too_large(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -48,6 +48,7 @@ def test_records_are_of_their_world_and_by_the_same_clock() -> None:
             assert str(ROOT) not in r["command"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("world", CONFIG["worlds"])
 @pytest.mark.parametrize("arm", CONFIG["policies"])
 def test_policies_are_trained_in_the_same_world_by_the_same_clock(arm: str, world: str) -> None:

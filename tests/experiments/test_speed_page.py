@@ -51,6 +51,7 @@ def paper() -> RunParts:
     return build_run("paper", ["algo.num_envs=2"])
 
 
+@pytest.mark.thorough
 def test_the_counts_of_the_page_are_those_of_the_networks(paper: RunParts) -> None:
     small = build_run("default", ["algo.num_envs=8", "algo.minibatch_windows=1"])
     decision, default = decision_operations(paper), decision_operations(small)
@@ -67,6 +68,7 @@ def test_the_counts_of_the_page_are_those_of_the_networks(paper: RunParts) -> No
     assert f"{whole:,} bytes; {sum(s.numel() for s in paper.policy.initial_state(1)) * 4} bytes" in PAGE
 
 
+@pytest.mark.thorough
 def test_the_limits_of_the_page_follow_from_its_counts(paper: RunParts) -> None:
     decision, segment = decision_operations(paper), segment_operations(paper_segment(2))
     rate, frames = H100 / decision, H100 / (2 * decision + 8 * segment)

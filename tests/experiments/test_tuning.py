@@ -29,6 +29,7 @@ def test_draws_are_those_of_the_records_and_differ() -> None:
         assert len({str(SEARCH.drawn(agent, trial)) for trial in range(1, 7)}) == 6
 
 
+@pytest.mark.thorough
 def test_every_draw_is_accepted_by_its_command() -> None:
     for agent in AGENTS:
         for trial in range(12):

@@ -280,6 +280,7 @@ def run_apart(code: str, *arguments: str, **environment: str) -> subprocess.Comp
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_only_needed_functions_are_compiled_and_once_per_type(tmp_path: Path) -> None:
     cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
     done = run_apart(COMPILED, "{}", "{'oracle': True}", **cache)
@@ -313,6 +314,7 @@ def doubling(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("locators", ["UserProvidedCacheLocator", "UserProvidedCacheLocator,UserWideCacheLocator"])
 def test_a_cache_that_cannot_be_written_costs_the_cache_alone(locators: str, doubling: str, tmp_path: Path) -> None:
     file = tmp_path / "file"

@@ -15,6 +15,7 @@ RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "derand
 NUM_ENVS, STEPS, EXAMPLES = 256, 50, 80  # 1,024,000 steps
 
 
+@pytest.mark.thorough
 @settings(max_examples=EXAMPLES, **RELAXED)
 @given(parameters=maze_parameters(), seed=st.integers(0, 2**40))
 def test_a_million_steps_keep_every_rule(parameters: dict[str, Any], seed: int) -> None:

@@ -67,7 +67,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     return Exports(tmp_path_factory.mktemp("exported"))
 
 
-@pytest.mark.parametrize("kind", ["trm-conv", pytest.param("hrm-attention-gate", marks=pytest.mark.slow)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", AGENTS)
 def test_three_thousand_decisions_with_carried_state_equal_torchs(kind: str, exported: Exports) -> None:
     agent, path, made = exported[kind]
     env, session = make_vector_env("DynamicMaze-v0", ENVS, MAZE), open_session(path)
@@ -125,6 +126,7 @@ def test_dictionaries_q_values_and_metadata(tmp_path: Path) -> None:
         assert state == pytest.approx(kept[0], abs=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("space", "actions"),
     [

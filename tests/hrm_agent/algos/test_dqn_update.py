@@ -125,6 +125,7 @@ def test_an_update_measures_what_it_did(changes: dict[str, Any], steps: int) -> 
     assert filled.algo.steps == steps
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("changes", [{"train_steps": 1, "stride": 1, "burn_in": 0, "n_step": 1}, PAPER])
 def test_a_bandit_is_learned_by_the_loss_alone(changes: dict[str, Any]) -> None:
     """Every episode is one step; only action 2 is rewarded. The Q-values become the rewards."""

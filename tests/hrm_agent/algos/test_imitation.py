@@ -243,6 +243,7 @@ def test_dagger_with_the_teacher_at_the_wheel_is_behaviour_cloning(tmp_path: Pat
 
 
 # Where the policy drives, the states are those that it does not master yet.
+@pytest.mark.thorough
 @pytest.mark.parametrize(("dagger", "expected"), [(False, 0.75), (True, 0.55)])
 def test_it_learns_the_way_through_a_small_maze(dagger: bool, expected: float, tmp_path: Path) -> None:
     algo: dict[str, Any] = {

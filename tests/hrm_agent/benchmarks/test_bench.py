@@ -82,6 +82,7 @@ FORWARD: list[tuple[ModuleType, Callable[[Options], Iterator[Case]]]] = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("module", "make"), FORWARD, ids=lambda p: getattr(p, "__name__", "").rpartition(".")[2])
 def test_a_path_that_computes_something_else_fails(
     module: ModuleType, make: Callable[[Options], Iterator[Case]], monkeypatch: pytest.MonkeyPatch
@@ -105,6 +106,7 @@ def test_a_path_that_computes_something_else_fails(
             assert (record["seconds"] is not None) is right  # what computes something else is not timed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("module", "make"), [FORWARD[2], FORWARD[3]], ids=["minibatch", "segment"])
 def test_a_wrong_gradient_behind_a_right_output_fails(
     module: ModuleType, make: Callable[[Options], Iterator[Case]], monkeypatch: pytest.MonkeyPatch
@@ -158,6 +160,7 @@ def test_errors_are_relative_to_the_largest_number_of_an_output() -> None:
         error_between({"big": big}, reference)
 
 
+@pytest.mark.thorough
 def test_every_path_of_this_machine_passes_on_the_papers_blocks() -> None:
     options = Options(tuple(p for p in paths.available_paths() if p != paths.COMPILED), 1, quick=True)
     for training_too in (False, True):
@@ -185,6 +188,7 @@ def test_a_vector_of_environments_is_checked_against_single_ones() -> None:
     assert error_between(environments._vector_outputs(name, 4), alone) > 0
 
 
+@pytest.mark.thorough
 def test_what_auto_takes_is_shown_with_the_policy_it_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a path that computes something else is found there too."""
     chosen = Choice("fused", {"fused": 3.0})
@@ -197,6 +201,7 @@ def test_what_auto_takes_is_shown_with_the_policy_it_is_for(monkeypatch: pytest.
     assert (wrong["passed"], wrong["seconds"]) == (False, None)
 
 
+@pytest.mark.thorough
 def test_operations_of_a_minibatch_are_counted_alike_by_both_suites() -> None:
     both = automatic.auto_case("default", [], QUICK), training.minibatch_case(QUICK)
     assert both[0].operations == both[1].operations
@@ -229,7 +234,7 @@ def test_the_recipe_says_what_our_policy_says(paper: networks.RunParts) -> None:
     assert not torch.equal(half, q)
 
 
-@pytest.mark.slow  # its forward pass is compared above, and the cores' gradients with the authors' in `test_parity.py`
+@pytest.mark.thorough  # its forward pass is compared above
 def test_the_recipe_trains_as_ours_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of one segment, ours and the recipe's, compared by the benchmark itself; a wrong one is found."""
     changes: dict[str, Change] = {"other": lambda y: y, "wrong": scaled_gradient}

@@ -153,6 +153,7 @@ def test_published_numbers_are_reproduced(path: Path) -> None:
     assert compare_file(path).largest <= TOLERANCE
 
 
+@pytest.mark.thorough
 @needs_published
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda p: p.stem)
 @pytest.mark.parametrize("part", ["down_proj", "_init", "lm_head", "embed_tokens"])
@@ -179,6 +180,7 @@ def test_an_own_file_agrees_and_its_groups_are_printed(
     assert "agrees" in printed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("variant", CONFIGS)
 def test_any_changed_number_is_found(variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_reference(tmp_path / "own.safetensors", variant)

@@ -45,6 +45,7 @@ def by_definition(x: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
     return torch.from_numpy(out)
 
 
+@pytest.mark.thorough
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 9), st.integers(1, 3), st.integers(0, 10**6))
 def test_compiled_plain_and_definition_agree_with_their_gradients(o: int, s: int, m: int, seed: int) -> None:

@@ -103,6 +103,7 @@ def test_on_fresh_data_the_ratio_is_one(actions: str) -> None:
         learner.policy.encoder.observe(rollout.obs)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("actions", ["box", "multi"])
 def test_it_learns_to_answer_what_it_sees(actions: str) -> None:
     learner, collector = make_learner(actions, num_envs=64, rollout_steps=8, window=4, minibatch_windows=32)

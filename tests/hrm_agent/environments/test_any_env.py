@@ -134,6 +134,7 @@ def test_recommended_settings_lie_between_defaults_and_what_is_chosen() -> None:
     assert under_experiment["algo"]["value_coef"] == 1.0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("core", ["trm", "hrm", "feedforward", "gru"])
 @pytest.mark.parametrize("algo", ["ppo", "dqn"])
 def test_recommendations_fit_every_choice(core: str, algo: str) -> None:

@@ -39,6 +39,7 @@ def test_folder_study_and_figures_name_the_same_levels() -> None:
     assert STUDY["arms"] == {name: [f"+experiment=suite/{name}"] for name in STUDY["arms"]}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", LEVELS)
 def test_a_level_composes_and_builds_a_policy(name: str) -> None:
     cfg = composed(name)

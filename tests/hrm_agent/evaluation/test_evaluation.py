@@ -292,6 +292,7 @@ def test_overrides_are_played_and_reported(run: str) -> None:
         assert patient[name] == longer[name]
 
 
+@pytest.mark.thorough
 def test_an_agent_plays_mazes_of_other_sizes(run: str, tmp_path: Path) -> None:
     larger = evaluate(run, 20, env_options={"rows": 6, "cols": 5})
     assert larger["env_options"] == {**BUSY, "rows": 6, "cols": 5}
@@ -365,6 +366,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("env_id", "options"), [(MAZE, {"view": 2}), ("CueMaze-v0", {})])
 def test_a_film_shows_every_step(env_id: str, options: dict[str, Any]) -> None:
     policy = make_policy(env_id, options)

@@ -376,6 +376,7 @@ def test_cores_without_latents_are_refused() -> None:
         probes.probe_cells(maze_policy("full", core="gru", core_options={"memory_size": 4}), ENV, BUSY, 2, 2)
 
 
+@pytest.mark.thorough
 def test_one_command_measures_what_is_missing_and_redraws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -79,6 +79,7 @@ def test_larger_mazes_have_as_much_time_and_as_many_walls_for_their_size(base: M
         assert larger.walls / larger.edges == pytest.approx(base.walls / base.edges, abs=1 / larger.edges)
 
 
+@pytest.mark.thorough
 def test_every_point_is_an_evaluation(run: str, tmp_path: Path) -> None:
     out = tmp_path / "shifts.json"
     report = shifts(run, 12, str(out), axes=["size", "doors", "view"], max_size=5, seed=3, split="validation")

@@ -34,6 +34,8 @@ from stack_cases import (
     results,
 )
 
+pytestmark = pytest.mark.thorough
+
 HERE = Path(__file__).parent / "instruction_sets"
 SHIM = HERE / "avx512_in_software.h"
 EMULATORS = {"neon": ("aarch64-linux-gnu-g++", "qemu-aarch64")}

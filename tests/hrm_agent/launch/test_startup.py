@@ -65,6 +65,7 @@ train.main()
 """
 
 
+@pytest.mark.thorough
 def test_the_first_frame_needs_no_tensorboard_and_no_compiler_of_torch(tmp_path: Path) -> None:
     done = run_apart(TRAINED, *tiny_run(tmp_path / "run"))
     assert done.stdout.split() == ["."], done.stderr
@@ -93,7 +94,7 @@ def test_kernels_compile_where_they_will_be_asked_for(
     assert begun == [True] * begins
 
 
-@pytest.mark.slow  # compiles everything anew; `test_registration.py` and `test_kernels.py` have one cache each
+@pytest.mark.thorough  # compiles everything anew; `test_registration.py` and `test_kernels.py` have one cache each
 def test_a_run_needs_no_folder_that_it_can_write_but_its_own(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()  # nothing can lie below it, whoever asks

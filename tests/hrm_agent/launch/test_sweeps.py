@@ -70,7 +70,7 @@ def test_a_plugin_that_is_missing_is_named(group: str) -> None:
         compose_config([group], "train")
 
 
-@pytest.mark.slow  # composes every choice, half a second each; fast tests check two of them
+@pytest.mark.thorough  # composes every choice, half a second each; fast tests check two of them
 @pytest.mark.usefixtures("sweeper")
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_every_choice_of_a_shipped_search_can_be_trained(name: str) -> None:
@@ -83,6 +83,7 @@ def test_every_choice_of_a_shipped_search_can_be_trained(name: str) -> None:
     assert {job.test_episodes for job in jobs} == {0}  # nothing is chosen on test levels
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("sweeper")
 def test_a_setting_of_the_search_that_cannot_be_is_refused_before_it_begins() -> None:
     with pytest.raises(ValueError, match=r"algo\.epochs=0"):
@@ -114,6 +115,7 @@ def test_optuna_draws_trains_and_finds_the_best(tmp_path: Path, monkeypatch: pyt
     assert found.best_params["algo.learning_rate"] in winners
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("sweeper", "_two_choices_checked")
 def test_a_search_in_a_file_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second command, as `docs/sweeps.md` has it, draws new trials and knows the earlier ones."""
@@ -160,6 +162,7 @@ def test_submitit_trains_as_on_a_cluster(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "1" / "metrics.jsonl").read_bytes() == written
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("launcher", ["submitit_local", "submitit_slurm"])
 def test_the_settings_of_the_page_are_those_of_the_launcher(launcher: str) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
@@ -173,6 +176,7 @@ def test_the_settings_of_the_page_are_those_of_the_launcher(launcher: str) -> No
         check_jobs(["--multirun", *jobs, "hydra.launcher.minutes=3"], "train", check_run)
 
 
+@pytest.mark.thorough
 def test_a_run_that_diverges_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[int] = []
 
@@ -189,6 +193,7 @@ def test_a_run_that_diverges_ends_alone(tmp_path: Path, monkeypatch: pytest.Monk
         run_command(monkeypatch, "train", *TINY_RUN, "seed=0", f"hydra.run.dir={tmp_path / 'alone'}")
 
 
+@pytest.mark.thorough
 def test_the_command_of_a_job_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Trainer, "run", lambda self, console: setattr(self, "validation", {"success": 0.5, "return": 1})

@@ -82,6 +82,7 @@ def test_the_shipped_files_win() -> None:
     assert composed("core=gru")["core"]["memory_size"] == 128  # the class's own default is None
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("leaky")
 @pytest.mark.parametrize("carry", ["full", "reset", "last_token", "gate", "output"])
 def test_it_trains_and_is_loaded_with_every_carry_rule(

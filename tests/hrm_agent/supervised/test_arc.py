@@ -145,6 +145,7 @@ def test_whole_benchmarks() -> None:
     assert not whole._images  # nothing is augmented before it is asked for
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("version", [1, 2])
 def test_no_answer_that_is_asked_for_is_ever_drawn(version: int) -> None:
     whole = ArcTask(version=version, augmentations=2)
@@ -339,6 +340,7 @@ def test_a_task_with_two_test_inputs_counts_by_halves() -> None:
     assert (result["tasks"], result["test_inputs"], result["score"], result["solved"]) == (1, 2, 0.5, [])
 
 
+@pytest.mark.thorough
 def test_published_identifiers_are_used_as_they_are(tmp_path: Path) -> None:
     plain = task(tasks=1, training_tasks=1, validation_tasks=0)
     (first, second) = (puzzle.name for puzzle in plain.puzzles)

@@ -153,6 +153,7 @@ def test_walls_are_never_chosen_and_closed_doors_are_waited_at() -> None:
     assert step_along(grid, margin).tolist() == [1]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("carry", [False, True])
 def test_numbers_do_not_depend_on_batch_or_shards(carry: bool) -> None:
     model = make_model()

@@ -140,6 +140,7 @@ def canonical(maze: np.ndarray) -> bytes:
     return min(image.tobytes() + bytes(image.shape) for image in images)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("options", [{"cols": 3, "loops": 0.5}, {"cols": 3, "layout": "scatter"}], ids=str)
 def test_no_set_holds_a_maze_of_another_nor_its_image(options: dict) -> None:
     """On mazes so small that every one of them is drawn many times."""

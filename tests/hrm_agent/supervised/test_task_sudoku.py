@@ -76,6 +76,7 @@ def test_famous_puzzles_have_the_one_solution_that_rules_ask_for(name: str) -> N
     assert (guesses == 0) == (name == "against brute force")  # singles suffice, though a search row by row takes long
 
 
+@pytest.mark.thorough
 def test_solver_agrees_with_plain_backtracking(puzzles: sudoku_sets.Puzzles) -> None:
     """On puzzles with one solution, and on the same with a clue less or a clue changed: several solutions, or none."""
     generator = np.random.default_rng(0)

@@ -248,6 +248,7 @@ def assert_same_supervised_run(one: Path, other: Path) -> None:
         torch.testing.assert_close(others[name], tensor, rtol=close, atol=close, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.thorough
 def test_two_processes_learn_the_puzzles_that_one_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Forks
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.policies.encoders import EncoderConfig
 from tiny import make_trainer
@@ -47,6 +49,7 @@ def test_an_agent_that_carries_its_state_remembers_the_cue(tmp_path: Path) -> No
     assert greedy >= 0.95
 
 
+@pytest.mark.thorough
 def test_an_agent_that_carries_nothing_stays_at_chance(tmp_path: Path) -> None:
     """Greedily it may also turn into the wall between two equal arms for ever, so only chance bounds that."""
     greedy, sampled = successes("reset", "bptt", tmp_path)
