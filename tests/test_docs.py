@@ -334,6 +334,7 @@ def hooks() -> ModuleType:
     return module
 
 
+@pytest.mark.thorough
 def test_every_environment_has_a_page_of_gymnasiums_form_and_a_picture(hooks: ModuleType) -> None:
     ours = {name for name, spec in gymnasium.registry.items() if str(spec.entry_point).startswith("hrm_envs.")}
     assert set(hooks.environment_ids()) == {name for name in ours if not name.startswith("MiniHack")}
@@ -351,6 +352,7 @@ def test_every_environment_has_a_page_of_gymnasiums_form_and_a_picture(hooks: Mo
             np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), env.render())
 
 
+@pytest.mark.thorough
 def test_the_site_builds_without_a_warning(tmp_path: Path, forks: Forks) -> None:
     """Links and anchors are checked, those to other hosts are not asked."""
     pytest.importorskip("mkdocs")

@@ -41,6 +41,7 @@ def test_decisions_are_right_and_rows_that_are_there_are_left(forks: Forks, tmp_
     assert "measured on another machine" in other.stderr
 
 
+@pytest.mark.thorough
 def test_training_and_profile_are_written(forks: Forks, tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     done = run(forks, out, "--parts", "training", "profile")

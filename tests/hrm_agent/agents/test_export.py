@@ -162,6 +162,7 @@ def test_an_agent_with_sweeps(tmp_path: Path) -> None:
     assert made["largest_difference"] < onnx.TOLERANCE
 
 
+@pytest.mark.thorough
 def test_a_graph_that_says_something_else_is_not_written(
     exported: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

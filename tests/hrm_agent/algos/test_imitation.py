@@ -335,6 +335,7 @@ def telling() -> Any:
     del gym.registry["Telling-v0"]
 
 
+@pytest.mark.thorough
 def test_any_environment_that_tells_will_do(telling: str, tmp_path: Path) -> None:
     trainer = make_imitation_trainer(
         tmp_path, env=telling, env_options={}, policy={"readout": "mean", "carry": "reset"}, total_steps=3200,

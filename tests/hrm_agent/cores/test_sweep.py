@@ -60,6 +60,7 @@ def test_compiled_plain_and_definition_agree_with_their_gradients(o: int, s: int
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.thorough
 def test_gradients_are_those_of_finite_differences() -> None:
     inputs = problem(2, 5, 2, 0)
     assert torch.autograd.gradcheck(_CompiledScan.apply, inputs)

@@ -189,6 +189,7 @@ def test_a_finished_run_is_made_longer(copy: Path, monkeypatch: pytest.MonkeyPat
     assert yaml.safe_load((copy / "config.yaml").read_text())["total_steps"] == 14
 
 
+@pytest.mark.thorough
 def test_a_sweep_trains_every_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = ["total_steps=1", "eval_every=0", "checkpoint_every=0", "test_puzzles=0"]
     run_command(monkeypatch, "supervise", "-m", *TINY, *short, "seed=0,1", f"hydra.sweep.dir={tmp_path}")
@@ -384,6 +385,7 @@ def published(folder: Path, kind: str) -> tuple[Path, Path]:
     return theirs, ours
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("kind", "halting"), [("trm", "halt_only"), ("hrm", "q_learning")])
 def test_a_published_checkpoint_is_solved_by_its_folder_or_file(
     kind: str, halting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -23,6 +23,7 @@ SHIPPED = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_tasks_can_be_solved(name: str) -> None:
     options: Any = OmegaConf.to_container(compose_config([], f"task/{name}").task)

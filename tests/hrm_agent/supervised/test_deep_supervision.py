@@ -250,6 +250,7 @@ def test_numbers_that_are_not_finite_touch_no_weight() -> None:
     assert all(torch.equal(a, b) or a.isnan().any() for a, b in zip(weights(ours), before, strict=True))
 
 
+@pytest.mark.thorough
 def test_it_learns_and_says_so() -> None:
     ours = learner(dataclasses.replace(PLAIN, batch_size=64, ema=0.9, weight_decay=0.0), puzzles=0)
     first = [ours.step(0.0) for _ in range(3)][-1]

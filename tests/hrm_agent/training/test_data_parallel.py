@@ -208,6 +208,7 @@ def test_work_that_cannot_be_shared_evenly_is_refused(config: Any, size: int, me
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_torchrun_trains_one_policy_into_one_folder(forked: bool, tmp_path: Path, forks: Forks) -> None:
     """The command itself: Hydra's folder, training, the evaluation at the end. Three interpreters take their time."""

@@ -66,6 +66,7 @@ def graphed_ppo(ppo: PPO) -> PPO:
     return PPO(ppo.policy, ppo.config, ppo.threads, 0, wrap=wrapper())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("carry", ["full", "last_token", "reset", "output"])
 def test_a_graphed_collection_is_the_plain_one(carry: str) -> None:
     graphed, plain = (collector(wrap, carry=carry, segments=2) for wrap in (wrapper(), None))
@@ -158,6 +159,7 @@ def graph_trainers(monkeypatch: pytest.MonkeyPatch, capture: type[EagerReplay] =
     return said
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", [make_trainer, make_dqn_trainer, make_imitation_trainer])
 def test_a_graphed_run_is_the_plain_one_and_is_resumed_by_it(
     make: Callable[..., Trainer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
