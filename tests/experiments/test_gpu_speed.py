@@ -18,6 +18,7 @@ def run(forks: Forks, out: Path, *arguments: str) -> Ended:
     return forks.run([command], [{}], ROOT)[0]
 
 
+@pytest.mark.thorough
 def test_decisions_are_right_and_rows_that_are_there_are_left(forks: Forks, tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     common = ("--parts", "decisions", "--paths", "eager float32", "eager")

@@ -71,6 +71,7 @@ def test_its_core_has_thirty_lines_at_most() -> None:
     assert [ast.unparse(base) for base in core.bases] == [Core.__name__]
 
 
+@pytest.mark.thorough
 def test_as_pip_leaves_it_behind(forks: Forks, tmp_path: Path) -> None:
     site, folder = tmp_path / "site", tmp_path / "empty"
     shutil.copytree(PACKAGE, site / "second_project", ignore=shutil.ignore_patterns("__pycache__"))

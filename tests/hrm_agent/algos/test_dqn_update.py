@@ -54,6 +54,7 @@ def test_prioritised_updates_change_the_priorities_of_what_was_drawn() -> None:
     assert torch.equal(plain.replay.priorities, before)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("changes", [{"prioritised": True}, PAPER], ids=["sequences", "paper"])
 def test_going_on_from_a_checkpoint_changes_nothing(changes: dict[str, Any]) -> None:
     whole = fill(make(warmup=9, updates=2, **changes))

@@ -67,6 +67,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(scan_lines_plain, inputs)
 
 
+@pytest.mark.thorough
 def test_single_precision_stays_close_on_a_long_line() -> None:
     exact = problem(1, 101, 2, 3)
     single = tuple(t.detach().float().requires_grad_() for t in exact)

@@ -306,6 +306,7 @@ def test_a_reset_agent_does_not_feel_what_happens_to_the_carried_state() -> None
         assert {**touched, "intervention": "control"} == control
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("carry", ["full", "gate", "output", "last_token"])
 def test_a_carrying_agent_feels_it(carry: str) -> None:
     policy = maze_policy(carry, seed=1)

@@ -210,7 +210,7 @@ def test_resume_refuses_a_damaged_run(
     assert RESUME[how] in refusal(monkeypatch, capsys, "train", ["resume=run"], copy.parent)
 
 
-@pytest.mark.parametrize("trainer", [Trainer, SupervisedTrainer])
+@pytest.mark.parametrize("trainer", [Trainer, pytest.param(SupervisedTrainer, marks=pytest.mark.thorough)])
 def test_a_run_is_resumed_by_the_command_that_began_it(
     trainer: type[RunLoop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
