@@ -387,6 +387,7 @@ def test_truncated_normal_has_the_deviation_asked_for() -> None:
     assert drawn.abs().max() < 2 * 0.5 / 0.879
 
 
+@pytest.mark.thorough
 def test_the_papers_sizes() -> None:
     def count(core: Core) -> float:
         return sum(p.numel() for p in core.parameters()) / 1e6

@@ -62,6 +62,7 @@ class Replanning(torch.nn.Module):
         return Decision(logits, logits.sum(-1), (), torch.full_like(moves, 2))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["random", "replan", "greedy", "sampled"])
 def test_numbers_do_not_depend_on_batch_or_threads(kind: str) -> None:
     policy = make_policy(segments=4, stop="policy_kl", stop_threshold=0.003)

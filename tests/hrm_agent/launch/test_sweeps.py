@@ -92,6 +92,7 @@ def test_a_setting_of_the_search_that_cannot_be_is_refused_before_it_begins() ->
         check_jobs(["+sweep=ppo", "algo.gamma=interval(0.9,1.5)"], "train", check_run)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("sweeper", "_two_choices_checked")
 def test_optuna_draws_trains_and_finds_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The objective is the validation success of each run; what is typed is not searched."""
