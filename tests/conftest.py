@@ -23,7 +23,7 @@ LONG = (
 )  # fmt: skip
 """Files that a worker should not begin with when the others are done, the longest first (`--dist loadfile`)."""
 
-pytest.register_assert_rewrite("played", "refusals", "runs", "stack_cases", "window_cases")
+pytest.register_assert_rewrite("played", "refusals", "runs", "stack_cases", "window_cases", "windows")
 settings.register_profile("project", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("project")
 SERVER = pytest.StashKey[Server]()

@@ -10,16 +10,15 @@ an agent that has hardly begun to learn says little.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from experiments.baselines import run
 from experiments.baselines.run import HERE, NETWORKS, UNLIMITED, rate_of
+from experiments.baselines.trials import trial_record
 from experiments.engine import runner
 from experiments.engine.records import RUNS, Record
 from experiments.engine.runner import Job
-from experiments.engine.runs import agent_info, cost_of, metrics, sampled_curve
 
 
 class Search(run.Study):
@@ -57,30 +56,9 @@ class Search(run.Study):
         return [*once, *own, *tried, "threads=1", "checkpoint_every=0", "keep_checkpoints=1"]
 
     def measure(self, job: Job) -> list[Record]:
-        place = self.trained(job)
-        theirs = job.arm in NETWORKS
-        described = json.loads((place / "result.json").read_text()) if theirs else agent_info(place)
-        curve = sampled_curve(metrics(place))
-        record = {
-            "agent": job.arm,
-            "trial": job.seed,
-            "rate": self.rate(job),
-            "overrides": self.arm(job.arm)["overrides"],
-            "success": described["validation"]["success"],
-            "success_ci95": described["validation"]["success_ci95"],
-            "sampled_success": curve[-1][2] if curve else None,
-            "frames": described["frames"],
-            "seconds": described["seconds"],
-            "steps_per_second": round(described["frames"] / described["seconds"], 1),
-            "parameters": described["parameters"],
-            "budget_seconds": self.settings["rate_seconds"],
-            "clock": "cpu",
-            "env": self.settings["env"],
-            "fog": False,
-            "seed": 0,
-            **cost_of(place),
-        }
-        return [record]
+        what = {"rate": self.rate(job), "overrides": self.arm(job.arm)["overrides"]}
+        settings, by_library = self.settings, job.arm in NETWORKS
+        return [trial_record(job, self.trained(job), by_library, settings["env"], settings["rate_seconds"], what)]
 
 
 if __name__ == "__main__":

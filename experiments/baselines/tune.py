@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from experiments.baselines.draw import best_of
+from experiments.baselines.trials import trial_record
 from experiments.engine import runner
 from experiments.engine.pages import settings_of
 from experiments.engine.records import RUNS, Record, load
 from experiments.engine.runner import Job
-from experiments.engine.runs import agent_info, cost_of, metrics, sampled_curve
 
 HERE = Path(__file__).resolve().parent
 ENV = "DynamicMaze-v0"
@@ -84,28 +84,8 @@ class Search(runner.Study):
         return [*begins, *given, *same, "threads=1", "checkpoint_every=0", "keep_checkpoints=1"]
 
     def measure(self, job: Job) -> list[Record]:
-        place = self.trained(job)
-        described = agent_info(place) if job.arm in OURS else json.loads((place / "result.json").read_text())
-        curve = sampled_curve(metrics(place))
-        record = {
-            "agent": job.arm,
-            "trial": job.seed,
-            "settings": self.drawn(job.arm, job.seed),
-            "success": described["validation"]["success"],
-            "success_ci95": described["validation"]["success_ci95"],
-            "sampled_success": curve[-1][2] if curve else None,
-            "frames": described["frames"],
-            "seconds": described["seconds"],
-            "steps_per_second": round(described["frames"] / described["seconds"], 1),
-            "parameters": described["parameters"],
-            "budget_seconds": self.settings["seconds"],
-            "clock": "cpu",
-            "env": ENV,
-            "fog": False,
-            "seed": 0,
-            **cost_of(place),
-        }
-        return [record]
+        what = {"settings": self.drawn(job.arm, job.seed)}
+        return [trial_record(job, self.trained(job), job.arm not in OURS, ENV, self.settings["seconds"], what)]
 
     def draw(self) -> None:
         """The best trial of every agent into `tuned.json`, then the page."""

@@ -112,16 +112,10 @@ def sampled_curve(lines: list[dict[str, Any]]) -> Curve:
 
 
 def validation_curve(lines: list[dict[str, Any]]) -> Curve:
-    """Greedy success on validation levels, over the run; times follow from the nearest line that has one.
-
-    Points of fewer levels, between two evaluations, are left out.
-    """
+    """Greedy success on validation levels, over the run; times follow from the nearest line that has one."""
     timed = {line["frames"]: seconds_at(line) for line in lines if "train/frames_per_second" in line}
     curve: Curve = []
-    most = max((line.get("validation/episodes", 0) for line in lines), default=0)
     for line in [line for line in lines if timed and "validation/success" in line]:
-        if line.get("validation/episodes", most) < most:
-            continue
         frames = line["frames"]
         nearest = min(timed, key=lambda known: abs(known - frames))
         curve.append([frames, round(timed[nearest] * frames / nearest, 1), round(line["validation/success"], 4)])

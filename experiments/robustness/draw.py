@@ -70,7 +70,7 @@ def soak_table(folder: Path) -> str:
     ]
     said = (
         f"{result['minutes']:g} minutes, {result['frames']:,} frames, {result['validations']} validations, "
-        f"{result['films']} films; series after {result['warm_up_minutes']:g} minutes:"
+        f"{result['videos']} videos; series after {result['warm_up_minutes']:g} minutes:"
     )
     return f"{said}\n\n{table(rows)}\n\n![Memory, descriptors and threads over the time of training](soak.png)"
 

@@ -28,7 +28,15 @@ HERE = Path(__file__).resolve().parent
 SHARES = (0.02, 0.2, 0.4, 0.6, 0.8, 0.95)
 """Sizes of the disks that a run fills, as shares of what it needs."""
 
-USUAL = ("hrm_agent.train starts", "run folder:", "curves:", "resuming from", "compiling", "measuring on", "filming")
+USUAL = (
+    "hrm_agent.train starts",
+    "run folder:",
+    "curves:",
+    "resuming from",
+    "compiling",
+    "measuring on",
+    "recording a video",
+)
 PROGRESS = (" steps/s", " s of training")
 MARK = "HRM_AGENT_MOUNTS_ARE_PRIVATE"
 

@@ -37,7 +37,7 @@ SETTINGS = [
     "eval_every=2048", "eval_episodes=200", "video_every=8192", "checkpoint_every=1024", "test_episodes=0", "threads=1",
     "kernel=fused",
 ]  # fmt: skip
-MOMENTS = {"training": 15, "validation": 8, "film": 6, "checkpoint": 9, "run folder": 3, "numba": 4, "C++": 5}
+MOMENTS = {"training": 15, "validation": 8, "video": 6, "checkpoint": 9, "run folder": 3, "numba": 4, "C++": 5}
 """How many kills each phase is due."""
 
 COMPILERS = ("numba", "C++")

@@ -1,11 +1,12 @@
-"""Train for an hour, with validation and a film every minute, and watch memory, descriptors and threads.
+"""Train for an hour, with validation and a video every minute, and watch memory, descriptors and threads.
 
     python -m experiments.robustness.soak                 # an hour; --minutes for another time
 
 Training is the README's first command on one thread. A short run before it finds the frames that it trains in a minute,
-after which it then validates, films and writes a checkpoint. Every `--every` seconds the process and its children are
-read from /proc. A series is flat if a line through its medians of each minute, after the warm-up, rises by less than
-the tolerance in an hour, at the upper end of its 95% interval. Writes `soak.json`, `soak_samples.json` and `soak.png`.
+after which it then validates, records a video and writes a checkpoint. Every `--every` seconds the process and its
+children are read from /proc. A series is flat if a line through its medians of each minute, after the warm-up, rises by
+less than the tolerance in an hour, at the upper end of its 95% interval. Writes `soak.json`, `soak_samples.json` and
+`soak.png`.
 """
 
 from __future__ import annotations
@@ -183,8 +184,8 @@ def frames_per_second(folder: Path, settings: Sequence[str]) -> float:
     return [line for line in lines_of(folder) if "train/frames_per_second" in line][-1]["train/frames_per_second"]
 
 
-def films_in(folder: Path) -> int:
-    """Films in the TensorBoard files."""
+def videos_in(folder: Path) -> int:
+    """Videos in the TensorBoard files."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     files = sorted((folder / "tensorboard").glob("events*"))
@@ -236,7 +237,7 @@ def soak(minutes: float, every: float, seed: int, more: Sequence[str]) -> tuple[
             "every_seconds": every,
             "frames": lines[-1]["frames"],
             "validations": len(validations),
-            "films": films_in(folder),
+            "videos": videos_in(folder),
             "checkpoints_kept": len(list((folder / "checkpoints").glob("*.safetensors"))),
             "success_last": validations[-1]["validation/success"] if validations else None,
             "exit_code": code,
@@ -261,7 +262,7 @@ def draw(folder: Path) -> None:
         ax.grid(alpha=0.25)
         ax.legend(loc="lower right", fontsize=8)
     axes[1].yaxis.get_major_locator().set_params(integer=True)
-    axes[1].set_xlabel("minutes of training, validation and films")
+    axes[1].set_xlabel("minutes of training, validation and videos")
     save(figure, folder / "soak.png")
 
 

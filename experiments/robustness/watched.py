@@ -29,7 +29,7 @@ WATCHED = {
         "compile_env": "numba",
         "Trainer.iterate": "training",
         "Trainer.validate": "validation",
-        "Trainer._record_video": "film",
+        "Trainer._record_video": "video",
         "Trainer.save_checkpoint": "checkpoint",
     },
 }

@@ -104,7 +104,7 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class PublishedAgent(nn.Module):
-    """HRM-Agent's network with the weights of a policy of ours.
+    """HRM-Agent's network with the weights of a policy.
 
     Args:
         policy: with an HRM core of attention, one prefix token, no crop or patches, and Q-values read from the last

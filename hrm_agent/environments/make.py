@@ -126,7 +126,7 @@ def make_labelled_vector_env(env_id: str, num_envs: int, options: dict[str, Any]
 
     The labels are `infos["optimal_actions"]`, bool `[N, A]`, from `reset` and from every `step`, for the observations
     returned with it; a row without any is not trained on. An environment that gives none is made with `oracle=True`,
-    an option of ours.
+    an option of the mazes of `hrm_envs`.
 
     Raises:
         ValueError: see `make_vector_env`; or no such labels, or actions that are not Discrete.

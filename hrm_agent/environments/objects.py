@@ -88,18 +88,19 @@ def _made_by_id(env: gym.Env) -> tuple[str, dict[str, Any]] | None:
 
 def _copies_of(env: gym.Env) -> tuple[Maker, EnvSpec | None]:
     """What makes environments like this one, and its spec."""
+    unmade = ""
     if env.spec is not None:
         again = partial(gym.make, copy.deepcopy(env.spec))
         try:
             again().close()
-        except Exception:  # a wrapper that does not record its arguments, or a spec that was edited
-            pass
+        except Exception as error:  # a wrapper that does not record its arguments, or a spec that was edited
+            unmade = f"; nor made again from its spec: {type(error).__name__}: {error}"
         else:
             return again, env.spec
     try:
         template = copy.deepcopy(env)
     except Exception as error:
-        why = printable(f"{type(error).__name__}: {error}")
+        why = printable(f"{type(error).__name__}: {error}{unmade}")
         raise ValueError(
             f"env={_describe(env)}: cannot be copied, and training needs several ({why}); give a callable that makes "
             "one, its class for example"

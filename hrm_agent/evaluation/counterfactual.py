@@ -32,7 +32,7 @@ ACTIONS = 4
 
 
 def has_pairs(env_id: str, env_options: dict[str, Any]) -> bool:
-    """Whether this environment is a maze of ours, whose schedule can be left out.
+    """Whether this environment is a maze of `hrm_envs`, whose schedule can be left out.
 
     Raises:
         ValueError: the environment cannot be made.

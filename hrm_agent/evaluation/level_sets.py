@@ -86,7 +86,7 @@ def hash_levels(levels: LevelSet) -> str:
     ends, and the oracle's distances, optimal actions and flags of change. After its end an episode counts as zeros.
 
     Raises:
-        ValueError: an environment that is not a maze of ours or cannot be made, or no level.
+        ValueError: an environment that is not a maze of `hrm_envs` or cannot be made, or no level.
     """
     env = _make(levels, oracle=True)
     digest = hashlib.sha256(f"{env.config.max_episode_steps}".encode())

@@ -44,7 +44,7 @@ class Played(NamedTuple):
     """What a player did on some levels."""
 
     episodes: Episodes
-    pairs: Pairs | None  # None where the environment is no maze of ours
+    pairs: Pairs | None  # None where the environment is no maze of `hrm_envs`
 
     def summarize(self) -> dict[str, Any]:
         """`summarize` of the episodes, with `change.summarize_pairs` as `changes`."""

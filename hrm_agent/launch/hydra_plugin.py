@@ -6,7 +6,7 @@ Gymnasium can make, this source provides a generic node. Ids may name the module
 
 `configs/recommended/algo/ID/ALGO.yaml` and `configs/recommended/core/ID/CORE.yaml` override the defaults of that
 algorithm and core; experiments and the command line override them. Where there is no such file, and the environment is
-not one of ours, this source provides one for the algorithms (`GENERIC_ALGO`).
+not one of `hrm_envs`, this source provides one for the algorithms (`GENERIC_ALGO`).
 
 `code/...` is what the dataclasses of the code say: `configs/train.yaml`, `configs/algo/ppo.yaml` and others begin with
 it and hold what differs.

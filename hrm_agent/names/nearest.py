@@ -56,7 +56,7 @@ ALIASES = {
     "save_dir": ("hydra.run.dir", "out"),
     "output": ("out", "hydra.run.dir"),
 }
-"""What settings are called in other libraries, and the last parts of ours, the most likely first."""
+"""What settings are called in other libraries, and the last part of the name here, the most likely first."""
 
 
 def did_you_mean(given: Any, known: Iterable[str], shown: int = 12) -> str:

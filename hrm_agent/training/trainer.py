@@ -50,7 +50,7 @@ VIDEO_FPS = 8
 VIDEO_TAG = "validation/video"
 """In TensorBoard, which shows no picture under the tag of a number (`validation/episodes` is one)."""
 CURVE_LEVELS = 100
-"""Of the points of the validation curve between two evaluations."""
+"""Of `validation_quick`, whose points are all on the same levels: between two evaluations one sees how it goes."""
 COMPILES = "compiling the environments (once for each kind of environment on this machine)"
 COMPILES_BOTH = "compiling the environments (once for each kind of them on this machine) and the C++ kernels"
 COMPILES_KERNELS = "compiling the C++ kernels"
@@ -71,7 +71,7 @@ class TrainerConfig(LoopConfig):
     keep_checkpoints: Steps = 3  # checkpoints that are kept
     eval_every: StepsOrNone = 150_000  # frames between greedy evaluations on validation levels; 0: only at the end
     eval_episodes: Episodes = 1000  # validation levels of an evaluation
-    curve_every: StepsOrNone = 75_000  # frames between points of the validation curve, of 100 levels; 0: evaluations
+    curve_every: StepsOrNone = 75_000  # frames between points of validation_quick, on 100 validation levels; 0: none
     video_every: StepsOrNone = 0  # frames between videos in TensorBoard; 0: only at the end
     log_every: Steps = 20_000  # frames between lines of the log
     loggers: str = TENSORBOARD  # where the log goes besides metrics.jsonl: tensorboard, wandb, mlflow, or several
@@ -244,7 +244,7 @@ class Trainer(RunLoop):
             log.scalars(self.frames, train=progress, loss=losses, time=speed)
         c = self.config
         every = {"validate": c.eval_every, "video": c.video_every, "checkpoint": c.checkpoint_every}
-        every["curve"] = c.curve_every if c.eval_every and not self.due(c.eval_every, before) else 0
+        every["curve"] = c.curve_every if c.eval_every else 0
         self.attend([duty for duty in self.duties if self.due(every[duty], before)], log, console)
         measures = ("success",) if hasattr(self.env.unwrapped, "clairvoyant") else ("success", "return")
         greedy = {f"validation_{measure}": self.validation.get(measure) for measure in measures}
@@ -271,7 +271,7 @@ class Trainer(RunLoop):
         if duty == "validate":
             self.validate(log)
         elif duty == "curve":
-            log.scalars(self.frames, validation=self._evaluate(min(CURVE_LEVELS, self.config.eval_episodes)))
+            log.scalars(self.frames, validation_quick=self._evaluate(min(CURVE_LEVELS, self.config.eval_episodes)))
         elif duty == "video":
             self._record_video(log, console)
         else:

@@ -88,9 +88,9 @@ def test_a_process_is_counted_with_its_memory_descriptors_threads_and_children(t
 STEPS = """
 import os, sys, time
 def say(line): os.write(int(sys.argv[1]), line)
-say(b"+training 1\\n-training 1\\n+training 1\\n+film 1\\n")
+say(b"+training 1\\n-training 1\\n+training 1\\n+video 1\\n")
 time.sleep(0.01)
-say(b"+C++ 2\\n-film 1\\n-training 1\\n+checkpoint 1\\n")
+say(b"+C++ 2\\n-video 1\\n-training 1\\n+checkpoint 1\\n")
 time.sleep(60)
 """
 
@@ -105,13 +105,13 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> kill.Watched:
 def test_a_process_is_killed_in_the_phase_that_was_chosen(process: kill.Watched) -> None:
     assert process.kill_in("checkpoint", 1, 0.01) == {"checkpoint", "C++"}
     assert process.process.returncode == -9
-    assert [s.phase for s in process.segments] == ["training", "training", "film", "training"]
-    film = process.segments[2]
-    assert film.end - film.begin >= 0.009
+    assert [s.phase for s in process.segments] == ["training", "training", "video", "training"]
+    video = process.segments[2]
+    assert video.end - video.begin >= 0.009
 
 
 def test_moments_are_uniform_over_the_time_in_a_phase() -> None:
-    segments = [kill.Segment("film", 10.0, 11.0), kill.Segment("film", 20.0, 20.0), kill.Segment("film", 30.0, 33.0)]
+    segments = [kill.Segment("video", 10.0, 11.0), kill.Segment("video", 20.0, 20.0), kill.Segment("video", 30.0, 33.0)]
     draws = random.Random(0)
     moments = [kill.draw_moment(draws, segments) for _ in range(2000)]
     assert {number for number, _ in moments} == {1, 3}
@@ -172,14 +172,14 @@ def test_every_function_that_is_watched_exists(module: str) -> None:
 def test_the_page_has_what_the_records_have(tmp_path: Path) -> None:
     assert set(draw.tables(tmp_path).values()) == {EMPTY}
     found = {"killed": 3, "hit": 2, "same": 3, "left_over": 1}
-    (tmp_path / "kill.json").write_text(json.dumps({"summary": {"film": found, "numba": found}}))
+    (tmp_path / "kill.json").write_text(json.dumps({"summary": {"video": found, "numba": found}}))
     assert draw.tables(tmp_path)["kill"].splitlines()[-1] == "| all | 6 | 4 | 6 | 2 |"
     cases = [{"case": "a", "exit_code": 1, "lines": 1, "then": "resumed", "same": False}]
     (tmp_path / "faults.json").write_text(json.dumps({"cases": cases}))
     assert draw.tables(tmp_path)["faults"].splitlines()[-1] == "| a | 1 | 1 | resumed | NO |"
     minutes, values = series(0.0)
     samples = [{"minutes": m, **dict.fromkeys(soak.SERIES, v)} for m, v in zip(minutes, values, strict=True)]
-    result = {"minutes": 60.0, "frames": 1, "validations": 2, "films": 3, "warm_up_minutes": 9.0}
+    result = {"minutes": 60.0, "frames": 1, "validations": 2, "videos": 3, "warm_up_minutes": 9.0}
     (tmp_path / "soak.json").write_text(json.dumps({**result, "series": soak.judge(samples, 9.0)}))
     (tmp_path / "soak_samples.json").write_text(json.dumps(samples))
     assert draw.tables(tmp_path)["soak"].count("| flat |") == len(soak.SERIES)

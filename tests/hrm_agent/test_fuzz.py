@@ -159,11 +159,14 @@ TYPES = {"train": for_train.settings, "supervise": for_supervise.settings}
 @few(200, 4000)
 @pytest.mark.parametrize("name", TYPES)
 def test_settings_are_typed_or_refused(name: str, examples: int) -> None:
+    refused = set()
+
     def check(data: Any) -> None:
         values = altered(data, composed(name, data.draw(st.sampled_from(CHOICES[name]))))
-        refusal(lambda: TYPES[name](values))
+        refused.add(refusal(lambda: TYPES[name](values)) is not None)
 
     draw_examples(examples, check)
+    assert refused == {False, True}
 
 
 @few(20, 600)
@@ -192,15 +195,18 @@ def test_command_lines_are_read_or_refused(examples: int) -> None:
 
 @few(200, 4000)
 def test_options_are_read_or_refused(examples: int) -> None:
-    commands = [evaluate, watch, shifts, export, solve, sweep_table, Options]
+    commands, accepted = [evaluate, watch, shifts, export, solve, sweep_table, Options], set()
 
     def check(data: Any) -> None:
         command = data.draw(st.sampled_from(commands))
         names = [*option_defaults(command), "env_options.rows", "settings.width", "which", "x", ""]
         given = data.draw(st.lists(st.tuples(st.sampled_from(names), TYPED), max_size=3))
-        refusal(lambda: parse_options([f"{name}={text}" for name, text in given], command, "usage"))
+        accepted.add(
+            refusal(lambda: parse_options([f"{name}={text}" for name, text in given], command, "usage")) is None
+        )
 
     draw_examples(examples, check)
+    assert accepted == {False, True}
 
 
 # What is read

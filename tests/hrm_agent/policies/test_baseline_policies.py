@@ -21,6 +21,7 @@ from hrm_agent.policies.encoders import EncoderConfig
 from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import candidates
 from tiny import ACTIONS, BLOCKS, GRID, grids, make_trainer, tiny_policy
+from windows import assert_window_equals_steps
 
 K, BATCH = 5, 3
 FRAMES = EncoderConfig(crop=1, patch_size=2, frames=3)
@@ -68,15 +69,7 @@ def test_a_window_unrolled_equals_its_steps(name: str) -> None:
     policy = make(name)
     obs, start, state = grids(K, BATCH), starts(), lived(policy)
     assert [t.shape for t in state] == [t.shape for t in policy.initial_state(BATCH)]
-    window = policy.unroll(obs, state, start)
-    for t in range(K):
-        step = policy.step(obs[t], state, start[t])
-        state = step.state
-        torch.testing.assert_close(window.logits[t], step.logits, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(window.value[t], step.value, rtol=1e-5, atol=1e-5)
-    assert len(window.state) == len(state)
-    for mine, theirs in zip(window.state, state, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    assert_window_equals_steps(policy, obs, start, state)
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -16,6 +16,7 @@ from hrm_agent.policies.policy import Policy, PolicyConfig
 from hrm_agent.recurrence import relative_change
 from hrm_agent.recurrence.unroll import read_token
 from tiny import AGENT, CORES, GRID, SIDE, grids, tiny_policy
+from windows import assert_window_equals_steps
 
 K, BATCH = 4, 3
 NO_TOKEN_LATENT = ("gru", "convlstm")
@@ -50,16 +51,7 @@ def test_a_window_unrolled_equals_its_steps(core: str, carry: str, segments: int
         pytest.skip("no latent")
     policy = tiny_policy(core=core, carry=carry, segments=segments, **stop)
     obs, start, state = grids(K, BATCH), starts(), used_state(policy)
-    window = policy.unroll(obs, state, start)
-    for t in range(K):
-        step = policy.step(obs[t], state, start[t])
-        state = step.state
-        torch.testing.assert_close(window.logits[t], step.logits, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(window.value[t], step.value, rtol=1e-5, atol=1e-5)
-        assert torch.equal(window.segments[t], step.segments)
-    assert len(window.state) == len(state)
-    for mine, theirs in zip(window.state, state, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    assert_window_equals_steps(policy, obs, start, state)
 
 
 @pytest.mark.parametrize("carry", ["full", "last_token", "gate", "output"])

@@ -27,7 +27,9 @@ from hrm_agent.parallel.processes import SINGLE_PROCESS, check_local_device, joi
 from hrm_agent.supervised.deep_supervision import SupervisedConfig
 from hrm_agent.supervised.deep_supervision import check_processes as check_supervised_processes
 from hrm_agent.tensors.files import load_tensors
+from hrm_agent.training.checkpoints import CheckpointFolder
 from hrm_agent.training.learners import check_processes
+from hrm_agent.training.loop import CHECKPOINTS
 from hrm_agent.training.tracking import Console
 from parallel_worker import SETTINGS, build
 from puzzles import make_model
@@ -178,7 +180,11 @@ def test_what_happens_in_one_process_ends_all(tmp_path: Path, forks: Forks) -> N
 
 @pytest.mark.skipif(not recurrence.available("fused"), reason="no C++ compiler")
 def test_the_first_process_measures_for_all(tmp_path: Path, forks: Forks) -> None:
-    launch_worker(forks, 2, "kernel", tmp_path)
+    launch_worker(forks, 2, "kernel", tmp_path)  # each process checks what it measured and took
+    for before in (None, "fused_bf16"):
+        newest = CheckpointFolder(tmp_path / str(before) / CHECKPOINTS).latest()
+        assert newest is not None
+        assert load_tensors(newest)[1]["kernel"] == "fused"
 
 
 def test_what_does_not_divide_is_refused_once(tmp_path: Path, forks: Forks) -> None:

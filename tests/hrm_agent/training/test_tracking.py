@@ -48,10 +48,14 @@ def test_tensorboard_shows_the_video_since_its_tag_is_that_of_no_number(run: Tra
     assert all(video.encoded_image_string.startswith(b"GIF8") for video in videos)
 
 
-def test_the_validation_curve_has_points_between_evaluations_which_choose_nothing(run: Trainer) -> None:
+def test_a_quick_curve_has_points_between_evaluations_and_chooses_nothing(run: Trainer) -> None:
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    points = [(line["frames"], line["validation/episodes"]) for line in lines if "validation/success" in line]
-    assert points == [(32, 2), (64, 4), (96, 2), (128, 4)]
+
+    def points(tag: str) -> list[tuple[int, int]]:
+        return [(line["frames"], line[f"{tag}/episodes"]) for line in lines if f"{tag}/success" in line]
+
+    assert points("validation") == [(64, 4), (128, 4)]
+    assert points("validation_quick") == [(32, 2), (64, 2), (96, 2), (128, 2)]
     assert run.validation["episodes"] == 4
     assert run._validated == [128, 4]
 
