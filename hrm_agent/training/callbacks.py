@@ -27,7 +27,7 @@ class Callback:
     def on_evaluation(self, trainer: Trainer) -> bool | None:
         """After every evaluation on all `eval_episodes` validation levels, the last one included.
 
-        The points of the validation curve between two of them, on fewer levels, are only logged.
+        The points of `validation_quick`, on fewer levels, are only logged.
         """
 
     def on_end(self, trainer: Trainer) -> None:
