@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from experiments.carry_or_depth.tune import rates_to_try
 from experiments.engine import runner
 from experiments.engine.records import load, put
 from experiments.engine.runner import MEASURED, Job, refuse
@@ -29,10 +30,10 @@ class Study(runner.Study):
         return [*super().overrides(job), f"algo.learning_rate={self.learning_rate(job.arm)}"]
 
     def learning_rate(self, arm: str) -> float:
-        path = self.folder / "tuned.json"
+        path, tuning = self.folder / "tuned.json", self.settings["tuning"]
         tuned = json.loads(path.read_text()) if path.exists() else {}
         tried = {trial["learning_rate"] for trial in tuned.get(arm, {}).get("tried", ())}
-        if not tried.issuperset(self.settings["tuning"]["learning_rates"]):
+        if not tried.issuperset(rates_to_try(tuned.get(arm), tuning["learning_rates"], tuning["bounds"])):
             refuse(f"{path.name}: no learning rate for {arm}; run tune.py first, or other arms with --only")
         return float(tuned[arm]["learning_rate"])
 

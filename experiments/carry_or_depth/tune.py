@@ -1,16 +1,20 @@
-"""A learning rate for every arm, of the three that `study.yaml` names, on validation levels.
+"""A learning rate for every arm, on validation levels: the three that `study.yaml` names, and beyond them as needed.
 
-    python -m experiments.carry_or_depth.tune [--jobs 2] [--only gate-K1@3.0e-3]
+    python -m experiments.carry_or_depth.tune [--jobs 2] [--only gate-K1@3.0e-03]
     python -m experiments.carry_or_depth.tune --draw-only
 
 A trial is a whole run of an arm with a seed that the study does not have. Its last agent plays 1,000 validation levels,
-greedily and sampled. Trials are added to `tuning.json`; at the end, or by `--draw-only` alone, the learning rate of
-every arm with the highest mean of the two goes into `tuned.json`, with all that were tried.
+greedily and sampled. Where the best of an arm's rates is the largest, twice that is tried too, where it is the smallest
+half of that, until the best one lies between others or a bound is reached. Trials are added to `tuning.json`; at the
+end, or by `--draw-only` alone, the learning rate of every arm with the highest mean of the two goes into `tuned.json`,
+with all that were tried.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +28,19 @@ HERE = Path(__file__).resolve().parent
 
 
 class Search(runner.Study):
-    """`ARM@RATE` in place of an arm."""
+    """`ARM@RATE` in place of an arm; what has been tried says which rates there are."""
 
     results = "tuning.json"
 
     def arms(self) -> dict[str, Any]:
-        tuning = self.settings["tuning"]
+        tuning, found = self.settings["tuning"], chosen_rates(load(self.folder / self.results))
         return {
             f"{name}@{rate:.1e}": {
                 "overrides": [*self.of_study(name), f"algo.learning_rate={rate}"],
                 "seeds": tuning["seeds"],
             }
             for name in self.settings["arms"]
-            for rate in tuning["learning_rates"]
+            for rate in rates_to_try(found.get(name), tuning["learning_rates"], tuning["bounds"])
         }
 
     def of_study(self, name: str) -> list[str]:
@@ -66,12 +70,34 @@ class Search(runner.Study):
         return [record]
 
     def finish(self) -> None:
-        pass
+        """Trials beyond the ends of the grid, of arms whose best rate is one of them."""
+        grid = {f"{rate:.1e}" for rate in self.settings["tuning"]["learning_rates"]}
+        while more := [job for job in self.missing() if job.arm.split("@")[1] not in grid]:
+            with ThreadPoolExecutor(self.side_by_side) as pool:
+                if not all(list(pool.map(self.run, more))):
+                    return
 
     def draw(self) -> None:
         """The best of every arm, and its trials, into `tuned.json`."""
         found = chosen_rates(load(self.folder / self.results))
         (self.folder / "tuned.json").write_text(json.dumps(found, indent=2) + "\n")
+
+
+def rates_to_try(found: dict[str, Any] | None, grid: Sequence[float], bounds: Sequence[float]) -> list[float]:
+    """The learning rates of an arm: the grid, and one more where all of it was tried and its best is at an end.
+
+    Args:
+        found: what `chosen_rates` has of the arm.
+        grid: of all arms.
+        bounds: smallest and largest that may be tried.
+    """
+    if found is None:
+        return list(grid)
+    tried = sorted(trial["learning_rate"] for trial in found["tried"])
+    best, more = found["learning_rate"], []
+    if set(grid) <= set(tried):
+        more = [best * 2] * (best == tried[-1]) + [best / 2] * (best == tried[0])
+    return sorted({*grid, *tried, *(rate for rate in more if bounds[0] <= rate <= bounds[1])})
 
 
 def chosen_rates(trials: list[Record]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import pytest
 
 from experiments.carry_or_depth import draw
 from experiments.carry_or_depth.run import HERE, Study
-from experiments.carry_or_depth.tune import Search, chosen_rates
-from experiments.engine.records import save
+from experiments.carry_or_depth.tune import Search, chosen_rates, rates_to_try
+from experiments.engine.records import put, save
 from experiments.engine.runner import Job
 
 ROLLOUT = 16  # algo.rollout_steps, which no arm changes
@@ -38,7 +38,7 @@ def test_seeds_share_no_streams_and_none_with_the_tuning() -> None:
     far = sorted(seeds | tuned)
     assert not seeds & tuned
     assert min(b - a for a, b in pairwise(far)) >= 1000
-    assert len(search.arms()) == 3 * len(study.arms())
+    assert len(search.arms()) >= 3 * len(study.arms())
 
 
 def test_what_is_compared_is_what_is_run() -> None:
@@ -64,17 +64,17 @@ def test_every_arm_trains_with_its_own_learning_rate(folder: Path, capsys: pytes
         Study(folder).overrides(Job("gate-K1", 0))
     assert "tuned.json: no learning rate for gate-K1" in capsys.readouterr().err
     names = list(Study(folder).arms())
-    rates = {name: (3e-3, 6e-3, 1.2e-2)[i % 3] for i, name in enumerate(names)}
+    rates = {name: (3e-3, 6e-3)[i % 2] for i, name in enumerate(names)}
     trials = [
         {
             "arm": name, "learning_rate": rate, "seed": 50000, "success": 0.5,
             "sampled_success": 0.7 if rate == rates[name] else 0.6,
         }
-        for name in names for rate in (3e-3, 6e-3, 1.2e-2)
+        for name in names for rate in (1.5e-3, 3e-3, 6e-3, 1.2e-2)
     ]  # fmt: skip
     found = chosen_rates(trials)
     assert {name: entry["learning_rate"] for name, entry in found.items()} == rates
-    assert all(len(entry["tried"]) == 3 for entry in found.values())
+    assert all(len(entry["tried"]) == 4 for entry in found.values())
     (folder / "tuned.json").write_text(json.dumps(found))
     for name in names:
         assert Study(folder).overrides(Job(name, 0))[-1] == f"algo.learning_rate={rates[name]}"
@@ -82,6 +82,48 @@ def test_every_arm_trains_with_its_own_learning_rate(folder: Path, capsys: pytes
     (folder / "tuned.json").write_text(json.dumps(chosen_rates(two)))
     with pytest.raises(SystemExit, match="2"):  # a search that has not ended chooses nothing
         Study(folder).overrides(Job("gate-K1", 0))
+
+
+@pytest.mark.parametrize(
+    ("scores", "more"),
+    [
+        ({3e-3: 0.2, 6e-3: 0.4, 1.2e-2: 0.3}, []),
+        ({3e-3: 0.2, 6e-3: 0.4, 1.2e-2: 0.5}, [2.4e-2]),
+        ({3e-3: 0.2, 6e-3: 0.4, 1.2e-2: 0.5, 2.4e-2: 0.6}, [4.8e-2]),
+        ({3e-3: 0.2, 6e-3: 0.4, 1.2e-2: 0.5, 2.4e-2: 0.6, 4.8e-2: 0.7}, []),  # a bound
+        ({3e-3: 0.5, 6e-3: 0.4, 1.2e-2: 0.3}, [1.5e-3]),
+        ({6e-3: 0.4, 1.2e-2: 0.5}, [3e-3]),  # the grid first
+    ],
+)
+def test_the_grid_grows_until_its_best_is_no_end(scores: dict[float, float], more: list[float]) -> None:
+    trials = [
+        {"arm": "a", "learning_rate": rate, "seed": 50000, "success": score, "sampled_success": score}
+        for rate, score in scores.items()
+    ]
+    found = chosen_rates(trials)["a"]
+    assert rates_to_try(found, [3e-3, 6e-3, 1.2e-2], [7e-4, 5e-2]) == sorted([*scores, *more])
+
+
+def test_a_search_goes_on_beyond_the_grid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every arm is best at the largest rate up to 0.024, so each gets two more, and then the search ends."""
+
+    def run(self: Search, job: Job) -> bool:
+        arm, rate = job.arm.split("@")
+        score = min(float(rate), 0.03) if float(rate) < 0.03 else 0.0
+        put(self.folder / "tuning.json", [{"agent": job.arm, "arm": arm, "learning_rate": float(rate),
+            "seed": job.seed, "success": score, "sampled_success": score}], self.key)  # fmt: skip
+        return True
+
+    monkeypatch.setattr(Search, "run", run)
+    search = Search(folder)
+    for job in search.missing():
+        search.run(job)
+    search.finish()
+    search.draw()
+    tuned = json.loads((folder / "tuned.json").read_text())
+    assert {entry["learning_rate"] for entry in tuned.values()} == {2.4e-2}
+    assert {len(entry["tried"]) for entry in tuned.values()} == {5}
+    assert Study(folder).learning_rate("gate-K1") == 2.4e-2
 
 
 def test_comparisons_are_corrected_over_both_ways_of_playing(folder: Path) -> None:
