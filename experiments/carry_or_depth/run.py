@@ -42,7 +42,7 @@ class Study(runner.Study):
         path, key = self.folder / "lesions.json", (*self.key, "lesion")
         for name, lesion in self.settings.get("lesions", {}).items():
             options = lesion["options"]
-            for job in [Job(arm, seed) for arm in lesion["arms"] for seed in lesion["seeds"]]:
+            for job in self.jobs_of(lesion):
                 records = [r for r in load(path) if r["lesion"] == name]
                 place, own = self.place(job), {"agent": job.arm, "seed": job.seed, "lesion": name}
                 if any(own.items() <= r.items() for r in records) or not self.is_trained(place):

@@ -20,7 +20,7 @@ from typing import Any
 
 from experiments.engine import runner
 from experiments.engine.records import RUNS, Record, load
-from experiments.engine.runner import Job
+from experiments.engine.runner import Job, chosen
 from experiments.engine.runs import agent_info, cost_of
 from experiments.engine.statistics import mean_of
 
@@ -71,11 +71,16 @@ class Search(runner.Study):
 
     def finish(self) -> None:
         """Trials beyond the ends of the grid, of arms whose best rate is one of them."""
-        grid = {f"{rate:.1e}" for rate in self.settings["tuning"]["learning_rates"]}
-        while more := [job for job in self.missing() if job.arm.split("@")[1] not in grid]:
+        while more := self.extensions():
             with ThreadPoolExecutor(self.side_by_side) as pool:
                 if not all(list(pool.map(self.run, more))):
                     return
+
+    def extensions(self) -> list[Job]:
+        """Trials to be made outside of the grid."""
+        grid = {f"{rate:.1e}" for rate in self.settings["tuning"]["learning_rates"]}
+        outside = [job for job in self.missing() if job.arm.split("@")[1] not in grid]
+        return chosen(outside, self.jobs(), self.only)
 
     def draw(self) -> None:
         """The best of every arm, and its trials, into `tuned.json`."""

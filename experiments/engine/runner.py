@@ -82,6 +82,7 @@ class Study:
         key: fields of a record that say which job it is of: arm, seed and, where there are any, world.
         order: fields by which the file is sorted.
         required: fields that every record has.
+        only: words of `--only`; `finish` keeps to them too.
         finished: a file of a run that is there when it has ended.
     """
 
@@ -91,6 +92,7 @@ class Study:
     key: tuple[str, ...] = ("agent", "seed")
     order: tuple[str, ...] = ("agent", "seed")
     required = REQUIRED
+    only: Sequence[str] = ()
 
     def __init__(self, folder: Path, side_by_side: int = 1) -> None:
         self.folder, self.side_by_side = folder, side_by_side
@@ -238,7 +240,7 @@ class Study:
         path, key = self.folder / "lesions.json", (*self.key, "lesion")
         known = {(r["agent"], r["seed"], r["lesion"]) for r in load(path)}
         for name, lesion in self.settings.get("lesions", {}).items():
-            for job in [Job(arm, s) for arm in lesion["arms"] for s in lesion.get("seeds", self.arm(arm)["seeds"])]:
+            for job in self.jobs_of(lesion):
                 place = self.place(job)
                 if (job.arm, job.seed, name) in known or not self.is_trained(place):
                     continue
@@ -252,6 +254,11 @@ class Study:
                 record["sampled"] = sampled_of(report)
                 put(path, [record], key)
                 print(f"{job}, {name}: success {report['success']:.3f}", flush=True)
+
+    def jobs_of(self, lesion: dict[str, Any]) -> list[Job]:
+        """Agents that are evaluated under the settings of a lesion, of those asked for."""
+        jobs = [Job(arm, s) for arm in lesion["arms"] for s in lesion.get("seeds", self.arm(arm)["seeds"])]
+        return chosen(jobs, self.jobs(), self.only)
 
     def draw(self) -> None:
         draw(self.folder)
@@ -273,7 +280,7 @@ def refuse(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def chosen(jobs: list[Job], every: list[Job], words: list[str]) -> list[Job]:
+def chosen(jobs: list[Job], every: list[Job], words: Sequence[str]) -> list[Job]:
     """Those of `jobs` whose arm, seed and world are among the words, as far as the words name any."""
     columns = [list(dict.fromkeys(map(str, column))) for column in zip(*every, strict=True)]
     known = [value for values in columns for value in values if value]
@@ -318,6 +325,7 @@ def main(kind: type[Study] | None = None, folder: Path | None = None) -> None:
         draw(folder)
         return
     study = (kind or study_of)(folder, options.jobs)
+    study.only = options.only
     if options.draw_only:
         study.draw()
         return
