@@ -8,7 +8,6 @@ are over decisions, standard errors over episodes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -22,6 +21,7 @@ from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import MOVES, blocked_moves, level_batches
 from hrm_agent.evaluation.metrics import action_regret, wilson_interval
 from hrm_agent.policies.carry import PolicyState
+from hrm_agent.policies.encoders import Observation
 from hrm_agent.policies.policy import Decision, Policy
 from hrm_agent.recurrence import relative_change
 from hrm_envs import Cell, MazeConfig
@@ -146,15 +146,6 @@ class Followed:
         self._episodes, self._tensors = episodes, tuple(tensors)
 
 
-@contextmanager
-def _with_segments(policy: Policy, segments: int) -> Iterator[None]:
-    own, policy.segments = policy.segments, segments
-    try:
-        yield
-    finally:
-        policy.segments = own
-
-
 @torch.no_grad()
 def trace_segments(
     policy: Policy, obs: Tensor, state: PolicyState, episode_start: Tensor, segments: int
@@ -165,14 +156,18 @@ def trace_segments(
         The core's states, before the first segment and after each (segments + 1), and the logits `[segments, B, A]`
         after each segment.
     """
-    seen, carried, _ = policy.stacked(obs, state, episode_start)
-    states = [policy.carry.to_core_state(carried, episode_start, policy.encoder(seen))]
-    logits = []
-    with _with_segments(policy, segments):
-        for segment in policy.segment_by_segment(obs, state, episode_start):
-            states.append(segment.state)
-            logits.append(segment.decision.logits)
+    states, logits = [first_state(policy, obs, state, episode_start)], []
+    for segment in policy.segment_by_segment(obs, state, episode_start, segments):
+        states.append(segment.state)
+        logits.append(segment.decision.logits)
     return states, torch.stack(logits)
+
+
+def first_state(policy: Policy, obs: Observation, state: PolicyState, episode_start: Tensor) -> State:
+    """The core's state before the first segment of an environment step."""
+    seen, carried, _ = policy.stacked(obs, state, episode_start)
+    core_state: State = policy.carry.to_core_state(carried, episode_start, policy.encoder(seen))
+    return core_state
 
 
 def flat_latent(state: State) -> Tensor:

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hrm_agent.environments.checked import EnvironmentFailed, Guard, closing, episode_limit, failed
 from hrm_agent.environments.make import check_env_id, make_env
 from hrm_agent.evaluation.episodes import PolicyActor, first_seed, known_options, say_cut_off
+from hrm_agent.evaluation.thinking import batch_of_one
 from hrm_agent.parallel.stopping import CheckStop, never
 from hrm_agent.policies.policy import Policy
 from hrm_envs import Cell
@@ -131,7 +132,7 @@ def _record_episode(
 
     while not ended:
         check_stop()
-        action = actor.act(_batch_of_one(obs))[0]
+        action = actor.act(batch_of_one(obs))[0]
         if actor.probabilities is None:
             draw(None, None, None)
         else:
@@ -150,10 +151,6 @@ def _record_episode(
 def _say_bound(arrival: int, limit: int | None) -> str:
     in_time = arrival >= 0 and (limit is None or arrival <= limit)
     return f"earliest possible: {arrival} steps" if in_time else "unreachable in time"
-
-
-def _batch_of_one(obs: Any) -> Any:
-    return {k: np.asarray(v)[None] for k, v in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[None]
 
 
 def _is_maze(env: gym.Env) -> bool:

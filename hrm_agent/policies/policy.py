@@ -287,8 +287,10 @@ class Policy(nn.Module):
             output=self._output,
         )
 
-    def segment_by_segment(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Iterator[Segment]:
-        """The K segments of one environment step, one at a time; `stop` is ignored.
+    def segment_by_segment(
+        self, obs: Observation, state: PolicyState, episode_start: Tensor, segments: int | None = None
+    ) -> Iterator[Segment]:
+        """The segments of one environment step, one at a time: K, or as many as given; `stop` is ignored.
 
         Every segment encodes the observation with the current weights and starts from the detached state of the segment
         before: weights may change between segments, as in HRM-Agent's training.
@@ -296,7 +298,7 @@ class Policy(nn.Module):
         obs, state, past = self.stacked(obs, state, episode_start)
         index, rules = self._readout_index(obs), self.rules
         latent: State | None = None
-        for number in range(1, self.segments + 1):
+        for number in range(1, (segments or self.segments) + 1):
             tokens = self.encoder(obs)
             if latent is None:
                 before = self.carry.to_core_state(state, episode_start, tokens)  # a rule may have weights to learn
@@ -305,8 +307,8 @@ class Policy(nn.Module):
             output, latent = run_segments(self.core, tokens, before, 1, self.backend)
             read = read_token(output, rules.readout, index)
             carried = (*to_carried(self.carry, latent, read, rules), *past)
-            segments = torch.full(episode_start.shape, number, device=episode_start.device)
-            yield Segment(latent, output, self._decide(read, carried, segments))
+            used = torch.full(episode_start.shape, number, device=episode_start.device)
+            yield Segment(latent, output, self._decide(read, carried, used))
 
     def _output(self, read: Tensor) -> Tensor:
         """The input of carry rules with `from_output`: Q-values, or a summary of the distribution."""

@@ -15,7 +15,7 @@ from hrm_agent.recurrence.kernel_choice import (
     path_of,
     use,
 )
-from hrm_agent.recurrence.unroll import Rules, Steps, Unrolled, relative_change, run_segments, unroll
+from hrm_agent.recurrence.unroll import Rules, Steps, Unrolled, may_stop, relative_change, run_segments, unroll
 
 __all__ = [
     "CHOICES",
@@ -28,6 +28,7 @@ __all__ = [
     "candidates",
     "check_kernel",
     "has_kernels",
+    "may_stop",
     "path_of",
     "reference_kernels",
     "relative_change",

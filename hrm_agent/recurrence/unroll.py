@@ -175,27 +175,39 @@ def _run_until_done(
             latent = map_state(lambda t, new: t.index_copy(0, active, new), latent, after)  # noqa: B023
         segments[active] += 1
         with torch.no_grad():
-            done, policies = _done(before, after, read_token(new_output, rules.readout, at), policies, rules)
+            now = _policies(new_output, at, rules)
+            done = may_stop(before, after, policies, now, rules)
         active = active[~done]
-        policies = None if policies is None else policies[~done]
+        policies = None if now is None else now[~done]
         if not active.numel():
             break
     return output, latent, segments
 
 
-def _done(
-    before: State, after: State, read: Tensor, policies: Tensor | None, rules: Rules
-) -> tuple[Tensor, Tensor | None]:
-    """Which rows may stop after a segment, bool `[M]`, and their policies `[M, P]` for the next comparison."""
+def _policies(output: Tensor, index: Tensor | None, rules: Rules) -> Tensor | None:
+    """Parameters `[M, P]` after a segment, where the rule compares them."""
     if rules.stop == "latent_change":
-        return relative_change(before, after) < rules.threshold, None
+        return None
     assert rules.params is not None
+    return rules.params(read_token(output, rules.readout, index))
+
+
+def may_stop(before: State, after: State, policies: Tensor | None, now: Tensor | None, rules: Rules) -> Tensor:
+    """Which rows stop after a segment, bool `[M]`, by a rule that is not `fixed`.
+
+    Args:
+        before, after: the core's state.
+        policies, now: parameters `[M, P]` after the segment before, None at the first, and after this one; for
+            `policy_kl`.
+    """
+    if rules.stop == "latent_change":
+        return relative_change(before, after) < rules.threshold
+    assert now is not None
     assert rules.divergence is not None
-    now = rules.params(read)
     if policies is None:
-        return torch.zeros(now.shape[0], dtype=torch.bool, device=now.device), now
+        return torch.zeros(now.shape[0], dtype=torch.bool, device=now.device)
     # A divergence is never below 0, so a threshold of 0 never stops a row.
-    return rules.divergence(now, policies) < rules.threshold, now
+    return rules.divergence(now, policies) < rules.threshold
 
 
 def read_token(output: Tensor, readout: str, index: Tensor | None = None) -> Tensor:
