@@ -23,6 +23,11 @@ from hrm_agent.files import interrupts
 
 if interrupts.is_command(sys.argv, sys.orig_argv, __name__):
     interrupts.in_one_line()  # first: what follows takes seconds
+    if sys.argv[0] == "-m":
+        from hrm_agent.launch.pages import print_kept_page
+
+        _command, *_given = sys.orig_argv[sys.orig_argv.index("-m") + 1 :]
+        print_kept_page(_command.removeprefix(f"{__name__}."), _given)  # ends the process where all is said
 
 import hrm_envs  # noqa: F401 - registers the environments
 

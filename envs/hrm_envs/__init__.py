@@ -5,14 +5,19 @@ Importing the package registers the environments, so that ``gymnasium.make("Dyna
 Gymnasium loads no plugins. Importing compiles nothing.
 """
 
-from hrm_envs.cells import Cell
-from hrm_envs.config import MazeConfig
-from hrm_envs.cue import CueConfig, CueMazeEnv, CueMazeVectorEnv
-from hrm_envs.maze import MazeEnv
-from hrm_envs.planners import RandomPolicy, ReplanPolicy
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from hrm_envs.registration import register_envs
-from hrm_envs.rendering import render_ansi, render_grid
-from hrm_envs.vector import MazeVectorEnv
+
+if TYPE_CHECKING:
+    from hrm_envs.cells import Cell
+    from hrm_envs.config import MazeConfig
+    from hrm_envs.cue import CueConfig, CueMazeEnv, CueMazeVectorEnv
+    from hrm_envs.maze import MazeEnv
+    from hrm_envs.planners import RandomPolicy, ReplanPolicy
+    from hrm_envs.rendering import render_ansi, render_grid
+    from hrm_envs.vector import MazeVectorEnv
 
 __all__ = [
     "Cell",
@@ -29,4 +34,17 @@ __all__ = [
     "render_grid",
 ]
 
+_MODULES = {
+    "Cell": "cells", "CueConfig": "cue", "CueMazeEnv": "cue", "CueMazeVectorEnv": "cue", "MazeConfig": "config",
+    "MazeEnv": "maze", "MazeVectorEnv": "vector", "RandomPolicy": "planners", "ReplanPolicy": "planners",
+    "render_ansi": "rendering", "render_grid": "rendering",
+}  # fmt: skip
+
 register_envs()
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported at first use: numba, which most of them need, takes half a second."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -15,6 +15,7 @@ from hrm_agent.agents.registry import AgentSpec, registry
 from hrm_agent.files.reading import CheckpointError, read_text
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.launch.cli import UsageError, usage_errors, wants_help
+from hrm_agent.launch.pages import Page
 from hrm_agent.names.values import printable
 
 USAGE = "python -m hrm_agent.agents [ID]"
@@ -26,7 +27,7 @@ WIDE = 1000  # columns of a pipe or a file: no line is broken there
 def main() -> None:
     arguments = sys.argv[1:]
     if wants_help(arguments):
-        print(f"{USAGE}\n\nWithout an id, the registered agents; with one, its model card.")
+        print(Page(USAGE, "Without an id, the registered agents; with one, its model card.", (), {}).render())
         return
     with usage_errors():
         if len(arguments) > 1 or any("=" in a or a.startswith("-") for a in arguments):

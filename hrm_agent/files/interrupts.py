@@ -5,6 +5,7 @@ Imports the standard library alone, and is called first.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,14 +14,18 @@ from typing import Any
 
 INTERRUPTED = 130
 """Exit code."""
+SCRIPT = "hrm-agent"
+"""The command of `hrm_agent/__main__.py`."""
 
 
 def is_command(arguments: Sequence[str], original: Sequence[str], package: str) -> bool:
-    """Whether this process is `python -m PACKAGE...`, and Python is importing that module.
+    """Whether this process is `python -m PACKAGE...`, and Python is importing that module, or the script `hrm-agent`.
 
     Args:
         arguments, original: `sys.argv`, which begins with `-m` until the module has been found, and `sys.orig_argv`.
     """
+    if arguments and os.path.basename(arguments[0]) == SCRIPT:
+        return True
     if list(arguments[:1]) != ["-m"] or "-m" not in original:
         return False
     module = original[list(original).index("-m") + 1 :][:1]

@@ -32,6 +32,7 @@ from hrm_agent.environments.make import check_env_id
 from hrm_agent.files.interrupts import INTERRUPTED
 from hrm_agent.launch import hydra_plugin as config_source
 from hrm_agent.launch import startup
+from hrm_agent.launch.commands import spelled
 from hrm_agent.launch.settings import GROUPS, config_folder, option_defaults, option_types, rename_overrides
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.names.values import checked, printable, shown, takes_text
@@ -101,7 +102,7 @@ def usage_errors() -> Iterator[None]:
 def say_error(message: str, code: int = 1) -> None:
     """Print a message on one line to stderr, without control characters. That of Ctrl-C is no error."""
     startup.over()
-    print("" if code == INTERRUPTED else "error: ", printable(message), sep="", file=sys.stderr, flush=True)
+    print("" if code == INTERRUPTED else "error: ", printable(spelled(message)), sep="", file=sys.stderr, flush=True)
 
 
 def say_traceback(error: EnvironmentFailed) -> None:
@@ -341,7 +342,7 @@ def parse_options(arguments: list[str], command: Any, usage: str, examples: Sequ
     if wants_help(arguments):
         from hrm_agent.launch.help import command_page  # which is needed for nothing else
 
-        print(command_page(usage, command, examples))
+        print(command_page(usage, command, examples).render())
         raise SystemExit(0)
     defaults, kinds = option_defaults(command), option_types(command)
     given: dict[str, Any] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from omegaconf import OmegaConf, open_dict
 
 from hrm_agent.cores import find_core
 from hrm_agent.launch.cli import command_overrides, compose_config, group_choices
+from hrm_agent.launch.pages import Page, Rows
 from hrm_agent.launch.settings import ALGORITHMS, TrainCommand, config_folder, defaults, option_defaults, option_types
 from hrm_agent.names.values import expected, types_of
 from hrm_agent.parallel.cuda import CudaConfig
@@ -104,32 +104,11 @@ def brief(meaning: str) -> str:
     return re.sub(r"\bNone\b", "null", sentence)
 
 
-def layout(rows: Iterable[tuple[str, str]]) -> str:
-    """Two columns, the second one wrapped."""
-    rows = list(rows)
-    width = min(shutil.get_terminal_size((120, 24)).columns, 120)
-    left = min(32, max(len(name) for name, _ in rows)) + 4
-    lines = []
-    for name, text in rows:
-        if len(name) > left - 4:
-            lines.append(f"  {name}")
-            name = ""
-        shown = textwrap.wrap(text, width - left, break_on_hyphens=False) or [""]
-        lines += [f"  {name:{left - 2}}{shown[0]}".rstrip(), *(" " * left + more for more in shown[1:])]
-    return "\n".join(lines)
-
-
-def page(usage: str, about: str, examples: Iterable[str], sections: Mapping[str, str]) -> str:
-    """What `--help` prints."""
-    shown = {"Examples": "\n".join(f"  {each}" for each in examples), **sections}
-    return "\n\n".join([usage, about, *(f"{title}:\n{text}" for title, text in shown.items() if text)])
-
-
-def command_page(usage: str, command: Callable[..., Any], examples: Iterable[str]) -> str:
+def command_page(usage: str, command: Callable[..., Any], examples: Sequence[str]) -> Page:
     """`--help` of a command whose options are the arguments of a function, or the fields of a dataclass."""
     about = inspect.cleandoc(command.__doc__ or "").partition("\n\n")[0]
-    options = layout((s.given.replace("=???", "=..."), brief(s.meaning)) for s in settings_of(command))
-    return page(usage, about.replace("`", ""), examples, {"Options and their defaults": options})
+    options = [(s.given.replace("=???", "=..."), brief(s.meaning)) for s in settings_of(command)]
+    return Page(usage, about.replace("`", ""), examples, {"Options and their defaults": options})
 
 
 TRAIN = (
@@ -155,7 +134,7 @@ AFTERWARDS = (
 )
 
 
-def run_page(name: str, arguments: list[str]) -> str:
+def run_page(name: str, arguments: list[str]) -> Page:
     """`--help` of `train` and `supervise`, with the values that the choices among `arguments` lead to."""
     composed = compose_config(command_overrides(arguments), name, hydra=True)
     chosen = {group: str(choice) for group, choice in composed.hydra.runtime.choices.items() if "/" not in group}
@@ -163,24 +142,18 @@ def run_page(name: str, arguments: list[str]) -> str:
         del composed["hydra"]
     values: Any = OmegaConf.to_container(composed, resolve=True)
     about, examples = TRAIN if name == "train" else SUPERVISE
-    sections = {}
+    sections: dict[str, str | Rows] = {}
     for part, documented in documented_parts(name, values).items():
         title = " of ".join(["Settings", *([f"{part}={chosen[part]}" if part in chosen else part] if part else [])])
-        sections[title] = layout((s.given, brief(s.meaning)) for s in _rows(part, documented, values))
+        sections[title] = [(s.given, brief(s.meaning)) for s in _rows(part, documented, values)]
         values.pop(part, None)
     groups = [(f"{group}={chosen[group]}", _choices(group)) for group in GROUPS if group in chosen]
-    return (
-        page(
-            f"python -m hrm_agent.{name} [GROUP=CHOICE] [KEY=VALUE] ...",
-            about,
-            examples,
-            {
-                "Groups": layout([*groups, *_optional_groups(name)]),
-                **sections,
-                "Further settings": _compact(values),
-            },
-        )
-        + f"\n\n{textwrap.fill(AFTERWARDS, 110)}"
+    return Page(
+        f"python -m hrm_agent.{name} [GROUP=CHOICE] [KEY=VALUE] ...",
+        about,
+        examples,
+        {"Groups": [*groups, *_optional_groups(name)], **sections, "Further settings": _compact(values)},
+        textwrap.fill(AFTERWARDS, 110),
     )
 
 

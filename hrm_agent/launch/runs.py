@@ -116,7 +116,7 @@ def run_command(
                 from hrm_agent.launch.help import run_page  # which a run does not need
 
                 with usage_errors():
-                    page = run_page(name, arguments)
+                    page = run_page(name, arguments).render()
                 startup.over()
                 print(page)
                 return

@@ -11,12 +11,9 @@ from pathlib import Path
 import pytest
 
 from hrm_agent.files.interrupts import is_command
+from hrm_agent.launch.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[3]
-COMMANDS = (
-    "train", "supervise", "evaluate", "watch", "shifts", "solve", "export", "sweep_table", "bench", "parity", "agents",
-    "baselines",
-)  # fmt: skip
 # Python reads `sitecustomize` first. As a user may press Ctrl-C when a module is about to be imported.
 PRESSES = """
 import os, signal, sys
@@ -52,10 +49,10 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 def test_every_command_that_is_interrupted_while_it_imports_says_so_in_one_line(tmp_path: Path) -> None:
     """`numpy` is imported by all of them, early."""
-    assert {p.stem for p in (ROOT / "hrm_agent").glob("*.py")} - {"__init__", "hub", "sb3"} <= set(COMMANDS)
     processes = {name: start(tmp_path, ["-m", f"hrm_agent.{name}"], AT="numpy") for name in COMMANDS}
+    processes["one name"] = start(tmp_path, ["-m", "hrm_agent", "evaluate"], AT="torch")
     assert {name: ended(process) for name, process in processes.items()} == dict.fromkeys(
-        COMMANDS, (130, "interrupted\n")
+        [*COMMANDS, "one name"], (130, "interrupted\n")
     )
 
 
@@ -83,6 +80,7 @@ def test_programs_that_import_the_package_are_left_alone(tmp_path: Path) -> None
         (["-m"], ["python", "-m", "hrm_agents.train"], False),
         (["-m"], ["python", "-m", "pytest", "-m", "hrm_agent.train"], False),
         (["-c"], ["python", "-c", "import hrm_agent", "-m", "hrm_agent.train"], False),
+        (["/usr/bin/hrm-agent", "train"], ["python", "/usr/bin/hrm-agent", "train"], True),
         (["/usr/bin/x"], ["python", "-m", "hrm_agent.train"], False),
         ([], ["python"], False),
     ],

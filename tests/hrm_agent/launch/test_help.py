@@ -14,7 +14,8 @@ from hrm_agent import evaluate, shifts, solve, sweep_table, watch
 from hrm_agent.agents.onnx import export
 from hrm_agent.baselines.config import Options
 from hrm_agent.launch.cli import compose_config, group_choices
-from hrm_agent.launch.help import brief, explain, layout, plain, reference, settings_of
+from hrm_agent.launch.help import brief, explain, plain, reference, settings_of
+from hrm_agent.launch.pages import layout
 from hrm_agent.launch.settings import ALGORITHMS, config_folder, train_defaults
 from hrm_agent.launch.supervised_settings import supervise_defaults
 

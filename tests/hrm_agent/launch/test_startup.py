@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from apart import run_apart
 from commands import tiny_run
 from hrm_agent import recurrence
 from hrm_agent.algos.optim import FusedAdamW
@@ -21,13 +22,6 @@ from hrm_agent.kernels.cpu import build
 from hrm_agent.launch import startup
 from hrm_agent.launch.cli import say_error
 from hrm_agent.training.waiting import Waiting
-
-
-def run_apart(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        env={**os.environ, **environment}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
 
 
 def test_a_command_speaks_before_torch_is_imported() -> None:
