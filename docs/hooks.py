@@ -26,6 +26,7 @@ sys.path[:0] = [str(ROOT / "envs"), str(ROOT)]
 
 from hrm_agent.baselines.config import Options  # noqa: E402
 from hrm_agent.launch.help import explain, plain, reference, settings_of  # noqa: E402
+from hrm_agent.launch.plot import PlotOptions  # noqa: E402
 from hrm_envs.registration import MAZES  # noqa: E402
 
 COMMANDS = ("evaluate", "watch", "shifts", "export", "solve", "sweep_table")
@@ -146,7 +147,8 @@ def _arguments(config: Any) -> str:
 def settings_tables() -> str:
     """Every setting of every command, Markdown: name, default, values and meaning, as the code says them."""
     commands = {name: getattr(import_module(f"hrm_agent.{name}"), name) for name in COMMANDS}
-    others = [(name, settings_of(command)) for name, command in {**commands, "baselines": Options}.items()]
+    commands |= {"plot": PlotOptions, "baselines": Options}
+    others = [(name, settings_of(command)) for name, command in commands.items()]
     parts = []
     for title, settings in [*reference(), *others]:
         rows = [(f"`{s.name}`", f"`{plain(s.default)}`".replace("`???`", ""), s.values, s.meaning) for s in settings]

@@ -43,6 +43,7 @@ from hrm_agent.cores import CORES
 from hrm_agent.environments.sources import import_source
 from hrm_agent.launch import cli
 from hrm_agent.launch.cli import check_jobs, open_options, parse_options, wants_help
+from hrm_agent.launch.plot import PlotOptions
 from hrm_agent.launch.resume import load_run
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.training.warm_start import parse_parts
@@ -151,6 +152,10 @@ def check_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
         check_jobs(open_options([*arguments, *few]), "supervise", supervise.check_run)
     elif name == "bench":
         bench.check_options(bench.build_parser().parse_args(arguments))
+    elif name == "plot":
+        folders = [a for a in arguments if "=" not in a]
+        assert folders
+        PlotOptions(**parse_options([a for a in arguments if a not in folders], PlotOptions, ""))
     elif name == "parity":
         assert importlib.util.find_spec(module)  # its arguments are files that the reader must have
     else:

@@ -8,6 +8,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from experiments.engine.records import Record
+from hrm_agent.evaluation import statistics
 from hrm_agent.evaluation.statistics import (
     Estimate,
     bootstrap_difference,
@@ -26,9 +27,7 @@ NEVER = float("inf")
 
 def mean_interval(values: list[float]) -> Estimate:
     """Mean over seeds with Student's 95% interval, cut to [0, 1]; all of [0, 1] for one seed."""
-    mean, n = float(np.mean(values)), len(values)
-    half = float(student.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5) if n > 1 else float("nan")
-    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half))
+    return statistics.mean_interval(values, (0.0, 1.0))
 
 
 def success_interval(runs: list[Record]) -> Estimate:

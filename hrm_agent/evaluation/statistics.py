@@ -138,6 +138,13 @@ def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Compa
     return Comparison(value, value - half, value + half, float(2 * student.sf(abs(value) / error, freedom)))
 
 
+def mean_interval(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+    """Mean over training seeds with Student's 95% interval, cut to `bounds`, which it spans where there is one seed."""
+    mean, n = float(np.mean(values)), len(values)
+    half = _student(0.95, n - 1) * float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    return Estimate(mean, max(bounds[0], mean - half), min(bounds[1], mean + half))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values of several comparisons, adjusted by Holm's method, in the same order.
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train an agent in an environment, measure it, save it",
     "evaluate": "an agent on held-out levels, beside baselines and the bound",
     "watch": "a video of an agent's episodes",
+    "plot": "learning curves and a table of runs, by group, with intervals over seeds",
     "sweep_table": "the runs below a folder in one table, the best first",
     "shifts": "an agent on mazes that differ from its own in one option at a time",
     "agents": "the agents that are registered, with their figures",

@@ -16,10 +16,13 @@ from hrm_agent.baselines.config import Options
 from hrm_agent.launch.cli import compose_config, group_choices
 from hrm_agent.launch.help import brief, explain, plain, reference, settings_of
 from hrm_agent.launch.pages import layout
+from hrm_agent.launch.plot import PlotOptions
 from hrm_agent.launch.settings import ALGORITHMS, config_folder, train_defaults
 from hrm_agent.launch.supervised_settings import supervise_defaults
 
-COMMANDS = [evaluate.evaluate, watch.watch, shifts.shifts, export, solve.solve, sweep_table.sweep_table, Options]
+COMMANDS = [
+    evaluate.evaluate, watch.watch, shifts.shifts, export, solve.solve, sweep_table.sweep_table, PlotOptions, Options,
+]  # fmt: skip
 
 
 def test_every_setting_has_a_meaning_and_a_place() -> None:
