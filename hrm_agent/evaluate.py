@@ -45,7 +45,7 @@ def evaluate(
     agent: str | None = None,
     kernel: str = "auto",
 ) -> dict[str, Any]:
-    """Greedy episodes of a trained agent, a random policy and a BFS re-planner on the same levels.
+    """Greedy episodes of a trained agent, a random policy and BFS re-planners on the same levels.
 
     The same call gives the same numbers, but for `ms_per_decision` and `ms_per_decision_batched`.
 
@@ -63,7 +63,7 @@ def evaluate(
         env_options: changed keyword arguments of the environment.
         level_set: play exactly this frozen set (`evaluation/level_sets.json`): `default`, `paper`, `paper_v1`, `braid`
             and others. It fixes all that chooses levels.
-        baselines: play the random policy and the re-planner too; without, they are None.
+        baselines: play the random policy and the re-planners too; without, they are None.
         kernel: what computes the core, `plain`, `fused`, `fused_bf16` or `compiled`, in float32 unless it says
             otherwise. `auto` takes what computed the agent in training where that was on such a processor; elsewhere
             it measures.

@@ -56,29 +56,12 @@ class ReferenceActor(ReplanActor):
     """
 
     def __init__(self, remembers: bool = False, waits: bool = False) -> None:
-        super().__init__()
-        self.remembers, self.waits = remembers, waits
-        self.seen: NDArray[np.uint8] | None = None
+        super().__init__(remembers)
+        self.waits = waits
 
-    def reset(self, seeds: NDArray[np.int64]) -> None:
-        self.seen = None
-
-    def act(self, obs: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """Actions int64 `[N]` for observations uint8 `[N, H, W]`."""
-        grid = self._remember(obs) if self.remembers else obs
-        return super().act(np.where(grid == Cell.DOOR, np.uint8(Cell.EMPTY), grid) if self.waits else grid)
-
-    def keep(self, rows: NDArray[np.int64]) -> None:
-        if self.seen is not None:
-            self.seen = self.seen[rows]
-
-    def _remember(self, obs: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if self.seen is None:
-            self.seen = np.full_like(obs, Cell.UNKNOWN)
-        goal_in_sight = (obs == Cell.GOAL).any((1, 2))
-        self.seen[(self.seen == Cell.GOAL) & goal_in_sight[:, None, None]] = Cell.EMPTY
-        self.seen = np.where(obs == Cell.UNKNOWN, self.seen, obs)
-        return self.seen
+    def known(self, obs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        grid = super().known(obs)
+        return np.where(grid == Cell.DOOR, np.uint8(Cell.EMPTY), grid) if self.waits else grid
 
 
 def main() -> None:

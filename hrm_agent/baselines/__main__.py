@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hrm_agent import __version__
 from hrm_agent.baselines.config import Options, RunConfig
-from hrm_agent.evaluation.report import to_json
+from hrm_agent.evaluation.report import REFERENCES, to_json
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import UsageError, fail, parse_options, usage_errors
@@ -95,7 +95,7 @@ def _finish(run: BaselineRun, folder: Path) -> None:
         f"[{low:.3f}, {high:.3f}], {report['macs_per_decision']:,} multiply-adds and "
         f"{report['ms_per_decision']:.2f} ms a decision"
     )
-    for name in ("random", "bfs_replanner"):
+    for name in REFERENCES:
         if report[name] is not None:
             print(f"{name}: success {report[name]['success']:.3f}")
     print(f"wrote {folder / 'eval.json'}")

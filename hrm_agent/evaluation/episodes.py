@@ -424,19 +424,37 @@ class RandomActor:
 
 
 class ReplanActor:
-    """The reactive baseline: a shortest path on what it sees, re-planned at every step."""
+    """A shortest path on what it sees, re-planned at every step.
 
-    def __init__(self) -> None:
-        self.planner = ReplanPolicy()
+    Args:
+        remembers: plan on all that was seen in the episode, each position as it was seen last.
+    """
+
+    def __init__(self, remembers: bool = False) -> None:
+        self.planner, self.remembers = ReplanPolicy(), remembers
+        self.seen: NDArray[np.uint8] | None = None  # [N, H, W]
 
     def reset(self, seeds: NDArray[np.int64]) -> None:
-        pass
+        self.seen = None
 
-    def act(self, obs: Any) -> NDArray[np.int64]:
-        return self.planner.act(obs)
+    def act(self, obs: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Actions int64 `[N]` for observations uint8 `[N, H, W]`."""
+        return self.planner.act(self.known(obs))
+
+    def known(self, obs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """What it plans on: the observations, with what it remembers in place of what it does not see."""
+        if not self.remembers:
+            return obs
+        if self.seen is None:
+            self.seen = np.full_like(obs, Cell.UNKNOWN)
+        goal_in_sight = (obs == Cell.GOAL).any((1, 2))
+        self.seen[(self.seen == Cell.GOAL) & goal_in_sight[:, None, None]] = Cell.EMPTY
+        self.seen = np.where(obs == Cell.UNKNOWN, self.seen, obs)
+        return self.seen
 
     def keep(self, rows: NDArray[np.int64]) -> None:
-        pass
+        if self.seen is not None:
+            self.seen = self.seen[rows]
 
 
 def run_in_threads(

@@ -26,7 +26,7 @@ from hrm_envs import MazeVectorEnv
 
 BATCH = 256
 """Environments stepped together in a comparison."""
-REFERENCES = ("random", "bfs_replanner")
+REFERENCES = ("random", "bfs_replanner", "remembering_replanner")
 """Players that need no training, by their entries in a report."""
 
 
@@ -162,13 +162,18 @@ def summarize_clairvoyant(episodes: Episodes) -> dict[str, Any] | None:
 
 
 def play_references(levels: Levels, names: Sequence[str] = REFERENCES) -> dict[str, dict[str, Any] | None]:
-    """The summary of each of `REFERENCES`; None for those not named, and for the re-planner outside mazes."""
+    """The summary of each of `REFERENCES`; None for those not named.
+
+    Outside mazes the re-planners are None, and so is the one that remembers where nothing is hidden.
+    """
     env = make_vector_env(levels.env_id, 1, levels.env_options)
-    actions, is_maze = env.single_action_space, isinstance(env.unwrapped, MazeVectorEnv)
+    actions, maze = env.single_action_space, env.unwrapped
     env.close()
     actors: dict[str, Callable[[], Actor]] = {"random": lambda: RandomActor(actions)}
-    if is_maze:
+    if isinstance(maze, MazeVectorEnv):
         actors["bfs_replanner"] = ReplanActor
+        if maze.config.view != "full":
+            actors["remembering_replanner"] = partial(ReplanActor, remembers=True)
     found: dict[str, dict[str, Any] | None] = dict.fromkeys(REFERENCES)
     for name in set(names) & set(actors):
         found[name] = play(actors[name], levels).summarize()
@@ -195,8 +200,8 @@ def compare(
         threads: threads to divide the levels of `actor` and `others` over.
 
     Returns:
-        The actor's summary, its cost and its `levels` (`Played.list_levels`); `others`, `random` and `bfs_replanner`
-        (None where observations are not mazes); `clairvoyant`; and what was played: `seeds`, `split`, `env`,
+        The actor's summary, its cost and its `levels` (`Played.list_levels`); `others`, `REFERENCES`
+        (see `play_references`); `clairvoyant`; and what was played: `seeds`, `split`, `env`,
         `env_options`.
     """
 
@@ -330,7 +335,8 @@ def format_report(report: dict[str, Any]) -> str:
         table_head(columns),
     ]
     rows = {"agent, greedy": report, "agent, sampled": report.get("sampled"), "random": report["random"]}
-    for name, row in {**rows, "BFS re-planner": report["bfs_replanner"]}.items():
+    replanners = {"BFS re-planner": report["bfs_replanner"], "... remembering": report.get("remembering_replanner")}
+    for name, row in {**rows, **replanners}.items():
         if row is not None:
             lines.append(table_row(name, row, columns))
     if report["clairvoyant"] is not None:

@@ -139,13 +139,13 @@ def test_on_a_tree_to_wait_at_the_door_is_best() -> None:
 def test_without_fog_memory_changes_nothing() -> None:
     world = {**SMALL, "loops": 0.5, "doors": 3, "goal_process": "jump", "p_goal": 0.1}
     plain = run_episodes(ReplanActor(), "DynamicMaze-v0", world, 40, batch=16)
-    remembering = run_episodes(suite.ReferenceActor(remembers=True), "DynamicMaze-v0", world, 40, batch=16)
+    remembering = run_episodes(ReplanActor(remembers=True), "DynamicMaze-v0", world, 40, batch=16)
     assert np.array_equal(plain.steps, remembering.steps)
 
 
 def test_who_remembers_explores_a_tree_to_its_end() -> None:
     world = {**SMALL, "view": 1}
-    remembering = run_episodes(suite.ReferenceActor(remembers=True), "DynamicMaze-v0", world, 40, batch=16)
+    remembering = run_episodes(ReplanActor(remembers=True), "DynamicMaze-v0", world, 40, batch=16)
     # A walk that never enters a branch twice passes each of the 15 edges at most twice, two steps each way.
     assert remembering.success.all()
     assert run_episodes(ReplanActor(), "DynamicMaze-v0", world, 40, oracle=False).success.mean() < 0.6
@@ -155,7 +155,7 @@ def test_memory_holds_what_was_seen_last() -> None:
     options = {**SMALL, "view": 2, "doors": 3, "p_change": 0.2, "goal_process": "walk", "p_goal": 0.3}
     env = make_vector_env("DynamicMaze-v0", 6, options)
     obs, _ = env.reset(seed=3)
-    actor = suite.ReferenceActor(remembers=True)
+    actor = ReplanActor(remembers=True)
     actor.reset(np.arange(6))
     last = obs.copy()
     for _ in range(30):

@@ -339,6 +339,19 @@ def test_the_table_says_what_the_report_says(run: str) -> None:
     assert lines["agent, greedy"].split()[-3:] == ["0", "-", "-"]
 
 
+def test_in_fog_a_second_replanner_remembers(run: str) -> None:
+    report = evaluate(run, 60, env_options={"view": 2})
+    without, remembering = report["bfs_replanner"]["success"], report["remembering_replanner"]["success"]
+    played = run_episodes(ReplanActor(remembers=True), MAZE, {"view": 2}, 60)
+    assert remembering == played.success.mean() > without + 0.1
+    assert f"{remembering:.1%}" in next(
+        x for x in format_report(report).splitlines() if x.startswith("... remembering")
+    )
+    clear = evaluate(run, 5)
+    assert clear["remembering_replanner"] is None
+    assert "remembering" not in format_report(clear)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
