@@ -29,7 +29,7 @@ from hrm_agent.launch.help import explain, plain, reference, settings_of  # noqa
 from hrm_agent.launch.plot import PlotOptions  # noqa: E402
 from hrm_envs.registration import MAZES  # noqa: E402
 
-COMMANDS = ("evaluate", "watch", "shifts", "export", "solve", "sweep_table")
+COMMANDS = ("evaluate", "watch", "probe", "shifts", "export", "solve", "sweep_table")
 EXPERIMENTS = "experiments"
 SHOWN = (".md", ".png", ".svg", ".gif")
 OUTSIDE = re.compile(rf"\]\((?:\.\./)+{EXPERIMENTS}/")

@@ -33,12 +33,12 @@ from hrm_agent.evaluation.probes import (
     auc,
     balanced_accuracy,
     fresh_policy,
-    token_latents,
     token_places,
 )
 from hrm_agent.evaluation.similarity import LinearCKA
 from hrm_agent.policies.encoders import GridEncoder, find_grid
 from hrm_agent.policies.policy import Policy
+from hrm_agent.policies.tokens import token_latents
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks.maze_views import MazeViewsTask, on_any_path
 from hrm_envs import Cell

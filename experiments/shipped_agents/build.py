@@ -24,6 +24,7 @@ from hrm_agent.agents.agent import Agent
 from hrm_agent.agents.card import evaluation_facts
 from hrm_agent.agents.description import add_facts
 from hrm_agent.evaluate import evaluate
+from hrm_agent.probe import probe
 from hrm_agent.train import run_facts
 
 HERE = Path(__file__).resolve().parent
@@ -60,10 +61,11 @@ def trained_run(name: str, overrides: list[str]) -> Path:
 
 
 def pack(name: str, run: Path) -> None:
-    """Write the run's best agent to the package."""
+    """Write the run's best agent to the package, with a probe of its latents."""
     agent = Agent.load(run)
     agent.info = {**agent.info, **run_facts(run), "id": name, "license": "mit"}
     agent.save(AGENTS / name)
+    probe(str(AGENTS / name))
 
 
 def measure(name: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hrm_agent.agents.description import (
     write_description,
 )
 from hrm_agent.agents.inputs import StateReader, parts_of, read_episode_start, read_observation
+from hrm_agent.agents.probe import DistanceProbe, load_probe, save_probe
 from hrm_agent.environments.make import make_env
 from hrm_agent.environments.sources import StoredId, check_stored
 from hrm_agent.environments.spaces import space_to_dict
@@ -29,6 +30,7 @@ from hrm_agent.files.reading import CheckpointError
 from hrm_agent.names.values import Depth, NonNegative, printable
 from hrm_agent.parallel.memory import at_most
 from hrm_agent.parallel.threads import one_thread
+from hrm_agent.policies.carry import CARRY_WEIGHTS
 from hrm_agent.policies.distributions import build_distribution
 from hrm_agent.policies.encoders import build_encoder
 from hrm_agent.policies.policy import Policy, PolicyConfig, Stop
@@ -36,7 +38,6 @@ from hrm_agent.tensors.files import allowance, load_weights, save_tensors
 from hrm_agent.tensors.trees import to_tensors
 
 WEIGHTS_FILE = "agent.safetensors"
-CARRY_WEIGHTS = "carry."
 MOST_TOKENS = 2**16
 
 
@@ -91,6 +92,7 @@ class Agent:
         self.info = info or {}
         self.generator = torch.Generator().manual_seed(seed)
         self._parts, self._states = parts_of(observation_space), StateReader(self.policy)
+        self._folder: Path | None = None  # where a probe may lie
 
     def __repr__(self) -> str:
         c = self.policy.config
@@ -186,9 +188,7 @@ class Agent:
                 "with positions=none and mixing=conv, plays other sizes"
             )
         policy.load_state_dict(weights)
-        fitted = Agent(policy.to(self.policy.device), observation_space, self.action_space, self.info)
-        fitted.generator.set_state(self.generator.get_state())
-        return fitted
+        return self._with(policy, observation_space)
 
     def environment(
         self, env: str | None = None, env_options: dict[str, Any] | None = None
@@ -237,12 +237,30 @@ class Agent:
         if policy.config.carry != trained.carry:
             weights = _without_carry(weights, policy, trained.carry)
         policy.load_state_dict(weights)
-        agent = Agent(policy.to(self.policy.device), self.observation_space, self.action_space, self.info)
+        return self._with(policy, self.observation_space)
+
+    def _with(self, policy: Policy, observation_space: gym.Space) -> Agent:
+        """A copy with another policy."""
+        agent = Agent(policy.to(self.policy.device), observation_space, self.action_space, self.info)
         agent.generator.set_state(self.generator.get_state())
+        agent._folder = self._folder
         return agent
+
+    def load_probe(self) -> DistanceProbe | None:
+        """The linear probe that lies beside the agent's weights; None where there is none of these weights.
+
+        It reads from the latents of each token how many steps its cell is from the goal. `python -m hrm_agent.probe
+        run=FOLDER` fits one and writes it.
+
+        Raises:
+            CheckpointError: the file is damaged, or does not fit the agent's latents.
+        """
+        return None if self._folder is None else load_probe(self._folder, self.policy)
 
     def save(self, folder: str | Path) -> None:
         """Write `agent.json`, a model card (`README.md`) and `agent.safetensors`, the weights last, each atomically.
+
+        The agent's probe (`load_probe`), if it has one, is written too.
 
         An edited `README.md`, one that differs from the card of the agent saved there before, is not overwritten.
         """
@@ -254,7 +272,10 @@ class Agent:
             "action_space": space_to_dict(self.action_space),
             "info": self.info,
         }
+        probe = self.load_probe()
         write_description(folder, description)
+        if probe is not None:
+            save_probe(folder, probe)
         save_tensors(folder / WEIGHTS_FILE, self.policy.state_dict(), {"kind": "agent"})
 
     @classmethod
@@ -287,7 +308,9 @@ class Agent:
         policy = _build(config, observations, actions, folder)
         policy.load_state_dict(load_weights(folder / WEIGHTS_FILE, policy.state_dict())[0])
         overrides = AgentOverrides(carry, segments, first_segments, stop, stop_threshold)
-        agent = cls(policy, observations, actions, info).changed(overrides)
+        agent = cls(policy, observations, actions, info)
+        agent._folder = folder
+        agent = agent.changed(overrides)
         return agent if observation_space is None else agent.fit(observation_space)
 
 

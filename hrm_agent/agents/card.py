@@ -16,6 +16,8 @@ CARD_FILE = "README.md"
 LIBRARY = "hrm-agent"
 NEEDED = {"env", "env_options", "first_level", "levels", "success", "success_ci95"}
 BASELINES = (("a random policy", "random"), ("BFS re-planner", "bfs_replanner"), ("clairvoyant bound", "clairvoyant"))
+PROBED = {"env", "env_options", "split", "first_level", "levels", "train_levels", "r2", "random", "input", "input_3x3"}
+SHOWN_SEGMENTS = (1, 2, 4, 8)
 SAMPLED = ("this agent, actions drawn", "sampled")
 
 
@@ -44,8 +46,9 @@ def write_card(description: dict[str, Any]) -> str:
 
     Args:
         description: of an agent, as in its `agent.json`. Of its `info` the card shows `env`, `env_options`, `algo`,
-            `frames`, `seconds`, `seed`, `parameters`, `command`, `machine`, `license`, `id` (its registered name) and
-            `evaluation` (`evaluation_facts`); whatever is missing is left out.
+            `frames`, `seconds`, `seed`, `parameters`, `command`, `machine`, `license`, `id` (its registered name),
+            `evaluation` (`evaluation_facts`) and `distance_probe` (`hrm_agent.evaluation.probes.fit_distance_probe`);
+            whatever is missing is left out.
     """
     info = description["info"]
     env = printable(info.get("env") or "an unnamed environment")
@@ -57,6 +60,7 @@ def write_card(description: dict[str, Any]) -> str:
         _section("The agent", _agent_rows(description)),
         _section("Training", _training_rows(info)),
         _evaluation(evaluation_of(info)),
+        _probe(probe_of(info)),
         _use(info),
         _limits(description),
     ]
@@ -140,6 +144,38 @@ def _evaluation(evaluation: dict[str, Any] | None) -> str:
         *(_result(name, evaluation[key], by_return) for name, key in (SAMPLED, *BASELINES) if evaluation.get(key)),
     ]
     return "## Evaluation\n\n" + "\n".join(lines)
+
+
+def probe_of(info: dict[str, Any]) -> dict[str, Any] | None:
+    """What `fit_distance_probe` found; None for anything else under that key."""
+    found = info.get("distance_probe")
+    return found if isinstance(found, dict) and found.keys() >= PROBED else None
+
+
+def _probe(facts: dict[str, Any] | None) -> str:
+    if not facts:
+        return ""
+    last = facts["first_level"] + facts["levels"] - 1
+    shown = [number for number in SHOWN_SEGMENTS if number <= len(facts["r2"])]
+    rows = [("the latents of this agent", "r2"), ("those of the same network with random weights", "random")]
+    lines = [
+        "`probe.safetensors` holds a linear probe: from the latents of a token it reads log(1 + steps to the goal) of "
+        f"its cell. Fitted on {facts['train_levels']:,} train levels; R² on {facts['levels']:,} {facts['split']} "
+        f"levels (seeds {facts['first_level']} to {last}) of {_code(facts['env'], facts['env_options'])}, without the "
+        "cells of the agent and of the goal:",
+        "",
+        f"| read from | {' | '.join(f'after segment {number}' for number in shown)} |",
+        f"|---|{'---|' * len(shown)}",
+        *(f"| {name} | {' | '.join(_r2(facts[key][number - 1]) for number in shown)} |" for name, key in rows),
+        "",
+        f"From the encoder's token alone, without the core: {_r2(facts['input'])}; with its eight neighbours: "
+        f"{_r2(facts['input_3x3'])}.",
+    ]
+    return "## What its latents hold\n\n" + "\n".join(lines)
+
+
+def _r2(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _result(name: str, row: dict[str, Any], by_return: bool) -> str:

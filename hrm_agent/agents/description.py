@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import gymnasium as gym
 from msgspec import Meta, Struct, field
 
-from hrm_agent.agents.card import CARD_FILE, evaluation_of, write_card
+from hrm_agent.agents.card import CARD_FILE, evaluation_of, probe_of, write_card
 from hrm_agent.environments.sources import StoredId
 from hrm_agent.environments.spaces import space_from_dict
 from hrm_agent.files.reading import CheckpointError, convert_json, read_bytes, read_json
@@ -44,6 +44,27 @@ class _Evaluation(_Played, kw_only=True):
     bfs_replanner: _Played | None = None
     clairvoyant: _Played | None = None
     sampled: _Played | None = None
+
+
+class _Probe(Struct):
+    """Coefficients of determination, one a segment; None where undefined."""
+
+    env: Line
+    env_options: dict[str, Any] | None
+    split: Line
+    first_level: int
+    levels: int
+    train_levels: int
+    r2: list[float | None]
+    random: list[float | None]
+    input: float | None
+    input_3x3: float | None
+
+    def __post_init__(self) -> None:
+        if not len(self.r2) == len(self.random) > 0:
+            raise ValueError(
+                f"r2 and random have {len(self.r2)} and {len(self.random)} numbers, expected one a segment"
+            )
 
 
 class _Info(Struct):
@@ -97,6 +118,9 @@ def read_description(folder: Path) -> dict[str, Any]:
     evaluation = evaluation_of(description["info"])
     if evaluation is not None:
         convert_json(evaluation, _Evaluation, source)
+    probe = probe_of(description["info"])
+    if probe is not None:
+        convert_json(probe, _Probe, source)
     return description
 
 
@@ -115,7 +139,7 @@ def parse_description(folder: Path) -> tuple[PolicyConfig, gym.Space, gym.Space,
     except ValueError as error:
         raise CheckpointError(f"{folder / AGENT_FILE}: {printable(str(error))}") from None
     info = dict(description["info"])
-    for part in (info, evaluation_of(info) or {}):
+    for part in (info, evaluation_of(info) or {}, probe_of(info) or {}):
         if part.get("env") is not None:
             part["env"] = StoredId(part["env"])
     return config, spaces[0], spaces[1], info

@@ -1,7 +1,7 @@
 """Agents on the Hugging Face hub: `push_to_hub` and `from_hub`. Needs the extra `hub`.
 
-Only the three files of an agent are transferred: `agent.json`, `agent.safetensors` and the card `README.md`. Other
-files of a repository are not downloaded, and nothing in it is executed.
+Only the files of an agent are transferred: `agent.json`, `agent.safetensors`, the card `README.md` and, where there is
+one, `probe.safetensors`. Other files of a repository are not downloaded, and nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any
 from hrm_agent.agents.agent import WEIGHTS_FILE, Agent
 from hrm_agent.agents.card import CARD_FILE
 from hrm_agent.agents.description import AGENT_FILE, find_agent_folder
+from hrm_agent.agents.probe import PROBE_FILE
 from hrm_agent.files.reading import read_bytes
 
 FILES = [AGENT_FILE, WEIGHTS_FILE, CARD_FILE]
+"""Of every agent."""
+TRANSFERRED = [*FILES, PROBE_FILE]
 
 
 class HubError(ValueError):
@@ -59,7 +62,9 @@ def push_to_hub(
         try:
             api = hub.HfApi(token=token)
             address = api.create_repo(repo_id, private=private, exist_ok=True)
-            api.upload_folder(repo_id=repo_id, folder_path=str(folder), allow_patterns=FILES, commit_message=message)
+            api.upload_folder(
+                repo_id=repo_id, folder_path=str(folder), allow_patterns=TRANSFERRED, commit_message=message
+            )
         except Exception as error:  # its HTTP client has errors of its own kind
             raise HubError(f"{repo_id}: {_line(error)}") from error
     return str(address)
@@ -79,7 +84,7 @@ def from_hub(repo_id: str, revision: str | None = None, token: str | None = None
     """
     hub = _library()
     try:
-        folder = hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=FILES)
+        folder = hub.snapshot_download(repo_id, revision=revision, token=token, allow_patterns=TRANSFERRED)
     except Exception as error:  # as above
         raise HubError(f"{repo_id}: {_line(error)}") from error
     return Agent.load(folder, **settings)

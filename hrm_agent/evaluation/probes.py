@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrm_agent.cores import State
+from hrm_agent.agents.probe import DistanceProbe, identify
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.latents import Followed, as_list, distances_from, play, trace_segments
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.encoders import GridEncoder, find_grid
 from hrm_agent.policies.policy import Policy
+from hrm_agent.policies.tokens import token_latents
 from hrm_envs import Cell
 
 TASKS = ("path", "distance")
@@ -193,10 +194,11 @@ def probe_cells(
     seed: int = 0,
     batch: int = 256,
     fresh_seed: int = 0,
+    split: str = "test",
 ) -> list[dict[str, Any]]:
     """Fit and test linear probes of each token: is its cell on a shortest path, and how far is the goal?
 
-    Probes are fitted on levels of the train split and tested on the test split, along the agent's own greedy episodes.
+    Probes are fitted on levels of the train split and tested on held-out ones, along the agent's own greedy episodes.
 
     Args:
         policy, env_id, env_options, seed, batch: see `play`.
@@ -204,6 +206,7 @@ def probe_cells(
         segments: probed one by one, and segment 0, the state before the first.
         every: probe every n-th decision of an episode; neighbouring ones are nearly the same.
         fresh_seed: of the network with random weights.
+        split: of the levels for testing.
 
     Returns:
         One JSON-able record for each of `FEATURES`: `latent` (all latents of the token) and `random` (those of the
@@ -215,13 +218,79 @@ def probe_cells(
     Raises:
         ValueError: a core without a latent per token, counts below 1, or see `play`.
     """
+    levels = (("train", train_episodes), (split, test_episodes))
+    return _fit_and_test(policy, env_id, env_options, levels, segments, every, seed, batch, fresh_seed).records()
+
+
+def fit_distance_probe(
+    policy: Policy,
+    env_id: str,
+    env_options: dict[str, Any],
+    train_episodes: int = 400,
+    episodes: int = 200,
+    segments: int = 8,
+    seed: int = 0,
+) -> tuple[DistanceProbe, dict[str, Any]]:
+    """A probe to keep beside an agent's weights, and how well it reads on validation levels.
+
+    Args:
+        policy, env_id, env_options, seed: see `play`.
+        train_episodes, episodes: levels for fitting and for testing.
+        segments: fitted one by one; at least the policy's own number are.
+
+    Returns:
+        The probe, and JSON-able facts for the agent's card: the environment, `levels`, `train_levels`, `cells`
+        (examples fitted and tested), and the coefficients of determination of log(1 + steps), `r2` (after each
+        segment) and its controls (see `probe_cells`) `random` (after each segment), `input` and `input_3x3`.
+
+    Raises:
+        ValueError: a core without a latent per token, counts below 1, or see `play`.
+    """
+    segments = max(segments, policy.segments, policy.config.first_segments or 0)
+    levels = (("train", train_episodes), ("validation", episodes))
+    probes = _fit_and_test(policy, env_id, env_options, levels, segments, seed=seed)
+    fitted = [probes.weights["distance", "latent", number] for number in range(1, segments + 1)]
+    probe = DistanceProbe(
+        weights=torch.stack([weights for weights, _ in fitted]).float(),
+        intercepts=torch.stack([intercept for _, intercept in fitted]).float(),
+        policy=identify(policy),
+    )
+    r2 = {record["features"]: record["distance_r2"] for record in probes.records()}
+    facts = {
+        "env": str(env_id),
+        "env_options": env_options,
+        "split": "validation",
+        "first_level": seed,
+        "levels": episodes,
+        "train_levels": train_episodes,
+        "cells": [probes.trained_on["distance"], sum(map(len, probes.targets["distance"]))],
+        "r2": r2["latent"][1:],  # segment 0 is the state before the first
+        "random": r2["random"][1:],
+        "input": r2["input"][0],
+        "input_3x3": r2["input_3x3"][0],
+    }
+    return probe, facts
+
+
+def _fit_and_test(
+    policy: Policy,
+    env_id: str,
+    env_options: dict[str, Any],
+    levels: tuple[tuple[str, int], tuple[str, int]],
+    segments: int,
+    every: int = 2,
+    seed: int = 0,
+    batch: int = 256,
+    fresh_seed: int = 0,
+) -> CellProbes:
+    """Probes fitted on the first of two splits, each with its number of levels, and tested on the second."""
     if every < 1 or segments < 1:
         raise ValueError(f"every={every}, segments={segments}: expected 1 or more of each")
     found = find_grid(policy.encoder)
     assert found is not None  # mazes are grids, which `play` checks
     grid, _, before = found
     fresh, probes, followed = fresh_policy(policy, env_id, env_options, fresh_seed), CellProbes(), Followed()
-    for split, episodes in (("train", train_episodes), ("test", test_episodes)):
+    for split, episodes in levels:
         for moment in play(policy, env_id, env_options, episodes, seed, split, batch):
             obs, start = torch.as_tensor(moment.obs, device=policy.device), moment.episode_start
             kept = fresh.initial_state(len(obs)) if moment.number == 0 else followed.take(moment.episodes)
@@ -234,7 +303,7 @@ def probe_cells(
                 probes.see(features, cell_targets(moment.maps, grid), learn=split == "train")
             with torch.no_grad():
                 followed.put(moment.episodes, fresh.step(obs, kept, start).state)
-    return probes.records()
+    return probes
 
 
 def fresh_policy(policy: Policy, env_id: str, env_options: dict[str, Any], seed: int) -> Policy:
@@ -253,32 +322,6 @@ def _by_segment(
 ) -> list[Tensor]:
     """Latents of the grid's tokens `[B, L, F]` before the first segment and after each."""
     return [token_latents(s, before) for s in trace_segments(policy, obs, state, start, segments)[0]]
-
-
-def token_latents(state: State, before: int = 0) -> Tensor:
-    """All latents of each grid token side by side: `[B, L, F]`; the first `before` tokens are not of the grid.
-
-    Raises:
-        ValueError: a core whose latents do not belong to tokens.
-    """
-    # Per token [B, L, D], or per layer and cell [B, layers, H, W, D].
-    fields = [s[:, before:] if s.dim() == 3 else s.movedim(1, 3).flatten(3).flatten(1, 2) for s in state if s.dim() > 2]
-    if not fields:
-        raise ValueError("the core has no latent per token, so cells cannot be probed; use a core over a grid")
-    return torch.cat(fields, -1)
-
-
-def latents_of_tokens(policy: Policy, state: State) -> Tensor | None:
-    """`token_latents` of a policy's grid, or of all its tokens where it has none: `[B, L, F]`.
-
-    None where a field of the state has another number of vectors than there are tokens, or is no field of vectors.
-    """
-    encoder = policy.encoder
-    count = encoder.length if encoder.grid is None else encoder.grid[0] * encoder.grid[1]
-    sizes = [(s.shape[1],) if s.dim() == 3 else (s.shape[2] * s.shape[3],) if s.dim() == 5 else () for s in state]
-    if not state or any(size not in ((count,), (encoder.length,)) for size in sizes):
-        return None
-    return torch.cat([token_latents((s,))[:, -count:] for s in state], -1)
 
 
 def with_neighbours(tokens: Tensor, grid: GridEncoder) -> Tensor:

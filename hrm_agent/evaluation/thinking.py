@@ -17,12 +17,13 @@ from torch import Tensor
 from hrm_agent.cores import State
 from hrm_agent.evaluation.episodes import LevelRNG
 from hrm_agent.evaluation.latents import first_state
-from hrm_agent.evaluation.probes import latents_of_tokens, token_places
+from hrm_agent.evaluation.probes import token_places
 from hrm_agent.parallel.threads import one_thread
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.distributions import Categorical
 from hrm_agent.policies.encoders import Observation, find_grid
 from hrm_agent.policies.policy import Policy, Segment
+from hrm_agent.policies.tokens import latents_of_tokens
 from hrm_agent.recurrence import may_stop, relative_change
 from hrm_agent.tensors.trees import to_tensors
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "plot": "learning curves and a table of runs, by group, with intervals over seeds",
     "sweep_table": "the runs below a folder in one table, the best first",
     "shifts": "an agent on mazes that differ from its own in one option at a time",
+    "probe": "fit the linear probe of an agent's latents: how far is each cell from the goal?",
     "agents": "the agents that are registered, with their figures",
     "export": "one decision of an agent as an ONNX graph",
     "supervise": "train a core on labelled puzzles",

@@ -17,6 +17,9 @@ from hrm_agent.cores import Core, map_state
 
 PolicyState = tuple[Tensor, ...]
 
+CARRY_WEIGHTS = "carry."
+"""Prefix of the names of a rule's weights among its policy's."""
+
 OPEN_GATE = 2.0
 """Initial bias of the gates: sigmoid(2) = 0.88 of the state is carried, nearly as with `full`."""
 

@@ -30,7 +30,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
     """Write `tensors` and JSON-able `metadata` to `path`, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(metadata, sort_keys=True)
-    header = {"format_version": str(FORMAT_VERSION), "metadata": text, "sha256": _digest(tensors, text)}
+    header = {"format_version": str(FORMAT_VERSION), "metadata": text, "sha256": digest(tensors, text)}
     write_atomically(path, _sort_header(save(tensors, metadata=header)))
 
 
@@ -115,7 +115,7 @@ def _load(path: Path, expected: Mapping[str, Tensor] | None) -> tuple[dict[str, 
         raise CheckpointError(
             f"{path}: format version {version}, expected {FORMAT_VERSION}; use the version that wrote it"
         )
-    if _digest(tensors, header["metadata"]) != header["sha256"]:
+    if digest(tensors, header["metadata"]) != header["sha256"]:
         raise CheckpointError(f"{path}: checksum does not match; the file was altered, use an earlier checkpoint")
     return tensors, parse_json(header["metadata"], dict[str, Any], f"{path}: its metadata")
 
@@ -142,11 +142,12 @@ def _sort_header(data: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[end:]
 
 
-def _digest(tensors: dict[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
+def digest(tensors: dict[str, Tensor], text: str = "") -> str:
+    """SHA-256, in hexadecimal, of a text and of the names, dtypes, shapes and bytes of tensors on the CPU."""
+    found = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        found.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         if tensor.numel():
-            digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+            found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

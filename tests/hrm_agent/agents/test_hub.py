@@ -14,6 +14,7 @@ import torch
 
 from hrm_agent import Agent
 from hrm_agent.agents.hub import FILES, HubError, from_hub, push_to_hub
+from hrm_agent.agents.probe import PROBE_FILE, DistanceProbe, identify, latents_per_token, save_probe
 from tiny import ACTIONS, GRID, MAZE, tiny_policy
 
 hub = pytest.importorskip("huggingface_hub")
@@ -114,6 +115,18 @@ def test_a_folder_goes_up_with_its_own_page_and_without_its_other_files(fake: Fa
     assert (fake.root / "me/maze/README.md").read_text() == "# Written by hand\n"
     assert (fake.root / "me/maze/agent.json").read_bytes() == (folder / "agent.json").read_bytes()
     assert (fake.root / "me/maze/agent.safetensors").read_bytes() == (folder / "agent.safetensors").read_bytes()
+
+
+def test_the_probe_beside_the_weights_goes_with_them(fake: FakeHub, tmp_path: Path) -> None:
+    agent = tiny_agent()
+    agent.save(tmp_path / "agent")
+    probe = DistanceProbe(torch.ones(1, latents_per_token(agent.policy)), torch.ones(1), identify(agent.policy))
+    save_probe(tmp_path / "agent", probe)
+    push_to_hub(tmp_path / "agent", "me/maze")
+    assert names(fake.root / "me/maze") == sorted([*FILES, PROBE_FILE])
+    back = from_hub("me/maze").load_probe()
+    assert back is not None
+    assert torch.equal(back.weights, probe.weights)
 
 
 def test_a_card_with_words_of_its_owner_goes_up_as_it_is(fake: FakeHub, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from hrm_agent.evaluation.episodes import MOVES, PolicyActor, blocked_moves, run
 from hrm_agent.evaluation.metrics import action_regret
 from hrm_agent.policies.encoders import EncoderConfig, GridEncoder
 from hrm_agent.policies.policy import Policy
+from hrm_agent.policies.tokens import token_latents
 from hrm_envs import Cell
 from tiny import QUICK, tiny_policy
 
@@ -289,7 +290,7 @@ def test_latents_of_tokens_and_neighbours_stand_where_the_tokens_do() -> None:
     state = policy.core.initial_state(2)
     marked = type(state)(*(torch.zeros_like(s) for s in state))
     marked.h[1, :, 2, 0] = 1
-    tokens = probes.token_latents(marked)
+    tokens = token_latents(marked)
     assert tokens.shape == (2, 9, 2 * 2 * 8)
     assert tokens.any(-1).nonzero().tolist() == [[1, 2 * 3 + 0]]
     image = torch.arange(9.0).view(1, 9, 1)

@@ -10,7 +10,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from commands import run_command
-from hrm_agent import evaluate, shifts, solve, sweep_table, watch
+from hrm_agent import evaluate, probe, shifts, solve, sweep_table, watch
 from hrm_agent.agents.onnx import export
 from hrm_agent.baselines.config import Options
 from hrm_agent.launch.cli import compose_config, group_choices
@@ -21,7 +21,8 @@ from hrm_agent.launch.settings import ALGORITHMS, config_folder, train_defaults
 from hrm_agent.launch.supervised_settings import supervise_defaults
 
 COMMANDS = [
-    evaluate.evaluate, watch.watch, shifts.shifts, export, solve.solve, sweep_table.sweep_table, PlotOptions, Options,
+    evaluate.evaluate, watch.watch, probe.probe, shifts.shifts, export, solve.solve, sweep_table.sweep_table,
+    PlotOptions, Options,
 ]  # fmt: skip
 
 
