@@ -58,8 +58,8 @@ def draw(axes: Axes) -> None:
     arrow(axes, (8.8, middle), (9.5, middle))
     arrow(axes, (10.9, middle), (11.4, middle))
 
-    box(axes, 4.0, 5.4, 1.4, 0.8, "seed", CARRY)
-    box(axes, 7.4, 5.4, 1.4, 0.8, "keep", CARRY)
+    box(axes, 4.0, 5.4, 1.4, 0.8, "to_core_\nstate", CARRY)
+    box(axes, 7.4, 5.4, 1.4, 0.8, "from_core_\nstate", CARRY)
     arrow(axes, (4.7, 5.4), (4.7, TOP + HEIGHT), RED)
     arrow(axes, (8.1, TOP + HEIGHT), (8.1, 5.4), RED)
     arrow(axes, (2.3, 5.8), (4.0, 5.8), RED)
