@@ -13,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 AGENT, ENVS = ROOT / "hrm_agent", ROOT / "envs" / "hrm_envs"
 
 LAYERS = (
-    "commands", "benchmarks", "baselines", "launch", "supervised", "training", "evaluation", "agents", "algos",
-    "experience", "policies", "recurrence", "cores", "environments", "parallel", "kernels", "tensors", "files", "names",
+    "commands", "benchmarks", "baselines", "launch", "playground", "supervised", "training", "evaluation", "agents",
+    "algos", "experience", "policies", "recurrence", "cores", "environments", "parallel", "kernels", "tensors", "files",
+    "names",
 )  # fmt: skip
 """Folders of `hrm_agent`, from what users type down to what knows nothing of the rest; imports go down only.
 
@@ -22,16 +23,21 @@ LAYERS = (
 
 ALIENS = {
     "hydra": ("commands", "launch"),
+    "starlette": ("playground",),
+    "uvicorn": ("playground",),
     "omegaconf": ("commands", "launch", "supervised"),
     "stable_baselines3": ("commands", "baselines"),
     "sb3_contrib": ("baselines",),
-    "hrm_envs": ("commands", "launch", "evaluation", "environments", "supervised", "benchmarks", "baselines", "cores"),
+    "hrm_envs": (
+        "commands", "launch", "playground", "evaluation", "environments", "supervised", "benchmarks", "baselines",
+        "cores",
+    ),
     "gymnasium": tuple(
         name
         for name in LAYERS
         if name not in ("cores", "recurrence", "algos", "parallel", "kernels", "tensors", "files", "names")
     ),
-}
+}  # fmt: skip
 """Packages that some layers alone may import."""
 UNPICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
