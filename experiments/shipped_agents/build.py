@@ -26,6 +26,7 @@ from hrm_agent.agents.description import add_facts
 from hrm_agent.evaluate import evaluate
 from hrm_agent.probe import probe
 from hrm_agent.train import run_facts
+from hrm_envs.registration import MAZES
 
 HERE = Path(__file__).resolve().parent
 AGENTS = ROOT / "hrm_agent" / "agents"
@@ -61,11 +62,12 @@ def trained_run(name: str, overrides: list[str]) -> Path:
 
 
 def pack(name: str, run: Path) -> None:
-    """Write the run's best agent to the package, with a probe of its latents."""
+    """Write the run's best agent to the package, with a probe of its latents where it plays mazes."""
     agent = Agent.load(run)
     agent.info = {**agent.info, **run_facts(run), "id": name, "license": "mit"}
     agent.save(AGENTS / name)
-    probe(str(AGENTS / name))
+    if agent.info["env"] in MAZES:
+        probe(str(AGENTS / name))
 
 
 def measure(name: str) -> dict[str, Any]:
