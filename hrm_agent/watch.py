@@ -11,6 +11,7 @@ from msgspec import Meta
 from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
 from hrm_agent.environments.make import make_vector_env
+from hrm_agent.evaluation.thinking_video import ThinkingView
 from hrm_agent.evaluation.video import check_mp4, encode_gif, encode_mp4, record_episodes
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import check_output, write_output
@@ -20,8 +21,10 @@ from hrm_agent.names.values import Seed, Split
 
 Videos = Annotated[int, Meta(ge=1, le=10_000)]
 PerSecond = Annotated[float, Meta(ge=0.01, le=1000)]
+FPS, THINKING_FPS = 8.0, 1.0
 EXAMPLES = (
     "python -m hrm_agent.watch agent=DynamicMaze-TRM-v0",
+    "python -m hrm_agent.watch agent=DynamicMaze-TRM-v0 think=true segments=4",
     "python -m hrm_agent.watch run=RUN episodes=1 out=video.mp4",
     "python -m hrm_agent.watch run=RUN env_options.rows=6 env_options.cols=6",
 )
@@ -34,23 +37,26 @@ def watch(
     seed: Seed = 0,
     split: Split = "test",
     overrides: AgentOverrides = TRAINED,
-    fps: PerSecond = 8.0,
+    fps: PerSecond | None = None,
     env: str | None = None,
     best: bool = True,
     env_options: dict[str, Any] | None = None,
     agent: str | None = None,
+    think: bool = False,
 ) -> Path:
     """A video of greedy episodes, with the probability of each action drawn in.
 
     Args:
         run: folder of a training run or of an agent; or give `agent`.
         agent: id of a registered agent in place of `run`; `python -m hrm_agent.agents` lists them.
+        think: show every segment of each decision in a panel: where the latent changed, the distances that the
+            agent's linear probe reads (`python -m hrm_agent.probe`), if it has one, and the policy.
         episodes: levels `seed ... seed + episodes - 1`.
         out: a `.gif` or `.mp4` file, written whole or not at all.
         seed: number of the first level.
         split: `train`, `validation`, `development` or `test` levels, where the environment has splits.
         overrides: of the trained settings.
-        fps: pictures, that is environment steps, a second.
+        fps: pictures, that is environment steps, a second; None: 8, with `think` 1.
         env: another environment than the agent was trained on; only the size of its grid may differ
             (`Agent.fit`).
         best: of a run's agents, the best on validation levels rather than the last.
@@ -66,6 +72,7 @@ def watch(
     path = check_output(out, make_folder=True)
     if path.suffix not in (".gif", ".mp4"):
         raise ValueError(f"out={out}: expected a name that ends in .gif or .mp4")
+    fps = (THINKING_FPS if think else FPS) if fps is None else fps
     if fps <= 0:
         raise ValueError(f"fps={fps}: expected more than 0 frames a second")
     if path.suffix == ".mp4":
@@ -76,7 +83,8 @@ def watch(
     player = player.fit(probe.single_observation_space)
     player.check_fits(probe.single_observation_space, probe.single_action_space)
     probe.close()
-    frames = record_episodes(player.policy, env_id, options, episodes, seed, split)
+    view = ThinkingView(player.policy, player.load_probe()) if think else None
+    frames = record_episodes(player.policy, env_id, options, episodes, seed, split, view=view)
     encode = encode_gif if path.suffix == ".gif" else encode_mp4
     write_output(path, encode(frames, fps))
     return path

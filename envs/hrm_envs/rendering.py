@@ -115,8 +115,8 @@ class _Canvas:
         return np.clip(self.pixels + 0.5, 0, 255).astype(np.uint8)
 
 
-def _draw_ground(canvas: _Canvas, grid: NDArray[np.uint8]) -> None:
-    """Floor, walls with a darker rim towards the floor, and fog."""
+def _draw_ground(canvas: _Canvas, grid: NDArray[np.uint8], floor: NDArray[np.uint8] | None) -> None:
+    """Floor, in given colours [H, W, 3] if any, walls with a darker rim towards the floor, and fog."""
     height, width = grid.shape
     line, rim = 1.0 / canvas.scale, 2.0 / canvas.scale
     solid = np.pad(np.isin(grid, (WALL, UNKNOWN)), 1, constant_values=True)
@@ -130,11 +130,20 @@ def _draw_ground(canvas: _Canvas, grid: NDArray[np.uint8]) -> None:
                         top, left, bottom, right = side(r, c, rim)
                         canvas.rectangle(top, left, bottom, right, WALL_EDGE)
             elif kind == UNKNOWN:
-                canvas.rectangle(r, c, r + 1, c + 1, FOG)
+                canvas.rectangle(r, c, r + 1, c + 1, FOG if floor is None else _colour(floor[r, c]))
                 canvas.disc(r + 0.5, c + 0.5, 0.07, FOG_MARK)
             else:
-                canvas.rectangle(r, c, r + line, c + 1, FLOOR_LINE)
-                canvas.rectangle(r, c, r + 1, c + line, FLOOR_LINE)
+                edge = FLOOR_LINE
+                if floor is not None:
+                    canvas.rectangle(r, c, r + 1, c + 1, _colour(floor[r, c]))
+                    edge = _colour(floor[r, c] * 0.8 + np.array(FLOOR_LINE) * 0.2)
+                canvas.rectangle(r, c, r + line, c + 1, edge)
+                canvas.rectangle(r, c, r + 1, c + line, edge)
+
+
+def _colour(values: NDArray) -> Colour:
+    red, green, blue = (round(float(value)) for value in values)
+    return red, green, blue
 
 
 _SIDES = (
@@ -216,6 +225,7 @@ def render_grid(
     scale: int = 24,
     action_probabilities: Any = None,
     doors: Sequence[int] | None = None,
+    floor: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Draw an observation.
 
@@ -225,21 +235,26 @@ def render_grid(
         scale: pixels per grid position, 4 or more.
         action_probabilities: [4], N E S W, drawn as wedges at the agent.
         doors: flat positions of known doors; open ones are drawn light.
+        floor: uint8 [H, W, 3], colours of the floor and of fog.
 
     Returns:
         uint8 [H * scale, W * scale, 3], RGB.
 
     Raises:
-        ValueError: values that are not ``Cell`` ids, a scale below 4, or a wrong number of probabilities.
+        ValueError: values that are not ``Cell`` ids, a scale below 4, or a wrong number of probabilities or colours.
     """
     grid = np.asarray(grid)
     if grid.ndim != 2 or grid.size == 0 or grid.min() < 0 or grid.max() > UNKNOWN:
         raise ValueError(f"grid of shape {list(grid.shape)} is not an [H, W] array of Cell ids; give ids from 0 to 5")
     if scale < 4:
         raise ValueError(f"scale={scale} is below 4 pixels per grid position; give a larger scale")
+    if floor is not None and floor.shape != (*grid.shape, 3):
+        raise ValueError(
+            f"floor has shape {list(floor.shape)}, expected {[*grid.shape, 3]}; give a colour per position"
+        )
     canvas = _Canvas(grid.shape[0], grid.shape[1], scale)
     width = grid.shape[1]
-    _draw_ground(canvas, grid)
+    _draw_ground(canvas, grid, floor)
     for position in doors or ():
         if grid[position // width, position % width] not in (DOOR, UNKNOWN, WALL):
             _draw_door(canvas, grid, position // width, position % width, closed=False)

@@ -6,11 +6,11 @@ import io
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -44,17 +44,52 @@ BAR, TRACK = (214, 40, 118), (232, 229, 221)
 GREEN, RED = (24, 138, 84), (196, 54, 44)
 
 
-@dataclass
-class _Moment:
-    """Contents of the panel for one step. `outcome`: None before the episode's end."""
+class Caption(NamedTuple):
+    """What a picture says of its moment. `outcome`: None before the episode's end."""
 
     title: str
     episode: str
     step: str
-    probabilities: NDArray | None
-    action: int | None
-    outcome: bool | None
     note: str
+    outcome: bool | None
+
+
+class View(Protocol):
+    """Plays an episode and draws every moment of it."""
+
+    def reset(self, level: int) -> None:
+        """The next observation begins an episode of the level with this number."""
+
+    def act(self, obs: Any) -> Any:
+        """The action on an observation, as the environment takes it."""
+
+    def draw(self, env: gym.Env, obs: Any, caption: Caption) -> Frame:
+        """Called once for every observation: after `act`, or at the episode's end without it."""
+
+
+class ActionView:
+    """The maze with the agent's trail, or the environment's picture; beside it the probability of every action."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._actor = PolicyActor(policy)
+        self._trail: list[int] = []
+        self._action: Any = None
+
+    def reset(self, level: int) -> None:
+        self._actor.reset(np.array([level]))
+        self._trail = []
+
+    def act(self, obs: Any) -> Any:
+        self._action = self._actor.act(batch_of_one(obs))[0]
+        return self._action
+
+    def draw(self, env: gym.Env, obs: Any, caption: Caption) -> Frame:
+        self._trail += positions(env, obs)
+        probabilities, action = self._actor.probabilities, None
+        shown = None if probabilities is None or caption.outcome is not None else probabilities[0]
+        if shown is not None:
+            action = int(self._action) - first_action(env)
+        return _compose(picture_of(env, obs, self._trail, shown), caption, shown, action)
 
 
 def record_episodes(
@@ -65,6 +100,7 @@ def record_episodes(
     seed: int = 0,
     split: str = "validation",
     check_stop: CheckStop = never,
+    view: View | None = None,
 ) -> list[Frame]:
     """Pictures of greedy episodes: one for each decision, and `END_FRAMES` of how each episode ended.
 
@@ -77,6 +113,7 @@ def record_episodes(
         episodes: the first episode of each of the levels `seed ... seed + episodes - 1`.
         split: `train`, `validation`, `development` or `test`; the levels are those that `run_episodes` plays.
         check_stop: called before every step.
+        view: plays and draws in place of `ActionView`.
 
     Returns:
         uint8 `[h, w, 3]` each, all of one size.
@@ -104,47 +141,40 @@ def record_episodes(
     with closing(env):
         for i in range(episodes):
             frames += _record_episode(
-                policy, env, env_id, first + i, f"episode {i + 1} of {episodes}, greedy", check_stop
+                view or ActionView(policy), env, env_id, first + i, f"episode {i + 1} of {episodes}, greedy", check_stop
             )
     return _same_size(frames)
 
 
 def _record_episode(
-    policy: Policy, env: gym.Env, title: str, seed: int, episode: str, check_stop: CheckStop
+    view: View, env: gym.Env, title: str, seed: int, episode: str, check_stop: CheckStop
 ) -> list[Frame]:
-    actor = PolicyActor(policy)
-    actor.reset(np.array([seed]))
+    view.reset(seed)
     obs, _ = env.reset(seed=seed)
     limit = None if env.spec is None else env.spec.max_episode_steps
-    first = int(env.action_space.start) if isinstance(env.action_space, gym.spaces.Discrete) else 0
     threshold = None if env.spec is None else env.spec.reward_threshold
     clairvoyant = getattr(env.unwrapped, "clairvoyant", None)
     bound = "" if clairvoyant is None else _say_bound(clairvoyant(), limit)
-    frames, trail = [], _positions(env, obs)
+    frames: list[Frame] = []
     step, total, ended, success = 0, 0.0, False, False
     longest = episode_limit(env, VIDEO_LIMIT)
 
-    def draw(probabilities: NDArray | None, action: int | None, outcome: bool | None) -> None:
+    def draw(outcome: bool | None) -> None:
         count = f"step {step} of {limit}" if limit is not None else f"step {step}"
         note = f"return {total:.2f}" if clairvoyant is None else bound
-        moment = _Moment(title, episode, count, probabilities, action, outcome, note)
-        frames.append(_compose(_picture(env, obs, trail, probabilities), moment))
+        frames.append(view.draw(env, obs, Caption(title, episode, count, note, outcome)))
 
     while not ended:
         check_stop()
-        action = actor.act(batch_of_one(obs))[0]
-        if actor.probabilities is None:
-            draw(None, None, None)
-        else:
-            draw(actor.probabilities[0], int(action) - first, None)
+        action = view.act(obs)
+        draw(None)
         obs, reward, terminated, truncated, info = env.step(action)
         step, total, ended = step + 1, total + float(reward), terminated or truncated
         if step == longest and not ended:
             say_cut_off(title, longest, "a video")
             ended = True
-        trail += _positions(env, obs)
         success = bool(info.get("is_success", total > 0 if threshold is None else total >= threshold))
-    draw(None, None, success)
+    draw(success)
     return frames + frames[-1:] * (END_FRAMES - 1)
 
 
@@ -153,14 +183,19 @@ def _say_bound(arrival: int, limit: int | None) -> str:
     return f"earliest possible: {arrival} steps" if in_time else "unreachable in time"
 
 
-def _is_maze(env: gym.Env) -> bool:
+def is_maze(env: gym.Env) -> bool:
     space = env.observation_space
     in_cells = isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 2
     return in_cells and int(space.high.max()) == max(Cell)  # type: ignore[attr-defined]
 
 
-def _positions(env: gym.Env, obs: Any) -> list[int]:
-    return np.flatnonzero(obs == Cell.AGENT).tolist() if _is_maze(env) else []
+def positions(env: gym.Env, obs: Any) -> list[int]:
+    return np.flatnonzero(obs == Cell.AGENT).tolist() if is_maze(env) else []
+
+
+def first_action(env: gym.Env) -> int:
+    """The number of the first of a finite number of actions."""
+    return int(env.action_space.start) if isinstance(env.action_space, gym.spaces.Discrete) else 0
 
 
 @contextmanager
@@ -180,8 +215,8 @@ def _drawing(env_id: str) -> Iterator[None]:
         raise failed(env_id, "failed in render", error) from error
 
 
-def _picture(env: gym.Env, obs: Any, trail: list[int], probabilities: NDArray | None) -> Frame:
-    if _is_maze(env):
+def picture_of(env: gym.Env, obs: Any, trail: list[int], probabilities: NDArray | None) -> Frame:
+    if is_maze(env):
         return render_grid(obs, trail=trail, scale=SCALE, action_probabilities=probabilities)
     env_id = env.spec.id if env.spec else str(env)
     with _drawing(env_id):
@@ -191,41 +226,55 @@ def _picture(env: gym.Env, obs: Any, trail: list[int], probabilities: NDArray | 
     return picture[..., :3].astype(np.uint8)
 
 
-def _compose(picture: Frame, moment: _Moment) -> Frame:
+def _compose(picture: Frame, caption: Caption, probabilities: NDArray | None, action: int | None) -> Frame:
     """The picture with a panel of text and bars to its right."""
     height = max(picture.shape[0], PANEL_HEIGHT) + 2 * MARGIN
     image = Image.new("RGB", (picture.shape[1] + 2 * MARGIN + PANEL_WIDTH, height), BACKGROUND)
     image.paste(Image.fromarray(picture), (MARGIN, (height - picture.shape[0]) // 2))
     draw = ImageDraw.Draw(image)
     left, top = picture.shape[1] + 2 * MARGIN, MARGIN
-    normal, large = ImageFont.load_default(13), ImageFont.load_default(19)
-    draw.text((left, top), moment.title, FAINT, normal)
-    draw.text((left, top + 20), moment.step, INK, large)
-    draw.text((left, top + 46), moment.episode, FAINT, normal)
-    if moment.outcome is None and moment.probabilities is not None:
-        _draw_bars(draw, left, top + 76, moment.probabilities, moment.action)
-    elif moment.outcome is not None:
-        draw.text(
-            (left, top + 84),
-            "arrived" if moment.outcome else "not arrived",
-            GREEN if moment.outcome else RED,
-            large,
-        )
-    draw.text((left, height - MARGIN - 18), moment.note, FAINT, normal)
+    normal, large = font_of(13), font_of(19)
+    draw.text((left, top), caption.title, FAINT, normal)
+    draw.text((left, top + 20), caption.step, INK, large)
+    draw.text((left, top + 46), caption.episode, FAINT, normal)
+    if caption.outcome is not None:
+        draw_outcome(draw, left, top + 84, caption.outcome)
+    elif probabilities is not None:
+        draw_bars(draw, left, top + 76, probabilities, action)
+    draw.text((left, height - MARGIN - 18), caption.note, FAINT, normal)
     return np.asarray(image)
 
 
-def _draw_bars(draw: ImageDraw.ImageDraw, left: int, top: int, probabilities: NDArray, action: int | None) -> None:
+@cache
+def font_of(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font in pixels; reading it takes longer than writing with it."""
+    return ImageFont.load_default(size)
+
+
+def draw_outcome(draw: ImageDraw.ImageDraw, left: int, top: int, outcome: bool) -> None:
+    text, colour = ("arrived", GREEN) if outcome else ("not arrived", RED)
+    draw.text((left, top), text, colour, font_of(19))
+
+
+def draw_bars(
+    draw: ImageDraw.ImageDraw,
+    left: int,
+    top: int,
+    probabilities: NDArray,
+    action: int | None,
+    width: int = PANEL_WIDTH - 14,
+) -> None:
+    """A line of 24 pixels for each of the first `MAX_BARS` actions, `width` pixels wide; `action` stands out."""
     names = "NESW" if len(probabilities) == 4 else [str(i) for i in range(len(probabilities))]
-    font, width = ImageFont.load_default(13), PANEL_WIDTH - 78
+    font, track = font_of(13), width - 64
     for i, probability in enumerate(probabilities[:MAX_BARS]):
         y, chosen = top + 24 * i, i == action
         draw.text((left, y), names[i], INK if chosen else FAINT, font)
-        draw.rounded_rectangle((left + 20, y + 3, left + 20 + width, y + 13), 4, TRACK)
+        draw.rounded_rectangle((left + 20, y + 3, left + 20 + track, y + 13), 4, TRACK)
         if probability > 0.02:
-            end = left + 20 + max(8.0, width * float(probability))
+            end = left + 20 + max(8.0, track * float(probability))
             draw.rounded_rectangle((left + 20, y + 3, end, y + 13), 4, BAR)
-        draw.text((left + 28 + width, y), f"{probability:.0%}", INK if chosen else FAINT, font)
+        draw.text((left + 28 + track, y), f"{probability:.0%}", INK if chosen else FAINT, font)
 
 
 def _same_size(frames: list[Frame]) -> list[Frame]:

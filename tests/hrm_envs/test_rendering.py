@@ -42,6 +42,17 @@ def test_trails_open_doors_and_arrows_are_drawn_in_place() -> None:
     assert east > west + 3
 
 
+def test_a_floor_in_colours_shows_where_there_is_floor_or_fog() -> None:
+    grid = corridor()
+    grid[1, 4] = Cell.UNKNOWN
+    floor = np.full((*grid.shape, 3), 200, np.uint8)
+    floor[1, 1] = (10, 20, 30)
+    plain, drawn = render_grid(grid), render_grid(grid, floor=floor)
+    assert tile(drawn, 1, 1)[12, 12].tolist() == [10, 20, 30]
+    assert tile(drawn, 1, 4)[4, 4].tolist() == [200, 200, 200]
+    assert (tile(drawn, 0, 2) == tile(plain, 0, 2)).all()  # a wall
+
+
 def test_environments_render_their_observations() -> None:
     vector = MazeVectorEnv(2, render_mode="rgb_array", view=2, door_process="periodic")
     vector.reset(seed=0)
@@ -64,6 +75,7 @@ def test_environments_render_their_observations() -> None:
         ({"grid": np.full((3, 3), 9)}, "Cell ids"),
         ({"grid": np.zeros(3)}, "shape"),
         ({"grid": corridor(), "scale": 1}, "scale=1"),
+        ({"grid": corridor(), "floor": np.zeros((3, 3, 3), np.uint8)}, r"floor has shape \[3, 3, 3\], expected"),
         ({"grid": corridor(), "action_probabilities": [1.0]}, r"expected \[4\]"),
     ],
 )

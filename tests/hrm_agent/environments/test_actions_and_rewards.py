@@ -122,7 +122,7 @@ def test_videos_are_of_the_levels_that_are_evaluated_and_say_the_return(
     actions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moments: list[Any] = []
-    monkeypatch.setattr(video, "_compose", lambda picture, moment: moments.append(moment) or picture)
+    monkeypatch.setattr(video, "_compose", lambda picture, moment, *_: moments.append(moment) or picture)
     learner, _ = make_learner(actions)
     SEEDS.clear()
     played = run_episodes(PolicyActor(learner.policy), TARGET, {"actions": actions}, 2, split="validation")

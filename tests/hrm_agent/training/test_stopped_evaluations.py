@@ -45,7 +45,7 @@ def _videos_are_not_encoded() -> Iterator[None]:
     """Most of what so short a run does."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer_module, "encode_gif", lambda frames, fps: b"GIF")
-        patch.setattr(video, "_compose", lambda picture, moment: picture)
+        patch.setattr(video, "_compose", lambda picture, *_: picture)
         yield
 
 
