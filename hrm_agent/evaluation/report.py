@@ -172,7 +172,7 @@ def play_references(levels: Levels, names: Sequence[str] = REFERENCES) -> dict[s
     actors: dict[str, Callable[[], Actor]] = {"random": lambda: RandomActor(actions)}
     if isinstance(maze, MazeVectorEnv):
         actors["bfs_replanner"] = ReplanActor
-        if maze.config.view != "full":
+        if getattr(maze.config, "view", "full") != "full":  # a cue maze has no view
             actors["remembering_replanner"] = partial(ReplanActor, remembers=True)
     found: dict[str, dict[str, Any] | None] = dict.fromkeys(REFERENCES)
     for name in set(names) & set(actors):

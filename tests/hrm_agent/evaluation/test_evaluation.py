@@ -28,7 +28,15 @@ from hrm_agent.evaluation.episodes import (
     run_in_threads,
 )
 from hrm_agent.evaluation.level_sets import LevelSet
-from hrm_agent.evaluation.report import evaluate_policy, format_report, list_levels, summarize, to_json
+from hrm_agent.evaluation.report import (
+    Levels,
+    evaluate_policy,
+    format_report,
+    list_levels,
+    play_references,
+    summarize,
+    to_json,
+)
 from hrm_agent.evaluation.video import END_FRAMES, encode_gif, record_episodes
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.distributions import Categorical
@@ -349,6 +357,7 @@ def test_in_fog_a_second_replanner_remembers(run: str) -> None:
     )
     clear = evaluate(run, 5)
     assert clear["remembering_replanner"] is None
+    assert play_references(Levels("CueMaze-v0", {}, 5))["remembering_replanner"] is None
     assert "remembering" not in format_report(clear)
 
 
