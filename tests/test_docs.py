@@ -36,7 +36,7 @@ from PIL import Image
 
 import hrm_agent
 from forks import Forks
-from hrm_agent import bench, registry, supervise, train
+from hrm_agent import bench, registry, study, supervise, train
 from hrm_agent.agents import hub
 from hrm_agent.baselines.config import Options
 from hrm_agent.cores import CORES
@@ -46,6 +46,7 @@ from hrm_agent.launch.cli import check_jobs, open_options, parse_options, wants_
 from hrm_agent.launch.plot import PlotOptions
 from hrm_agent.launch.resume import load_run
 from hrm_agent.launch.settings import resolve, settings
+from hrm_agent.launch.study import StudyOptions, check_file
 from hrm_agent.training.warm_start import parse_parts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -156,6 +157,10 @@ def check_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
         folders = [a for a in arguments if "=" not in a]
         assert folders
         PlotOptions(**parse_options([a for a in arguments if a not in folders], PlotOptions, ""))
+    elif name == "study":
+        check_file(arguments[:1])
+        StudyOptions(**parse_options(arguments[1:], StudyOptions, ""))
+        study.prepare(Path(arguments[0]), StudyOptions(out="checked"))
     elif name == "parity":
         assert importlib.util.find_spec(module)  # its arguments are files that the reader must have
     else:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -113,7 +113,7 @@ def say_traceback(error: EnvironmentFailed) -> None:
         print(trace, file=sys.stderr, flush=True)
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     say_error(message, code)
     raise SystemExit(code)
 

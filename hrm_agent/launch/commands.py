@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "an agent on held-out levels, beside baselines and the bound",
     "watch": "a video of an agent's episodes",
     "plot": "learning curves and a table of runs, by group, with intervals over seeds",
+    "study": "compare ideas: train arms over seeds, measure, test the differences, draw",
     "sweep_table": "the runs below a folder in one table, the best first",
     "shifts": "an agent on mazes that differ from its own in one option at a time",
     "probe": "fit the linear probe of an agent's latents: how far is each cell from the goal?",

@@ -237,11 +237,15 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 
 def _overrides(env_id: str, flat: dict[str, Any]) -> list[str]:
     """What is typed on the command line for the same settings."""
-    typed = [f"env={_text('env', env_id)}"]
+    typed = [override("env", env_id)]
     for name, value in flat.items():
-        added = "+" * (name in ADDED_GROUPS)
-        typed.append(f"{added}{name}={_text(name, value)}")
+        typed.append("+" * (name in ADDED_GROUPS) + override(name, value))
     return open_options(typed)
+
+
+def override(name: str, value: Any) -> str:
+    """`NAME=VALUE` as it is typed. Raises: UsageError for a value that a configuration cannot hold."""
+    return f"{name}={_text(name, value)}"
 
 
 def _text(name: str, value: Any) -> str:

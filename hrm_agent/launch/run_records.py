@@ -40,7 +40,7 @@ class _Described(msgspec.Struct):
     command: str | None = None
 
 
-class _Outcomes(msgspec.Struct):
+class Outcomes(msgspec.Struct):
     """On each level: success as a string of `0` and `1`."""
 
     success: str
@@ -51,7 +51,7 @@ class Played(msgspec.Struct):
 
     success: float
     episodes: int | None = None
-    levels: _Outcomes | None = None
+    levels: Outcomes | None = None
     return_: float | None = msgspec.field(default=None, name="return")
 
 

@@ -87,7 +87,7 @@ def _markdown(rows: list[Row]) -> str:
 def print_table(rows: list[Row]) -> None:
     table = Table()
     for name in rows[0]:
-        table.add_column(name, justify="left" if name in ("run", "group") else "right", overflow="fold")
+        table.add_column(name, justify="left" if name in ("run", "group", "arm") else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(_text, row.values()))
     terminal = Console()
