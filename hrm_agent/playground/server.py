@@ -25,6 +25,7 @@ from hrm_agent.playground.game import Game, show
 from hrm_agent.playground.world import Refused
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
@@ -228,8 +229,8 @@ def listen(port: int) -> socket.socket:
     return opened
 
 
-def serve(game: Game, opened: socket.socket, token: str) -> None:
-    """Answer until Ctrl-C, which raises KeyboardInterrupt when all connections are closed."""
+def build_server(game: Game, opened: socket.socket, token: str) -> uvicorn.Server:
+    """To be run with `sockets=[opened]`, until its `should_exit` is set."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -243,4 +244,9 @@ def serve(game: Game, opened: socket.socket, token: str) -> None:
         limit_concurrency=64,
         timeout_graceful_shutdown=1,
     )
-    uvicorn.Server(config).run(sockets=[opened])
+    return uvicorn.Server(config)
+
+
+def serve(game: Game, opened: socket.socket, token: str) -> None:
+    """Answer until Ctrl-C, which raises KeyboardInterrupt when all connections are closed."""
+    build_server(game, opened, token).run(sockets=[opened])
