@@ -27,9 +27,11 @@ sys.path[:0] = [str(ROOT / "envs"), str(ROOT)]
 from hrm_agent.baselines.config import Options  # noqa: E402
 from hrm_agent.launch.help import explain, plain, reference, settings_of  # noqa: E402
 from hrm_agent.launch.plot import PlotOptions  # noqa: E402
+from hrm_agent.launch.search import SearchOptions  # noqa: E402
+from hrm_agent.launch.study import StudyOptions  # noqa: E402
 from hrm_envs.registration import MAZES  # noqa: E402
 
-COMMANDS = ("evaluate", "watch", "probe", "shifts", "export", "solve", "sweep_table")
+COMMANDS = ("evaluate", "watch", "play", "probe", "shifts", "export", "solve", "sweep_table")
 EXPERIMENTS = "experiments"
 SHOWN = (".md", ".png", ".svg", ".gif")
 OUTSIDE = re.compile(rf"\]\((?:\.\./)+{EXPERIMENTS}/")
@@ -48,7 +50,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         if entry.get("Environments"):
             pages = [{name: f"environments/{name}.md"} for name in environment_ids()]
             entry["Environments"] = [entry["Environments"], *pages]
-    claims = [path for path in experiment_files() if path.endswith("/README.md")]
+    results = f"{EXPERIMENTS}/README.md"  # has an entry of its own
+    claims = [path for path in experiment_files() if path.endswith("/README.md") and path != results]
     notes = [f"{EXPERIMENTS}/LOG.md", f"{EXPERIMENTS}/GPU.md"]
     config.nav.append({"Experiments": [*claims, *notes]})
     return config
@@ -147,7 +150,7 @@ def _arguments(config: Any) -> str:
 def settings_tables() -> str:
     """Every setting of every command, Markdown: name, default, values and meaning, as the code says them."""
     commands = {name: getattr(import_module(f"hrm_agent.{name}"), name) for name in COMMANDS}
-    commands |= {"plot": PlotOptions, "baselines": Options}
+    commands |= {"plot": PlotOptions, "study": StudyOptions, "search": SearchOptions, "baselines": Options}
     others = [(name, settings_of(command)) for name, command in commands.items()]
     parts = []
     for title, settings in [*reference(), *others]:

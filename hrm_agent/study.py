@@ -5,10 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    from hrm_agent.launch import startup
+
+    startup.begin("study", sys.argv[1:])  # now: what follows imports torch, which takes seconds
+
 from hrm_agent.evaluate import evaluate
 from hrm_agent.files.interrupts import INTERRUPTED
 from hrm_agent.files.locking import lock_folder
 from hrm_agent.files.streams import outliving_the_terminal
+from hrm_agent.launch import startup
 from hrm_agent.launch.cli import UsageError, check_jobs, fail, open_options, parse_options, say_error, usage_errors
 from hrm_agent.launch.errors import terminated_like_interrupted
 from hrm_agent.launch.side_by_side import side_by_side
@@ -32,6 +38,7 @@ def main() -> None:
         others = [a for a in sys.argv[1:] if a not in given]
         options = StudyOptions(**parse_options(others, StudyOptions, usage, EXAMPLES))
         study = prepare(check_file(given), options)
+        startup.over()
         with lock_folder(study.folder, lambda line: print(f"warning: {line}", file=sys.stderr)):
             try:
                 done = side_by_side(study.missing(), options.jobs, study.run)

@@ -36,7 +36,7 @@ from PIL import Image
 
 import hrm_agent
 from forks import Forks
-from hrm_agent import bench, registry, study, supervise, train
+from hrm_agent import bench, registry, search, study, supervise, train
 from hrm_agent.agents import hub
 from hrm_agent.baselines.config import Options
 from hrm_agent.cores import CORES
@@ -45,6 +45,8 @@ from hrm_agent.launch import cli
 from hrm_agent.launch.cli import check_jobs, open_options, parse_options, wants_help
 from hrm_agent.launch.plot import PlotOptions
 from hrm_agent.launch.resume import load_run
+from hrm_agent.launch.search import SearchOptions
+from hrm_agent.launch.search_space import Space
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.launch.study import StudyOptions, check_file
 from hrm_agent.training.warm_start import parse_parts
@@ -58,6 +60,7 @@ SHELL = (
     r"pip install .+",
     r"pytest( -m slow)?",
     r"tensorboard --logdir runs",
+    r"optuna-dashboard sqlite:///\S+",
     r"python -m venv \w+",
     r"source \w+/bin/activate",
     r"mkdocs (build --strict|serve)",
@@ -77,10 +80,10 @@ TINY_RUN = (
 
 @pytest.fixture(autouse=True)
 def _two_jobs_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`test_sweeps.py` checks every choice of those that ship, which takes its time."""
-    for name in ("expand_sweeps", "one_at_a_time"):
-        jobs = getattr(cli, name)
-        monkeypatch.setattr(cli, name, lambda overrides, jobs=jobs: islice(jobs(overrides), 2))
+    """`test_search_space.py` checks every choice of those that ship, which takes its time."""
+    for where, name in ((cli, "expand_sweeps"), (Space, "jobs")):
+        jobs = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda given, jobs=jobs: islice(jobs(given), 2))
 
 
 class Block(NamedTuple):
@@ -157,6 +160,9 @@ def check_command(module: str, arguments: list[str], monkeypatch: pytest.MonkeyP
         folders = [a for a in arguments if "=" not in a]
         assert folders
         PlotOptions(**parse_options([a for a in arguments if a not in folders], PlotOptions, ""))
+    elif name == "search":
+        own, typed = search.split(arguments)
+        search.prepare(SearchOptions(**parse_options(own, SearchOptions, "")), typed)
     elif name == "study":
         check_file(arguments[:1])
         StudyOptions(**parse_options(arguments[1:], StudyOptions, ""))

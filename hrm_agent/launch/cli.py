@@ -65,12 +65,23 @@ HYDRA_FLAGS = (
 )
 LIST = re.compile(r"^((?:init_parts|freeze|loggers)=)(\w+(?:,\w+)+)$")
 PLUGINS = {
-    "hydra/sweeper/optuna": "'hrm-agent[sweep]'",
     "hydra/launcher/joblib": "'hrm-agent[sweep]'",
     "hydra/launcher/ray": "hydra-ray-launcher",
     "hydra/launcher/submitit_local": "'hrm-agent[cluster]'",
     "hydra/launcher/submitit_slurm": "'hrm-agent[cluster]'",
 }
+
+
+FORMER_SEARCH = (
+    (r"^\+*sweep=", "space="),
+    (r"^hydra\.sweeper\.n_trials=", "trials="),
+    (r"^hydra\.(?:launcher|sweeper)\.n_jobs=", "jobs="),
+    (r"^hydra\.sweeper\.storage=", "storage="),
+    (r"^hydra\.sweeper\.study_name=", "name="),
+    (r"^hydra\.sweeper\.sampler\.seed=", "sampler_seed="),
+    (r"^hydra\.sweep\.dir=", "out="),
+)
+"""What was typed for a search by `train`, and what it is now."""
 
 
 class UsageError(ValueError):
@@ -139,9 +150,6 @@ def open_options(arguments: list[str]) -> list[str]:
 def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConfig], Any]) -> DictConfig | None:
     """Compose the configuration of every job of `arguments` and `check` it.
 
-    For a search, whose jobs are not known beforehand, every choice and both ends of every interval are checked, one at
-    a time.
-
     Returns:
         The configuration where there is one job, with Hydra's own part; None for several.
 
@@ -149,29 +157,37 @@ def check_jobs(arguments: list[str], config_name: str, check: Callable[[DictConf
         UsageError: an unknown choice or setting, with the nearest one that exists.
         ValueError: from `check`.
     """
+    refuse_search(arguments)
     overrides = command_overrides(arguments)
     typed = parse_overrides(overrides)
+    drawn = [o.input_line for o in typed if o.is_sweep_override() and not o.is_discrete_sweep()]
+    if drawn:
+        raise UsageError(f"{drawn[0]}: a grid draws from no intervals; python -m hrm_agent.search does")
     composed = compose_config([_first(o) for o in typed], config_name, hydra=True)
-    sweeper = composed.hydra.sweeper
-    is_search = "params" in sweeper and not sweeper._target_.endswith("BasicSweeper")
-    if not is_search:
-        drawn = [o.input_line for o in typed if o.is_sweep_override() and not o.is_discrete_sweep()]
-        if drawn:
-            raise UsageError(f"{drawn[0]}: this sweeper draws from no intervals; add hydra/sweeper=optuna")
-        if not any(o.is_sweep_override() for o in typed):
-            alone = deepcopy(composed)
-            with open_dict(alone):
-                del alone["hydra"]
-            check(alone)
-            return composed
+    if any(o.is_sweep_override() for o in typed):
         for job in expand_sweeps(overrides):
             check(compose_config(job, config_name))
         return None
-    fixed = {o.get_key_element() for o in typed}
-    searched = [f"{name}={values}" for name, values in (sweeper.params or {}).items() if name not in fixed]
-    for job in one_at_a_time([*overrides, *searched]):
-        check(compose_config(job, config_name))
-    return None
+    alone = deepcopy(composed)
+    with open_dict(alone):
+        del alone["hydra"]
+    check(alone)
+    return composed
+
+
+def refuse_search(arguments: Sequence[str]) -> None:
+    """Raises: UsageError for the former form of a search, `+sweep=ppo`, with what to type instead."""
+    if not any(re.match(r"\+*(sweep=|hydra/sweeper=optuna)", a) for a in arguments):
+        return
+    words = []
+    for argument in arguments:
+        for pattern, present in FORMER_SEARCH:
+            argument = re.sub(pattern, present, argument)
+        if argument and not argument.startswith(("-", "hydra")):
+            words += [argument] if argument not in words else []
+    raise UsageError(
+        f"a search is a command of its own now, with trials that are kept: python -m hrm_agent.search {' '.join(words)}"
+    )
 
 
 def command_overrides(arguments: list[str]) -> list[str]:

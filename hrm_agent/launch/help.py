@@ -209,7 +209,7 @@ def _optional_groups(name: str) -> list[tuple[str, str]]:
     """`+GROUP=NAME`: files that change many settings at once."""
     files = [path.relative_to(config_folder()).with_suffix("") for path in sorted(config_folder().rglob("*.yaml"))]
     found = []
-    for group in ("experiment", "sweep", "earlier"):
+    for group in ("experiment", "earlier"):
         names = [str(file.relative_to(group)) for file in files if file.is_relative_to(group)]
         own = [each for each in names if each.startswith("published/") == (name == "supervise")]
         if own and (name == "train" or group == "experiment"):

@@ -28,6 +28,8 @@ from hrm_agent.training.loggers import Logger
 from hrm_agent.training.signals import handling_stops
 from hrm_agent.training.tracking import CLOCKS, Console, NoLog, RunLog
 
+DIVERGED = "try a lower learning rate"
+"""Ends the message of a run whose numbers are not finite any more."""
 CHECKPOINTS = "checkpoints"
 FORMER_DUTIES = {"film": "video"}
 """Former names in earlier checkpoints."""
@@ -266,7 +268,7 @@ class RunLoop(ABC):
         except NonFiniteNumbers as error:
             last = self.checkpoints.latest()
             where = f"the last good checkpoint is {last}" if last else "no checkpoint had been written yet"
-            message = f"{error} at {self.position:,} {self.unit}; {where}; try a lower learning rate"
+            message = f"{error} at {self.position:,} {self.unit}; {where}; {DIVERGED}"
             raise NonFiniteNumbers(message) from None
 
     def due(self, every: int, before: int) -> bool:

@@ -17,13 +17,14 @@ from hrm_agent.launch.cli import compose_config, group_choices
 from hrm_agent.launch.help import brief, explain, plain, reference, settings_of
 from hrm_agent.launch.pages import layout
 from hrm_agent.launch.plot import PlotOptions
+from hrm_agent.launch.search import SearchOptions
 from hrm_agent.launch.settings import ALGORITHMS, config_folder, train_defaults
 from hrm_agent.launch.study import StudyOptions
 from hrm_agent.launch.supervised_settings import supervise_defaults
 
 COMMANDS = [
     evaluate.evaluate, watch.watch, probe.probe, shifts.shifts, export, solve.solve, sweep_table.sweep_table,
-    PlotOptions, StudyOptions, Options,
+    PlotOptions, StudyOptions, SearchOptions, Options,
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Searches over settings, what is checked before they begin, and the table of what came out."""
+"""Grids of settings, what is checked before they begin, and the table of what came out."""
 
 from __future__ import annotations
 
@@ -8,26 +8,18 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
 from commands import TINY_RUN, run_command
-from hrm_agent.launch import cli
 from hrm_agent.launch.cli import UsageError, check_jobs, compose_config, expand_sweeps, one_at_a_time
-from hrm_agent.launch.settings import config_folder
 from hrm_agent.launch.sweep_table import sweep_table
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.train import check_run
 from hrm_agent.training.trainer import Trainer
-
-SMALL = [
-    a for a in TINY_RUN if not a.startswith(("env=", "total_steps", "algo.window", "algo.minibatch", "algo.epochs"))
-]
-SMALL += ["total_steps=64"]
+from refusals import refusal
 
 
 @pytest.fixture(autouse=True)
@@ -37,18 +29,6 @@ def _keep_logging() -> Iterator[None]:
     logging.root.handlers[:] = handlers
 
 
-@pytest.fixture
-def sweeper() -> None:
-    """The node of Optuna's sweeper, which composing needs; the plugin itself is an extra."""
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-
-
-@pytest.fixture
-def _two_choices_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`test_every_choice_of_a_shipped_search_can_be_trained` checks them all, which takes its time."""
-    monkeypatch.setattr(cli, "one_at_a_time", lambda overrides: islice(one_at_a_time(overrides), 2))
-
-
 def test_every_choice_is_tried_once_beside_the_first_of_the_others() -> None:
     assert list(one_at_a_time(["a=1,2,3", "b=x", "c=int(interval(5, 7))"])) == [
         ["a=1", "b=x", "c=5"], ["a=2", "b=x", "c=5"], ["a=3", "b=x", "c=5"], ["a=1", "b=x", "c=7"],
@@ -56,9 +36,27 @@ def test_every_choice_is_tried_once_beside_the_first_of_the_others() -> None:
     assert list(expand_sweeps(["a=1,2", "b=3,4"])) == [["a=1", "b=3"], ["a=1", "b=4"], ["a=2", "b=3"], ["a=2", "b=4"]]
 
 
-def test_an_interval_needs_a_sweeper_that_draws_from_it() -> None:
-    with pytest.raises(UsageError, match=r"algo.gamma=interval\(0.9,1\): .*hydra/sweeper=optuna"):
+def test_a_grid_draws_from_no_interval() -> None:
+    with pytest.raises(UsageError, match=r"algo.gamma=interval\(0.9,1\): .*python -m hrm_agent.search"):
         check_jobs(["--multirun", "algo.gamma=interval(0.9,1)"], "train", check_run)
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ("+sweep=ppo env=CartPole-v1", "space=ppo env=CartPole-v1"),
+        ("+sweep=dqn hydra.sweeper.n_trials=12 hydra/launcher=joblib hydra.launcher.n_jobs=2 hydra.sweeper.n_jobs=2",
+         "space=dqn trials=12 jobs=2"),
+        ("--multirun hydra/sweeper=optuna hydra.sweeper.storage=sqlite:///a.db hydra.sweeper.study_name=maze "
+         "hydra.sweeper.sampler.seed=1 hydra.sweep.dir=x algo.epochs=1,2",
+         "storage=sqlite:///a.db name=maze sampler_seed=1 out=x algo.epochs=1,2"),
+    ],
+)  # fmt: skip
+def test_the_former_search_says_what_to_type_now(
+    former: str, present: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line = refusal(monkeypatch, capsys, "train", former.split(), tmp_path)
+    assert line.endswith(f": python -m hrm_agent.search {present}\n")
 
 
 @pytest.mark.parametrize("group", ["hydra/launcher=submitit_slurm", "hydra/launcher=ray"])
@@ -68,73 +66,6 @@ def test_a_plugin_that_is_missing_is_named(group: str) -> None:
         pytest.skip("it is installed")
     with pytest.raises(UsageError, match=r"not installed; pip install (hydra-ray-launcher|'hrm-agent\[cluster\]')"):
         compose_config([group], "train")
-
-
-@pytest.mark.thorough  # composes every choice, half a second each; fast tests check two of them
-@pytest.mark.usefixtures("sweeper")
-@pytest.mark.parametrize("name", ["ppo", "dqn"])
-def test_every_choice_of_a_shipped_search_can_be_trained(name: str) -> None:
-    jobs: list[DictConfig] = []
-    check_jobs([f"+sweep={name}"], "train", lambda cfg: (check_run(cfg), jobs.append(cfg)))
-    space = OmegaConf.load(config_folder() / "sweep" / f"{name}.yaml").hydra.sweeper.params
-    for setting in space:
-        assert len({OmegaConf.select(job, str(setting)) for job in jobs}) >= 2, setting
-    assert {job.algo.name for job in jobs} == {name}
-    assert {job.test_episodes for job in jobs} == {0}  # nothing is chosen on test levels
-
-
-@pytest.mark.thorough
-@pytest.mark.usefixtures("sweeper")
-def test_a_setting_of_the_search_that_cannot_be_is_refused_before_it_begins() -> None:
-    with pytest.raises(ValueError, match=r"algo\.epochs=0"):
-        check_jobs(["+sweep=ppo", "algo.epochs=1,0"], "train", check_run)
-    with pytest.raises(ValueError, match=r"algo\.gamma=1\.5"):
-        check_jobs(["+sweep=ppo", "algo.gamma=interval(0.9,1.5)"], "train", check_run)
-
-
-@pytest.mark.thorough
-@pytest.mark.usefixtures("sweeper", "_two_choices_checked")
-def test_optuna_draws_trains_and_finds_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The objective is the validation success of each run; what is typed is not searched."""
-    run_command(
-        monkeypatch, "train", "+sweep=ppo", *SMALL, "algo.window=4", "algo.epochs=1,2", "algo.minibatch_windows=4",
-        "algo.gamma=0.9", "hydra.sweeper.n_trials=3", f"hydra.sweep.dir={tmp_path}", "eval_episodes=30",
-    )  # fmt: skip
-    rows = {row["run"]: row for row in sweep_table(str(tmp_path))}
-    assert set(rows) == {"0", "1", "2"}
-    settings = [OmegaConf.load(tmp_path / name / "config.yaml") for name in rows]
-    assert {values.algo.gamma for values in settings} == {0.9}
-    assert {values.algo.window for values in settings} == {4}
-    assert {values.algo.epochs for values in settings} <= {1, 2}
-    rates = [values.algo.learning_rate for values in settings]
-    assert len(set(rates)) == 3
-    assert all(3e-4 <= rate <= 1e-2 for rate in rates)
-    found = OmegaConf.load(tmp_path / "optimization_results.yaml")
-    best = max(row["validation_success"] for row in rows.values())
-    assert found.best_value == pytest.approx(best)
-    winners = [row["algo.learning_rate"] for row in rows.values() if row["validation_success"] == best]
-    assert found.best_params["algo.learning_rate"] in winners
-
-
-@pytest.mark.thorough
-@pytest.mark.usefixtures("sweeper", "_two_choices_checked")
-def test_a_search_in_a_file_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second command, as `docs/sweeps.md` has it, draws new trials and knows the earlier ones."""
-    import optuna
-
-    search = f"sqlite:///{tmp_path}/search.db"
-    for number in (0, 1):
-        run_command(
-            monkeypatch, "train", "+sweep=ppo", *SMALL, "algo.window=4", "algo.epochs=1", "algo.minibatch_windows=4",
-            "hydra.sweeper.n_trials=2", f"hydra.sweeper.storage={search}", "hydra.sweeper.study_name=ppo",
-            f"hydra.sweeper.sampler.seed={number}", f"hydra.sweep.dir={tmp_path / str(number)}", "total_steps=32",
-        )  # fmt: skip
-    study = optuna.load_study("ppo", search)
-    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 4
-    assert len({trial.params["algo.learning_rate"] for trial in study.trials}) == 4
-    found = OmegaConf.load(tmp_path / "1" / "optimization_results.yaml")
-    assert found.best_params == study.best_trial.params
-    assert len(sweep_table(str(tmp_path))) == 4
 
 
 @pytest.mark.slow
