@@ -47,7 +47,7 @@ def play(
     Prints the page's address, and serves it to this machine alone, until Ctrl-C.
 
     Args:
-        run: folder of a training run or of an agent; or give `agent`. Neither: DynamicMaze-TRM-v0.
+        run: folder of a training run or of an agent; or give `agent`; neither of them stands for DynamicMaze-TRM-v0.
         agent: id of a registered agent in place of `run`; `python -m hrm_agent.agents` lists them.
         seed: number of the first level, and of the draws of an agent that samples.
         split: `train`, `validation`, `development` or `test` levels, where the environment has splits.
@@ -76,7 +76,7 @@ def play(
         token = make_token()
         address = f"http://{HOST}:{opened.getsockname()[1]}/?token={token}"
         build = partial(make_world, env_id, options, split, seed)
-        with closing(Game(player, build, name=agent or str(run), seed=seed)) as game:
+        with closing(Game(player, build, player.load_probe(), agent or str(run), seed)) as game:
             print(f"open it: {address}\nCtrl-C ends it", flush=True)
             if open:
                 webbrowser.open(address)

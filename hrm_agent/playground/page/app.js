@@ -182,7 +182,7 @@ function drawCard(card, seat) {
   if (maze) card.board.show(maze, seat, view);
   else if (seat.picture) find("img").src = seat.picture;
   find("canvas").setAttribute("aria-label", `maze of ${NAMES[seat.name]}`);
-  drawLegend(find(".legend"), seat);
+  drawLegend(find(".legend"), card, seat);
   find(".numbers").replaceChildren(...numbers(seat));
   drawThought(find(".thought"), seat, view, choose);
   drawSettings(card, seat);
@@ -204,15 +204,15 @@ function drawSettings({ find }, seat) {
   sampled.disabled = !state.about.can_sample;
 }
 
-function drawLegend(legend, seat) {
-  const rows = view.heat === "distance" ? seat.thought?.distance : view.heat === "change" ? seat.thought?.cells : null;
-  legend.hidden = !rows?.length || !rows[0].length || !state.maze;
-  if (legend.hidden) return;
-  const segment = view.segment(rows.length), near = view.heat === "distance";
-  legend.classList.toggle("distance", near);
+function drawLegend(legend, card, seat) {
+  const heat = state.maze ? card.board.heatOf() : null;
+  legend.hidden = !heat;
+  if (!heat) return;
+  const segment = view.segment(seat.thought.change.length) + 1;
+  legend.classList.toggle("distance", heat.near);
   legend.querySelector(".low").textContent = "0";
-  legend.querySelector(".high").textContent = near ? `${Math.round(Math.max(...rows.flat()))} steps` : short(Math.max(...rows.flat()));
-  legend.querySelector(".what").textContent = near ? `distance to the goal, read after segment ${segment + 1}` : `latent change in segment ${segment + 1}`;
+  legend.querySelector(".high").textContent = heat.near ? `${Math.round(heat.most)} steps` : short(heat.most);
+  legend.querySelector(".what").textContent = heat.near ? `distance to the goal, read after segment ${segment}` : `latent change in segment ${segment}`;
 }
 
 function numbers(seat) {

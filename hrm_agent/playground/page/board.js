@@ -130,10 +130,11 @@ export class Board {
     pen.setTransform(unit, 0, 0, unit, -HIDDEN * unit, -HIDDEN * unit);
     const grid = view.whole ? seat.map : seat.seen;
     this.ground(pen, grid);
-    if (seat.thought && view.heat !== "none") this.heat(pen, grid);
+    this.heat(pen, grid);
     for (const door of seat.doors) if (grid[door] === Cell.EMPTY) this.door(pen, grid, door, false);
     this.trail(pen);
     if (view.path) this.path(pen);
+    this.numbers(pen, grid);
     for (let place = 0; place < grid.length; place++) if (grid[place] === Cell.DOOR) this.door(pen, grid, place, true);
     if (this.hover !== null && !this.drag) this.outline(pen, this.hover);
     const goal = grid.indexOf(Cell.GOAL);
@@ -188,24 +189,39 @@ export class Board {
     }
   }
 
+  // What each token's cells hold, and how strong that is: of the shown segment the largest change, or the shortest distance.
+  heatOf() {
+    const thought = this.seat.thought, near = this.view.heat === "distance";
+    const rows = thought && this.view.heat !== "none" ? (near ? thought.distance : thought.cells) : null;
+    if (!rows?.length || !rows[0].length) return null;
+    const values = rows[this.view.segment(rows.length)], most = Math.max(...values, 1e-9);
+    return { near, values, most };
+  }
+
   heat(pen, grid) {
-    const { thought } = this.seat, { tokens } = this.maze, near = this.view.heat === "distance";
-    const rows = near ? thought.distance : thought.cells;
-    if (!rows?.length || !rows[0].length) return;
-    const now = rows[this.view.segment(rows.length)], most = Math.max(...rows.flat(), 1e-9);
-    tokens.forEach((places, token) => {
-      const share = Math.max(0, Math.min(1, now[token] / most));
-      pen.fillStyle = near ? `rgba(${NEAR}, ${0.62 * (1 - share) ** 1.5})` : `rgba(${CHANGE}, ${0.72 * Math.sqrt(share)})`;
+    const heat = this.heatOf();
+    if (!heat) return;
+    this.maze.tokens.forEach((places, token) => {
+      const share = Math.max(0, Math.min(1, heat.values[token] / heat.most));
+      pen.fillStyle = heat.near ? `rgba(${NEAR}, ${0.7 * (1 - share) ** 1.5})` : `rgba(${CHANGE}, ${0.78 * share ** 1.3})`;
       for (const place of places) {
         if (grid[place] !== Cell.WALL && grid[place] !== Cell.UNKNOWN) pen.fillRect(col(this.maze, place), row(this.maze, place), 1, 1);
       }
-      if (!near || !places.length || grid[places[0]] === Cell.UNKNOWN || grid[places[0]] === Cell.WALL) return;
-      const size = 0.36;
-      pen.fillStyle = "rgba(20, 40, 50, .8)";
-      pen.font = `600 ${size}px system-ui, sans-serif`;
-      pen.textAlign = "center";
-      pen.textBaseline = "middle";
-      pen.fillText(String(Math.round(now[token])), col(this.maze, places[0]) + 0.5, row(this.maze, places[0]) + 0.52);
+    });
+  }
+
+  numbers(pen, grid) {
+    const heat = this.heatOf();
+    if (!heat?.near) return;
+    const size = Math.min(0.36, 15 / (this.canvas.clientWidth / (this.maze.width - 2 * HIDDEN))); // 15 pixels at most
+    Object.assign(pen, { font: `600 ${size}px system-ui, sans-serif`, textAlign: "center", textBaseline: "middle", lineWidth: size / 2.5, lineJoin: "round" });
+    pen.strokeStyle = "rgba(246, 244, 238, .8)";
+    pen.fillStyle = "#1d3a40";
+    this.maze.tokens.forEach(([place], token) => {
+      if (place === undefined || grid[place] === Cell.UNKNOWN || grid[place] === Cell.WALL || grid[place] === Cell.DOOR) return;
+      const spot = [String(Math.round(heat.values[token])), col(this.maze, place) + 0.5, row(this.maze, place) + 0.52];
+      pen.strokeText(...spot);
+      pen.fillText(...spot);
     });
   }
 

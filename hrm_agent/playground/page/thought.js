@@ -2,7 +2,7 @@
 // the value.
 
 const NAMES = ["N", "E", "S", "W"];
-const ROW = 26, LEFT = 62, RIGHT = 50, TOP = 16, MOST_ROWS = 9;
+const ROW = 26, LEFT = 62, RIGHT = 50, TOP = 21, MOST_ROWS = 9;
 
 export function drawThought(box, seat, view, onChoose) {
   const thought = seat.thought;
@@ -36,7 +36,7 @@ export function drawThought(box, seat, view, onChoose) {
   y += ROW + 2;
   bars.forEach((parts, i) => {
     const group = make("g", { class: i === chosen ? "segment chosen" : "segment", "data-policy": (thought.probabilities[i] ?? []).join(" ") });
-    const label = text(String(i + 1), LEFT + column * (i + 0.5), 10);
+    const label = text(String(i + 1), LEFT + column * (i + 0.5), 14);
     label.setAttribute("text-anchor", "middle");
     const hit = make("rect", { class: "hit", x: LEFT + column * i, y: 0, width: column, height: y, rx: 4 });
     group.append(hit, label, ...parts, make("title", {}, `segment ${i + 1}`));
