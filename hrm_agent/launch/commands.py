@@ -15,7 +15,6 @@ COMMANDS = {
     "evaluate": "an agent on held-out levels, beside baselines and the bound",
     "watch": "a video of an agent's episodes",
     "play": "a local web page on which one watches an agent think and disturbs it",
-    "play": "a local web page on which one watches an agent think and disturbs it",
     "plot": "learning curves and a table of runs, by group, with intervals over seeds",
     "study": "compare ideas: train arms over seeds, measure, test the differences, draw",
     "search": "search for settings with Optuna; several processes may work on one search",
