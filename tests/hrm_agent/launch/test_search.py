@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from hrm_agent import search as command
 from hrm_agent.launch import search as searches
 from hrm_agent.launch.cli import UsageError
 from hrm_agent.launch.search import Plan, Search, SearchOptions, plan_search
-from hrm_agent.launch.search_space import Space, read_space
+from hrm_agent.launch.search_space import Space
 from hrm_agent.launch.side_by_side import RunFailed
 from hrm_agent.training.loop import DIVERGED
 from refusals import refusal
@@ -283,24 +284,32 @@ def test_the_command_prints_the_trials_and_the_best(
 
 
 @pytest.mark.slow
-def test_a_search_that_is_killed_continues(tmp_path: Path) -> None:
-    """By SIGKILL, which leaves a trial that is said to run, and by Ctrl-C."""
+def test_a_search_that_is_killed_and_interrupted_continues(tmp_path: Path) -> None:
+    """Killed with its training, as by a machine that is switched off: a trial is left that is said to run."""
     small = [a for a in TINY_RUN if not a.startswith(("algo.epochs", "test_episodes", "threads", "total_steps"))]
     (tmp_path / "space.yaml").write_text(json.dumps({"params": {"algo.epochs": "choice(1,2)"}}))
-    typed = [sys.executable, "-m", "hrm_agent", "search", "space=space.yaml", *small, "total_steps=3_000", "out=s"]
-    for how in (signal.SIGKILL, signal.SIGINT):
+    typed = [sys.executable, "-m", "hrm_agent", "search", "space=space.yaml", *small, "total_steps=2_000", "out=s"]
+    run = tmp_path / "s" / "trials" / "0000"
+
+    def begin_and_stop(until: Callable[[], bool], how: int) -> tuple[int, str]:
         process = subprocess.Popen([*typed, "trials=2"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-        until, before = time.monotonic() + 120, len(list(tmp_path.rglob("checkpoints/*.safetensors")))
-        while len(list(tmp_path.rglob("checkpoints/*.safetensors"))) <= before and time.monotonic() < until:
-            time.sleep(0.05)
+        limit = time.monotonic() + 120
+        while not until() and time.monotonic() < limit:
+            time.sleep(0.02)
         process.send_signal(how)
-        said = process.communicate(timeout=120)[1]
-        assert process.returncode == (130 if how == signal.SIGINT else -9)
-        assert how == signal.SIGKILL or said.endswith("interrupted; the same command continues\n")
-        time.sleep(1)
-    for _ in range(2):  # the first may find the killed one's run still training
-        done = subprocess.run([*typed, "trials=2"], cwd=tmp_path, capture_output=True, text=True, check=False)
+        if how == signal.SIGKILL:
+            os.kill(json.loads((run / "run.lock").read_text())["pid"], signal.SIGKILL)
+        return process.wait(timeout=120), process.communicate()[1]
+
+    killed, _ = begin_and_stop(lambda: any(run.glob("checkpoints/*.safetensors")), signal.SIGKILL)
+    assert killed == -signal.SIGKILL
+    log = run.with_name("0000.log")
+    interrupted, said = begin_and_stop(lambda: "resuming from" in log.read_text(), signal.SIGINT)
+    assert interrupted == 130
+    assert said.endswith("interrupted; the same command continues\n")
+    done = subprocess.run([*typed, "trials=2"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert log.read_text().count("resuming from") == 2
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/s/search.db")
-    assert [trial.state.name for trial in study.trials].count("COMPLETE") == 2
-    assert read_space(str(tmp_path / "space.yaml"), []).params == {"algo.epochs": "choice(1,2)"}
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+    assert [trial.user_attrs["run"] for trial in study.trials] == ["0000", "0000", "0000", "0003"]
