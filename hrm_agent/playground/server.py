@@ -106,7 +106,7 @@ class Guarded:
             await send(message)
 
         try:
-            self._check(scope["headers"])
+            self._check(scope["method"], scope["headers"])
         except Wrong as wrong:
             await _refuse(wrong)(scope, receive, send_guarded)
             return
@@ -115,7 +115,7 @@ class Guarded:
         except Exception:  # which has been answered
             _log.exception("a request failed")
 
-    def _check(self, headers: list[tuple[bytes, bytes]]) -> None:
+    def _check(self, method: str, headers: list[tuple[bytes, bytes]]) -> None:
         values: dict[str, list[str]] = {}
         for name, value in headers:
             values.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
@@ -124,7 +124,9 @@ class Guarded:
         allowed = {f"http://{host}" for host in self.hosts}
         if not set(values.get("origin", [])) <= allowed:
             raise Wrong(403, "asked for by a page of another origin, which may not drive this one")
-        if not set(values.get("sec-fetch-site", [])) <= {"same-origin", "none"}:
+        # A link to the page, in a terminal that is a web page itself for example, may lead here from anywhere.
+        followed = method == "GET" and values.get("sec-fetch-dest") == ["document"]
+        if not followed and not set(values.get("sec-fetch-site", [])) <= {"same-origin", "none"}:
             raise Wrong(403, "asked for by a page of another site, which may not drive this one")
 
 

@@ -301,6 +301,7 @@ $("heat").addEventListener("click", (event) => {
 document.addEventListener("keydown", (event) => {
   if (!state || event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input:not([type=checkbox]), select")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  if ((key === " " || key === "Enter") && event.target.closest("button, input")) return; // reached by the tab key: it is pressed
   if (key in ARROWS && state.maze) move(ARROWS[key]);
   else if (/^\d$/.test(key) && !state.maze) move(Number(key));
   else if (key === " ") { pause(); step(); }
@@ -310,6 +311,9 @@ document.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
+// What was clicked does not keep the keys to itself.
+document.addEventListener("click", (event) => event.detail && event.target.closest("button, input[type=checkbox]")?.blur());
+document.addEventListener("pointerup", (event) => event.target.closest("input[type=range]")?.blur());
 addEventListener("resize", () => state && draw());
 
 ask({ do: "look" });

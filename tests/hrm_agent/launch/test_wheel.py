@@ -37,6 +37,7 @@ def test_the_wheel_trains_and_evaluates_from_an_empty_folder(tmp_path: Path) -> 
     (wheel,) = (tmp_path / "dist").glob("hrm_agent-*.whl")
     with ZipFile(wheel) as archive:  # type checkers read the annotations of both packages
         assert {"hrm_agent/py.typed", "hrm_envs/py.typed"} <= set(archive.namelist())
+        assert {"hrm_agent/playground/page/index.html", "hrm_agent/playground/page/app.js"} <= set(archive.namelist())
 
     venv.create(tmp_path / "venv", with_pip=True, symlinks=True)
     python = tmp_path / "venv" / "bin" / "python"

@@ -87,8 +87,9 @@ class Opened:
 
     def policies(self) -> list[list[float]]:
         """What the page shows of the first agent's policy, after every segment."""
-        columns = self.page.locator("[data-seat=agent] .segment").all()
-        return [[float(p) for p in column.get_attribute("data-policy").split()] for column in columns]
+        script = "groups => groups.map((group) => group.dataset.policy)"
+        columns = self.page.locator("[data-seat=agent] .segment").evaluate_all(script)
+        return [[float(p) for p in column.split()] for column in columns]
 
     def place(self, position: int, seat: str = "agent") -> tuple[float, float]:
         """Where on the screen a position of the map is; 0.6 of the outer wall is not drawn."""
@@ -116,12 +117,9 @@ class Opened:
 
     def set_segments(self, count: int, seat: str = "agent") -> None:
         slider = self.page.locator(f"[data-seat={seat}] .segments input")
-        with self.page.expect_response("**/api"):
-            slider.evaluate(
-                "(e, k) => { e.value = k; e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change')); }",
-                count,
-            )
-        self.settle()
+        script = "(e, k) => { e.value = k; e.dispatchEvent(new Event('input')); e.dispatchEvent(new Event('change')); }"
+        slider.evaluate(script, count)
+        until(lambda: len(self.policies()) == count)
 
 
 @pytest.fixture
@@ -209,6 +207,22 @@ def test_a_level_is_stepped_played_and_played_by_a_person(opened: Callable[..., 
     until(lambda: int(page.page.locator("#level").input_value()) >= 2)
     page.page.click("#play")
     assert page.page.locator("#play").inner_text() == "Play"
+
+
+def test_keys_after_a_click_and_keys_on_what_has_the_focus(opened: Callable[..., Opened]) -> None:
+    page = opened(shipped_game(0))
+    page.page.locator("#speed").click()
+    page.page.click("#reset")
+    page.page.keyboard.press(" ")  # a step, not another reset
+    until(lambda: page.world.steps == 1)
+    page.page.locator("#path").focus()
+    page.page.keyboard.press(" ")
+    page.settle()
+    assert page.page.locator("#path").is_checked()
+    assert page.world.steps == 1
+    page.page.locator("#step").focus()
+    page.page.keyboard.press("Enter")
+    until(lambda: page.world.steps == 2)
 
 
 def test_settings_and_views(opened: Callable[..., Opened]) -> None:

@@ -16,10 +16,11 @@ from starlette.websockets import WebSocketDisconnect
 import hrm_agent.play as command
 from forks import Forks
 from games import tiny_game
+from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.environments.checked import EnvironmentFailed
 from hrm_agent.launch.cli import parse_agent_options
 from hrm_agent.playground import server
-from hrm_agent.playground.game import Game
+from hrm_agent.playground.game import Game, show
 from hrm_agent.playground.server import FILES, HEADERS, MOST_BYTES, PAGE, TOKEN_HEADER, build_app, listen, make_token
 
 PORT, TOKEN = 8123, "a-token"
@@ -100,6 +101,16 @@ def test_no_token_in_a_cookie_or_in_the_address_opens_the_api(client: TestClient
 def test_the_page_itself_is_answered(client: TestClient, origin: str) -> None:
     assert ask(client, LOOK, headers={"origin": origin, "sec-fetch-site": "same-origin"}).status_code == 200
     assert ask(client, LOOK, headers={"host": f"localhost:{PORT}"}).status_code == 200
+
+
+def test_a_link_to_the_page_is_followed_and_a_frame_of_a_stranger_is_not(client: TestClient) -> None:
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    assert client.get("/", params={"token": TOKEN}, headers=link).status_code == 200
+    assert client.get("/", headers=link).status_code == 401
+    for dest in ("iframe", "script", "empty"):
+        asked = {**link, "sec-fetch-dest": dest}
+        assert client.get("/", params={"token": TOKEN}, headers=asked).status_code == 403
+    assert ask(client, LOOK, headers=link).status_code == 403
 
 
 def test_a_preflight_of_another_origin_allows_nothing(client: TestClient) -> None:
@@ -245,6 +256,21 @@ def test_overrides_are_those_of_the_other_commands() -> None:
     assert (options["overrides"].carry, options["overrides"].segments) == ("reset", 4)
     assert options["env_options"] == {"rows": 6}
     assert (options["agent"], options["port"], options["open"]) == (None, 0, False)
+
+
+def test_the_command_opens_the_page_and_finds_the_agents_probe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    addresses: list[str] = []
+    served: list[Any] = []
+    monkeypatch.setattr("webbrowser.open", addresses.append)
+    monkeypatch.setattr(command, "serve", lambda game, opened, token: served.append(show(game)))
+    command.play(open=True, overrides=AgentOverrides(segments=2), seed=3)
+    assert f"open it: {addresses[0]}\n" in capsys.readouterr().out
+    (shown,) = served
+    assert shown["about"]["agent"] == command.DEFAULT_AGENT
+    thought = shown["seats"][0]["thought"]
+    assert len(thought["distance"]) == len(thought["probabilities"]) == 2
 
 
 SERVED = """
