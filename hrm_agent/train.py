@@ -28,17 +28,19 @@ from hrm_agent.agents.card import evaluation_facts
 from hrm_agent.agents.description import add_facts, find_agent_folder
 from hrm_agent.cores import import_core
 from hrm_agent.environments.checked import EnvironmentFailed
+from hrm_agent.environments.make import choose_env_workers
 from hrm_agent.environments.sources import foreign_module
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.report import format_report
 from hrm_agent.launch.errors import run_errors
 from hrm_agent.launch.python import compose_run, configuration, make_folder, program_left_as_it_was, reopen_run
 from hrm_agent.launch.resume import read_description
-from hrm_agent.launch.runs import Run, begin_run, go_on, is_multirun, open_loop, run_command, say_end
+from hrm_agent.launch.runs import Run, begin_run, go_on, is_multirun, keep_settings, open_loop, run_command, say_end
 from hrm_agent.launch.settings import TrainCommand, resolve, settings
 from hrm_agent.names.installed import leave_out_working_folder
 from hrm_agent.parallel.memory import at_most, room_for_weights
 from hrm_agent.parallel.processes import SINGLE_PROCESS, check_local_device, join
+from hrm_agent.parallel.threads import available_cores
 from hrm_agent.policies.policy import Policy
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.training.callbacks import Callback, check_callbacks
@@ -54,6 +56,7 @@ WORST = {"success": 0.0, "return": float("-inf")}  # of each objective, what a r
 CHANGEABLE = (
     "total_steps", "max_seconds", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_episodes",
     "curve_every", "test_episodes", "video_every", "log_every", "loggers", "device", "threads", "kernel",
+    "env_workers",
 )  # fmt: skip
 
 
@@ -122,6 +125,7 @@ def perform(
         Interrupted: it received a signal to stop; a checkpoint is written.
     """
     import_core(run.values["core"]["name"])  # as typed, in every process; of a run that is resumed, typed again
+    settle_workers(run)
     arguments = (*settings(run.values), run.folder, run.console, run.processes)
     trainer = open_loop(run, partial(Trainer, *arguments, callbacks=callbacks, more_loggers=loggers))
     if trainer.config.init_from and trainer.checkpoints.latest() is None:
@@ -136,6 +140,23 @@ def perform(
         with suppress(EnvironmentFailed):
             trainer.env.close()
     return trainer
+
+
+def settle_workers(run: Run) -> None:
+    """With `env_workers=auto`, measure a step of the environment and keep what is chosen in the run's settings."""
+    config, _, algo = settings(run.values)
+    if config.env_workers is not None:
+        return
+    chosen = None
+    if run.processes.is_rank_zero:
+        num_envs = algo.num_envs // run.processes.world_size
+        chosen = choose_env_workers(config.env, num_envs, config.env_options, available_cores())
+    workers = run.processes.broadcast_object(None if chosen is None else chosen.workers)
+    if workers is not None:
+        run.values["env_workers"] = workers
+    if chosen is not None:
+        run.console.say(chosen.line)
+        keep_settings(run.folder, run.values)
 
 
 def learn(

@@ -34,6 +34,10 @@ class EnvironmentFailed(RuntimeError):
     """
 
 
+class InAnotherProcess(Exception):
+    """An environment's exception in another process; the message is the traceback of it (`own_traceback`)."""
+
+
 def failed(env_id: str, where: str, error: BaseException) -> EnvironmentFailed:
     """An exception that an environment raised, as one line; to be raised `from` it.
 
@@ -49,6 +53,8 @@ def own_traceback(error: BaseException) -> str:
 
     Frames of this package and of Gymnasium's wrappers are left out; the environments that Gymnasium brings are kept.
     """
+    if isinstance(error, InAnotherProcess):
+        return str(error)
     told = traceback.TracebackException.from_exception(error)
     part: traceback.TracebackException | None = told
     while part is not None:

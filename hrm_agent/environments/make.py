@@ -13,9 +13,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 import hrm_envs
-from hrm_agent.environments.checked import Checked, Guard, constructing
+from hrm_agent.environments.checked import Checked, Guard, closing, constructing
 from hrm_agent.environments.objects import is_given
 from hrm_agent.environments.sources import StoredId, check_stored, import_source, search_for, wrap_by_source
+from hrm_agent.environments.workers import Chosen, WorkersVectorEnv, choose_workers
 from hrm_agent.environments.wrappers import adapt, is_adapted
 from hrm_agent.names.installed import import_typed
 from hrm_agent.names.nearest import did_you_mean
@@ -68,12 +69,16 @@ def make_env(env_id: str, options: dict[str, Any] | None = None) -> gym.Env:
         return _make(env_id, options)
 
 
-def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None = None) -> VectorEnv:
+def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None = None, workers: int = 0) -> VectorEnv:
     """A vector of `num_envs` environments in SAME_STEP autoreset mode.
 
     Environments with their own vector implementation in that mode use it; others are stepped one by one, in the
-    wrappers that their observations need (`hrm_agent.environments.wrappers.adapt`). `options` are keyword arguments
-    of the environment.
+    wrappers that their observations need (`hrm_agent.environments.wrappers.adapt`).
+
+    Args:
+        env_id, num_envs: which and how many.
+        options: keyword arguments of the environment.
+        workers: processes that those without a vector implementation are divided over; 0: none.
 
     Raises:
         ValueError: as `make_env`.
@@ -89,7 +94,26 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
                 return env if ours else Checked(env, env_id)
             env.close()
         make = [partial(_guarded, env_id, options, number) for number in range(num_envs)]
+        if workers:
+            return Checked(WorkersVectorEnv(make, workers, env_id), env_id)
         return Checked(SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP), env_id)
+
+
+def choose_env_workers(
+    env_id: str, num_envs: int, options: dict[str, Any] | None = None, cores: int = 1
+) -> Chosen | None:
+    """How many processes a vector environment is best divided over: `workers.choose_workers`.
+
+    None for one that has a vector implementation of its own.
+
+    Raises:
+        ValueError: as `make_env`.
+        EnvironmentFailed: one of the steps that are measured.
+    """
+    env = make_vector_env(env_id, 1, options)
+    with closing(env):
+        stepped = env.unwrapped
+        return choose_workers(stepped.envs[0], num_envs, cores) if isinstance(stepped, SyncVectorEnv) else None
 
 
 def _guarded(env_id: str, options: dict[str, Any] | None, number: int) -> gym.Env:
@@ -121,7 +145,9 @@ def _one_line(env_id: str) -> Iterator[None]:
         raise ValueError(f"env={env_id}: {' '.join(str(error).split())}") from None
 
 
-def make_labelled_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None = None) -> VectorEnv:
+def make_labelled_vector_env(
+    env_id: str, num_envs: int, options: dict[str, Any] | None = None, workers: int = 0
+) -> VectorEnv:
     """`make_vector_env` of an environment that labels optimal actions, for imitation.
 
     The labels are `infos["optimal_actions"]`, bool `[N, A]`, from `reset` and from every `step`, for the observations
@@ -151,7 +177,7 @@ def make_labelled_vector_env(env_id: str, num_envs: int, options: dict[str, Any]
                 f"env={env_id}: infos['optimal_actions'] is {mask.dtype}{list(mask.shape)} for one environment; "
                 f"expected bool[1, {actions.n}]"
             )
-        return make_vector_env(env_id, num_envs, given)
+        return make_vector_env(env_id, num_envs, given, workers)
     raise ValueError(
         f"env={env_id}: it does not label optimal actions; imitation (algo=bc, dagger) needs "
         "infos['optimal_actions'], bool [N, A], from reset and step; use algo=ppo or dqn"

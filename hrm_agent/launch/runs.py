@@ -256,7 +256,7 @@ def begin_run(folder: Path, values: dict[str, Any], command: str) -> Iterator[No
         except FileExistsError:
             if holds_run(folder):
                 raise UsageError(f"{folder}: holds a run already; resume it with resume={folder}") from None
-        _write_settings(folder, values)
+        keep_settings(folder, values)
         write_atomically(folder / RUN_FILE, (json.dumps(description, indent=2) + "\n").encode())
         yield
 
@@ -285,7 +285,7 @@ def go_on(folder: Path, changed: dict[str, Any] | None) -> Iterator[None]:
         for written in (folder, *folder.glob("agents/*"), *folder.glob("models/*")):
             remove_leftovers(written)
         if changed is not None:
-            _write_settings(folder, changed)
+            keep_settings(folder, changed)
         yield
 
 
@@ -301,7 +301,7 @@ def _command_line(command: str) -> str:
     return " ".join([f"python -m {command}", *HydraConfig.get().overrides.task, "hydra.mode=RUN"])
 
 
-def _write_settings(folder: Path, values: dict[str, Any]) -> None:
+def keep_settings(folder: Path, values: dict[str, Any]) -> None:
     """Keep a run's configuration."""
     write_atomically(folder / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(values)).encode())
 

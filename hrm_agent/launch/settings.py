@@ -149,7 +149,7 @@ def shipped_options(core: str) -> dict[str, Any]:
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Plain values, with interpolations and `threads: auto` resolved.
+    """Plain values, with interpolations and `threads: auto` resolved; `env_workers: auto` is None.
 
     Raises:
         ValueError: a required setting is missing, or an interpolation stands for nothing.
@@ -168,6 +168,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     if plain.get("threads") == "auto":
         on_cpu = str(plain.get("device", "cpu")) == "cpu"
         plain["threads"] = available_cores() if on_cpu else 1  # several threads do not help on a GPU
+    if plain.get("env_workers") == "auto":
+        plain["env_workers"] = None
     return plain
 
 

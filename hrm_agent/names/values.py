@@ -45,6 +45,8 @@ EpisodesOrNone = Annotated[int, Meta(ge=0, le=10**7)]
 Split = Annotated[str, one_of(("train", "validation", "development", "test"))]
 """Of levels; those of puzzle tasks are fewer (`supervised.tasks.base.SPLITS`)."""
 ThreadCount = Annotated[int, Meta(ge=1, le=1024)]
+Workers = Annotated[int, Meta(ge=0, le=1024)]
+"""Processes; 0 for none."""
 NonNegative = Annotated[float, Meta(ge=0)]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]

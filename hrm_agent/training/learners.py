@@ -296,7 +296,9 @@ class ImitationLearner(Learner):
         check_total("labels", metadata.get("labels"))
 
 
-def build_env(config: AlgoConfig, env_id: str, num_envs: int, options: dict[str, Any]) -> gym.vector.VectorEnv:
+def build_env(
+    config: AlgoConfig, env_id: str, num_envs: int, options: dict[str, Any], workers: int = 0
+) -> gym.vector.VectorEnv:
     """The vector environment that an algorithm collects from.
 
     For imitation the oracle is switched on, here alone; `options` are not changed.
@@ -305,7 +307,7 @@ def build_env(config: AlgoConfig, env_id: str, num_envs: int, options: dict[str,
         ValueError: see `make_vector_env` and `make_labelled_vector_env`.
     """
     make = make_labelled_vector_env if isinstance(config, ImitationConfig) else make_vector_env
-    return make(env_id, num_envs, options)
+    return make(env_id, num_envs, options, workers)
 
 
 def build_learner(

@@ -19,11 +19,12 @@ from hrm_agent import __version__
 from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.ppo import PPOConfig
 from hrm_agent.environments.make import compile_env, is_compiled
+from hrm_agent.environments.workers import check_workers
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.experience.collector import Collector
 from hrm_agent.kernels.cpu import build
-from hrm_agent.names.values import Episodes, Steps, StepsOrNone
+from hrm_agent.names.values import Episodes, Steps, StepsOrNone, Workers
 from hrm_agent.parallel.cuda import CudaConfig
 from hrm_agent.parallel.graphs import Say, Wrap, graph_wrapper
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
@@ -66,6 +67,7 @@ class TrainerConfig(LoopConfig):
 
     env: str  # Gymnasium id
     env_options: dict[str, Any]  # keyword arguments of the environment
+    env_workers: Workers | None = 0  # processes that step environments of other packages; 0: none; auto: it is measured
     total_steps: Steps  # environment frames of training
     checkpoint_every: StepsOrNone = 100_000  # frames between checkpoints; 0: only at the beginning and at the end
     keep_checkpoints: Steps = 3  # checkpoints that are kept
@@ -82,6 +84,7 @@ class TrainerConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_workers(self.env_workers)
         logger_names(self.loggers)
         parse_parts(self.freeze, "freeze")
         if not parse_parts(self.init_parts, "init_parts"):
@@ -165,7 +168,8 @@ class Trainer(RunLoop):
         super().__init__(config, folder, processes)
         self.callbacks, self.more_loggers = callbacks, more_loggers
         check_processes(algo_config, processes)
-        self.env = build_env(algo_config, config.env, algo_config.num_envs // processes.world_size, config.env_options)
+        num_envs, workers = algo_config.num_envs // processes.world_size, config.env_workers or 0
+        self.env = build_env(algo_config, config.env, num_envs, config.env_options, workers)
         if not is_compiled(self.env):
             with _waiting(console, lambda: COMPILES if build.compiling_for() is None else COMPILES_BOTH):
                 compile_env(self.env)
