@@ -125,6 +125,8 @@ class WorkersVectorEnv(SyncVectorEnv):
         EnvironmentFailed: by every method, from an exception in an environment; or a process has ended.
     """
 
+    _end: Finalize | None = None  # Gymnasium closes what was not built too
+
     def __init__(self, makes: Sequence[Make], workers: int, env_id: str) -> None:
         check_workers(workers)
         example = makes[0]()
@@ -158,7 +160,7 @@ class WorkersVectorEnv(SyncVectorEnv):
         return super().step(actions)
 
     def close_extras(self, **kwargs: Any) -> None:
-        if self._end.still_active():
+        if self._end is not None and self._end.still_active():
             try:
                 self._ask([("close", None)] * len(self._shares))
             finally:
