@@ -6,6 +6,7 @@ Gymnasium loads no plugins. Importing compiles nothing.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from hrm_envs.registration import register_envs
@@ -44,7 +45,9 @@ register_envs()
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, imported at first use: numba, which most of them need, takes half a second."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    """The public names and the modules, imported at first use: numba, which most need, takes half a second."""
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -203,6 +203,8 @@ def test_an_id_needs_the_package_imported_or_named_before_it() -> None:
 def test_importing_compiles_nothing_and_needs_no_torch() -> None:
     code = (
         "import hrm_envs, sys; assert 'torch' not in sys.modules; assert 'hrm_agent' not in sys.modules;"
+        "assert 'numba' not in sys.modules; assert not hasattr(hrm_envs, 'nothing');"
+        "assert all(getattr(hrm_envs, name) is not None for name in hrm_envs.__all__);"
         "assert not hrm_envs.kernel.run_batch.overloads"
     )
     assert run_apart(code).returncode == 0
