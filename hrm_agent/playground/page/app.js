@@ -138,7 +138,7 @@ function draw() {
   const withProbe = $("heat").querySelector("[data-heat=distance]");
   withProbe.hidden = !about.has_probe;
   for (const button of $("heat").children) button.setAttribute("aria-checked", button.dataset.heat === view.heat);
-  $("help").hidden = !maze;
+  $("help").hidden = $("own").hidden = !maze;
   $("seats").className = state.seats.length === 1 ? "one" : "";
   for (const [name, card] of cards) {
     if (state.seats.some((seat) => seat.name === name)) continue;

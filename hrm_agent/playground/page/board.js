@@ -158,22 +158,22 @@ export class Board {
   }
 
   ground(pen, grid) {
-    const { width, height } = this.maze, line = 0.04, overlap = 0.012; // no seams between walls
+    const { width, height } = this.maze, line = 0.04, overlap = 0.012;
     pen.fillStyle = FLOOR;
     pen.fillRect(0, 0, width, height);
     const solid = (r, c) => r < 0 || c < 0 || r >= height || c >= width || grid[r * width + c] === Cell.WALL || grid[r * width + c] === Cell.UNKNOWN;
-    for (let r = 0; r < height; r++) {
-      for (let c = 0; c < width; c++) {
-        const kind = grid[r * width + c];
-        if (kind === Cell.WALL || kind === Cell.UNKNOWN) {
-          pen.fillStyle = kind === Cell.WALL ? WALL : FOG;
-          pen.fillRect(c - overlap, r - overlap, 1 + 2 * overlap, 1 + 2 * overlap);
-        } else {
-          pen.fillStyle = FLOOR_LINE;
-          pen.fillRect(c, r, 1, line);
-          pen.fillRect(c, r, line, 1);
-        }
-      }
+    const rectangles = (colour, rows) => { // in one path, which has no seams
+      pen.fillStyle = colour;
+      pen.beginPath();
+      for (const rectangle of rows) pen.rect(...rectangle);
+      pen.fill();
+    };
+    const places = [...grid].map((kind, place) => [kind, Math.floor(place / width), place % width]);
+    const open = places.filter(([kind]) => kind !== Cell.WALL && kind !== Cell.UNKNOWN);
+    rectangles(FLOOR_LINE, open.flatMap(([, r, c]) => [[c, r, 1, line], [c, r, line, 1]]));
+    for (const [cell, colour] of [[Cell.UNKNOWN, FOG], [Cell.WALL, WALL]]) {
+      const own = places.filter(([kind]) => kind === cell);
+      rectangles(colour, own.map(([, r, c]) => [c - overlap, r - overlap, 1 + 2 * overlap, 1 + 2 * overlap]));
     }
     for (let r = 0; r < height; r++) {
       for (let c = 0; c < width; c++) {
