@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hrm_agent.environments.checked import Guard
+from hrm_agent.environments.checked import EnvironmentFailed, Guard
 from hrm_agent.environments.make import make_env
 from hrm_agent.evaluation.episodes import first_seed, known_options
 from hrm_agent.evaluation.metrics import action_regret
-from hrm_agent.evaluation.video import DRAWS
+from hrm_agent.evaluation.video import DRAWS, picture_of
 from hrm_envs.batch import MazeBatch
 from hrm_envs.cells import AGENT, DOOR, EMPTY, GOAL, UNKNOWN, WALL
 from hrm_envs.cue import CueBatch
@@ -80,12 +80,16 @@ class World:
             raise Refused("the episode is over; begin it again, or the next level")
 
     def picture(self) -> str | None:
-        """What the environment draws, as a `data:` URL of a PNG; None: it is drawn from its map."""
-        frame: Any = self.env.render()
-        if not isinstance(frame, np.ndarray) or frame.ndim != 3:
-            return None
+        """What the environment draws, as a `data:` URL of a PNG; None: it is drawn from its map.
+
+        Raises:
+            EnvironmentFailed: it draws nothing, or raises an exception.
+        """
         file = io.BytesIO()
-        Image.fromarray(frame[..., :3].astype(np.uint8)).save(file, "PNG")
+        try:
+            Image.fromarray(picture_of(self.env, self.obs, [], None)).save(file, "PNG")
+        except ValueError as error:
+            raise EnvironmentFailed(str(error).replace("a video", "the page")) from error
         return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
     def close(self) -> None:
@@ -312,6 +316,13 @@ def make_world(env_id: str, env_options: dict[str, Any], split: str, seed: int) 
         return MazeWorld(Guard(env, env_id), first)
     env.close()
     try:
-        return World(Guard(make_env(env_id, {**options, "render_mode": "rgb_array"}), env_id), first)
-    except ValueError as error:
+        world = World(Guard(make_env(env_id, {**options, "render_mode": "rgb_array"}), env_id), first)
+    except ValueError as error:  # which without `render_mode` it was not
         raise ValueError(f"{error}; {DRAWS.replace('a video', 'the page')}") from None
+    world.begin(0)
+    try:
+        world.picture()
+    except EnvironmentFailed as error:
+        world.close()
+        raise ValueError(str(error)) from error
+    return world

@@ -37,6 +37,7 @@ from hrm_agent.launch.resume import reopen_run
 from hrm_agent.launch.settings import option_defaults, resolve
 from hrm_agent.launch.solve import solve
 from hrm_agent.launch.sweep_table import sweep_table
+from hrm_agent.play import play
 from hrm_agent.shifts import shifts
 from hrm_agent.tensors.files import load_tensors
 from hrm_agent.train import CHANGEABLE, check_run
@@ -195,7 +196,7 @@ def test_command_lines_are_read_or_refused(examples: int) -> None:
 
 @few(200, 4000)
 def test_options_are_read_or_refused(examples: int) -> None:
-    commands, accepted = [evaluate, watch, shifts, export, solve, sweep_table, Options], set()
+    commands, accepted = [evaluate, watch, play, shifts, export, solve, sweep_table, Options], set()
 
     def check(data: Any) -> None:
         command = data.draw(st.sampled_from(commands))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from games import OPTIONS, tiny_agent, tiny_game
+from hrm_agent.agents import folders
 from hrm_agent.agents.registry import make
 from hrm_agent.evaluation.episodes import PolicyActor, run_episodes
 from hrm_agent.playground import commands as do
@@ -32,6 +34,10 @@ def maze_of(game: Game, name: str = "agent") -> MazeWorld:
     world = game.seats[name].world
     assert isinstance(world, MazeWorld)
     return world
+
+
+def mazes_of(game: Game) -> list[MazeWorld]:
+    return [maze_of(game, name) for name in game.seats]
 
 
 def play_out(game: Game) -> list[Any]:
@@ -307,3 +313,23 @@ def test_q_values_are_not_drawn_from() -> None:
 def test_commands_are_bounded(text: bytes) -> None:
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
         do.decoder.decode(text)
+
+
+@pytest.mark.parametrize("agent_id", [folder.name for folder in folders()])
+def test_every_agent_that_ships_can_be_watched_disturbed_and_compared(agent_id: str) -> None:
+    agent = make(agent_id)
+    env_id, options = agent.environment()
+    with closing(Game(agent, partial(make_world, env_id, options, "test", 0), agent.load_probe())) as game:
+        game.do(do.Seats(other=True, you=True))
+        for carry in game.carries:
+            game.do(do.Settings("agent", segments=3, carry=carry))
+            game.do(do.Step())
+        world = game.seats["agent"].world
+        if isinstance(world, MazeWorld):
+            if world.edges:
+                free = [edge for edge in world.edges if all(edge not in (w.agent, w.goal) for w in mazes_of(game))]
+                game.do(do.Edge(free[0], not world.is_open(free[0])))
+            thought = show(game)["seats"][0]["thought"]
+            assert len(thought["cells"][0]) == len(show(game)["maze"]["tokens"])
+            assert (thought["distance"] is None) == (game.probe is None)
+        msgspec.json.encode(show(game))

@@ -220,6 +220,58 @@ def test_a_foreign_environment_draws_itself() -> None:
     world.close()
 
 
+class Blind(gym.Env):
+    """It takes no `render_mode`."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(2, np.float32), 0.0, True, False, {}
+
+
+class Mute(Blind):
+    """It takes one, and draws nothing."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        return None
+
+
+class Broken(Mute):
+    """It raises when it is to be drawn."""
+
+    def render(self) -> Any:
+        raise KeyError("screen")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Blind, "the page needs an environment that accepts render_mode='rgb_array'"),
+        (Mute, r"render\(\) gave no picture; the page needs an environment"),
+        (Broken, "failed in render: KeyError"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_before_the_page_is_there(
+    kind: type[gym.Env], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    monkeypatch.setattr(gym, "registry", gym.envs.registration.registry)
+    gym.register(f"{kind.__name__}-v0", entry_point=kind)
+    with pytest.raises(ValueError, match=message) as caught:
+        make_world(f"{kind.__name__}-v0", {}, "test", 0)
+    assert "\n" not in str(caught.value)
+
+
 def test_worlds_are_those_of_run_episodes() -> None:
     """An environment without splits has its test levels at distant seeds."""
     assert World(gym.make("DynamicMaze-v0"), 5).limit == 60
