@@ -15,6 +15,7 @@ from zipfile import ZipFile
 import pytest
 
 from commands import TINY_RUN
+from hrm_agent import __version__
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -49,6 +50,10 @@ def test_the_wheel_trains_and_evaluates_from_an_empty_folder(tmp_path: Path) -> 
         python, "-c", "import hrm_agent, hrm_envs; print(hrm_agent.__file__, hrm_envs.__file__)", cwd=empty, env=env
     )
     assert all(str(tmp_path / "venv") in path for path in shown.split())
+
+    script = tmp_path / "venv" / "bin" / "hrm-agent"
+    assert run(script, "--version", cwd=empty, env=env) == f"hrm-agent {__version__}\n"
+    assert "Settings:" in run(script, "train", "--help", cwd=empty, env=env)  # the kept pages are in it
 
     train = [*TINY_RUN, "hydra.run.dir=run", "total_steps=64"]
     run(python, "-m", "hrm_agent.train", *train, cwd=empty, env=env)
