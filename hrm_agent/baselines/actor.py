@@ -14,7 +14,7 @@ from torch import nn
 
 from hrm_agent.baselines.observations import View
 from hrm_agent.evaluation.cost import count_operations, decision_cost
-from hrm_agent.evaluation.episodes import LevelRNG
+from hrm_agent.evaluation.draws import LevelRNG
 
 
 class SB3Actor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from threading import Event
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from hrm_agent.environments.checked import closing, episode_limit
 from hrm_agent.environments.make import episode_success, make_vector_env
 from hrm_agent.evaluation import metrics
+from hrm_agent.evaluation.draws import LevelRNG
 from hrm_agent.evaluation.metrics import Decisions, Totals
 from hrm_agent.names.values import printable
 from hrm_agent.parallel.stopping import CheckStop, Stopped, never
@@ -34,7 +34,6 @@ from hrm_envs import Cell
 from hrm_envs.planners import ReplanPolicy
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # N, E, S, W, as (row, column)
-DRAWN_AT_ONCE = 64
 Part = TypeVar("Part")
 SPLIT_OFFSETS = {"validation": 2**28, "development": 2**29, "test": 2**29 + 2**27}
 _log = logging.getLogger(__name__)
@@ -326,31 +325,6 @@ def blocked_moves(grids: NDArray[np.uint8]) -> NDArray[np.bool_]:
     row, col = np.divmod(at, grids.shape[2])
     beside = np.stack([grids[batch, row + down, col + right] for down, right in MOVES], 1)
     return (beside == Cell.WALL) | (beside == Cell.DOOR)
-
-
-class LevelRNG:
-    """Uniform numbers that depend on the level and on how many were drawn for it, never on the batch."""
-
-    def __init__(self, seeds: NDArray[np.int64], stream: int = 0) -> None:
-        self._generators = [np.random.default_rng([stream, int(seed)]) for seed in seeds]
-        self._drawn = np.empty((0, len(seeds)))
-        self._next = 0
-
-    def draw(self) -> NDArray[np.float64]:
-        """float64 `[N]` in [0, 1)."""
-        if self._next == len(self._drawn):
-            self._drawn = np.stack([g.random(DRAWN_AT_ONCE) for g in self._generators], 1)
-            self._next = 0
-        self._next += 1
-        return self._drawn[self._next - 1]
-
-    def keep(self, rows: NDArray[np.int64]) -> None:
-        first = np.unique(rows, return_index=True)[1]
-        again = np.ones(len(rows), bool)
-        again[first] = False
-        chosen = [self._generators[row] for row in rows]
-        self._generators = [deepcopy(g) if twice else g for g, twice in zip(chosen, again, strict=True)]
-        self._drawn = self._drawn[:, rows]
 
 
 class PolicyActor:

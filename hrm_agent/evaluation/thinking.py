@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hrm_agent.cores import State
-from hrm_agent.evaluation.episodes import LevelRNG
+from hrm_agent.evaluation.draws import LevelRNG
 from hrm_agent.evaluation.latents import first_state
 from hrm_agent.evaluation.probes import token_places
 from hrm_agent.parallel.threads import one_thread
