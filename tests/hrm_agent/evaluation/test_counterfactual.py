@@ -11,9 +11,8 @@ from hrm_agent import make as make_agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.change import Pairs, summarize_pairs
 from hrm_agent.evaluation.counterfactual import action_probabilities, has_pairs, play_pairs
-from hrm_agent.evaluation.draws import LevelRNG
+from hrm_agent.evaluation.draws import DRAWN_AT_ONCE, LevelRNG
 from hrm_agent.evaluation.episodes import (
-    DRAWN_AT_ONCE,
     Actor,
     PolicyActor,
     RandomActor,
