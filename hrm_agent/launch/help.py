@@ -13,7 +13,6 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf, open_dict
@@ -32,7 +31,7 @@ from hrm_agent.training.trainer import TrainerConfig
 ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 FIELD = re.compile(r"^ {4}(\w+): .*?  # (.+)$", re.MULTILINE)
 GROUPS = ("task", "env", "core", "carry", "algo")
-CHOSEN = ("name", "id", "rule", "readout", "total_steps")  # by a group, or shown as settings of their own
+OPTIONS = "keyword arguments of the environment, env.options.NAME=VALUE; docs/environments/ lists those of ours"
 ELSEWHERE = re.compile(r"see `(\w+)`")
 
 
@@ -146,15 +145,34 @@ def run_page(name: str, arguments: list[str]) -> Page:
     for part, documented in documented_parts(name, values).items():
         title = " of ".join(["Settings", *([f"{part}={chosen[part]}" if part in chosen else part] if part else [])])
         sections[title] = [(s.given, brief(s.meaning)) for s in _rows(part, documented, values)]
-        values.pop(part, None)
+    for title, rows in _chosen_parts(name, values, chosen):
+        sections[title] = [(s.given, brief(s.meaning)) for s in rows]
     groups = [(f"{group}={chosen[group]}", _choices(group)) for group in GROUPS if group in chosen]
     return Page(
         f"python -m hrm_agent.{name} [GROUP=CHOICE] [KEY=VALUE] ...",
         about,
         examples,
-        {"Groups": [*groups, *_optional_groups(name)], **sections, "Further settings": _compact(values)},
+        {"Groups": [*groups, *_optional_groups(name)], **sections},
         textwrap.fill(AFTERWARDS, 110),
     )
+
+
+def _chosen_parts(
+    name: str, values: Mapping[str, Any], chosen: Mapping[str, str]
+) -> Iterator[tuple[str, list[Setting]]]:
+    """The settings that a choice of a group brings: those of the core, and of the environment or the task."""
+    core = dict(values["core"])
+    yield f"Settings of core={chosen['core']}", settings_of(find_core(core.pop("name")), core, "core.")
+    if name == "train":
+        options = Setting("env.options", values["env"]["options"], OPTIONS)
+        encoder = settings_of(EncoderConfig, values["env"]["encoder"], "env.encoder.")
+        yield f"Settings of env={chosen['env']}", [options, *encoder]
+        yield "Settings of cuda", settings_of(CudaConfig, values["cuda"], "cuda.")
+        return
+    from hrm_agent.supervised.tasks import task_class
+
+    task = dict(values["task"])
+    yield f"Settings of task={chosen['task']}", settings_of(task_class(task.pop("name")), task, "task.")
 
 
 def _rows(part: str, documented: Iterable[Any], values: Mapping[str, Any]) -> list[Setting]:
@@ -215,19 +233,3 @@ def _optional_groups(name: str) -> list[tuple[str, str]]:
         if own and (name == "train" or group == "experiment"):
             found.append((f"+{group}=NAME", ", ".join(own)))
     return found
-
-
-def _compact(values: Mapping[str, Any]) -> str:
-    """`core.hidden_size=64 core.layers=1`, one paragraph for each part."""
-    parts = {part: own for part, own in values.items() if isinstance(own, dict) and part != "encoder"}
-    texts = [" ".join(_leaves(own, f"{part}.")) for part, own in parts.items()]
-    fill = partial(textwrap.fill, width=110, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
-    return "\n".join(fill(text) for text in texts if text)
-
-
-def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        elif name not in CHOSEN:
-            yield f"{prefix}{name}={plain(value)}"

@@ -121,5 +121,4 @@ def test_a_kept_page_is_shown_where_help_alone_is_asked_for(monkeypatch: pytest.
 def test_every_setting_of_a_page_has_a_line_of_help() -> None:
     for name, page in json.loads(pages.KEPT.read_text()).items():
         for title, part in page["sections"].items():
-            if title != "Further settings":
-                assert all(setting and about for setting, about in part), f"{name}: {title}"
+            assert all(setting and about for setting, about in part), f"{name}: {title}"
