@@ -13,6 +13,7 @@ import json
 import shlex
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -138,7 +139,9 @@ def open_study(plan: Plan, sampler_seed: int, owner: int) -> Study:
     if before is None:
         study.set_user_attr("plan", plan.description)
     drawn = np.random.SeedSequence([sampler_seed, owner, len(study.trials)]).generate_state(1)
-    study.sampler = optuna.samplers.TPESampler(seed=int(drawn[0]), constant_liar=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of Optuna 4
+        study.sampler = optuna.samplers.TPESampler(seed=int(drawn[0]), constant_liar=True)
     return study
 
 
