@@ -97,6 +97,8 @@ def plan_search(options: SearchOptions, space: Space, env: str, objective: str) 
     from hrm_agent.launch.hydra_plugin import path_safe
 
     name = options.name or path_safe(f"{env}_{Path(options.space).stem}")
+    if not path_safe(name):
+        raise UsageError(f"name={name}: expected a name with letters or digits in it")
     folder = Path(options.out or f"runs/searches/{path_safe(name)}")
     return Plan(name, folder, options.storage or f"sqlite:///{folder / STORAGE_FILE}", space, objective)
 
@@ -124,7 +126,8 @@ def open_study(plan: Plan, sampler_seed: int, owner: int) -> Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         if "://" in plan.storage:
-            storage: Any = optuna.storages.RDBStorage(plan.storage)
+            patient = {"connect_args": {"timeout": 60}} if plan.storage.startswith("sqlite") else {}  # seconds
+            storage: Any = optuna.storages.RDBStorage(plan.storage, engine_kwargs=patient)
         else:
             from optuna.storages.journal import JournalFileBackend, JournalStorage
 

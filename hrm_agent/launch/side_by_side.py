@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hrm_agent.names.values import printable
 TRAIN = "hrm_agent.train"
 SET_HERE = ("hydra", "resume", "seed", "test_episodes", "threads")
 """Settings that belong to what starts the runs."""
+MODULE = re.compile(r"(env|core)=[^=]*:")
 LAST = 300
 """Characters of a run's last line that are repeated."""
 
@@ -49,7 +51,8 @@ def train_in(folder: Path, overrides: Sequence[str]) -> None:
         KeyboardInterrupt: `side_by_side` is being stopped.
     """
     begun = holds_run(folder)
-    arguments = [f"resume={folder}"] if begun else [*overrides, override("hydra.run.dir", str(folder))]
+    modules = [given for given in overrides if MODULE.match(given)]  # which a run's files do not import
+    arguments = [f"resume={folder}", *modules] if begun else [*overrides, override("hydra.run.dir", str(folder))]
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = folder.with_name(f"{folder.name}.log")
     with open(log, "ab") as file:

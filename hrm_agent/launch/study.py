@@ -262,7 +262,9 @@ class Study:
                 seeds = played[way].get(arm)
                 row[f"success, {name} [95%]"] = show(success_of(seeds, same_levels=True)) if seeds else None
             if any(record["spl"] is None for record in records):
-                row["return"] = show(mean_interval([record["return"] for record in records]))
+                sampled = [record["sampled"]["return"] for record in records if record["sampled"] is not None]
+                row["return, greedy [95%]"] = show(mean_interval([record["return"] for record in records]))
+                row["return, sampled [95%]"] = show(mean_interval(sampled)) if sampled else None
             for way, name in names.items():
                 if any(compared.values()):
                     found = compared[way].get(arm)

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import UsageError, existing_folder
 from hrm_agent.launch.run_records import Row, differing, find_runs, read_run
-from hrm_agent.names.values import one_of
+from hrm_agent.names.values import one_of, printable
 
 RESULTS = ("test_success", "test_sampled", "validation_success", "validation_return")
 Column = Annotated[str, one_of(RESULTS)]
@@ -89,6 +90,6 @@ def print_table(rows: list[Row]) -> None:
     for name in rows[0]:
         table.add_column(name, justify="left" if name in ("run", "group", "arm") else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(_text, row.values()))
+        table.add_row(*(Text(printable(_text(value))) for value in row.values()))  # [bold] in a file is no markup
     terminal = Console()
     (terminal if terminal.is_terminal else Console(width=WIDE)).print(table)

@@ -31,6 +31,18 @@ def test_runs_train_at_once_and_what_was_begun_is_resumed(tmp_path: Path) -> Non
     assert (tmp_path / "a.log").read_text() == "begun\n" * 2
 
 
+def test_a_module_is_typed_again_where_a_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(processes, "_wait", lambda command, output: commands.append(command[3:]) or 0)
+    typed = ["env=mine:Maze-v0", "core=mine:Core", "carry=full", "env.options.x=a:b", "seed=1"]
+    train_in(tmp_path / "a", typed)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.json").write_text("{}")
+    train_in(tmp_path / "a", typed)
+    assert commands[0] == [*typed, f"hydra.run.dir='{tmp_path / 'a'}'"]
+    assert commands[1] == [f"resume={tmp_path / 'a'}", "env=mine:Maze-v0", "core=mine:Core"]
+
+
 def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="error: it cannot be") as failed:
         side_by_side(["a"], 1, lambda name: train_in(tmp_path / name, ["fake=fail"]))

@@ -157,6 +157,15 @@ def test_arms_of_different_worlds_are_not_compared(tmp_path: Path, trained: list
     assert rows["gate"] is not None
 
 
+def test_the_return_stands_beside_success_where_there_are_no_shortest_paths(tmp_path: Path, trained: list[str]) -> None:
+    study = open_study(write(tmp_path, arms={"full": []}))
+    assert all(map(study.run, study.missing()))
+    assert not any("return" in name for name in study.table()[0])
+    put(study.folder / "results.json", [{**r, "spl": None} for r in study.records()], ("arm", "seed"))
+    (row,) = study.table()
+    assert [row[f"return, {way} [95%]"] for way in ("greedy", "sampled")] == ["1.000 [1.000, 1.000]"] * 2
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -15,7 +15,7 @@ import pytest
 
 from commands import TINY_RUN, run_command
 from hrm_agent.launch.cli import UsageError, check_jobs, compose_config, expand_sweeps, one_at_a_time
-from hrm_agent.launch.sweep_table import sweep_table
+from hrm_agent.launch.sweep_table import print_table, sweep_table
 from hrm_agent.tensors.gradients import NonFiniteNumbers
 from hrm_agent.train import check_run
 from hrm_agent.training.trainer import Trainer
@@ -258,3 +258,11 @@ def test_a_table_holds_settings_as_they_stand(runs: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HRM_SECRET", "hidden")
     (runs / "a" / "config.yaml").write_text("seed: 0\nkey: ${oc.env:HRM_SECRET}\n")
     assert sweep_table(str(runs))[0]["key"] == "${oc.env:HRM_SECRET}"
+
+
+def test_a_table_shows_no_control_characters_and_no_markup(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (runs / "a" / "config.yaml").write_text(json.dumps({"seed": 0, "key": "\x1b[31m[bold]red"}))
+    print_table(sweep_table(str(runs)))
+    said = capsys.readouterr().out
+    assert "\\x1b[31m[bold]red" in said
+    assert "\x1b" not in said
