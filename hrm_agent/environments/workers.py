@@ -23,7 +23,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import iterate
 
-from hrm_agent.environments.checked import EnvironmentFailed, InAnotherProcess, own_traceback
+from hrm_agent.environments.checked import EnvironmentFailed, InAnotherProcess, episode_limit, own_traceback
 
 SLOW = 3e-4
 """Seconds of a step from which on processes are worth their messages."""
@@ -94,6 +94,7 @@ class _Remote(gym.Env):
     def __init__(self, like: gym.Env) -> None:
         self.observation_space, self.action_space = like.observation_space, like.action_space
         self.metadata, self.render_mode, self.spec = like.metadata, like.render_mode, like.spec
+        self._max_episode_steps = episode_limit(like, 0) or None
         self.stepped: Any = None
         self.was_reset: Any = None
 

@@ -140,7 +140,7 @@ def first_seed(known: set[str], split: str, seed: int) -> int:
 
 
 def level_batches(
-    env_id: str, env_options: dict[str, Any], episodes: int, seed: int, batch: int
+    env_id: str, env_options: dict[str, Any], episodes: int, seed: int, batch: int, workers: int = 0
 ) -> Iterator[tuple[gym.vector.VectorEnv, NDArray[np.int64]]]:
     """Environments for the levels `seed ... seed + episodes - 1`, at most `batch` at a time, each closed after use.
 
@@ -153,7 +153,7 @@ def level_batches(
     if episodes < 1 or batch < 1:
         raise ValueError(f"episodes={episodes}, batch={batch}: expected 1 or more of each")
     for levels in np.split(np.arange(seed, seed + episodes), range(batch, episodes, batch)):
-        env = make_vector_env(env_id, len(levels), env_options)
+        env = make_vector_env(env_id, len(levels), env_options, workers)
         with closing(env):
             yield env, levels
 
@@ -169,6 +169,7 @@ def run_episodes(
     oracle: bool = True,
     on_step: Callable[[Step], None] | None = None,
     check_stop: CheckStop = never,
+    workers: int = 0,
 ) -> Episodes:
     """Play the first episode of each of the levels `seed ... seed + episodes - 1`.
 
@@ -185,6 +186,7 @@ def run_episodes(
         oracle: judge every decision (slower).
         on_step: called after every step with the unfinished episodes.
         check_stop: called before every step.
+        workers: see `make_vector_env`.
 
     Raises:
         ValueError: fewer than one episode, or an environment that cannot be made.
@@ -195,7 +197,7 @@ def run_episodes(
     wanted = {"split": split, "oracle": oracle}
     options = {**env_options, **{name: value for name, value in wanted.items() if name in known}}
     judged = oracle and "oracle" in known
-    batches = level_batches(env_id, options, episodes, first_seed(known, split, seed), batch)
+    batches = level_batches(env_id, options, episodes, first_seed(known, split, seed), batch, workers)
     joined = Episodes.join([_Batch(env, levels, judged).play(actor, on_step, check_stop) for env, levels in batches])
     return Episodes(**{**joined.__dict__, "split": split if "split" in known else None})
 
@@ -442,14 +444,18 @@ def run_in_threads(
     oracle: bool = True,
     threads: Threads | None = None,
     check_stop: CheckStop = never,
+    workers: int = 0,
 ) -> Episodes:
-    """`run_episodes` with the levels divided over threads, each with its own actor and environments."""
+    """`run_episodes` with the levels divided over threads, each with its own actor and environments.
+
+    With `workers` (see `make_vector_env`) there is one thread: it only waits for the processes.
+    """
 
     def part(levels: slice, check: CheckStop) -> Episodes:
-        count, first = levels.stop - levels.start, seed + levels.start
-        return run_episodes(make_actor(), env_id, env_options, count, first, split, batch, oracle, check_stop=check)
+        played = levels.stop - levels.start, seed + levels.start, split, batch, oracle
+        return run_episodes(make_actor(), env_id, env_options, *played, check_stop=check, workers=workers)
 
-    return Episodes.join(in_threads(part, episodes, threads, check_stop))
+    return Episodes.join(in_threads(part, episodes, None if workers else threads, check_stop))
 
 
 def in_threads(

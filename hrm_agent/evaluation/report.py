@@ -238,6 +238,7 @@ def evaluate_policy(
     batch: int = 256,
     processes: Processes = SINGLE_PROCESS,
     check_stop: CheckStop = never,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """A quick evaluation of a policy in training: `summarize`, by default without the oracle's metrics.
 
@@ -252,6 +253,7 @@ def evaluate_policy(
         batch: environments stepped together in each thread.
         processes: to divide the levels over; all hold the policy and return the same. Not with `oracle`.
         check_stop: called before every step.
+        workers: processes for slow environments, see `make_vector_env`.
 
     Raises:
         ValueError: fewer than one episode, or an environment that cannot be made.
@@ -265,7 +267,7 @@ def evaluate_policy(
         actor = partial(PolicyActor, policy, deterministic, seed)
         levels = (count, seed + own.start, split, batch, oracle)
         try:
-            played = run_in_threads(actor, env_id, env_options, *levels, threads, check_stop)
+            played = run_in_threads(actor, env_id, env_options, *levels, threads, check_stop, workers)
         except Stopped:
             stopped = True
     if processes.agree(0.0, stopped)[1]:

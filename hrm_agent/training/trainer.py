@@ -309,6 +309,7 @@ class Trainer(RunLoop):
                 threads=self.threads,
                 processes=self.processes,
                 check_stop=self.check_stop,
+                workers=self.config.env_workers or 0,
             )
 
     def _save_agent(self, name: str) -> None:

@@ -161,7 +161,7 @@ def test_a_finished_run_that_is_resumed_validates_again_on_other_levels_only(tmp
 def test_threads_stop_when_the_calling_thread_does(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, ended = Event(), []
 
-    def play(*arguments: Any, check_stop: Callable[[], None]) -> None:
+    def play(*arguments: Any, check_stop: Callable[[], None], workers: int) -> None:
         if arguments[4] == 0:  # the part that begins with level 0
             begun.wait(30)
             raise KeyboardInterrupt
