@@ -196,7 +196,9 @@ def draw(groups: Sequence[RunGroup], panels: Sequence[Panel], metric: str, title
             frames, values = mean_curve(curves, SUCCESS if share else (-float("inf"), float("inf")))
             label = f"{group.label} ({len(curves)})".replace("$", r"\$")
             ax.plot(frames, values[:, 0], lw=1.8, marker="." if len(frames) < 30 else None, label=label, **style)
-            if len(curves) > 1:
+            if len(curves) > 1 and len(frames) == 1:
+                ax.errorbar(frames, values[:, 0], abs(values[:, 1:].T - values[:, 0]), capsize=4, **style)
+            elif len(curves) > 1:
                 ax.fill_between(frames, values[:, 1], values[:, 2], color=style["color"], alpha=0.18, lw=0)
         ax.set(xlabel="frames", ylabel=metric, title=panel.title)
         ax.set_xlim(left=0)
