@@ -39,7 +39,10 @@ def main() -> None:
         options = StudyOptions(**parse_options(others, StudyOptions, usage, EXAMPLES))
         study = prepare(check_file(given), options)
         startup.over()
+        study.folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(study.folder, lambda line: print(f"warning: {line}", file=sys.stderr)):
+            study.check_unchanged()  # by another process, before this one had the lock
+            study.begin()
             try:
                 done = side_by_side(study.missing(), options.jobs, study.run)
             except KeyboardInterrupt:
@@ -55,7 +58,7 @@ def main() -> None:
 
 
 def prepare(file: Path, options: StudyOptions) -> Study:
-    """A study whose folder is there; everything that it will train is checked before anything is written.
+    """A study to be begun; everything that it will train is checked, and nothing is written.
 
     Raises:
         ValueError: what is wrong with the file, with a setting in it, or with the folder.
@@ -68,7 +71,6 @@ def prepare(file: Path, options: StudyOptions) -> Study:
             check_jobs(open_options([*spec.overrides(arm), f"seed={spec.seeds[0]}"]), "train", check_run)
         except ValueError as error:
             raise UsageError(f"{file}: arm {arm}: {error}") from None
-    study.begin()
     return study
 
 

@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -28,12 +28,14 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
+from hrm_agent.environments.checked import EnvironmentFailed
 from hrm_agent.evaluation.statistics import Comparison, crossed_difference, holm, mean_interval
+from hrm_agent.files.locking import LOCK_FILE
 from hrm_agent.files.plain_yaml import read_yaml
 from hrm_agent.files.reading import CheckpointError, convert_json, read_json
 from hrm_agent.files.records import Record, load, put
 from hrm_agent.files.writing import write_atomically
-from hrm_agent.launch.cli import UsageError, parse_overrides
+from hrm_agent.launch.cli import UsageError, parse_overrides, say_traceback
 from hrm_agent.launch.groups import RunGroup, outcomes_of, show, success_of
 from hrm_agent.launch.plot import choose_panels, draw
 from hrm_agent.launch.run_records import Outcomes, Played, Row, read_curves, read_run
@@ -107,7 +109,21 @@ def read_spec(path: Path) -> Spec:
         if not ARM.fullmatch(arm):
             raise UsageError(f"{path}: arm {shown(arm)}: expected a name of letters, digits and .+-_")
         check_overrides(spec.overrides(arm), f"{path}: arm {arm}")
+    check_folders(spec.arms, str(path))
     return spec
+
+
+def check_folders(arms: Iterable[str], where: str) -> None:
+    """Raises: UsageError for two arms whose runs would have the same folders, on any file system."""
+    known: dict[str, str] = {}
+    for arm in arms:
+        other = known.setdefault(folder_name(arm).lower(), arm)
+        if other != arm:
+            raise UsageError(f"{where}: arms {shown(other)} and {shown(arm)} would share a folder; rename one of them")
+
+
+def folder_name(arm: str) -> str:
+    return arm.replace(" ", "_")
 
 
 def check_overrides(overrides: Sequence[str], where: str) -> None:
@@ -150,7 +166,7 @@ class Study:
         """Raises: ValueError where the folder has results of the same arms with other settings, or on other levels."""
         path = self.folder / SPEC_FILE
         if not os.path.lexists(path):
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            if self.folder.exists() and (not self.folder.is_dir() or {*os.listdir(self.folder)} - {LOCK_FILE}):
                 raise UsageError(f"{self.folder}: not the folder of a study; give another one with out=FOLDER")
             return
         before: Spec = read_json(path, Spec)
@@ -162,6 +178,7 @@ class Study:
                     f"{self.folder}: arm {arm} was begun with {' '.join(before.overrides(arm))}; give the arm another "
                     "name, or another folder with out=FOLDER"
                 )
+        check_folders([*before.arms, *self.spec.arms], str(self.folder))  # its runs of arms that were renamed, too
 
     def begin(self) -> None:
         """Keep what is compared, so that later commands notice a change."""
@@ -190,20 +207,21 @@ class Study:
 
     def place(self, job: Job) -> Path:
         """Folder of a run."""
-        return self.folder / "runs" / f"{job.arm}_seed{job.seed}".replace(" ", "_")
+        return self.folder / "runs" / f"{folder_name(job.arm)}_seed{job.seed}"
 
     def run(self, job: Job) -> bool:
-        """Train what is not trained, measure and record it; False where that failed."""
+        """Train what is not trained to its end, measure and record it; False where that failed."""
         place = self.place(job)
         name = f"{job.arm}, seed {job.seed}"
         try:
-            if not (place / "agents" / "last" / "agent.safetensors").exists():
-                print(f"{name}: training, see {place}.log", file=sys.stderr, flush=True)
-                train_in(place, self.overrides(job))
+            print(f"{name}: training, see {place}.log", file=sys.stderr, flush=True)
+            train_in(place, self.overrides(job))  # of a run that has ended it changes nothing
             record = self.measure(job, place)
         except RunFailed as error:
             self.problems.append(f"{name}: ended with exit code {error.code}: {error}")
-        except ValueError as error:
+        except (ValueError, EnvironmentFailed) as error:  # the other runs do not suffer from it
+            if isinstance(error, EnvironmentFailed):
+                say_traceback(error)
             self.problems.append(f"{name}: {printable(str(error))}")
         else:
             sampled = record["sampled"]

@@ -17,7 +17,9 @@ import yaml
 from commands import TINY_RUN, run_command
 from folders import make_run
 from hrm_agent import study as command
+from hrm_agent.environments.checked import EnvironmentFailed
 from hrm_agent.evaluation.statistics import crossed_difference, crossed_interval, holm
+from hrm_agent.files.locking import lock_folder
 from hrm_agent.files.reading import CheckpointError
 from hrm_agent.files.records import load, put
 from hrm_agent.launch import study as studies
@@ -147,6 +149,54 @@ def test_a_study_continues_and_grows(tmp_path: Path, trained: list[str], monkeyp
         Study(read_spec(write(tmp_path)), tmp_path / "mine", 1, 1, evaluate).check_unchanged()
 
 
+def test_what_was_trained_but_not_measured_is_brought_to_its_end_first(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = open_study(write(tmp_path, seeds=[0], arms={"full": []}))
+    place = study.place(Job("full", 0))
+    make_run(place, {"seed": 0, "env": {"id": "DynamicMaze-v0"}}, {"train/success": [(10, 0.5)]})
+    (place / "agents" / "last").mkdir(parents=True)  # written before the validation that chooses the best
+    (place / "agents" / "last" / "agent.safetensors").touch()
+    resumed: list[Path] = []
+    monkeypatch.setattr(studies, "train_in", lambda folder, overrides: resumed.append(folder))
+    assert study.run(Job("full", 0))
+    assert resumed == [place]
+
+
+def test_an_environment_that_fails_in_one_run_ends_no_other(tmp_path: Path, trained: list[str]) -> None:
+    study = open_study(write(tmp_path, arms={"full": []}))
+
+    def fail(run: str, **options: Any) -> dict[str, Any]:
+        if run.endswith("seed1"):
+            raise EnvironmentFailed("env=DynamicMaze-v0: failed in step (KeyError: 1)")
+        return evaluate(run, **options)
+
+    study.evaluate = fail
+    assert list(map(study.run, study.missing())) == [True, False, True]
+    assert study.problems == ["full, seed 1: env=DynamicMaze-v0: failed in step (KeyError: 1)"]
+    assert study.missing() == [Job("full", 1)]
+
+
+def test_an_arm_does_not_take_the_runs_of_another_name(tmp_path: Path) -> None:
+    open_study(write(tmp_path, seeds=[0], arms={"no memory": ["carry=reset"]}))
+    with pytest.raises(UsageError, match="arms 'no memory' and 'no_memory' would share a folder"):
+        open_study(write(tmp_path, seeds=[0], arms={"no_memory": ["carry=full"]}))
+
+
+def test_a_second_process_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path)
+    study = open_study(path)
+    before = (study.folder / "study.json").read_bytes()
+    write(tmp_path, arms={"full": ["carry=full"], "more": []})
+    with lock_folder(study.folder, pytest.fail), pytest.raises(SystemExit) as ended:
+        run_command(monkeypatch, "study", str(path))
+    assert ended.value.code == 2
+    assert "is working on this run" in capsys.readouterr().err
+    assert (study.folder / "study.json").read_bytes() == before
+
+
 def test_arms_of_different_worlds_are_not_compared(tmp_path: Path, trained: list[str]) -> None:
     study = open_study(write(tmp_path))
     assert all(map(study.run, study.missing()))
@@ -174,6 +224,8 @@ def test_the_return_stands_beside_success_where_there_are_no_shortest_paths(tmp_
         ({"seeds": ["a"]}, "Expected int, got str - at $.seeds[0]"),
         ({"arms": {}}, "arms"),
         ({"arms": {"../x": []}}, "arm '../x': expected a name of letters, digits"),
+        ({"arms": {"a b": [], "a_b": ["carry=reset"]}}, "arms 'a b' and 'a_b' would share a folder"),
+        ({"arms": {"a": [], "A": ["carry=reset"]}}, "arms 'a' and 'A' would share a folder"),
         ({"arms": {"a": "carry=full"}}, "Expected array, got str"),
         ({"arms": {"a": ["carry=full,reset"]}}, "arm a: carry=full,reset: expected one value"),
         ({"arms": {"a": ["seed=3"]}}, "arm a: seed=3: is set for every run"),
