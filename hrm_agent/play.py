@@ -66,7 +66,7 @@ def play(
     check_installed()
     if run is None and agent is None:
         agent = DEFAULT_AGENT
-    player = load_agent(run, agent, best, overrides)
+    player = load_agent(run, agent, best)
     env_id, options = player.environment(env, env_options)
     probe = make_vector_env(env_id, 1, options)
     player = player.fit(probe.single_observation_space)
@@ -76,7 +76,7 @@ def play(
         token = make_token()
         address = f"http://{HOST}:{opened.getsockname()[1]}/?token={token}"
         build = partial(make_world, env_id, options, split, seed)
-        with closing(Game(player, build, player.load_probe(), agent or str(run), seed)) as game:
+        with closing(Game(player, build, player.load_probe(), agent or str(run), seed, overrides)) as game:
             print(f"open it: {address}\nCtrl-C ends it", flush=True)
             if open:
                 webbrowser.open(address)

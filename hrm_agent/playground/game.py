@@ -7,12 +7,14 @@ step together, the person whenever a key is pressed; what a level's schedule doe
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from hrm_agent.agents.agent import Agent, AgentOverrides
+from hrm_agent.agents.registry import TRAINED
 from hrm_agent.evaluation.thinking import Reader, ThinkingActor, Thought, cells_of_tokens
 from hrm_agent.playground import commands
 from hrm_agent.playground.commands import MOST_SEGMENTS, AnyCommand
@@ -101,20 +103,31 @@ class Game:
     """A session.
 
     Args:
-        agent: fitted to the environment.
+        agent: in its trained settings, fitted to the environment.
         make_world: makes the environment, once for each seat.
         probe: reads distances to the goal from the agent's latents; None: there is none.
         name: of the agent, for people.
         seed: of the draws of agents that sample.
+        overrides: of the trained settings, to begin with.
+
+    Raises:
+        ValueError: an override that is not possible.
     """
 
     def __init__(
-        self, agent: Agent, make_world: Callable[[], World], probe: Reader | None = None, name: str = "", seed: int = 0
+        self,
+        agent: Agent,
+        make_world: Callable[[], World],
+        probe: Reader | None = None,
+        name: str = "",
+        seed: int = 0,
+        overrides: AgentOverrides = TRAINED,
     ) -> None:
+        self.overrides, player = overrides, agent.changed(overrides)
         self.trained, self.make_world, self.probe, self.name, self.seed = agent, make_world, probe, name, seed
         self.carries = possible_carries(agent)
-        self.most_segments = min(MOST_SEGMENTS, max(MOST_ON_SLIDER, agent.policy.config.segments))
-        self.seats: dict[str, Seat] = {"agent": AgentSeat("agent", make_world(), agent, probe, seed)}
+        self.most_segments = min(MOST_SEGMENTS, max(MOST_ON_SLIDER, player.policy.config.segments))
+        self.seats: dict[str, Seat] = {"agent": AgentSeat("agent", make_world(), player, probe, seed)}
         self.scores: dict[int, dict[str, dict[str, Any]]] = {}
         self.begin(0)
 
@@ -210,7 +223,8 @@ class Game:
             raise Refused("Q-values are no distribution to draw from; the best action is taken")
         if carry is not None and carry != seat.agent.policy.config.carry:
             # Not from the present agent, which may lack the weights of the trained rule by now.
-            seat.agent = self.trained.changed(AgentOverrides(segments=seat.agent.policy.config.segments))
+            kept = replace(self.overrides, carry=None, segments=seat.agent.policy.config.segments)
+            seat.agent = self.trained.changed(kept)
         seat.change(segments, carry, sampled)
 
     def _score(self, seat: Seat) -> None:

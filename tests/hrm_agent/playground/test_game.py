@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from games import OPTIONS, tiny_agent, tiny_game
 from hrm_agent.agents import folders
+from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import make
 from hrm_agent.evaluation.episodes import PolicyActor, run_episodes
 from hrm_agent.playground import commands as do
@@ -186,6 +187,18 @@ def test_a_rule_with_weights_of_its_own_is_there_again_after_another_one() -> No
     assert np.array_equal(last_thought(game).probabilities, expected)
     with pytest.raises(Refused, match="this agent can be played with gate, reset"):
         game.do(do.Settings("agent", carry="output"))
+
+
+def test_what_is_typed_is_not_said_to_be_trained_and_the_trained_rule_is_there() -> None:
+    agent = tiny_agent(carry="gate", segments=2)
+    typed = AgentOverrides(carry="reset", segments=5, stop="latent_change", stop_threshold=0.0)
+    game = tiny_game(agent, overrides=typed)
+    shown = show(game)
+    assert shown["about"]["trained"] == {"carry": "gate", "segments": 2}
+    assert shown["seats"][0]["settings"] == {"segments": 5, "carry": "reset", "sampled": False}
+    game.do(do.Settings("agent", carry="gate", segments=2))
+    assert agent_seat(game).agent.policy.config.stop == "latent_change"
+    assert np.allclose(last_thought(game).probabilities, last_thought(tiny_game(agent)).probabilities)
 
 
 def test_more_segments_in_an_episode_keep_what_was_carried() -> None:
