@@ -169,7 +169,7 @@ def draw_windows(axes: Axes) -> None:
     for start in (0, 8):
         shape = FancyBboxPatch((start + 0.02, -0.1), 7.96, 5.06, boxstyle="round,pad=0.02", fc="none", ec=RED, ls="--")
         axes.add_patch(shape)
-    note(axes, 8, -0.55, "red: the stored state that a window of 8 starts from; bold line: an episode ends, the state is reset")
+    note(axes, 8, -0.55, "red: the stored state of a window of 8; bold line: an episode ends, and the state is reset")
     axes.set(xlim=(-3.1, 16.3), ylim=(-0.8, 5.2))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ class Scene(NamedTuple):
 
     agent: str
     env: str
-    options: dict[str, Any] = {}
+    options: Mapping[str, Any] = MappingProxyType({})
     episodes: int = 2
     seed: int = 0
 
@@ -42,10 +44,10 @@ LONGEST = 90
 
 
 def render(scene: Scene) -> bytes:
-    env = hrm_agent.make_env(scene.env, scene.options)
+    env = hrm_agent.make_env(scene.env, dict(scene.options))
     policy = hrm_agent.make(scene.agent).fit(env.observation_space).policy
     env.close()
-    frames = record_episodes(policy, scene.env, scene.options, scene.episodes, scene.seed, "test")[:LONGEST]
+    frames = record_episodes(policy, scene.env, dict(scene.options), scene.episodes, scene.seed, "test")[:LONGEST]
     height = round(frames[0].shape[0] * WIDTH / frames[0].shape[1])
     smaller = [np.asarray(Image.fromarray(f).resize((WIDTH, height), Image.Resampling.LANCZOS)) for f in frames]
     return encode_gif(smaller, fps=6)
