@@ -10,9 +10,12 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import os
+import re
 import shlex
 import shutil
 import sys
+import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,18 +28,22 @@ import numpy as np
 from msgspec import Meta
 
 from hrm_agent.files.locking import FolderInUse, lock_folder
+from hrm_agent.files.reading import read_text
+from hrm_agent.files.writing import write_atomically
 from hrm_agent.launch.cli import UsageError
 from hrm_agent.launch.run_records import read_run
 from hrm_agent.launch.search_space import Space
 from hrm_agent.launch.side_by_side import RunFailed, train_in
-from hrm_agent.names.values import Count, Seed, check_fields, printable
+from hrm_agent.names.values import Count, Seed, check_fields, printable, shown
 from hrm_agent.training.loop import DIVERGED
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
-STORAGE_FILE, LOCK_FILE, TRIALS, OWNERS = "search.db", "search.lock", "trials", "owners"
+STORAGE_FILE, LOCK_FILE, ID_FILE, TRIALS, OWNERS = "search.db", "search.lock", "search.id", "trials", "owners"
+RUN = re.compile(r"\d{4,10}")
+"""Name of a trial's folder."""
 WORST = {"success": 0.0, "return": float("-inf")}
 """Of each objective, what a trial that diverged is given."""
 INTERRUPTED = (130, -2, -15)
@@ -139,6 +146,12 @@ def open_study(plan: Plan, sampler_seed: int, owner: int) -> Study:
     before = study.user_attrs.get("plan")
     if before not in (None, plan.description) or (before is None and study.trials):
         raise UsageError(f"name={plan.name}: another search of this name is in {plan.storage}; give another name=NAME")
+    try:
+        mark_folder(plan, study)
+    except UsageError:
+        if before is None:
+            optuna.delete_study(study_name=plan.name, storage=storage)
+        raise
     if before is None:
         study.set_user_attr("plan", plan.description)
     drawn = np.random.SeedSequence([sampler_seed, owner, len(study.trials)]).generate_state(1)
@@ -146,6 +159,29 @@ def open_study(plan: Plan, sampler_seed: int, owner: int) -> Study:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of Optuna 4
         study.sampler = optuna.samplers.TPESampler(seed=int(drawn[0]), constant_liar=True)
     return study
+
+
+def mark_folder(plan: Plan, study: Study) -> None:
+    """See that a search has one folder and a folder one search: trials are found by their numbers, whatever they train.
+
+    Raises:
+        UsageError: the folder has another search's trials, or the search has its trials elsewhere.
+    """
+    path, own = plan.folder / ID_FILE, study.user_attrs.get("id")
+    found = read_text(path, 100) if os.path.lexists(path) else None
+    has_trials = any((plan.folder / TRIALS).glob("*"))
+    if own is None and (found is not None or (has_trials and not study.trials)):
+        raise UsageError(f"{plan.folder}: holds the trials of another search; give another folder with out=FOLDER")
+    if own is not None and found != own and (found is not None or study.trials):
+        raise UsageError(
+            f"{plan.folder}: search {plan.name} has its trials in another folder, which all its processes share; give "
+            "that one with out=FOLDER, or another name=NAME"
+        )
+    if own is None:
+        own = uuid.uuid4().hex
+        study.set_user_attr("id", own)
+    if found is None:
+        write_atomically(path, own.encode())
 
 
 class Search:
@@ -232,20 +268,26 @@ class Search:
             if DIVERGED in str(error):
                 value = WORST[self.plan.objective]
             else:
-                self.study.tell(trial, state=TrialState.FAIL)
+                self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
                 _say(f"trial {trial.number}: failed: {str(error).removeprefix('error: ')}")
                 return
         except ValueError as error:  # its folder is damaged
             trial.set_user_attr("error", str(error))
-            self.study.tell(trial, state=TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             _say(f"trial {trial.number}: failed: {printable(str(error))}")
             return
-        self.study.tell(trial, value)
+        self.study.tell(trial, value, skip_if_finished=True)  # another machine may have given it up for lost
         drawn = " ".join(f"{name}={value}" for name, value in trial.params.items())
         _say(f"trial {trial.number}: {self.plan.objective} {value:.3f} with {drawn}")
 
     def place(self, run: str) -> Path:
-        """Folder of a trial's run."""
+        """Folder of a trial's run.
+
+        Raises:
+            UsageError: the storage names another one.
+        """
+        if not RUN.fullmatch(run):
+            raise UsageError(f"storage={self.plan.storage}: a trial's run is {shown(run)}; expected a number")
         return self.plan.folder / TRIALS / run
 
     def give_back_lost(self) -> None:
@@ -254,7 +296,7 @@ class Search:
 
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             owner, run = trial.user_attrs.get("owner"), trial.user_attrs.get("run")
-            alive = owner is not None and _is_held(self.plan.folder / OWNERS / str(owner))
+            alive = isinstance(owner, int) and _is_held(self.plan.folder / OWNERS / str(owner))
             if not alive and not (run is not None and _is_held(self.place(run), missing=False)):
                 self.give_back(trial.number, trial.params, run)
 

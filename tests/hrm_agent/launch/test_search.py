@@ -212,7 +212,52 @@ def test_another_search_of_the_same_name_is_refused(tmp_path: Path, train: Calla
     other = Space(SPACE.params, ["algo=ppo", "core=gru"], SPACE.trial)
     with pytest.raises(UsageError, match="name=maze: another search of this name is in"):
         run(tmp_path / "s", 1, space=other)
-    assert len(run(tmp_path / "s", 1, space=other, name="gru").trials) == 1
+    shared = f"sqlite:///{tmp_path / 's' / 'search.db'}"
+    assert len(run(tmp_path / "gru", 1, space=other, name="gru", storage=shared).trials) == 1
+
+
+def test_a_folder_has_the_trials_of_one_search_and_a_search_one_folder(
+    tmp_path: Path, train: Callable[[Train], list[Path]]
+) -> None:
+    trained = train(finish)
+    shared = f"sqlite:///{tmp_path / 's.db'}"
+    run(tmp_path / "s", 1, storage=shared)
+    with pytest.raises(UsageError, match="holds the trials of another search; give another folder with out="):
+        run(tmp_path / "s", 1, storage=shared, name="other")  # whose trial 0 would be the run that is there
+    assert [study.study_name for study in optuna.get_all_study_summaries(shared)] == ["maze"]
+    with pytest.raises(UsageError, match="search maze has its trials in another folder"):
+        run(tmp_path / "elsewhere", 2, storage=shared)
+    assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / "s.db").unlink()
+    with pytest.raises(UsageError, match="holds the trials of another search"):
+        run(tmp_path / "s", 2, storage=shared)
+    assert len(trained) == 1
+
+
+def test_a_trial_that_was_given_up_for_lost_ends_no_search(
+    tmp_path: Path, train: Callable[[Train], list[Path]]
+) -> None:
+    def give_back(folder: Path, overrides: list[str]) -> None:
+        if not lost:
+            lost.append(folder)
+            trial = search.study.trials[0]
+            search.give_back(trial.number, trial.params, trial.user_attrs["run"])
+        finish(folder, overrides)
+
+    lost: list[Path] = []
+    train(give_back)
+    with Search(plan(tmp_path / "s"), 2, 0) as search:
+        search.work(0)
+        assert [trial.state.name for trial in search.study.trials] == ["FAIL", "COMPLETE", "COMPLETE"]
+
+
+def test_a_storage_names_no_folder_elsewhere(tmp_path: Path, train: Callable[[Train], list[Path]]) -> None:
+    trained = train(finish)
+    with Search(plan(tmp_path / "s"), 1, 0) as search:
+        search.study.enqueue_trial({"algo.gamma": 0.5}, {"run": "../../elsewhere"})
+        with pytest.raises(UsageError, match=r"a trial's run is .*elsewhere'; expected a number"):
+            search.work(0)
+    assert trained == []
 
 
 @pytest.mark.parametrize("storage", ["nonsense://x", "sqlite:////absent/x.db", "/absent/search.journal"])
