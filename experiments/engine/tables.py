@@ -78,12 +78,15 @@ SPLITS = {
     "validation": "split `validation`",
     "development": "split `development`, called `test` until 30 November 2026",
     "test": "split `test`",
+    "none": "an environment without splits, on seeds that were kept for testing",
 }
 """What a record was measured on, by its `split`."""
 
 
 def split_of(record: Record) -> str:
     """Records of before 30 November 2026 do not say it; their levels are those of `development` now."""
+    if record.get("success") is not None and record.get("split", "") is None:
+        return "none"
     return record.get("split") or "development"
 
 
@@ -94,7 +97,11 @@ def levels_line(records: Sequence[Record]) -> str:
         return EMPTY
     if len(counts) == 1:
         return f"Levels: {SPLITS[next(iter(counts))]}."
-    parts = [f"{counts[split]} records of {words}" for split, words in SPLITS.items() if split in counts]
+    parts = [
+        f"{counts[split]} record{'s' * (counts[split] > 1)} of {words}"
+        for split, words in SPLITS.items()
+        if split in counts
+    ]
     return f"Levels: {'; '.join(parts)}."
 
 

@@ -67,8 +67,11 @@ def test_levels_are_those_of_the_records() -> None:
     old, new, other = {"success": 0.5}, {"success": 0.5, "split": "test"}, {"success": 0.5, "split": "validation"}
     assert levels_line([old, old]) == "Levels: split `development`, called `test` until 30 November 2026."
     assert levels_line([new]) == "Levels: split `test`."
-    mixed = "Levels: 1 records of split `validation`; 2 records of split `development`, called `test` until 30 November"
+    mixed = "Levels: 1 record of split `validation`; 2 records of split `development`, called `test` until 30 November"
     assert levels_line([old, new, new, other, old]) == f"{mixed} 2026; 2 records of split `test`."
+    foreign = {"success": 0.5, "split": None}
+    none = "1 record of an environment without splits, on seeds that were kept for testing"
+    assert levels_line([new, new, foreign]) == f"Levels: 2 records of split `test`; {none}."
     assert levels_line([]) == EMPTY
 
 
