@@ -32,13 +32,15 @@ MEASURED = 0.25
 PATIENCE = 5.0
 """Seconds that a process may take to end before it is killed."""
 FORKS = sys.platform.startswith("linux")
-"""Elsewhere processes do not begin as copies of this one, and would have to be told how to make an environment."""
+"""Elsewhere processes do not begin as copies of this one, which knows how to make the environments."""
 
 Make = Callable[[], gym.Env]
 
 
 def check_workers(workers: int | None) -> None:
-    """Raises: ValueError for processes on another system than Linux."""
+    """Raises: ValueError for processes on another system than Linux, or of one that may start none."""
+    if workers and multiprocessing.current_process().daemon:
+        raise ValueError(f"env_workers={workers}: a daemonic process of multiprocessing starts no others; use 0")
     if workers and not FORKS:
         raise ValueError(f"env_workers={workers}: works on Linux alone, where processes are started by fork; use 0")
 
@@ -61,6 +63,8 @@ def choose_workers(env: gym.Env, num_envs: int, cores: int) -> Chosen:
     if min(num_envs, cores) < 2 or not FORKS:
         why = "one environment" if num_envs < 2 else "one core" if cores < 2 else "only Linux starts them by fork"
         return Chosen(0, f"env_workers: 0 ({why})")
+    if multiprocessing.current_process().daemon:
+        return Chosen(0, "env_workers: 0 (a daemonic process starts no others)")
     seconds = seconds_of_step(env)
     what = f"a step takes {seconds * 1000:.2g} ms"
     if seconds < SLOW:
@@ -218,7 +222,9 @@ def _start(shares: Sequence[Sequence[Make]]) -> tuple[list[Any], list[Any]]:
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
         for makes in shares:
             here, there = context.Pipe()
-            process = context.Process(target=_work, args=(makes, there, [*pipes, here]), daemon=True)
+            process = context.Process(
+                target=_work, args=(makes, there, [*pipes, here]), daemon=False
+            )  # envs may start some
             process.start()
             there.close()
             pipes.append(here)
@@ -261,6 +267,9 @@ def _work(makes: Sequence[Make], pipe: Any, others: Sequence[Any]) -> None:
         for env in envs:
             with suppress(Exception):
                 env.close()
+    for started in multiprocessing.active_children():  # by an environment, which did not end it
+        if started.daemon:
+            started.terminate()
     os._exit(0)  # without what this process has registered to do at its exit
 
 

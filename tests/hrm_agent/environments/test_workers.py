@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -43,6 +44,10 @@ class Counting(gym.Env):
 
     def __init__(self, fails: str = "", at: int = 3, sleep: float = 0.0) -> None:
         self.fails, self.at, self.sleep = fails, at, sleep
+        if fails == "starts":  # a simulator in a process of its own
+            started = multiprocessing.get_context("fork").Process(target=int, daemon=True)
+            started.start()
+            started.join()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -164,6 +169,18 @@ def test_what_fails_in_a_process_is_one_line(fails: str, message: str) -> None:
 def steps(env: gym.vector.VectorEnv, count: int) -> None:
     for _ in range(count):
         env.step(np.zeros(env.num_envs, int))
+
+
+def test_environments_may_start_processes_of_their_own() -> None:
+    with closing(make_vector_env(ENV, 2, {"fails": "starts"}, workers=2)) as env:
+        env.reset(seed=0)
+
+
+def test_a_process_that_may_start_none_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    assert choose_workers(Counting(sleep=0.001), 4, 2).workers == 0
+    with pytest.raises(ValueError, match="env_workers=2: a daemonic process of multiprocessing starts no others"):
+        make_vector_env(ENV, 2, workers=2)
 
 
 def test_memory_that_runs_out_is_said_as_such() -> None:
