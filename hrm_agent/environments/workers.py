@@ -222,9 +222,8 @@ def _start(shares: Sequence[Sequence[Make]]) -> tuple[list[Any], list[Any]]:
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
         for makes in shares:
             here, there = context.Pipe()
-            process = context.Process(
-                target=_work, args=(makes, there, [*pipes, here]), daemon=False
-            )  # envs may start some
+            # No daemon: an environment may start processes of its own.
+            process = context.Process(target=_work, args=(makes, there, [*pipes, here]), daemon=False)
             process.start()
             there.close()
             pipes.append(here)

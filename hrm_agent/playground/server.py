@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HOST = "127.0.0.1"
+HTTP_PORT = 80
 MOST_BYTES = 4096
 """Of a request's body."""
 TOKEN_HEADER = "x-token"
@@ -176,7 +177,8 @@ def build_app(game: Game, token: str, port: int) -> ASGIApp:
         ],
         exception_handlers=dict.fromkeys(expected, wrong),
     )
-    return Guarded(app, frozenset(f"{name}:{port}" for name in (HOST, "localhost")))
+    ending = "" if port == HTTP_PORT else f":{port}"  # which browsers leave out
+    return Guarded(app, frozenset(f"{name}{ending}" for name in (HOST, "localhost")))
 
 
 def _check_token(given: str | None, token: str) -> None:

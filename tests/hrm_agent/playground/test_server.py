@@ -103,6 +103,13 @@ def test_the_page_itself_is_answered(client: TestClient, origin: str) -> None:
     assert ask(client, LOOK, headers={"host": f"localhost:{PORT}"}).status_code == 200
 
 
+def test_on_port_80_a_browser_names_the_host_alone(game: Game) -> None:
+    client = TestClient(build_app(game, TOKEN, 80), base_url="http://127.0.0.1", raise_server_exceptions=False)
+    own = {"origin": "http://127.0.0.1", "sec-fetch-site": "same-origin"}
+    assert ask(client, LOOK, headers=own).status_code == 200
+    assert ask(client, LOOK, headers={"origin": f"http://{OWN}"}).status_code == 403
+
+
 def test_a_link_to_the_page_is_followed_and_a_frame_of_a_stranger_is_not(client: TestClient) -> None:
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
     assert client.get("/", params={"token": TOKEN}, headers=link).status_code == 200
