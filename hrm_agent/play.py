@@ -72,6 +72,7 @@ def play(
     player = player.fit(probe.single_observation_space)
     player.check_fits(probe.single_observation_space, probe.single_action_space)
     probe.close()
+    player.changed(overrides)  # what is not possible is refused before anything listens
     with listen(port) as opened:
         token = make_token()
         address = f"http://{HOST}:{opened.getsockname()[1]}/?token={token}"
