@@ -91,8 +91,7 @@ def crossed_interval(outcomes: ArrayLike, level: float = 0.95) -> Estimate:
     table = _Table.of(checked)
     within = max(table.seeds, table.rest) / (s * e)
     between = max(table.levels - table.rest, 0.0) / (s * e)
-    shrunk = (table.mean * e + 0.5) / (e + 1)  # so that log odds exist where all succeed
-    slope = shrunk * (1 - shrunk)
+    shrunk, slope = _shrunk(table.mean, e), _slope(table.mean, e)
     variance = max(within + between, slope / (s * e))
     freedom = (within + between) ** 2 / max(within**2 / (s - 1) + between**2 / (e - 1), 1e-300)
     half = _student(level, max(freedom, s - 1)) * math.sqrt(variance) / slope
@@ -103,7 +102,8 @@ def crossed_interval(outcomes: ArrayLike, level: float = 0.95) -> Estimate:
 def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Comparison:
     """Arm a minus arm b on the same levels, with Student's interval and p-value over training seeds and levels.
 
-    What makes a level hard for both arms cancels; the seeds of the arms are no pairs.
+    What makes a level hard for both arms cancels; the seeds of the arms are no pairs. Where nothing varies, the
+    variance is that of one failure among all outcomes of each arm, as in `crossed_interval`.
 
     Args:
         a, b: `[Sa, E]` and `[Sb, E]`, success 0 to 1, columns being the same levels; two or more seeds each.
@@ -127,8 +127,9 @@ def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Compa
     of_levels = max(float((arms[0].mean(0) - arms[1].mean(0)).var(ddof=1)) - noise, 0.0) / levels
     variance = sum(seeds) + of_levels
     value = tables[0].mean - tables[1].mean
-    if variance == 0:
-        return Comparison(value, value, value, float(value == 0))
+    if variance == 0:  # no seed differs from another, nor what the levels add
+        seeds = [_slope(t.mean, levels) / arm.size for t, arm in zip(tables, arms, strict=True)]
+        variance = sum(seeds)
     parts = [part**2 / (len(arm) - 1) for part, arm in zip(seeds, arms, strict=True)]
     freedom = max(variance**2 / max(sum(parts) + of_levels**2 / (levels - 1), 1e-300), 1.0)
     error = math.sqrt(variance)
@@ -136,6 +137,15 @@ def crossed_difference(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Compa
     from scipy.stats import t as student  # which takes a tenth of a second to import
 
     return Comparison(value, value - half, value + half, float(2 * student.sf(abs(value) / error, freedom)))
+
+
+def _shrunk(mean: float, levels: int) -> float:
+    """A mean that is not at an end, so that log odds exist where all succeed."""
+    return (mean * levels + 0.5) / (levels + 1)
+
+
+def _slope(mean: float, levels: int) -> float:
+    return _shrunk(mean, levels) * (1 - _shrunk(mean, levels))
 
 
 def mean_interval(values: Sequence[float], bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:

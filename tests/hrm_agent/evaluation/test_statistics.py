@@ -227,7 +227,12 @@ def test_crossed_intervals_at_the_ends() -> None:
     one = crossed_interval([[1.0] * 90 + [0.0] * 10])
     assert (one.low, one.high) == pytest.approx((0.8256, 0.9448), abs=1e-3)  # Wilson's
     same = crossed_difference(np.ones((3, 10)), np.ones((3, 10)))
-    assert same == (0, 0, 0, 1)
+    assert (same.value, same.p_value) == (0, 1)
+    assert 0.01 < same.high == -same.low < 0.3  # thirty outcomes of each do not show that the arms are equal
+    few, many = (crossed_difference(np.ones((s, e)), np.zeros((s, e))) for s, e in ((2, 2), (5, 100)))
+    assert 1e-3 < few.p_value < 0.5
+    assert many.p_value < 1e-6
+    assert few.low < many.low < 1
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
