@@ -19,7 +19,7 @@ from hrm_agent.files.reading import CheckpointError, parse_json
 
 LOCK_FILE = "run.lock"
 HOLDER_LIMIT = 1000  # bytes
-_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
+NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS)
 _open: set[int] = set()
 
 
@@ -59,7 +59,7 @@ def lock_folder(folder: Path, warn: Callable[[str], None]) -> Iterator[None]:
                 f"{folder}: {_holder(descriptor, path)} is working on this run; wait until it has ended, or stop it"
             ) from None
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             warn(f"{path}: this file system has no locks; make sure that no other process works on this run")
         _name_holder(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hrm_agent.files.locking import NO_LOCKS
 from hrm_agent.files.reading import CheckpointError, read_bytes
 from hrm_agent.files.writing import write_atomically
 
@@ -61,11 +63,18 @@ def put(path: Path, records: Sequence[Record], key: Sequence[str], order: Sequen
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder: one thread of one process at a time. Not to be taken twice by the same thread."""
+    """Hold the lock of a folder: one thread of one process at a time. Not to be taken twice by the same thread.
+
+    Where the file system has no locks of folders, such as NFS, the body is run all the same.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (*NO_LOCKS, errno.EBADF):  # the last of NFS, since a folder is not open for writing
+                raise
         yield
     finally:
         os.close(descriptor)

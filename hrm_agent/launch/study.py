@@ -254,8 +254,9 @@ class Study:
         outcome = {"success": report["levels"]["success"]}
         if sampled is not None:
             outcome["sampled"] = sampled["levels"]["success"]
-        put(self.folder / LEVELS_FILE, [{**own, **outcome}], KEY)
-        put(self.folder / RESULTS_FILE, [record], KEY)
+        with self._measuring:
+            put(self.folder / LEVELS_FILE, [{**own, **outcome}], KEY)
+            put(self.folder / RESULTS_FILE, [record], KEY)
         return record
 
     def table(self) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
@@ -267,6 +268,15 @@ def test_records_are_records(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(CheckpointError, match="not a file of records"):
             load(path)
+
+
+def test_records_are_kept_where_folders_have_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")  # as NFS does for a folder
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    put(tmp_path / "results.json", [{"arm": "a", "seed": 1}], ("arm", "seed"))
+    assert load(tmp_path / "results.json") == [{"arm": "a", "seed": 1}]
 
 
 def test_the_command_prints_the_table_and_fails_where_a_run_does(
