@@ -50,7 +50,7 @@ class DistanceProbe:
         """
         at = min(segment, len(self.weights)) - 1
         weights, intercept = self.weights[at].to(latents.device), self.intercepts[at].to(latents.device)
-        return (latents.float() @ weights + intercept).clamp(0, math.log1p(FARTHEST)).expm1()
+        return (latents.float() @ weights + intercept).nan_to_num().clamp(0, math.log1p(FARTHEST)).expm1()
 
 
 def identify(policy: Policy) -> str:

@@ -91,7 +91,7 @@ def check_weights(source: object, weights: Mapping[str, Tensor], expected: Mappi
         own = expected[name].dtype
         if tensor.dtype != own and not (tensor.dtype.is_floating_point and own.is_floating_point):
             raise CheckpointError(f"{source}: weights do not fit: {name} is {tensor.dtype}, expected {own}")
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.to(own)).all():  # float64 may hold more than the network can
             raise CheckpointError(f"{source}: {name} has entries that are NaN or infinite; the file was altered")
 
 

@@ -83,6 +83,7 @@ def test_that_of_other_weights_is_none(tmp_path: Path) -> None:
         ({"weights": torch.ones(2, 16)}, "'intercepts' is missing"),
         ({"weights": torch.ones(2, 16), "intercepts": torch.ones(2), "x": torch.ones(2)}, "'x' is not one of its"),
         ({"weights": torch.full((2, 16), torch.nan), "intercepts": torch.ones(2)}, "NaN or infinite"),
+        ({"weights": torch.full((2, 16), 1e300, dtype=torch.float64), "intercepts": torch.ones(2)}, "NaN or infinite"),
         ({"weights": torch.ones(2, 16).long(), "intercepts": torch.ones(2)}, "int64, expected torch.float32"),
         ({"weights": torch.tensor(1.0), "intercepts": torch.ones(2)}, "maps of 0 segments"),
         ({"weights": torch.ones(1025, 16), "intercepts": torch.ones(1025)}, "maps of 1025 segments"),
@@ -96,6 +97,12 @@ def test_wrong_tensors_are_one_line(tmp_path: Path, tensors: dict[str, torch.Ten
         agent.load_probe()
     assert "\n" not in str(raised.value)
     assert PROBE_FILE in str(raised.value)
+
+
+def test_what_is_read_is_a_distance_whatever_the_weights_are() -> None:
+    huge = DistanceProbe(torch.full((1, 4), 3e38), torch.zeros(1), "")
+    read = huge.read(torch.tensor([[9.0, -9, 9, -9], [9, 9, 9, 9], [-9, -9, -9, -9]]), 1)
+    assert ((read >= 0) & (read <= 1.01 * FARTHEST)).all()
 
 
 def test_other_files_are_one_line(tmp_path: Path) -> None:
