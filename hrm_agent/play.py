@@ -49,7 +49,7 @@ def play(
     Args:
         run: folder of a training run or of an agent; or give `agent`; neither of them stands for DynamicMaze-TRM-v0.
         agent: id of a registered agent in place of `run`; `python -m hrm_agent.agents` lists them.
-        seed: number of the first level, and of the draws of an agent that samples.
+        seed: number of the first level.
         split: `train`, `validation`, `development` or `test` levels, where the environment has splits.
         overrides: of the trained settings, to begin with.
         env: another environment than the agent was trained on; only the size of its grid may differ
@@ -77,7 +77,7 @@ def play(
         token = make_token()
         address = f"http://{HOST}:{opened.getsockname()[1]}/?token={token}"
         build = partial(make_world, env_id, options, split, seed)
-        with closing(Game(player, build, player.load_probe(), agent or str(run), seed, overrides)) as game:
+        with closing(Game(player, build, player.load_probe(), agent or str(run), overrides=overrides)) as game:
             print(f"open it: {address}\nCtrl-C ends it", flush=True)
             if open:
                 webbrowser.open(address)

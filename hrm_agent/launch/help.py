@@ -31,7 +31,7 @@ from hrm_agent.training.trainer import TrainerConfig
 ENTRY = re.compile(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", re.MULTILINE)
 FIELD = re.compile(r"^ {4}(\w+): .*?  # (.+)$", re.MULTILINE)
 GROUPS = ("task", "env", "core", "carry", "algo")
-OPTIONS = "keyword arguments of the environment, env.options.NAME=VALUE; docs/environments/ lists those of ours"
+OPTIONS = "keyword arguments of the environment, env.options.NAME=VALUE; docs/environments/ lists those of the mazes"
 ELSEWHERE = re.compile(r"see `(\w+)`")
 
 

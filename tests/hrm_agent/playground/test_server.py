@@ -17,9 +17,11 @@ import hrm_agent.play as command
 from forks import Forks
 from games import tiny_game
 from hrm_agent.agents.agent import AgentOverrides
+from hrm_agent.agents.registry import make
 from hrm_agent.environments.checked import EnvironmentFailed
+from hrm_agent.evaluation.episodes import PolicyActor, run_episodes
 from hrm_agent.launch.cli import parse_agent_options
-from hrm_agent.playground import server
+from hrm_agent.playground import commands, server
 from hrm_agent.playground.game import Game, show
 from hrm_agent.playground.server import FILES, HEADERS, MOST_BYTES, PAGE, TOKEN_HEADER, build_app, listen, make_token
 
@@ -278,6 +280,24 @@ def test_the_command_opens_the_page_and_finds_the_agents_probe(
     assert shown["about"]["agent"] == command.DEFAULT_AGENT
     thought = shown["seats"][0]["thought"]
     assert len(thought["distance"]) == len(thought["probabilities"]) == 2
+
+
+def test_what_an_agent_draws_on_the_page_is_what_it_draws_in_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    expected: list[int] = []
+
+    def serve(game: Game, opened: socket.socket, token: str) -> None:
+        game.do(commands.Settings("agent", sampled=True))
+        while (seat := game.seats["agent"]).world.outcome is None:
+            assert seat.thought is not None
+            taken.append(seat.thought.action)
+            game.do(commands.Step())
+
+    monkeypatch.setattr(command, "serve", serve)
+    command.play(seed=3)
+    actor = PolicyActor(make(command.DEFAULT_AGENT).policy, deterministic=False)
+    run_episodes(actor, "DynamicMaze-v0", {}, 1, 3, batch=1, on_step=lambda step: expected.append(int(step.actions[0])))
+    assert taken == expected
 
 
 SERVED = """
