@@ -111,10 +111,13 @@ def settings_table(outcomes: Outcomes) -> list[dict[str, str]]:
 def rates_table(outcomes: Outcomes) -> list[dict[str, str]]:
     """Of every arm, validation success by learning rate; bold the one that was taken."""
     rows = []
+    rates = sorted({trial["learning_rate"] for found in outcomes.tuned.values() for trial in found["tried"]})
     for arm, found in outcomes.tuned.items():
-        cells = {}
+        cells = dict.fromkeys([f"{rate:g}" for rate in rates], "")
         for trial in found["tried"]:
             text = f"{trial['success']:.3f} ({trial['sampled_success']:.3f})"
+            if trial["seeds"] > 1:
+                text += f", {trial['seeds']} seeds"
             chosen = trial["learning_rate"] == found["learning_rate"]
             cells[f"{trial['learning_rate']:g}"] = f"**{text}**" if chosen else text
         rows.append({"arm, greedy (sampled)": arm, **cells})

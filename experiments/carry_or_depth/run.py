@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from experiments.carry_or_depth.tune import rates_to_try
+from experiments.carry_or_depth.tune import best_two, rates_to_try
 from experiments.engine import runner
 from experiments.engine.records import load, put
 from experiments.engine.runner import MEASURED, Job, refuse
@@ -32,8 +32,10 @@ class Study(runner.Study):
     def learning_rate(self, arm: str) -> float:
         path, tuning = self.folder / "tuned.json", self.settings["tuning"]
         tuned = json.loads(path.read_text()) if path.exists() else {}
-        tried = {trial["learning_rate"] for trial in tuned.get(arm, {}).get("tried", ())}
-        if not tried.issuperset(rates_to_try(tuned.get(arm), tuning["learning_rates"], tuning["bounds"])):
+        seeds = {trial["learning_rate"]: trial["seeds"] for trial in tuned.get(arm, {}).get("tried", ())}
+        wanted = rates_to_try(tuned.get(arm), tuning["learning_rates"], tuning["bounds"])
+        again = best_two(tuned[arm]) if arm in tuned else []
+        if not set(wanted) <= set(seeds) or any(seeds[rate] < len(tuning["seeds"]) for rate in again):
             refuse(f"{path.name}: no learning rate for {arm}; run tune.py first, or other arms with --only")
         return float(tuned[arm]["learning_rate"])
 

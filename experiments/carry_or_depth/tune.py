@@ -5,9 +5,10 @@
 
 A trial is a whole run of an arm with a seed that the study does not have. Its last agent plays 1,000 validation levels,
 greedily and sampled. Where the best of an arm's rates is the largest, twice that is tried too, where it is the smallest
-half of that, until the best one lies between others or a bound is reached. Trials are added to `tuning.json`; at the
-end, or by `--draw-only` alone, the learning rate of every arm with the highest mean of the two goes into `tuned.json`,
-with all that were tried.
+half of that, until the best one lies between others or a bound is reached. The best rates of most arms lie next to
+rates at which training fails, which one seed does not show: the two best of every arm are tried with two more seeds.
+Trials are added to `tuning.json`; at the end, or by `--draw-only` alone, the rate of every arm with the highest mean of
+the two over these seeds goes into `tuned.json`, with all that were tried.
 """
 
 from __future__ import annotations
@@ -34,14 +35,17 @@ class Search(runner.Study):
 
     def arms(self) -> dict[str, Any]:
         tuning, found = self.settings["tuning"], chosen_rates(load(self.folder / self.results))
-        return {
-            f"{name}@{rate:.1e}": {
-                "overrides": [*self.of_study(name), f"algo.learning_rate={rate}"],
-                "seeds": tuning["seeds"],
-            }
-            for name in self.settings["arms"]
-            for rate in rates_to_try(found.get(name), tuning["learning_rates"], tuning["bounds"])
-        }
+        arms = {}
+        for name in self.settings["arms"]:
+            tried = found.get(name)
+            rates = rates_to_try(tried, tuning["learning_rates"], tuning["bounds"])
+            ended = tried is not None and len(rates) == len(tried["tried"])
+            again = best_two(tried) if ended else []
+            for rate in rates:
+                seeds = tuning["seeds"] if rate in again else tuning["seeds"][:1]
+                overrides = [*self.of_study(name), f"algo.learning_rate={rate}"]
+                arms[f"{name}@{rate:.1e}"] = {"overrides": overrides, "seeds": seeds}
+        return arms
 
     def of_study(self, name: str) -> list[str]:
         given = self.settings["arms"][name]
@@ -70,17 +74,11 @@ class Search(runner.Study):
         return [record]
 
     def finish(self) -> None:
-        """Trials beyond the ends of the grid, of arms whose best rate is one of them."""
-        while more := self.extensions():
+        """Trials that follow from those made: beyond the ends of the grid, and of the two best rates once more."""
+        while more := chosen(self.missing(), self.jobs(), self.only):
             with ThreadPoolExecutor(self.side_by_side) as pool:
                 if not all(list(pool.map(self.run, more))):
                     return
-
-    def extensions(self) -> list[Job]:
-        """Trials to be made outside of the grid."""
-        grid = {f"{rate:.1e}" for rate in self.settings["tuning"]["learning_rates"]}
-        outside = [job for job in self.missing() if job.arm.split("@")[1] not in grid]
-        return chosen(outside, self.jobs(), self.only)
 
     def draw(self) -> None:
         """The best of every arm, and its trials, into `tuned.json`."""
@@ -98,23 +96,35 @@ def rates_to_try(found: dict[str, Any] | None, grid: Sequence[float], bounds: Se
     """
     if found is None:
         return list(grid)
-    tried = sorted(trial["learning_rate"] for trial in found["tried"])
-    best, more = found["learning_rate"], []
+    tried = {trial["learning_rate"]: trial["first"] for trial in found["tried"]}
+    best, more = max(tried, key=lambda rate: tried[rate]), []
     if set(grid) <= set(tried):
-        more = [best * 2] * (best == tried[-1]) + [best / 2] * (best == tried[0])
+        more = [best * 2] * (best == max(tried)) + [best / 2] * (best == min(tried))
     return sorted({*grid, *tried, *(rate for rate in more if bounds[0] <= rate <= bounds[1])})
 
 
+def best_two(found: dict[str, Any]) -> list[float]:
+    """The two rates of an arm that were best with the first seed."""
+    ranked = sorted(found["tried"], key=lambda trial: -trial["first"])
+    return [trial["learning_rate"] for trial in ranked[:2]]
+
+
 def chosen_rates(trials: list[Record]) -> dict[str, Any]:
-    """By arm: the learning rate whose mean of greedy and sampled success, over seeds, is the highest; and all tried."""
+    """By arm: the best learning rate of those with the most seeds, and all that were tried.
+
+    A rate has the means over its seeds of greedy and sampled success, and as `first` the mean of the two with the first
+    of its seeds.
+    """
     found: dict[str, Any] = {}
     for arm in dict.fromkeys(trial["arm"] for trial in trials):
         tried = []
         for rate in sorted({trial["learning_rate"] for trial in trials if trial["arm"] == arm}):
             own = [trial for trial in trials if (trial["arm"], trial["learning_rate"]) == (arm, rate)]
             means = {name: mean_of(trial[name] for trial in own) for name in ("success", "sampled_success")}
-            tried.append({"learning_rate": rate, "seeds": len(own), **means})
-        best = max(tried, key=lambda t: t["success"] + t["sampled_success"])
+            first = min(own, key=lambda trial: trial["seed"])
+            score = (first["success"] + first["sampled_success"]) / 2
+            tried.append({"learning_rate": rate, "seeds": len(own), **means, "first": score})
+        best = max(tried, key=lambda t: (t["seeds"], t["success"] + t["sampled_success"]))
         found[arm] = {"learning_rate": best["learning_rate"], "tried": tried}
     return found
 

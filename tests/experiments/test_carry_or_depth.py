@@ -67,10 +67,10 @@ def test_every_arm_trains_with_its_own_learning_rate(folder: Path, capsys: pytes
     rates = {name: (3e-3, 6e-3)[i % 2] for i, name in enumerate(names)}
     trials = [
         {
-            "arm": name, "learning_rate": rate, "seed": 50000, "success": 0.5,
+            "arm": name, "learning_rate": rate, "seed": seed, "success": 0.5,
             "sampled_success": 0.7 if rate == rates[name] else 0.6,
         }
-        for name in names for rate in (1.5e-3, 3e-3, 6e-3, 1.2e-2)
+        for name in names for rate in (1.5e-3, 3e-3, 6e-3, 1.2e-2) for seed in (50000, 51000, 52000)
     ]  # fmt: skip
     found = chosen_rates(trials)
     assert {name: entry["learning_rate"] for name, entry in found.items()} == rates
@@ -78,10 +78,12 @@ def test_every_arm_trains_with_its_own_learning_rate(folder: Path, capsys: pytes
     (folder / "tuned.json").write_text(json.dumps(found))
     for name in names:
         assert Study(folder).overrides(Job(name, 0))[-1] == f"algo.learning_rate={rates[name]}"
-    two = [trial for trial in trials if trial["learning_rate"] > 4e-3]
-    (folder / "tuned.json").write_text(json.dumps(chosen_rates(two)))
-    with pytest.raises(SystemExit, match="2"):  # a search that has not ended chooses nothing
-        Study(folder).overrides(Job("gate-K1", 0))
+    two_rates = [trial for trial in trials if trial["learning_rate"] > 4e-3]
+    one_seed = [trial for trial in trials if trial["seed"] == 50000]
+    for some in (two_rates, one_seed):  # a search that has not ended chooses nothing
+        (folder / "tuned.json").write_text(json.dumps(chosen_rates(some)))
+        with pytest.raises(SystemExit, match="2"):
+            Study(folder).overrides(Job("gate-K1", 0))
 
 
 @pytest.mark.parametrize(
@@ -104,14 +106,15 @@ def test_the_grid_grows_until_its_best_is_no_end(scores: dict[float, float], mor
     assert rates_to_try(found, [3e-3, 6e-3, 1.2e-2], [7e-4, 5e-2]) == sorted([*scores, *more])
 
 
-def test_a_search_goes_on_beyond_the_grid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every arm is best at the largest rate up to 0.024, so each gets two more, and then the search ends."""
+def test_a_search_ends_with_three_seeds_of_the_two_best_rates(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the first seed every arm is best at 0.024, beyond the grid; with the others that fails."""
 
     def run(self: Search, job: Job) -> bool:
-        arm, rate = job.arm.split("@")
-        score = min(float(rate), 0.03) if float(rate) < 0.03 else 0.0
-        put(self.folder / "tuning.json", [{"agent": job.arm, "arm": arm, "learning_rate": float(rate),
-            "seed": job.seed, "success": score, "sampled_success": score}], self.key)  # fmt: skip
+        arm, text = job.arm.split("@")
+        rate = float(text)
+        score = rate if rate < (0.03 if job.seed == 50000 else 0.02) else 0.0
+        own = {"agent": job.arm, "arm": arm, "learning_rate": rate, "seed": job.seed}
+        put(self.folder / "tuning.json", [{**own, "success": score, "sampled_success": score}], self.key)
         return True
 
     monkeypatch.setattr(Search, "run", run)
@@ -121,9 +124,16 @@ def test_a_search_goes_on_beyond_the_grid(folder: Path, monkeypatch: pytest.Monk
     search.finish()
     search.draw()
     tuned = json.loads((folder / "tuned.json").read_text())
-    assert {entry["learning_rate"] for entry in tuned.values()} == {2.4e-2}
-    assert {len(entry["tried"]) for entry in tuned.values()} == {5}
-    assert Study(folder).learning_rate("gate-K1") == 2.4e-2
+    assert {entry["learning_rate"] for entry in tuned.values()} == {1.2e-2}
+    for entry in tuned.values():
+        assert {t["learning_rate"]: t["seeds"] for t in entry["tried"]} == {
+            3e-3: 1,
+            6e-3: 1,
+            1.2e-2: 3,
+            2.4e-2: 3,
+            4.8e-2: 1,
+        }
+    assert Study(folder).learning_rate("gate-K1") == 1.2e-2
 
 
 def test_comparisons_are_corrected_over_both_ways_of_playing(folder: Path) -> None:
