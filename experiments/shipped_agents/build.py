@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def trained_run(name: str, overrides: list[str]) -> Path:
-    """The folder of the agent's run, trained now where it is not there; an unfinished run goes on."""
+    """The folder of the agent's run, trained now where it is not there; an unfinished run is resumed."""
     folder = ROOT / "runs" / "shipped" / name
     if not (folder / "agents" / "last").is_dir():
         how = [f"resume={folder}"] if (folder / "run.json").is_file() else [*overrides, f"hydra.run.dir={folder}"]

@@ -151,7 +151,7 @@ def time_limit(world: World) -> int:
     """The rule for `max_episode_steps`, on validation levels.
 
     `LIMIT_FACTOR` times the mean number of steps of the quickest reference when time is not limited, rounded up to
-    tens. The quickest reference, not the bound: under fog nobody can be as quick as who knows the map.
+    tens. The quickest reference, not the bound: under fog no policy is as quick as one that knows the map.
     """
     free = {**world.options, "max_episode_steps": UNLIMITED}
     makers = references(world.options)

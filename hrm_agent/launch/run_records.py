@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from hrm_agent.files.reading import CheckpointError, read_json
 from hrm_agent.launch.cli import UsageError
@@ -43,14 +44,14 @@ class _Described(msgspec.Struct):
 class Outcomes(msgspec.Struct):
     """On each level: success as a string of `0` and `1`."""
 
-    success: str
+    success: Annotated[str, Meta(pattern="^[01]*$")]
 
 
 class Played(msgspec.Struct):
     """What one way to act achieved."""
 
-    success: float
-    episodes: int | None = None
+    success: Annotated[float, Meta(ge=0, le=1)]
+    episodes: Annotated[int, Meta(ge=1)] | None = None
     levels: Outcomes | None = None
     return_: float | None = msgspec.field(default=None, name="return")
 

@@ -1,9 +1,9 @@
 """One environment in which a person may change things between two decisions.
 
 Mazes of `hrm_envs` can be changed: an edge between two cells is opened or closed, the goal or the agent is put
-elsewhere. Changes are made in the state of the environment, so that everything else goes on as before. An edge that was
-set stays as it was set until the level begins anew, whatever the schedule does there. Other environments are stepped
-and draw themselves.
+elsewhere. Changes are made in the state of the environment, so that everything else continues as before. An edge that
+was set stays as it was set until the level begins anew, whatever the schedule does there. Other environments are
+stepped and draw themselves.
 
 Positions are flat grid positions, row * width + column.
 """

@@ -12,6 +12,7 @@ from commands import run_command
 from folders import make_run
 from hrm_agent.evaluation.statistics import crossed_interval, mean_interval
 from hrm_agent.launch import plot as plotting
+from hrm_agent.launch.cli import UsageError
 from hrm_agent.launch.groups import group_runs, mean_curve, show
 from hrm_agent.launch.plot import PlotOptions, plot, read_runs
 from refusals import refusal
@@ -102,6 +103,16 @@ def test_the_mean_of_curves_is_over_the_frames_that_all_have() -> None:
     frames, values = mean_curve([[(0, 0.5), (10, 1.0)]], (0.0, 1.0))
     assert np.isnan(values[:, 1:]).all()
     np.testing.assert_array_equal(values[:, 0], [0.5, 1.0])
+
+
+@pytest.mark.parametrize(("good", "bad"), [('"success": 0.95', '"success": 95'), ('"1111', '"won!'), (": 20", ": -20")])
+def test_outcomes_that_cannot_be_are_damage_and_no_failures(good: str, bad: str, runs: Path) -> None:
+    file = runs / "full" / "0" / "eval.json"
+    text = file.read_text()
+    assert good in text
+    file.write_text(text.replace(good, bad))
+    with pytest.raises(UsageError, match="full/0: a damaged run"):
+        plot([str(runs)], PlotOptions(out=str(runs.parent / "x.png")))
 
 
 @pytest.mark.parametrize(
