@@ -75,6 +75,8 @@ def plain() -> Iterator[Any]:
         for name in ours:
             del sys.modules[name]
         package = importlib.import_module("hrm_envs")
+        for name in package.__all__:
+            getattr(package, name)  # names are imported when they are first used
         for name in [name for name in sys.modules if name.split(".")[0] == "hrm_envs"]:
             del sys.modules[name]
         sys.modules.update(ours)
