@@ -47,7 +47,7 @@ def play(
     Prints the page's address, and serves it to this machine alone, until Ctrl-C.
 
     Args:
-        run: folder of a training run or of an agent; or give `agent`; neither of them stands for DynamicMaze-TRM-v0.
+        run: folder of a training run or of an agent; or give `agent`; without either, DynamicMaze-TRM-v0.
         agent: id of a registered agent in place of `run`; `python -m hrm_agent.agents` lists them.
         seed: number of the first level.
         split: `train`, `validation`, `development` or `test` levels, where the environment has splits.

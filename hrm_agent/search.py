@@ -14,6 +14,7 @@ if __name__ == "__main__":
 from omegaconf import DictConfig
 
 from hrm_agent.files.interrupts import INTERRUPTED
+from hrm_agent.files.plain_yaml import read_yaml
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.launch import startup
 from hrm_agent.launch.cli import (
@@ -30,7 +31,7 @@ from hrm_agent.launch.commands import spelled
 from hrm_agent.launch.errors import terminated_like_interrupted
 from hrm_agent.launch.search import TRIALS, Plan, Search, SearchOptions, check_installed, plan_search
 from hrm_agent.launch.search_space import read_space
-from hrm_agent.launch.settings import GROUPS, train_defaults
+from hrm_agent.launch.settings import GROUPS, config_folder, train_defaults
 from hrm_agent.launch.side_by_side import side_by_side
 from hrm_agent.launch.sweep_table import print_table, sweep_table
 from hrm_agent.names.nearest import did_you_mean
@@ -73,7 +74,7 @@ def split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """
     own = [a for a in arguments if a.startswith("-") or "=" not in a or a.partition("=")[0] in OWN]
     typed = [a for a in arguments if a not in own]
-    known = {*train_defaults(), *GROUPS}
+    known = {*train_defaults(), *read_yaml(config_folder() / "train.yaml"), *GROUPS}
     for argument in typed:
         name = argument.lstrip("+").partition("=")[0]
         meant = did_you_mean(name, OWN, shown=0)

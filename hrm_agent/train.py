@@ -128,6 +128,8 @@ def perform(
     settle_workers(run)
     arguments = (*settings(run.values), run.folder, run.console, run.processes)
     trainer = open_loop(run, partial(Trainer, *arguments, callbacks=callbacks, more_loggers=loggers))
+    if run.resumed and trainer.frames and trainer.done < 1 and not hasattr(trainer.env, "get_state"):
+        run.console.say(f"env={trainer.config.env}: keeps no state (get_state), so new episodes begin")
     if trainer.config.init_from and trainer.checkpoints.latest() is None:
         run.console.say(f"weights of {trainer.config.init_parts} from {trainer.config.init_from}")
     try:

@@ -118,7 +118,8 @@ def choose_panels(
     few = max((len(each.get(full, ())) for each in curves), default=0) < 2
     if few and all(len(each.get(quick, ())) > 1 for each in curves):
         full = quick
-    panels = [Panel(f"greedy, {full.partition('/')[0].replace('_', ' ')} levels", _of_all(full, runs, curves))]
+    levels = "the first validation levels" if full == quick else "validation levels"
+    panels = [Panel(f"greedy, {levels}", _of_all(full, runs, curves))]
     if all(f"train/{metric}" in each for each in curves):
         panels.append(Panel("sampled, in training", _of_all(f"train/{metric}", runs, curves)))
     return panels

@@ -20,6 +20,7 @@ from hrm_agent.names.values import printable
 TRAIN = "hrm_agent.train"
 SET_HERE = ("hydra", "resume", "seed", "test_episodes", "threads")
 """Settings that belong to what starts the runs."""
+SET_FOR_ALL = "{}: is set for every run (the cores are divided by jobs=); leave it out"
 MODULE = re.compile(r"(env|core)=[^=]*:")
 LAST = 300
 """Characters of a run's last line that are repeated."""

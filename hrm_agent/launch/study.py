@@ -39,7 +39,7 @@ from hrm_agent.launch.cli import UsageError, parse_overrides, say_traceback
 from hrm_agent.launch.groups import RunGroup, outcomes_of, show, success_of
 from hrm_agent.launch.plot import choose_panels, draw
 from hrm_agent.launch.run_records import Outcomes, Played, Row, read_curves, read_run
-from hrm_agent.launch.side_by_side import SET_HERE, RunFailed, train_in
+from hrm_agent.launch.side_by_side import SET_FOR_ALL, SET_HERE, RunFailed, train_in
 from hrm_agent.names.values import Count, Episodes, Seed, check_fields, one_of, printable, shown
 
 RESULTS_FILE, LEVELS_FILE, SPEC_FILE, CURVES_FILE = "results.json", "levels.json", "study.json", "curves.png"
@@ -132,14 +132,16 @@ def check_overrides(overrides: Sequence[str], where: str) -> None:
     Raises:
         UsageError: one of them.
     """
+    reserved = []
     for typed in parse_overrides(list(overrides)):
-        name = (typed.key_or_group or "").partition(".")[0]
+        if (typed.key_or_group or "").partition(".")[0] in SET_HERE:
+            reserved.append(printable(str(typed.input_line)))
         if typed.is_sweep_override():
             raise UsageError(
                 f"{where}: {printable(str(typed.input_line))}: expected one value; each arm is one setting"
             )
-        if name in SET_HERE:
-            raise UsageError(f"{where}: {printable(str(typed.input_line))}: is set for every run; leave it out")
+    if reserved:
+        raise UsageError(f"{where}: {SET_FOR_ALL.format(', '.join(reserved))}")
 
 
 class Study:

@@ -259,6 +259,16 @@ def test_the_command_resumes_a_run_of_a_program(
     assert_equal_bits(load_tensors(by_command / name)[0], load_tensors(folder / name)[0])
 
 
+@pytest.mark.parametrize(("env", "lines"), [(Recall, 1), ({"id": "DynamicMaze-v0", "options": MAZE}, 0)])
+def test_a_resumed_run_says_where_new_episodes_begin(
+    env: Any, lines: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learn(env, callbacks=StopAt(96), folder=tmp_path / "run", quiet=True, **TINY)
+    assert capsys.readouterr().err == ""
+    learn(env, folder=tmp_path / "run", resume=True, **TINY)
+    assert capsys.readouterr().err.count("keeps no state (get_state), so new episodes begin") == lines
+
+
 @pytest.mark.parametrize(
     ("env", "given", "said"),
     [

@@ -268,6 +268,11 @@ def test_a_storage_that_cannot_be_opened_is_one_line_and_leaves_nothing(storage:
     assert not (tmp_path / "s").exists()
 
 
+def test_every_setting_of_train_may_be_given() -> None:
+    typed = ["threads=1", "total_steps=5_000", "readout=mean", "core=trm", "algo.window=8"]
+    assert command.split(["trials=3", *typed, "jobs=2"]) == (["trials=3", "jobs=2"], typed)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

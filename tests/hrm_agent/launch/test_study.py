@@ -230,6 +230,7 @@ def test_the_return_stands_beside_success_where_there_are_no_shortest_paths(tmp_
         ({"arms": {"a": "carry=full"}}, "Expected array, got str"),
         ({"arms": {"a": ["carry=full,reset"]}}, "arm a: carry=full,reset: expected one value"),
         ({"arms": {"a": ["seed=3"]}}, "arm a: seed=3: is set for every run"),
+        ({"base": ["threads=1", "test_episodes=0"]}, "arm full: threads=1, test_episodes=0: is set for every run"),
         ({"base": ["hydra.run.dir=x"]}, "arm full: hydra.run.dir=x: is set for every run"),
         ({"arms": {"a": ["carry"]}}, "carry: expected NAME=VALUE"),
         ({"arms": {"a": ["carry=fulll"]}}, "arm a: carry=fulll: no such carry; did you mean full?"),
