@@ -36,6 +36,8 @@ from hrm_agent.names.values import checked, printable, types_of
 class CoreRegistry(Registry[type[Core]]):
     """Names -> classes of cores; those of other packages are imported when they are asked for."""
 
+    own = " One of your own: hrm_agent.cores.register_core(NAME, CLASS) before, or core=MODULE:CLASS."
+
     def add(self, name: str, value: type[Core]) -> None:
         """Raises: ValueError, see `register_core`."""
         if not name or not all(c.isalnum() or c in "_-." for c in name):

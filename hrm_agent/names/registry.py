@@ -29,7 +29,10 @@ class Registry(Mapping[str, Value]):
 
     Attributes:
         registered: all but those that only an entry point names so far.
+        own: how a program or a command brings one that is not registered, for messages.
     """
+
+    own = ""
 
     def __init__(self, what: str, group: str, shipped: Mapping[str, Value]) -> None:
         self.what, self.group, self.registered = what, group, dict(shipped)
@@ -63,7 +66,7 @@ class Registry(Mapping[str, Value]):
                 with without_working_folder():
                     self.load(point)
             if name not in self.registered:
-                raise UnknownName(f"{self.what}={name}: no such {self.what}{did_you_mean(name, self)}")
+                raise UnknownName(f"{self.what}={name}: no such {self.what}{did_you_mean(name, self)}{self.own}")
         return self.registered[name]
 
     def __contains__(self, name: object) -> bool:

@@ -306,7 +306,7 @@ def test_an_own_environment_and_core_are_trained_interrupted_and_resumed(tmp_pat
 
     gym.registry.pop("python/Recall")  # as in a new process
     CORES.registered.pop("Ring")
-    with pytest.raises(ValueError, match="core=Ring: no such core"):
+    with pytest.raises(ValueError, match=r"core=Ring: no such core.*register_core\(NAME, CLASS\)"):
         learn(Recall, folder=folder, resume=True)
     agent = learn(Recall, core=core, folder=folder, resume=True, quiet=True, **own)
     assert agent.info["frames"] == 64
