@@ -43,8 +43,8 @@ def check_env_id(env_id: str) -> None:
         return
     if is_given(name):
         raise ValueError(
-            f"env={printable(env_id)}: was given as an object, in another program; to evaluate and watch, register it in "
-            "a module and give env=MODULE:ID; to train on, hrm_agent.learn(env, folder=FOLDER, resume=True)"
+            f"env={printable(env_id)}: was given as an object, in another program; to evaluate and watch, register it "
+            "in a module and give env=MODULE:ID; to train on, hrm_agent.learn(env, folder=FOLDER, resume=True)"
         )
     hint = "" if module else "; an id that another package registers is given as MODULE:ID"
     raise ValueError(f"env={printable(env_id)}: no such environment{did_you_mean(name, gym.registry, 0)}{hint}")
