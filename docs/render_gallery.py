@@ -44,10 +44,9 @@ LONGEST = 90
 
 
 def render(scene: Scene) -> bytes:
-    env = hrm_agent.make_env(scene.env, dict(scene.options))
-    policy = hrm_agent.make(scene.agent).fit(env.observation_space).policy
-    env.close()
-    frames = record_episodes(policy, scene.env, dict(scene.options), scene.episodes, scene.seed, "test")[:LONGEST]
+    options = dict(scene.options)
+    policy = hrm_agent.make(scene.agent).fit_environment(scene.env, options).policy
+    frames = record_episodes(policy, scene.env, options, scene.episodes, scene.seed, "test")[:LONGEST]
     height = round(frames[0].shape[0] * WIDTH / frames[0].shape[1])
     smaller = [np.asarray(Image.fromarray(f).resize((WIDTH, height), Image.Resampling.LANCZOS)) for f in frames]
     return encode_gif(smaller, fps=6)

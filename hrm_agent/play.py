@@ -12,7 +12,6 @@ from msgspec import Meta
 
 from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
-from hrm_agent.environments.make import make_vector_env
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.names.installed import leave_out_working_folder
@@ -68,10 +67,7 @@ def play(
         agent = DEFAULT_AGENT
     player = load_agent(run, agent, best)
     env_id, options = player.environment(env, env_options)
-    probe = make_vector_env(env_id, 1, options)
-    player = player.fit(probe.single_observation_space)
-    player.check_fits(probe.single_observation_space, probe.single_action_space)
-    probe.close()
+    player = player.fit_environment(env_id, options)
     player.changed(overrides)  # what is not possible is refused before anything listens
     with listen(port) as opened:
         token = make_token()

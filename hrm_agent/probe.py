@@ -9,7 +9,6 @@ from typing import Any
 from hrm_agent.agents.agent import Agent
 from hrm_agent.agents.description import add_facts, find_agent_folder
 from hrm_agent.agents.probe import PROBE_FILE, save_probe
-from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.probes import fit_distance_probe
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
@@ -53,10 +52,7 @@ def probe(
     folder = find_agent_folder(Path(run), best)
     agent = Agent.load(folder)
     env_id, options = agent.environment(env, env_options)
-    single = make_vector_env(env_id, 1, options)
-    single.close()
-    agent = agent.fit(single.single_observation_space)
-    agent.check_fits(single.single_observation_space, single.single_action_space)
+    agent = agent.fit_environment(env_id, options)
     made, facts = fit_distance_probe(agent.policy, env_id, options, train_episodes, episodes, segments, seed)
     save_probe(folder, made)
     add_facts(folder, distance_probe=facts)

@@ -10,7 +10,6 @@ from msgspec import Meta
 
 from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.agents.registry import TRAINED, load_agent
-from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.thinking_video import ThinkingView
 from hrm_agent.evaluation.video import check_mp4, encode_gif, encode_mp4, record_episodes
 from hrm_agent.files.streams import outliving_the_terminal
@@ -79,10 +78,7 @@ def watch(
         check_mp4()  # before the work is done
     player = load_agent(run, agent, best, overrides)
     env_id, options = player.environment(env, env_options)
-    probe = make_vector_env(env_id, 1, options)
-    player = player.fit(probe.single_observation_space)
-    player.check_fits(probe.single_observation_space, probe.single_action_space)
-    probe.close()
+    player = player.fit_environment(env_id, options)
     view = ThinkingView(player.policy, player.load_probe()) if think else None
     frames = record_episodes(player.policy, env_id, options, episodes, seed, split, view=view)
     encode = encode_gif if path.suffix == ".gif" else encode_mp4

@@ -23,7 +23,8 @@ from hrm_agent.agents.description import (
 )
 from hrm_agent.agents.inputs import StateReader, parts_of, read_episode_start, read_observation
 from hrm_agent.agents.probe import DistanceProbe, load_probe, save_probe
-from hrm_agent.environments.make import make_env
+from hrm_agent.environments.checked import closing
+from hrm_agent.environments.make import make_env, make_vector_env
 from hrm_agent.environments.sources import StoredId, check_stored
 from hrm_agent.environments.spaces import space_to_dict
 from hrm_agent.files.reading import CheckpointError
@@ -189,6 +190,18 @@ class Agent:
             )
         policy.load_state_dict(weights)
         return self._with(policy, observation_space)
+
+    def fit_environment(self, env_id: str, options: dict[str, Any]) -> Agent:
+        """`fit` to an environment, whose spaces must then be the agent's.
+
+        Raises:
+            ValueError: it cannot be made, or see `fit` and `check_fits`.
+        """
+        env = make_vector_env(env_id, 1, options)
+        with closing(env):
+            agent = self.fit(env.single_observation_space)
+            agent.check_fits(env.single_observation_space, env.single_action_space)
+        return agent
 
     def environment(
         self, env: str | None = None, env_options: dict[str, Any] | None = None

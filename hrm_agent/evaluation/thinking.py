@@ -86,15 +86,23 @@ class ThinkingActor:
         self.starts = True
         self._rng = LevelRNG(np.array([level]), self.seed)
         self._uniforms: Tensor | None = None
+        self._next: PolicyState | None = None
 
     def think(self, obs: Any) -> Thought:
-        """The decision that `act` would take; computed only."""
-        return self._decide(obs)[0]
+        """The decision on an observation; the carried state stays until `advance`."""
+        thought, self._next = self._decide(obs)
+        return thought
+
+    def advance(self) -> None:
+        """Continue from the decision that `think` showed last: the next observation of the episode is expected."""
+        assert self._next is not None
+        self.state, self._next = self._next, None
+        self.starts, self._uniforms = False, None
 
     def act(self, obs: Any) -> Thought:
-        """The decision on one observation, after which the next observation of the episode is expected."""
-        thought, self.state = self._decide(obs)
-        self.starts, self._uniforms = False, None
+        """`think` and `advance`."""
+        thought = self.think(obs)
+        self.advance()
         return thought
 
     @torch.no_grad()
@@ -147,7 +155,7 @@ class ThinkingActor:
         if self.deterministic:
             action = distribution.to_env(distribution.best(logits))[0]
         else:
-            if self._uniforms is None:  # `think` shows the draw that `act` will use
+            if self._uniforms is None:  # one draw, however often this observation is shown
                 self._uniforms = torch.from_numpy(
                     np.stack([self._rng.draw() for _ in range(distribution.uniforms)], -1)
                 )

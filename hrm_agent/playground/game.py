@@ -76,7 +76,8 @@ class AgentSeat(Seat):
             self.thought = self.mind.think(self.world.obs)
 
     def step(self) -> None:
-        self.thought = self.mind.act(self.world.obs)
+        assert self.thought is not None  # of this observation: whatever changes it or the agent thinks again
+        self.mind.advance()
         self.world.step(self.thought.action)
         self.think()
 

@@ -129,3 +129,29 @@ class Numbers(VectorEnv):
 
 gym.register("Failing-v0", entry_point="failing_envs:Failing")
 gym.register("FailingNumbers-v0", vector_entry_point="failing_envs:Numbers")
+
+
+class Blind(gym.Env):
+    """It takes no `render_mode`."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.zeros(2, np.float32), 0.0, True, False, {}
+
+
+class Mute(Blind):
+    """It takes one, and draws nothing."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def render(self) -> Any:
+        return None

@@ -43,16 +43,17 @@ class Counting(gym.Env):
     action_space = gym.spaces.Discrete(3)
 
     def __init__(self, fails: str = "", at: int = 3, sleep: float = 0.0) -> None:
-        self.fails, self.at, self.sleep = fails, at, sleep
+        self.fails, self.at, self.sleep, self.code = fails, at, sleep, 0
         if fails == "starts":  # a simulator in a process of its own
-            started = multiprocessing.get_context("fork").Process(target=int, daemon=True)
+            started = multiprocessing.get_context("fork").Process(target=os._exit, args=(7,), daemon=True)
             started.start()
             started.join()
+            self.code = started.exitcode
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.steps = 0
-        return self._observe(), {"start": float(self.np_random.random())}
+        return self._observe(), {"start": float(self.np_random.random()), "code": self.code}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self.steps += 1
@@ -173,7 +174,7 @@ def steps(env: gym.vector.VectorEnv, count: int) -> None:
 
 def test_environments_may_start_processes_of_their_own() -> None:
     with closing(make_vector_env(ENV, 2, {"fails": "starts"}, workers=2)) as env:
-        env.reset(seed=0)
+        assert env.reset(seed=0)[1]["code"].tolist() == [7, 7]
 
 
 def test_a_process_that_may_start_none_is_given_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from failing_envs import Blind, Mute
 from hrm_agent.playground.world import MazeWorld, Refused, World, make_world
 from hrm_envs.cells import AGENT, DOOR, GOAL, UNKNOWN, WALL
 
@@ -218,32 +219,6 @@ def test_a_foreign_environment_draws_itself() -> None:
         world.step(0)
     assert world.steps == world.total
     world.close()
-
-
-class Blind(gym.Env):
-    """It takes no `render_mode`."""
-
-    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        return np.zeros(2, np.float32), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        return np.zeros(2, np.float32), 0.0, True, False, {}
-
-
-class Mute(Blind):
-    """It takes one, and draws nothing."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012
-
-    def __init__(self, render_mode: str | None = None) -> None:
-        self.render_mode = render_mode
-
-    def render(self) -> Any:
-        return None
 
 
 class Broken(Mute):
