@@ -14,6 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 import hrm_envs  # noqa: F401 - registers the environments
+from failing_envs import Blind
 from hrm_agent import Agent
 from hrm_agent.files.reading import CheckpointError
 from hrm_agent.policies.encoders import EncoderConfig
@@ -371,6 +372,22 @@ def test_an_environment_with_other_spaces_does_not_fit() -> None:
         agent.check_fits(GRID, gym.spaces.Discrete(5))
     with pytest.raises(ValueError, match=r"shape \(9, 9\): this agent expects \(7, 7\)"):
         agent.predict(np.zeros((9, 9), np.uint8))
+
+
+class OtherActions(Blind):
+    action_space = gym.spaces.Discrete(3)
+
+
+def test_an_agent_is_fitted_to_an_environment_with_its_actions_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    monkeypatch.setattr(gym, "registry", gym.envs.registration.registry)
+    for kind in (Blind, OtherActions):
+        gym.register(f"{kind.__name__}-v0", entry_point=kind)
+    policy = tiny_policy(Blind.observation_space, core="gru", readout="mean", actions=Blind.action_space)
+    agent = Agent(policy, Blind.observation_space, Blind.action_space)
+    assert agent.fit_environment("Blind-v0", {}) is agent
+    with pytest.raises(ValueError, match=r"action space is Discrete\(2\), the environment's is Discrete\(3\)"):
+        agent.fit_environment("OtherActions-v0", {})
 
 
 def test_stable_baselines_evaluates_an_agent() -> None:
