@@ -18,7 +18,6 @@ from hrm_envs.kernel import (
     STALE,
     STEP,
     STEP_AND_RESET,
-    Outcome,
     State,
     build_outcome,
     build_rules,
@@ -82,15 +81,17 @@ class Batch:
         config: the parameters of all N environments.
         state: named tuple of arrays: the complete state.
         outcome: results of the last step; the next step overwrites them.
-        observations: uint8 [N, H, W], a view of the state.
-        final_observations: uint8 [N, H, W], a view of the outcome.
+        observations: uint8 [N, H, W], a view of the state; or a dictionary of arrays.
+        final_observations: uint8 [N, H, W], a view of the outcome; or a dictionary of arrays.
+        actions: which there are, for messages.
     """
 
     config: Any
     state: Any
-    outcome: Outcome
-    observations: NDArray[np.uint8]
-    final_observations: NDArray[np.uint8]
+    outcome: Any
+    observations: Any
+    final_observations: Any
+    actions = "0, 1, 2 or 3 (N, E, S, W)"
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
@@ -147,8 +148,12 @@ class Batch:
         ended = self._advance(actions, autoreset)
         if ended < 0:
             i = -1 - ended
-            raise ValueError(f"action {actions[i]} of environment {i} is not 0, 1, 2 or 3; give N, E, S or W")
+            raise ValueError(f"action {actions[i]} of environment {i} is not {self.actions}; give one of these")
         return int(ended)
+
+    def info(self, final: bool = False) -> dict[str, NDArray]:
+        """The infos of the current state, or (``final``) of the last state of episodes that just ended."""
+        return self.oracle_info(final) if self.config.oracle else {}
 
     def oracle_info(self, final: bool = False) -> dict[str, NDArray]:
         """The oracle's values for the current state, or (``final``) for the last state of episodes that just ended."""

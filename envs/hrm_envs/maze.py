@@ -2,15 +2,12 @@
 
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
-from hrm_envs.batch import Batch, MazeBatch, check_seeds, config_from
+from hrm_envs.batch import Batch, MazeBatch, config_from
 from hrm_envs.cells import Cell
-from hrm_envs.config import MazeConfig, check_choice
-from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD
+from hrm_envs.config import MazeConfig
 from hrm_envs.limits import LevelEnv, Unlimited
 from hrm_envs.rendering import render_ansi, render_grid
 from hrm_envs.vector import RENDER_MODES
@@ -69,77 +66,18 @@ class MazeEnv(LevelEnv):
 
     metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": 8}  # noqa: RUF012
 
-    def __init__(self, *, render_mode: str | None = None, **parameters: Any) -> None:
-        if render_mode is not None:
-            check_choice("render_mode", render_mode, RENDER_MODES)
-        self.render_mode = render_mode
-        self.batch = self._build_batch(parameters)
-        shape = (self.config.height, self.config.width)
-        self.observation_space = spaces.Box(0, int(max(Cell)), shape, np.uint8)
-        self.action_space = spaces.Discrete(4)
-        self._trail: list[int] = []
-
     def _build_batch(self, parameters: dict[str, Any]) -> Batch:
         return MazeBatch(1, config_from(MazeConfig, parameters))
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Begin episode 0 of ``seed``, or the next episode if it is None. ``options`` is not used."""
-        if seed is not None:
-            check_seeds(seed, 1)
-        super().reset(seed=seed)
-        self.batch.reset(seed, None if seed is not None else self.np_random)
+    def _build_spaces(self) -> tuple[spaces.Space, spaces.Space]:
+        shape = (self.config.height, self.config.width)
+        return spaces.Box(0, int(max(Cell)), shape, np.uint8), spaces.Discrete(4)
+
+    def _begin_trail(self) -> None:
         self._trail = [int(self.batch.state.agent[0])]
-        return self.observe(), self._oracle_info()
 
-    def step(self, action: Any) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Move, then advance doors and goal.
-
-        Raises:
-            gymnasium.error.ResetNeeded: before the first reset, and after an episode's end.
-            ValueError: for an action that is not 0, 1, 2 or 3.
-        """
-        batch, outcome = self.batch, self.batch.outcome
-        if batch.state.episode[0] < 0 or batch.state.done[0]:
-            raise gymnasium.error.ResetNeeded("no episode is in progress; call reset() before step()")
-        if np.ndim(action) != 0 or np.asarray(action).dtype.kind not in "iu":
-            raise ValueError(f"action={action!r} is not an integer; give 0, 1, 2 or 3 (N, E, S, W)")
-        batch.step(np.array([action], np.int64), False)
-        terminated, truncated = bool(outcome.terminated[0]), bool(outcome.truncated[0])
-        success = bool(outcome.success[0])
-        # At every step, since a wrapper may truncate at any. "episode" is left to RecordEpisodeStatistics.
-        info = {**self._oracle_info(), "is_success": success}
-        self._trail.append(int(batch.state.agent[0]))
-        return self.observe(), GOAL_REWARD if success else STEP_REWARD, terminated, truncated, info
-
-    def _oracle_info(self) -> dict[str, Any]:
-        if not self.config.oracle:
-            return {}
-        values = {name: value[0] for name, value in self.batch.oracle_info().items()}
-        return {name: value if value.ndim else value.item() for name, value in values.items()}
-
-    def observe(self) -> NDArray[np.uint8]:
-        """The current observation uint8 [H, W], for instance after ``set_state``."""
-        return self.batch.observations[0].copy()
-
-    def clairvoyant(self) -> int:
-        """Earliest possible arrival in steps from now, given the future schedule; -1 if impossible in time."""
-        return int(self.batch.clairvoyant()[0])
-
-    def get_state(self) -> dict[str, NDArray]:
-        """The complete state as arrays by name; ``set_state`` restores it exactly."""
-        return self.batch.get_state()
-
-    def set_state(self, state: dict[str, NDArray]) -> None:
-        """Restore ``get_state`` of an environment with the same parameters.
-
-        Raises:
-            ValueError: an array is missing or does not fit, or no such environment can be in this state; then nothing
-                has changed.
-        """
-        self.batch.set_state(state)
-        self._trail = [int(self.batch.state.agent[0])]
+    def _extend_trail(self) -> None:
+        self._trail.append(int(self.batch.state.agent[0]))
 
     def render(self) -> Any:
         """The current frame, by ``render_mode``; None without one."""
