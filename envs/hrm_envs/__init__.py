@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hrm_envs.cells import Cell
     from hrm_envs.config import MazeConfig
     from hrm_envs.cue import CueConfig, CueMazeEnv, CueMazeVectorEnv
+    from hrm_envs.hanoi import HanoiConfig, HanoiEnv, HanoiVectorEnv
     from hrm_envs.maze import MazeEnv
     from hrm_envs.planners import RandomPolicy, ReplanPolicy
     from hrm_envs.rendering import render_ansi, render_grid
@@ -25,6 +26,9 @@ __all__ = [
     "CueConfig",
     "CueMazeEnv",
     "CueMazeVectorEnv",
+    "HanoiConfig",
+    "HanoiEnv",
+    "HanoiVectorEnv",
     "MazeConfig",
     "MazeEnv",
     "MazeVectorEnv",
@@ -39,6 +43,7 @@ _MODULES = {
     "Cell": "cells", "CueConfig": "cue", "CueMazeEnv": "cue", "CueMazeVectorEnv": "cue", "MazeConfig": "config",
     "MazeEnv": "maze", "MazeVectorEnv": "vector", "RandomPolicy": "planners", "ReplanPolicy": "planners",
     "render_ansi": "rendering", "render_grid": "rendering",
+    "HanoiConfig": "hanoi", "HanoiEnv": "hanoi", "HanoiVectorEnv": "hanoi",
 }  # fmt: skip
 
 register_envs()

@@ -40,6 +40,9 @@ def register_envs() -> None:
         _register(name, "hrm_envs.maze:make_maze", "hrm_envs.vector:MazeVectorEnv", parameters)
     for name in IN_MINIHACK:
         _register(f"MiniHack{name}", "hrm_envs.minihack.env:make_minihack_maze", None, MAZES[name])
+    if "Hanoi-v0" not in gymnasium.registry:  # its time limit depends on the number of disks
+        hanoi = "hrm_envs.hanoi:Hanoi"
+        gymnasium.register("Hanoi-v0", entry_point=f"{hanoi}Env", vector_entry_point=f"{hanoi}VectorEnv")
     _register("CueMaze-v0", "hrm_envs.cue:make_cue_maze", "hrm_envs.cue:CueMazeVectorEnv", {"max_episode_steps": 20})
 
 

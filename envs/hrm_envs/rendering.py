@@ -51,7 +51,7 @@ def render_ansi(grid: NDArray[np.uint8]) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Canvas:
+class Canvas:
     """An RGB picture addressed in grid units: position (r, c) covers [r, r + 1] x [c, c + 1]."""
 
     def __init__(self, height: int, width: int, scale: int) -> None:
@@ -115,7 +115,7 @@ class _Canvas:
         return np.clip(self.pixels + 0.5, 0, 255).astype(np.uint8)
 
 
-def _draw_ground(canvas: _Canvas, grid: NDArray[np.uint8], floor: NDArray[np.uint8] | None) -> None:
+def _draw_ground(canvas: Canvas, grid: NDArray[np.uint8], floor: NDArray[np.uint8] | None) -> None:
     """Floor, in given colours [H, W, 3] if any, walls with a darker rim towards the floor, and fog."""
     height, width = grid.shape
     line, rim = 1.0 / canvas.scale, 2.0 / canvas.scale
@@ -154,7 +154,7 @@ _SIDES = (
 )
 
 
-def _draw_door(canvas: _Canvas, grid: NDArray[np.uint8], r: int, c: int, closed: bool) -> None:
+def _draw_door(canvas: Canvas, grid: NDArray[np.uint8], r: int, c: int, closed: bool) -> None:
     """A closed door as a bar across the passage, an open one as two stubs at its jambs."""
     neighbours = grid[r, max(c - 1, 0)], grid[r, min(c + 1, grid.shape[1] - 1)]
     horizontal = all(value in (WALL, UNKNOWN, DOOR) for value in neighbours)
@@ -172,7 +172,7 @@ def _draw_door(canvas: _Canvas, grid: NDArray[np.uint8], r: int, c: int, closed:
         canvas.rounded((r + rows[0], c + cols[0], r + rows[1], c + cols[1]), 0.05, DOOR_OPEN)
 
 
-def _draw_trail(canvas: _Canvas, trail: Sequence[int], width: int) -> None:
+def _draw_trail(canvas: Canvas, trail: Sequence[int], width: int) -> None:
     """The agent's past positions, fading with age."""
     points = [(p // width + 0.5, p % width + 0.5) for p in trail]
     # Oldest first, so that the newest is drawn on top.
@@ -184,14 +184,14 @@ def _draw_trail(canvas: _Canvas, trail: Sequence[int], width: int) -> None:
         canvas.capsule(start, end, 0.06 + 0.08 * fresh, TRAIL, 0.22 + 0.6 * fresh)
 
 
-def _draw_goal(canvas: _Canvas, r: int, c: int) -> None:
+def _draw_goal(canvas: Canvas, r: int, c: int) -> None:
     y, x = r + 0.5, c + 0.5
     canvas.disc(y, x, 0.42, GOAL_FACE, 0.25)
     for radius, colour in ((0.34, GOAL_FACE), (0.22, WHITE), (0.12, GOAL_FACE)):
         canvas.disc(y, x, radius, colour)
 
 
-def _draw_arrows(canvas: _Canvas, r: int, c: int, probabilities: NDArray[np.float64]) -> None:
+def _draw_arrows(canvas: Canvas, r: int, c: int, probabilities: NDArray[np.float64]) -> None:
     """Four wedges around the agent, each as long as its action is probable."""
     base = 0.40
     for (dr, dc), probability in zip(MOVES, probabilities, strict=True):
@@ -212,7 +212,7 @@ def _draw_arrows(canvas: _Canvas, r: int, c: int, probabilities: NDArray[np.floa
         canvas.blend((r - 1.0, c - 1.0, r + 2.0, c + 2.0), distance, ARROW, 0.55 + 0.4 * float(probability))
 
 
-def _draw_agent(canvas: _Canvas, r: int, c: int) -> None:
+def _draw_agent(canvas: Canvas, r: int, c: int) -> None:
     y, x = r + 0.5, c + 0.5
     for radius, colour, alpha in ((0.42, WHITE, 0.95), (0.36, AGENT_FACE, 1.0)):
         canvas.disc(y, x, radius, colour, alpha)
@@ -252,7 +252,7 @@ def render_grid(
         raise ValueError(
             f"floor has shape {list(floor.shape)}, expected {[*grid.shape, 3]}; give a colour per position"
         )
-    canvas = _Canvas(grid.shape[0], grid.shape[1], scale)
+    canvas = Canvas(grid.shape[0], grid.shape[1], scale)
     width = grid.shape[1]
     _draw_ground(canvas, grid, floor)
     for position in doors or ():

@@ -30,7 +30,8 @@ def mix(x):
     return x ^ (x >> _S31)
 
 
-_mix = getattr(mix, "py_func", mix)  # under NUMBA_DISABLE_JIT it is the plain function already
+mix_array = getattr(mix, "py_func", mix)  # under NUMBA_DISABLE_JIT it is the plain function already
+"""``mix`` of uint64 arrays, without compiled code."""
 
 
 @inner
@@ -63,5 +64,21 @@ def level_seed(env_seed, episode, split):
 
 def level_seeds(env_seeds, episodes, split):
     """``level_seed`` for int64 arrays, without compiled code: int64 of their shape."""
-    bits = _mix(_mix(env_seeds.astype(np.uint64) + _GOLDEN) + _STREAM * episodes.astype(np.uint64) + _INDEX)
+    bits = mix_array(mix_array(env_seeds.astype(np.uint64) + _GOLDEN) + _STREAM * episodes.astype(np.uint64) + _INDEX)
     return (np.uint64(split << 61) | (bits >> _S3)).astype(np.int64)
+
+
+def draws(seeds, stream, steps, indices):
+    """``draw`` for int64 arrays that broadcast, without compiled code: uint64 of their common shape."""
+    stream, steps, indices = (np.atleast_1d(value).astype(np.uint64) for value in (stream, steps, indices))
+    return mix_array(seeds.astype(np.uint64) + _GOLDEN * steps + _STREAM * stream + _INDEX * indices)
+
+
+def all_below(bits, bound):
+    """``below`` for an array of uint64, without compiled code: int64."""
+    return (((bits >> _S32) * np.uint64(bound)) >> _S32).astype(np.int64)
+
+
+def all_happen(bits, threshold):
+    """``happens`` for an array of uint64, without compiled code: bool."""
+    return (bits >> _S11).astype(np.int64) < threshold

@@ -30,7 +30,7 @@ from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.distributions import Categorical, build_distribution
 from hrm_agent.policies.policy import Policy
 from hrm_agent.tensors.trees import to_tensors
-from hrm_envs import Cell
+from hrm_envs import Cell, MazeVectorEnv
 from hrm_envs.planners import ReplanPolicy
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # N, E, S, W, as (row, column)
@@ -119,16 +119,17 @@ def _concatenate(columns: Sequence[NDArray | None]) -> NDArray | None:
 
 
 def known_options(env_id: str, env_options: dict[str, Any]) -> set[str]:
-    """Which of `split` and `oracle` this environment has; those of other packages have neither.
+    """Which of `split` and `oracle` this environment has; the oracle is that of mazes, and other packages have neither.
 
     Raises:
         ValueError: the environment cannot be made with `env_options`.
     """
     env = make_vector_env(env_id, 1, env_options)
     singly = getattr(env, "envs", None)  # stepped one by one, they have no common arrays for an oracle to fill
-    config = getattr((env if singly is None else singly[0]).unwrapped, "config", None)
+    own = (env if singly is None else singly[0]).unwrapped
+    names = ("split", "oracle") if isinstance(own, MazeVectorEnv) else ("split",)
     env.close()
-    return {name for name in (("split", "oracle") if singly is None else ("split",)) if hasattr(config, name)}
+    return {name for name in names if hasattr(getattr(own, "config", None), name)}
 
 
 def first_seed(known: set[str], split: str, seed: int) -> int:

@@ -18,11 +18,12 @@ from hrm_agent.evaluation import metrics
 from hrm_agent.evaluation.change import HORIZON, Pairs, list_pairs, summarize_pairs
 from hrm_agent.evaluation.counterfactual import has_pairs, play_pairs
 from hrm_agent.evaluation.episodes import Actor, Episodes, PolicyActor, RandomActor, ReplanActor, run_in_threads
+from hrm_agent.evaluation.hanoi import HanoiReplanActor
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.stopping import CheckStop, Stopped, never
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.policies.policy import Policy
-from hrm_envs import MazeVectorEnv
+from hrm_envs import HanoiVectorEnv, MazeVectorEnv
 
 BATCH = 256
 """Environments stepped together in a comparison."""
@@ -164,7 +165,8 @@ def summarize_clairvoyant(episodes: Episodes) -> dict[str, Any] | None:
 def play_references(levels: Levels, names: Sequence[str] = REFERENCES) -> dict[str, dict[str, Any] | None]:
     """The summary of each of `REFERENCES`; None for those not named.
 
-    Outside mazes the re-planners are None, and so is the one that remembers where nothing is hidden.
+    Outside mazes and the Towers of Hanoi the re-planners are None, and so is the one that remembers where nothing is
+    hidden. In Hanoi the first takes an optimal move to the goal as it is.
     """
     env = make_vector_env(levels.env_id, 1, levels.env_options)
     actions, maze = env.single_action_space, env.unwrapped
@@ -174,6 +176,8 @@ def play_references(levels: Levels, names: Sequence[str] = REFERENCES) -> dict[s
         actors["bfs_replanner"] = ReplanActor
         if getattr(maze.config, "view", "full") != "full":  # a cue maze has no view
             actors["remembering_replanner"] = partial(ReplanActor, remembers=True)
+    elif isinstance(maze, HanoiVectorEnv):
+        actors["bfs_replanner"] = HanoiReplanActor
     found: dict[str, dict[str, Any] | None] = dict.fromkeys(REFERENCES)
     for name in set(names) & set(actors):
         found[name] = play(actors[name], levels).summarize()
