@@ -1,4 +1,4 @@
-"""Puzzle tasks by name: mazes, Sudoku, ARC-AGI, and files in the published formats."""
+"""Puzzle tasks by name: mazes, Sudoku, ARC-AGI, Towers of Hanoi, and files in the published formats."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ TASKS = {
     "maze_views": "maze_views:MazeViewsTask",
     "sudoku": "sudoku:SudokuTask",
     "arc": "arc:ArcTask",
+    "hanoi": "hanoi:HanoiTask",
     "csv": "published_csv:CsvTask",
 }
 """Name -> module of this package and class; imported when used, as some need further packages."""
