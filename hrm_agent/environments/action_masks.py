@@ -7,10 +7,12 @@ observation. `hrm_agent.environments.wrappers.MaskInObservation` makes both an e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 MASK = "action_mask"
@@ -114,17 +116,29 @@ def read_mask(given: Any, sizes: list[int], may_be_empty: bool = False) -> Mask:
     return legal.astype(np.int8)
 
 
-def every_choice(legal: NDArray[np.bool_], sizes: list[int]) -> NDArray[np.bool_]:
+def every_choice(legal: NDArray[np.bool_], sizes: Sequence[int]) -> NDArray[np.bool_]:
     """Whether each of several choices has a legal one, bool `[..., C]`, of `legal`, bool `[..., sum(sizes)]`."""
-    return np.stack([part.any(-1) for part in np.split(legal, np.cumsum(sizes)[:-1], axis=-1)], -1)
+    return np.stack([part.any(-1) for part in _by_choice(legal, sizes)], -1)
 
 
-def first_legal(masks: NDArray, actions: gym.Space) -> NDArray[np.int64]:
-    """The first legal action of each mask `[N, sum(sizes)]`, as the environment takes it: int64 `[N, *shape]`."""
-    sizes = sizes_of(actions)
-    chosen = [part.argmax(-1) for part in np.split(masks != 0, np.cumsum(sizes)[:-1], axis=-1)]
-    start = getattr(actions, "start", 0)
-    return np.asarray((np.stack(chosen, -1) if actions.shape else chosen[0]) + start, np.int64)
+def idle_actions(env: VectorEnv, observations: Any) -> NDArray:
+    """Some legal action for each environment, `[N, *shape]`, for those whose episode does not count any more.
+
+    It is the first legal one of each choice, or the one nearest to 0.
+    """
+    space = env.single_action_space
+    if isinstance(space, gym.spaces.Box):
+        action = np.zeros(space.shape, space.dtype).clip(space.low, space.high)
+    elif not has_mask(env.single_observation_space):
+        action = np.asarray(getattr(space, "start", 0), np.int64)
+    else:
+        first = [part.argmax(-1) for part in _by_choice(np.asarray(observations[MASK]) != 0, sizes_of(space))]
+        return np.asarray((np.stack(first, -1) if space.shape else first[0]) + space.start, np.int64)  # type: ignore[attr-defined]
+    return np.repeat(action[None], env.num_envs, axis=0)
+
+
+def _by_choice(masks: NDArray, sizes: Sequence[int]) -> list[NDArray]:
+    return np.split(masks, np.cumsum(sizes)[:-1], axis=-1)
 
 
 def sample_action(actions: gym.Space, observation: Any, masked: bool) -> Any:
@@ -134,4 +148,4 @@ def sample_action(actions: gym.Space, observation: Any, masked: bool) -> Any:
     mask = np.asarray(observation[MASK], np.int8)
     if isinstance(actions, gym.spaces.Discrete):
         return actions.sample(mask=mask)
-    return actions.sample(mask=tuple(np.split(mask, np.cumsum(sizes_of(actions))[:-1])))
+    return actions.sample(mask=tuple(_by_choice(mask, sizes_of(actions))))

@@ -113,7 +113,8 @@ def _as_it_is(env: VectorEnv, env_id: str, options: dict[str, Any], masks: bool)
     if isinstance(getattr(env.unwrapped, "batch", None), Batch):
         return env if is_adapted(env.single_observation_space) else None
     with _naming(env_id):
-        if masks and (_has_entry(env.single_observation_space) or gives_masks(_without_module(env_id), options, True)):
+        name = _without_module(env_id)
+        if masks and (_has_entry(env.single_observation_space) or gives_masks(env, name, options)):
             env = MaskInObservationVector(env)
     return Checked(env, env_id, no_masks=masks) if is_adapted(env.single_observation_space) else None
 
@@ -149,7 +150,7 @@ def _make(env_id: str, options: dict[str, Any] | None) -> gym.Env:
     with _naming(env_id):
         if _has_entry(env.observation_space):
             return MaskInObservation(adapt(MaskInInfo(env)))
-        return MaskInObservation(adapt(env)) if gives_masks(name, own) else adapt(env)
+        return MaskInObservation(adapt(env)) if gives_masks(env, name, own) else adapt(env)
 
 
 def _has_entry(space: gym.Space) -> bool:
