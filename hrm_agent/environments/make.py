@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 import hrm_envs
-from hrm_agent.environments.action_masks import AUTO, IGNORE, MASK, SETTING, MaskError, split_setting
+from hrm_agent.environments.action_masks import AUTO, IGNORE, MASK, SETTING, MaskError, has_mask, split_setting
 from hrm_agent.environments.checked import Checked, Guard, closing, constructing
 from hrm_agent.environments.mask_search import gives_masks
 from hrm_agent.environments.objects import is_given
@@ -112,6 +112,8 @@ def _as_it_is(env: VectorEnv, env_id: str, options: dict[str, Any], masks: bool)
         return None
     if isinstance(getattr(env.unwrapped, "batch", None), Batch):
         return env if is_adapted(env.single_observation_space) else None
+    if not masks and has_mask(env.single_observation_space):
+        return None  # its bits are numbers like others, which a wrapper makes of them
     with _naming(env_id):
         name = _without_module(env_id)
         if masks and (_has_entry(env.single_observation_space) or gives_masks(env, name, options)):
