@@ -25,26 +25,33 @@ class IllegalAction(Exception):
     """Must never be raised."""
 
 
-def situation(seed: int, episode: int, step: int) -> tuple[int, NDArray[np.int8]]:
-    """The action that is rewarded, and the mask, in which it is legal."""
+def situation(seed: int, episode: int, step: int, never: int = -1) -> tuple[int, NDArray[np.int8]]:
+    """The action that is rewarded, and the mask, in which it is legal; action `never` is not."""
     random = np.random.default_rng([seed, episode, step])
     target = int(random.integers(ACTIONS))
     mask = (random.random(ACTIONS) < 0.4).astype(np.int8)
+    if target == never:
+        target = (target + 1) % ACTIONS
     mask[target] = 1
+    if never >= 0:
+        mask[never] = 0
     return target, mask
 
 
 class Masked(gym.Env):
-    """Shows the action that is rewarded, or in memory mode shows it one step before.
+    """Shows the action that is rewarded.
 
     Args:
         where: `info` or `observation`, where the mask is; `both`.
-        shows: `discrete`, `grid` (an agent stands on the target's row), `parts` (a Dict) or `memory`.
+        shows: `discrete`, `grid` (an agent stands on the target's row), `parts` (a Dict) or `memory`: the
+            action of the step after.
         pairs: actions are two choices, MultiDiscrete.
         length: steps of an episode.
         ends: `terminated`, with a mask that allows nothing; `truncated`; or either, by the level.
         fault: of `FAULTS`, at step `at`.
         start: the first action.
+        labels: infos have `optimal_actions`, of which some are not legal.
+        never: an action that is never legal.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 4}
@@ -60,10 +67,12 @@ class Masked(gym.Env):
         at: int = 3,
         start: int = 0,
         labels: bool = False,
+        never: int = -1,
         render_mode: str | None = None,
     ) -> None:
         self.where, self.shows, self.pairs, self.length, self.ends = where, shows, pairs, length, ends
         self.fault, self.at, self.labels, self.render_mode = fault, at, labels, render_mode
+        self.never = never
         self.action_space = gym.spaces.MultiDiscrete(PAIR) if pairs else gym.spaces.Discrete(ACTIONS, start=start)
         self.seen_space = {
             "discrete": gym.spaces.Discrete(ACTIONS),
@@ -112,9 +121,9 @@ class Masked(gym.Env):
         return np.zeros((20, 20, 3), np.uint8)
 
     def _draw(self) -> None:
-        before = getattr(self, "target", 0)
-        self.target, mask = situation(self.seed, self.episode, self.steps)
-        self.shown = (before if self.steps else 0) if self.shows == "memory" else self.target
+        self.target, mask = situation(self.seed, self.episode, self.steps, self.never)
+        following = situation(self.seed, self.episode, self.steps + 1, self.never)[0]
+        self.shown = following if self.shows == "memory" else self.target
         if self.pairs:
             first, second = np.resize(mask, PAIR[0]), np.resize(mask[::-1], PAIR[1])
             first[self.target % PAIR[0]] = second[self.steps % PAIR[1]] = 1
