@@ -52,6 +52,7 @@ class Masked(gym.Env):
         start: the first action.
         labels: infos have `optimal_actions`, of which some are not legal.
         never: an action that is never legal.
+        spread: episodes are longer by 0 to this many steps, depending on the level.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 4}
@@ -68,11 +69,12 @@ class Masked(gym.Env):
         start: int = 0,
         labels: bool = False,
         never: int = -1,
+        spread: int = 0,
         render_mode: str | None = None,
     ) -> None:
         self.where, self.shows, self.pairs, self.length, self.ends = where, shows, pairs, length, ends
         self.fault, self.at, self.labels, self.render_mode = fault, at, labels, render_mode
-        self.never = never
+        self.never, self.spread = never, spread
         self.action_space = gym.spaces.MultiDiscrete(PAIR) if pairs else gym.spaces.Discrete(ACTIONS, start=start)
         self.seen_space = {
             "discrete": gym.spaces.Discrete(ACTIONS),
@@ -108,7 +110,7 @@ class Masked(gym.Env):
         if not legal:
             raise IllegalAction(f"{action} with {self.mask}")
         self.steps += 1
-        over = self.steps == self.length
+        over = self.steps == self.length + (self.seed + self.episode) % (self.spread + 1)
         by_level = self.ends == "either" and (self.seed + self.episode) % 2 == 0
         terminated = over and (self.ends == "terminated" or by_level)
         self._draw()

@@ -61,20 +61,20 @@ def make_masked_trainer(folder: Path, name: str = "ppo", env: str = "Masked-v0",
 )
 def test_a_run_takes_legal_actions_alone(algo: str, options: dict[str, Any], tmp_path: Path) -> None:
     """In collection, exploration, on validation levels, and where the episodes of others are already over."""
-    trainer = make_masked_trainer(tmp_path, algo, env_options=options, total_steps=128)
+    trainer = make_masked_trainer(tmp_path, algo, env_options={**options, "spread": 4}, total_steps=128)
     before = trees.clone(dict(trainer.policy.state_dict()))
     trainer.run(Console(quiet=True))
     after = trainer.policy.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(t.isfinite().all() for t in after.values())
-    assert trainer.validation["episode_length"] == 5
+    assert 5 < trainer.validation["episode_length"] < 9
     for deterministic in (True, False):
         env, given = trainer.config.env, trainer.config.made_with
         played = evaluate_policy(trainer.policy, env, given, 6, deterministic=deterministic, batch=3)
-        assert played["episode_length"] == 5
+        assert 5 < played["episode_length"] < 9
     references = play_references(Levels(env, given, 40))
     assert references["random"] is not None
-    assert references["random"]["episode_length"] == 5
+    assert 5 < references["random"]["episode_length"] < 9
 
 
 def test_the_environment_of_these_tests_raises_where_masks_are_ignored(tmp_path: Path) -> None:
