@@ -52,6 +52,7 @@ from hrm_agent.training.tracking import Console
 from hrm_agent.training.trainer import Trainer, prepare
 
 COMMAND = "hrm_agent.train"
+MASKS_USED = "action masks: the environment gives them, so actions that are not legal are never taken or learned from"
 WORST = {"success": 0.0, "return": float("-inf")}  # of each objective, what a run that diverged is given
 CHANGEABLE = (
     "total_steps", "max_seconds", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_episodes",
@@ -79,7 +80,7 @@ def check_run(cfg: DictConfig, folder: Path | None = None) -> None:
     config, policy, algo = settings(values)
     check_processes(algo, join())
     check_local_device(config.device)
-    env = build_env(algo, config.env, 1, config.env_options)
+    env = build_env(algo, config.env, 1, config.made_with)
     too_large = f"core.hidden_size={policy.hidden_size}: the weights do not fit into memory; lower it or the layers"
     with at_most(room_for_weights(), too_large):
         made = Policy(policy, env.single_observation_space, env.single_action_space)
@@ -130,6 +131,8 @@ def perform(
     trainer = open_loop(run, partial(Trainer, *arguments, callbacks=callbacks, more_loggers=loggers))
     if run.resumed and trainer.frames and trainer.done < 1 and not hasattr(trainer.env, "get_state"):
         run.console.say(f"env={trainer.config.env}: keeps no state (get_state), so new episodes begin")
+    if trainer.policy.masked:
+        run.console.say(MASKS_USED)
     if trainer.config.init_from and trainer.checkpoints.latest() is None:
         run.console.say(f"weights of {trainer.config.init_parts} from {trainer.config.init_from}")
     try:
@@ -152,7 +155,7 @@ def settle_workers(run: Run) -> None:
     chosen = None
     if run.processes.is_rank_zero:
         num_envs = algo.num_envs // run.processes.world_size
-        chosen = choose_env_workers(config.env, num_envs, config.env_options, available_cores())
+        chosen = choose_env_workers(config.env, num_envs, config.made_with, available_cores())
     workers = run.processes.broadcast_object(None if chosen is None else chosen.workers)
     if workers is not None:
         run.values["env_workers"] = workers

@@ -21,8 +21,9 @@ from hrm_agent.agents.description import (
     parse_description,
     write_description,
 )
-from hrm_agent.agents.inputs import StateReader, parts_of, read_episode_start, read_observation
+from hrm_agent.agents.inputs import StateReader, check_masks, parts_of, read_episode_start, read_observation
 from hrm_agent.agents.probe import DistanceProbe, load_probe, save_probe
+from hrm_agent.environments.action_masks import IGNORE, SETTING, has_mask, without_mask
 from hrm_agent.environments.checked import closing
 from hrm_agent.environments.make import make_env, make_vector_env
 from hrm_agent.environments.sources import StoredId, check_stored
@@ -125,9 +126,12 @@ class Agent:
 
         Raises:
             ValueError: the observation is no element of the agent's observation space, nor a batch of them: another
-                shape, or ids outside it; or a state or `episode_start` that is not for so many rows.
+                shape, or ids outside it; its mask allows no action; or a state or `episode_start` that is not for so
+                many rows.
         """
         observation, size, batched = read_observation(self._parts, observation)
+        if self.policy.masked:
+            check_masks(observation, self.distribution.sizes)
         device = self.policy.device
         obs = to_tensors(observation, device)
         if state is None:
@@ -155,7 +159,10 @@ class Agent:
             ("action", self.action_space, action_space),
         ):
             if space_to_dict(mine) != space_to_dict(theirs):
-                raise ValueError(f"the agent's {what} space is {mine}, the environment's is {theirs}: they do not fit")
+                raise ValueError(
+                    f"the agent's {what} space is {mine}, the environment's is {theirs}: they do not fit"
+                    f"{_about_masks(mine, theirs)}"
+                )
 
     def fit(self, observation_space: gym.Space) -> Agent:
         """This agent for grids of another size: itself for its own observation space, else a copy.
@@ -173,6 +180,7 @@ class Agent:
             raise ValueError(
                 f"the agent's observation space is {self.observation_space}, the environment's is "
                 f"{observation_space}: they do not fit, and differ in more than the size of a grid"
+                f"{_about_masks(self.observation_space, observation_space)}"
             )
         try:
             policy = Policy(self.policy.config, observation_space, self.action_space)
@@ -337,7 +345,7 @@ def _build(config: PolicyConfig, observations: gym.Space, actions: gym.Space, fo
     with at_most(allowance(folder / WEIGHTS_FILE), too_large):
         try:
             with torch.random.fork_rng(devices=[]):
-                tokens = build_encoder(observations, config.hidden_size, config.encoder).length
+                tokens = build_encoder(without_mask(observations), config.hidden_size, config.encoder).length
             if tokens > MOST_TOKENS:  # tables of positions are not in the file
                 raise ValueError(f"{tokens:,} tokens; expected {MOST_TOKENS:,} at most")
             return Policy(config, observations, actions)
@@ -355,6 +363,15 @@ def _without_carry(tensors: dict[str, torch.Tensor], policy: Policy, trained_car
             f"carry={trained_carry} lacks; choose a rule without weights, such as reset or full"
         )
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(CARRY_WEIGHTS)}
+
+
+def _about_masks(mine: gym.Space, theirs: gym.Space) -> str:
+    """What to do where an agent and an environment do not both know masks of legal actions."""
+    if has_mask(theirs) and not has_mask(mine):
+        return f"; it was trained without the action masks that this environment gives: env_options.{SETTING}={IGNORE}"
+    if has_mask(mine) and not has_mask(theirs):
+        return "; it needs action masks in the observation, where hrm_agent.make_env puts those that are given"
+    return ""
 
 
 def _without_size(space: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hrm_agent.environments.action_masks import MASK, every_choice
 from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.policy import Policy
 
@@ -90,6 +92,8 @@ def _part(space: gym.Space, key: str | None) -> Part:
         return Part(shape, int(space.start), int(space.start + space.n - 1), key)
     if isinstance(space, gym.spaces.MultiDiscrete):
         return Part(shape, space.start, space.start + space.nvec - 1, key)
+    if isinstance(space, gym.spaces.MultiBinary):
+        return Part(shape, 0, 1, key)
     if isinstance(space, gym.spaces.Box) and space.dtype is not None and space.dtype.kind in "iu":
         low, high = np.asarray(space.low), np.asarray(space.high)
         if low.size and low.min() == low.max() and high.min() == high.max():
@@ -119,6 +123,17 @@ def read_observation(parts: list[Part], observation: Any) -> tuple[Any, int, boo
     if size is None:
         return {key: array[None] for key, array in arrays.items()}, 1, False
     return arrays, size, True
+
+
+def check_masks(observations: Any, sizes: Sequence[int]) -> None:
+    """Check the masks of a batch of observations; `sizes` are those of the choices that an action consists of.
+
+    Raises:
+        ValueError: one allows no action.
+    """
+    stuck = np.flatnonzero(~every_choice(observations[MASK] != 0, sizes).all(-1))
+    if len(stuck):
+        raise ValueError(f"observation[{MASK!r}]: row {stuck[0]} allows no action; expected one or more to choose from")
 
 
 class StateReader:

@@ -273,7 +273,10 @@ def _random_observations(agent: Agent, batch: int, random: np.random.Generator) 
     else:
         stacked = {"": np.stack(samples).astype(space.dtype)}
     if agent.policy.config.readout == "agent" and found is not None:
-        _place_agents(stacked[found[1] or ""], agent.policy.config.agent_id, found[0].crop, random)
+        whole: Any = stacked if isinstance(space, gym.spaces.Dict) else stacked[""]
+        seen: Any = agent.policy.seen(whole)
+        grids = seen if found[1] is None else seen[found[1]]
+        _place_agents(grids, agent.policy.config.agent_id, found[0].crop, random)
     return stacked
 
 

@@ -19,7 +19,7 @@ from hrm_agent.experience.demonstrations import Demonstrations, LabelledWindows
 from hrm_agent.names.values import Count, Many, NonNegative, Positive, Share, check_fields
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads
-from hrm_agent.policies.distributions import Distribution
+from hrm_agent.policies.distributions import Distribution, may_be_taken
 from hrm_agent.policies.policy import Policy
 
 
@@ -181,16 +181,16 @@ def sample_beta_mixture(
     """Actions int64 `[N]`: with probability `beta` the teacher's, else drawn from the policy; each step anew.
 
     The teacher draws uniformly from the optimal actions; where there are none, because the goal is cut off, from all
-    actions. With probability `noise` it draws from all elsewhere too, so that recovery from mistakes is seen.
+    legal actions. With probability `noise` it draws from these elsewhere too, so that recovery from mistakes is seen.
 
     Args:
         labels: bool `[N, A]`, the optimal actions.
-        params: float `[N, A]`, the policy's logits.
+        params: float `[N, A]`, the policy's logits, `MASKED` where an action is not legal.
         generator: on the CPU whatever the device, so that all devices use the same random numbers.
     """
     size = labels.shape[0]
     anything = (torch.rand(size, generator=generator) < noise) | ~labels.any(-1).cpu()
-    weights = (labels.cpu() | anything.unsqueeze(-1)).float()
+    weights = ((labels.cpu() | anything.unsqueeze(-1)) & may_be_taken(params).cpu()).float()
     teacher = torch.multinomial(weights, 1, generator=generator).squeeze(-1).to(labels.device)
     if beta >= 1.0:
         return teacher

@@ -16,6 +16,7 @@ from hrm_agent.baselines.actor import SB3Actor, count_parameters, has_distributi
 from hrm_agent.baselines.agents import build_model, layout_of
 from hrm_agent.baselines.config import RunConfig
 from hrm_agent.baselines.vec_env import SB3VecEnv
+from hrm_agent.environments.action_masks import IGNORE, SETTING, has_mask
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import Actor, run_in_threads
 from hrm_agent.evaluation.report import BATCH, Levels, compare, summarize
@@ -48,6 +49,7 @@ class BaselineRun:
 
     Attributes:
         frames, seconds: of training so far.
+        env_options: of its environments; masks of legal actions are not used.
         validation: of the last evaluation on validation levels, greedy.
         validation_sampled: of the same levels with actions drawn, at the end of training; None where there is no
             distribution.
@@ -58,7 +60,12 @@ class BaselineRun:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        env = make_vector_env(config.env, config.settings.num_envs, config.env_options)
+        self.env_options = config.env_options
+        env = make_vector_env(config.env, config.settings.num_envs, self.env_options)
+        if has_mask(env.single_observation_space):  # which Stable-Baselines3's algorithms do not know
+            env.close()
+            self.env_options = {**config.env_options, SETTING: IGNORE}
+            env = make_vector_env(config.env, config.settings.num_envs, self.env_options)
         self.venv = SB3VecEnv(env, layout_of(config.settings))
         self.model = build_model(config.baseline, config.settings, self.venv, config.seed)
         self.seconds = 0.0
@@ -99,7 +106,7 @@ class BaselineRun:
 
     def _play_validation(self, deterministic: bool = True) -> dict[str, Any]:
         c = self.config
-        make, levels = partial(self.actor, deterministic), (c.env, c.env_options, c.eval_episodes)
+        make, levels = partial(self.actor, deterministic), (c.env, self.env_options, c.eval_episodes)
         return summarize(run_in_threads(make, *levels, split="validation", oracle=False))
 
     def actor(self, deterministic: bool = True) -> Actor:
@@ -108,7 +115,7 @@ class BaselineRun:
     def evaluate(self) -> dict[str, Any]:
         """The record of `hrm_agent.evaluate` on test levels, for this model: the same levels, metrics and fields."""
         c = self.config
-        levels = Levels(c.env, c.env_options, c.test_episodes)
+        levels = Levels(c.env, self.env_options, c.test_episodes)
         sampled = partial(self.actor, deterministic=False) if has_distribution(self.model) else None
         cost = lambda _: measure_cost(self.model, self.venv.view, BATCH)  # noqa: E731
         played = compare(self.actor, levels, cost, {"sampled": sampled})

@@ -14,7 +14,7 @@ from hrm_agent.policies.carry import PolicyState
 
 def observations(parts: RunParts, steps: int, rows: int, seed: int) -> Tensor:
     """Consecutive observations of a run's grid environment under random actions, ids `[steps, rows, H, W]`."""
-    env = make_vector_env(parts.trainer.env, rows, parts.trainer.env_options)
+    env = make_vector_env(parts.trainer.env, rows, parts.trainer.made_with)
     random = np.random.default_rng(seed)
     seen = [env.reset(seed=seed)[0].copy()]
     for _ in range(steps + 2):

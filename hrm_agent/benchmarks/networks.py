@@ -84,7 +84,7 @@ def build_run(name: str, overrides: list[str] | None = None) -> RunParts:
     """
     config = compose_config(["threads=1", *RUNS[name], *(overrides or [])], "train")
     trainer, policy_config, algo = settings(resolve(config))
-    env = make_vector_env(trainer.env, algo.num_envs, trainer.env_options)
+    env = make_vector_env(trainer.env, algo.num_envs, trainer.made_with)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         policy = Policy(policy_config, env.single_observation_space, env.single_action_space)

@@ -17,6 +17,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
+from hrm_agent.environments.action_masks import IGNORE, MASK, SETTING, MaskError
 from hrm_agent.names.values import printable
 
 EPISODE_LIMIT = 10_000
@@ -136,6 +137,8 @@ class Guard(gym.Wrapper):
     def _raise(self, where: str, error: BaseException) -> NoReturn:
         if isinstance(error, MemoryError | EnvironmentFailed):
             raise error
+        if isinstance(error, MaskError):
+            raise EnvironmentFailed(f"env={self.env_id}: environment {self.number}: {where}: {error}") from None
         raise failed(self.env_id, f"environment {self.number} failed in {where}", error) from error
 
 
@@ -184,6 +187,8 @@ def _field(name: str, key: str | None, space: gym.Space) -> _Field:
         low, high = space.start, space.start + space.n - 1
     elif isinstance(space, gym.spaces.MultiDiscrete):
         low, high = space.start.min(), (space.start + space.nvec - 1).max()
+    elif isinstance(space, gym.spaces.MultiBinary):
+        low, high = 0, 1
     elif isinstance(space, gym.spaces.Box) and dtype.kind in "iu" and space.low.size:
         low, high = space.low.min(), space.high.max()
         if low == np.iinfo(dtype).min and high == np.iinfo(dtype).max:
@@ -198,13 +203,17 @@ class Checked(VectorWrapper):
     Numbers must be finite, integers within the bounds of the space, and shapes those of the spaces. Values are not
     changed, but converted where an observation has another type of number than its space declares.
 
+    Args:
+        no_masks: infos must hold no mask of legal actions: it would be one that was not found in the first info, and
+            that no one uses.
+
     Raises:
         EnvironmentFailed: by `reset`, `step` and `close`; the message names the environment, the step and the field.
     """
 
-    def __init__(self, env: VectorEnv, env_id: str) -> None:
+    def __init__(self, env: VectorEnv, env_id: str, no_masks: bool = False) -> None:
         super().__init__(env)
-        self.env_id, self.steps = env_id, 0
+        self.env_id, self.steps, self.no_masks = env_id, 0, no_masks
         self._fields = _fields_of(env.single_observation_space)
 
     def __getattr__(self, name: str) -> Any:
@@ -218,6 +227,7 @@ class Checked(VectorWrapper):
             obs, infos = self.env.reset(seed=seed, options=options)
         except (Exception, SystemExit) as error:
             self._raise(error)
+        self._check_masks(infos)
         return self._check_obs(obs), infos
 
     def step(self, actions: Any) -> tuple[Any, NDArray, NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
@@ -226,6 +236,7 @@ class Checked(VectorWrapper):
             obs, rewards, terminated, truncated, infos = self.env.step(actions)
         except (Exception, SystemExit) as error:
             self._raise(error)
+        self._check_masks(infos)
         obs, rewards = self._check_obs(obs), np.asarray(rewards)
         terminated, truncated = (np.asarray(flags, np.bool_) for flags in (terminated, truncated))
         for name, values in (("rewards", rewards), ("terminated", terminated), ("truncated", truncated)):
@@ -247,6 +258,13 @@ class Checked(VectorWrapper):
             self.env.close_extras(**kwargs)
         except (Exception, SystemExit) as error:
             self._raise(error, "close")
+
+    def _check_masks(self, infos: Any) -> None:
+        if self.no_masks and MASK in infos:
+            self._refuse(
+                f"an {MASK} in its info, where the first info of another one had none; expected one with every "
+                f"observation, or {SETTING}={IGNORE}"
+            )
 
     def _check_obs(self, obs: Any) -> Any:
         """The observations, with the types that their space declares."""
@@ -311,6 +329,8 @@ class Checked(VectorWrapper):
     def _raise(self, error: BaseException, where: str = "") -> NoReturn:
         if isinstance(error, MemoryError | EnvironmentFailed):
             raise error
+        if isinstance(error, MaskError):
+            raise EnvironmentFailed(f"env={self.env_id}: {self._when()}: {error}") from None
         misfit = None if where else self._misfit()
         if misfit is not None:
             raise EnvironmentFailed(f"env={self.env_id}: {self._when()}: {misfit}") from None

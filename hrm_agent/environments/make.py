@@ -13,11 +13,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 import hrm_envs
+from hrm_agent.environments.action_masks import AUTO, IGNORE, MASK, SETTING, MaskError, has_mask, split_setting
 from hrm_agent.environments.checked import Checked, Guard, closing, constructing
+from hrm_agent.environments.mask_search import gives_masks
 from hrm_agent.environments.objects import is_given
 from hrm_agent.environments.sources import StoredId, check_stored, import_source, search_for, wrap_by_source
 from hrm_agent.environments.workers import Chosen, WorkersVectorEnv, choose_workers
-from hrm_agent.environments.wrappers import adapt, is_adapted
+from hrm_agent.environments.wrappers import MaskInInfo, MaskInObservation, MaskInObservationVector, adapt, is_adapted
 from hrm_agent.names.installed import import_typed
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.names.values import printable
@@ -58,11 +60,13 @@ def make_env(env_id: str, options: dict[str, Any] | None = None) -> gym.Env:
 
     Args:
         env_id: a Gymnasium id, or `MODULE:ID`.
-        options: keyword arguments of the environment, and of `gymnasium.make` (`render_mode`).
+        options: keyword arguments of the environment, and of `gymnasium.make` (`render_mode`). `action_masks=ignore`
+            is none of them: masks of legal actions that the environment gives are then left where they are, and
+            otherwise, with `auto`, put into the observation (`hrm_agent.environments.wrappers.MaskInObservation`).
 
     Raises:
         ValueError: an unknown id, an unknown option or one out of range, a missing library, observations without an
-            encoding, or an agent's id that names a module.
+            encoding, masks that do not fit the actions, or an agent's id that names a module.
     """
     check_env_id(env_id)
     with _one_line(env_id), search_for(env_id):
@@ -77,7 +81,7 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
 
     Args:
         env_id, num_envs: which and how many.
-        options: keyword arguments of the environment.
+        options: keyword arguments of the environment, and `action_masks`, see `make_env`.
         workers: processes that those without a vector implementation are divided over; 0: none.
 
     Raises:
@@ -85,18 +89,36 @@ def make_vector_env(env_id: str, num_envs: int, options: dict[str, Any] | None =
     """
     check_env_id(env_id)
     name = _without_module(env_id)
+    own, masks = split_setting(options)
     with _one_line(env_id), search_for(env_id):
         if gym.spec(name).vector_entry_point is not None:
-            env = gym.make_vec(name, num_envs=num_envs, vectorization_mode="vector_entry_point", **(options or {}))
-            same_step = env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP
-            if same_step and is_adapted(env.single_observation_space):
-                ours = isinstance(getattr(env.unwrapped, "batch", None), Batch)
-                return env if ours else Checked(env, env_id)
+            env = gym.make_vec(name, num_envs=num_envs, vectorization_mode="vector_entry_point", **own)
+            ready = _as_it_is(env, env_id, own, masks)
+            if ready is not None:
+                return ready
             env.close()
         make = [partial(_guarded, env_id, options, number) for number in range(num_envs)]
-        if workers:
-            return Checked(WorkersVectorEnv(make, workers, env_id), env_id)
-        return Checked(SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP), env_id)
+        vector = (
+            WorkersVectorEnv(make, workers, env_id)
+            if workers
+            else SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP)
+        )
+        return Checked(vector, env_id, no_masks=masks)
+
+
+def _as_it_is(env: VectorEnv, env_id: str, options: dict[str, Any], masks: bool) -> VectorEnv | None:
+    """A vector environment that can be used without wrapping single ones; else None."""
+    if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
+        return None
+    if isinstance(getattr(env.unwrapped, "batch", None), Batch):
+        return env if is_adapted(env.single_observation_space) else None
+    if not masks and has_mask(env.single_observation_space):
+        return None  # its bits are numbers like others, which a wrapper makes of them
+    with _naming(env_id):
+        name = _without_module(env_id)
+        if masks and (_has_entry(env.single_observation_space) or gives_masks(env, name, options)):
+            env = MaskInObservationVector(env)
+    return Checked(env, env_id, no_masks=masks) if is_adapted(env.single_observation_space) else None
 
 
 def choose_env_workers(
@@ -123,7 +145,32 @@ def _guarded(env_id: str, options: dict[str, Any] | None, number: int) -> gym.En
 def _make(env_id: str, options: dict[str, Any] | None) -> gym.Env:
     """One environment in its wrappers; the id has been checked."""
     name = _without_module(env_id)
-    return adapt(wrap_by_source(gym.make(name, **(options or {})), name))
+    own, masks = split_setting(options)
+    env = wrap_by_source(gym.make(name, **own), name)
+    if not masks or _is_ours(name):
+        return adapt(env)
+    with _naming(env_id):
+        if _has_entry(env.observation_space):
+            return MaskInObservation(adapt(MaskInInfo(env)))
+        return MaskInObservation(adapt(env)) if gives_masks(env, name, own) else adapt(env)
+
+
+def _has_entry(space: gym.Space) -> bool:
+    return isinstance(space, gym.spaces.Dict) and MASK in space.spaces
+
+
+def _is_ours(name: str) -> bool:
+    """Whether it is of `hrm_envs`, whose environments give no masks."""
+    return str(gym.spec(name).entry_point).startswith(("hrm_envs.", "hrm_envs:"))
+
+
+@contextmanager
+def _naming(env_id: str) -> Iterator[None]:
+    """Turn what is wrong with an environment's masks into a line that names it. Raises: ValueError."""
+    try:
+        yield
+    except MaskError as error:
+        raise ValueError(f"env={env_id}: {error}; {SETTING}={IGNORE} in place of {AUTO} uses no masks") from None
 
 
 def _without_module(env_id: str) -> str:

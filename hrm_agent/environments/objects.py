@@ -17,11 +17,12 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
+from hrm_agent.environments.action_masks import SETTING
 from hrm_agent.names.values import printable
 
 NAMESPACE = "python"
-OWN_OPTIONS = ("render_mode", "max_episode_steps", "disable_env_checker")
-"""Of `gymnasium.make`, which does not pass all of them on."""
+OWN_OPTIONS = ("render_mode", "max_episode_steps", "disable_env_checker", SETTING)
+"""Of `gymnasium.make`, which does not pass all of them on, and of `make_env`."""
 Maker = Callable[..., gym.Env]
 
 _sources: dict[str, Any] = {}  # what each id was given as

@@ -43,11 +43,15 @@ class _MultiDiscrete(Struct, tag_field="type", tag="MultiDiscrete"):
     start: list[Any]
 
 
+class _MultiBinary(Struct, tag_field="type", tag="MultiBinary"):
+    n: Side
+
+
 class _Dict(Struct, tag_field="type", tag="Dict"):
-    spaces: Annotated[dict[str, _Box | _Discrete | _MultiDiscrete | _Dict], Meta(min_length=1)]
+    spaces: Annotated[dict[str, _Box | _Discrete | _MultiDiscrete | _MultiBinary | _Dict], Meta(min_length=1)]
 
 
-_Record = _Box | _Discrete | _MultiDiscrete | _Dict
+_Record = _Box | _Discrete | _MultiDiscrete | _MultiBinary | _Dict
 
 
 def space_to_dict(space: gym.Space) -> dict[str, Any]:
@@ -66,9 +70,11 @@ def space_to_dict(space: gym.Space) -> dict[str, Any]:
         return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, gym.spaces.MultiDiscrete):
         return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+    if isinstance(space, gym.spaces.MultiBinary) and len(space.shape) == 1:
+        return {"type": "MultiBinary", "n": space.shape[0]}
     if isinstance(space, gym.spaces.Dict):
         return {"type": "Dict", "spaces": {key: space_to_dict(sub) for key, sub in space.spaces.items()}}
-    raise ValueError(f"space {space}: expected Box, Discrete, MultiDiscrete or Dict")
+    raise ValueError(f"space {space}: expected Box, Discrete, MultiDiscrete, MultiBinary or Dict")
 
 
 def space_from_dict(values: Any) -> gym.Space:
@@ -92,6 +98,8 @@ def space_from_dict(values: Any) -> gym.Space:
 def _entries(record: _Record, depth: int) -> Iterator[int]:
     if isinstance(record, _Box):
         yield math.prod(record.shape)
+    elif isinstance(record, _MultiBinary):
+        yield record.n
     elif isinstance(record, _Dict):
         if depth == 0:
             raise ValueError(f"not a space: dictionaries nested more than {DEEPEST} deep")
@@ -117,6 +125,8 @@ def _build(record: _Record) -> gym.Space:
         if nvec.shape != start.shape or not ((nvec >= 1) & (nvec <= 2**31) & (abs(start) <= LARGEST)).all():
             raise ValueError("not a space: MultiDiscrete needs as many sizes, 1 or more, as starts")
         return gym.spaces.MultiDiscrete(nvec, start=start)
+    if isinstance(record, _MultiBinary):
+        return gym.spaces.MultiBinary(record.n)
     return gym.spaces.Dict({key: _build(sub) for key, sub in record.spaces.items()})
 
 

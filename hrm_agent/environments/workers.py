@@ -23,6 +23,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import iterate
 
+from hrm_agent.environments.action_masks import has_mask, sample_action
 from hrm_agent.environments.checked import EnvironmentFailed, InAnotherProcess, episode_limit, own_traceback
 
 SLOW = 3e-4
@@ -76,20 +77,21 @@ def choose_workers(env: gym.Env, num_envs: int, cores: int) -> Chosen:
 def seconds_of_step(env: gym.Env) -> float:
     """Mean seconds of a random step, with the resets between episodes, of at most `MEASURED` seconds' steps."""
     env.action_space.seed(0)
-    env.reset(seed=0)
-    ended = _step(env)  # the first may compile something
+    masked = has_mask(env.observation_space)
+    obs, ended = _step(env, env.reset(seed=0)[0], masked)  # the first may compile something
     began, steps = time.perf_counter(), 0
     while steps == 0 or time.perf_counter() - began < MEASURED:
         if ended:
-            env.reset()
-        ended = _step(env)
+            obs = env.reset()[0]
+        obs, ended = _step(env, obs, masked)
         steps += 1
     return (time.perf_counter() - began) / steps
 
 
-def _step(env: gym.Env) -> bool:
-    terminated, truncated = env.step(env.action_space.sample())[2:4]
-    return bool(terminated or truncated)
+def _step(env: gym.Env, obs: Any, masked: bool) -> tuple[Any, bool]:
+    """A random legal step: the observation after it, and whether it ended the episode."""
+    obs, _, terminated, truncated, _ = env.step(sample_action(env.action_space, obs, masked))
+    return obs, bool(terminated or truncated)
 
 
 class _Remote(gym.Env):

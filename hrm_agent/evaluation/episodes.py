@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hrm_agent.environments.action_masks import MASK, has_mask, idle_actions
 from hrm_agent.environments.checked import closing, episode_limit
 from hrm_agent.environments.make import episode_success, make_vector_env
 from hrm_agent.evaluation import metrics
@@ -221,14 +222,14 @@ class _Batch:
         clairvoyant = getattr(self.env.unwrapped, "clairvoyant", None)
         arrival = None if clairvoyant is None else np.asarray(clairvoyant(), np.int64)
         actor.reset(self.seeds)
-        idle, limit = idle_action(self.env.single_action_space), episode_limit(self.env)
+        limit = episode_limit(self.env)
         number, given = 0, self.rows  # `given`: the rows that the actor still plays
         while self.rows.size:
             check_stop()
             if self.rows.size <= 0.75 * given.size:  # do not compute decisions for ended episodes
                 actor.keep(np.searchsorted(given, self.rows))
                 given = self.rows
-            actions = np.repeat(idle[None], len(self.seeds), axis=0)
+            actions = idle_actions(self.env, obs)
             actions[given] = actor.act(_take(obs, given))
             segments = self._count_segments(actor, given)
             if self.oracle:
@@ -304,13 +305,6 @@ def say_cut_off(env_id: str, limit: int, what: str = "an evaluation") -> None:
     )
 
 
-def idle_action(space: gym.Space) -> NDArray:
-    """Some action of the space, for environments whose episode is over: the first, or the one nearest to 0."""
-    if isinstance(space, gym.spaces.Box):
-        return np.zeros(space.shape, space.dtype).clip(space.low, space.high)
-    return np.asarray(getattr(space, "start", 0), np.int64)
-
-
 def _take(obs: Any, rows: NDArray[np.int64]) -> Any:
     """Those rows of a batch of observations, copied: environments may reuse their buffers."""
     return {key: value[rows] for key, value in obs.items()} if isinstance(obs, dict) else obs[rows]
@@ -383,18 +377,23 @@ class RandomActor:
     Args:
         space: of one action; the four moves of a maze where it is None.
         seed: of the draws.
+        observation_space: of one observation; where it holds a mask of legal actions, one of these is drawn.
     """
 
-    def __init__(self, space: gym.Space | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, space: gym.Space | None = None, seed: int = 0, observation_space: gym.Space | None = None
+    ) -> None:
         self.distribution = build_distribution(gym.spaces.Discrete(4) if space is None else space)
         self.seed = seed
+        self.masked = observation_space is not None and has_mask(observation_space)
 
     def reset(self, seeds: NDArray[np.int64]) -> None:
         self.rng = LevelRNG(seeds, self.seed)
 
     def act(self, obs: Any) -> NDArray:
         uniforms = torch.from_numpy(np.stack([self.rng.draw() for _ in range(self.distribution.uniforms)], -1))
-        return self.distribution.to_env(self.distribution.uniform(uniforms))
+        legal = torch.from_numpy(np.asarray(obs[MASK]) != 0) if self.masked else None
+        return self.distribution.to_env(self.distribution.uniform(uniforms, legal))
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         self.rng.keep(rows)

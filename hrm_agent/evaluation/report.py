@@ -169,9 +169,9 @@ def play_references(levels: Levels, names: Sequence[str] = REFERENCES) -> dict[s
     hidden. In Hanoi the first takes an optimal move to the goal as it is.
     """
     env = make_vector_env(levels.env_id, 1, levels.env_options)
-    actions, maze = env.single_action_space, env.unwrapped
+    actions, observations, maze = env.single_action_space, env.single_observation_space, env.unwrapped
     env.close()
-    actors: dict[str, Callable[[], Actor]] = {"random": lambda: RandomActor(actions)}
+    actors: dict[str, Callable[[], Actor]] = {"random": lambda: RandomActor(actions, 0, observations)}
     if isinstance(maze, MazeVectorEnv):
         actors["bfs_replanner"] = ReplanActor
         if getattr(maze.config, "view", "full") != "full":  # a cue maze has no view

@@ -165,7 +165,7 @@ class Collector:
             # Copied: the environment may write its next observations into the same memory.
             obs, state, episode_start = trees.clone(self.obs), self.state, self.episode_start
             decision = self.decide(obs, state, episode_start)
-            actions = epsilon_greedy(decision.logits, epsilon, self.generator)
+            actions = epsilon_greedy(decision.logits, epsilon, self.generator, self.policy.legal(obs))
             outcome = self._advance(actions, decision)
             replay.add(
                 obs,
@@ -188,6 +188,7 @@ class Collector:
         Args:
             choose: from labels bool `[N, A]`, all false where there are none, and the policy's parameters `[N, P]` to
                 the actions int64 `[N]`. N counts the environments of all processes; rows of other processes are zero.
+                Labels of actions that are not legal are left out.
 
         Raises:
             NonFiniteNumbers: the policy's logits are not finite, in this process or another.
@@ -203,6 +204,9 @@ class Collector:
             demonstrations.episode_start[t] = self.episode_start
             labels = demonstrations.labels[t]
             labels[:] = False if self.optimal is None else self.optimal
+            legal = self.policy.legal(self.obs)
+            if legal is not None:
+                labels &= legal
             decision = self.decide(self.obs, self.state, self.episode_start)
             if not torch.isfinite(decision.logits).all():
                 raise NonFiniteNumbers("the policy's logits are not finite")
@@ -375,14 +379,20 @@ def _seed_after(seed: int, frames: int) -> int:
     return int(np.random.SeedSequence([seed, frames]).generate_state(1)[0]) % (2**28 - 2**20)
 
 
-def epsilon_greedy(q_values: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+def epsilon_greedy(q_values: Tensor, epsilon: float, generator: torch.Generator, legal: Tensor | None = None) -> Tensor:
     """Actions int64 `[B]`: with probability `epsilon` uniformly random, else those of the largest Q-value.
 
     Drawn on the CPU whatever the device, so that all devices use the same random numbers.
+
+    Args:
+        legal: bool `[B, A]`, the actions to draw from; `q_values` are `MASKED` elsewhere. None: all.
     """
     if not torch.isfinite(q_values).all():
         raise NonFiniteNumbers("the Q-values are not finite")
     size, count = q_values.shape
     explores = torch.rand(size, generator=generator) < epsilon
-    anything = torch.randint(count, (size,), generator=generator)
+    if legal is None:
+        anything = torch.randint(count, (size,), generator=generator)
+    else:
+        anything = torch.multinomial(legal.cpu().float(), 1, generator=generator).squeeze(-1)
     return torch.where(explores.to(q_values.device), anything.to(q_values.device), q_values.argmax(-1))

@@ -84,4 +84,6 @@ def _bounds(space: gym.Space) -> tuple[NDArray, NDArray] | None:
         return np.asarray(space.start), np.asarray(space.start + space.n - 1)
     if isinstance(space, gym.spaces.MultiDiscrete):
         return np.asarray(space.start), np.asarray(space.start + space.nvec - 1)
+    if isinstance(space, gym.spaces.MultiBinary):
+        return np.asarray(0), np.asarray(1)
     return None

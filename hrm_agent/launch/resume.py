@@ -16,6 +16,7 @@ import msgspec
 from omegaconf import OmegaConf
 
 from hrm_agent.cores import import_core
+from hrm_agent.environments.action_masks import IGNORE, SETTING
 from hrm_agent.environments.sources import confirm_stored
 from hrm_agent.files.folders import check_own
 from hrm_agent.files.plain_yaml import read_yaml
@@ -77,6 +78,8 @@ def load_run(folder: Path, command: str) -> dict[str, Any]:
         raise UsageError(f"{folder}: a run of {module}, not of {command}; resume it with python -m {module}")
     values = read_settings(folder)
     _refuse_interpolations(values, "", folder / CONFIG_FILE)
+    if "env" in values:
+        values.setdefault(SETTING, IGNORE)  # of a run from before there was this setting
     return values
 
 

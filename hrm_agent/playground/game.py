@@ -15,6 +15,7 @@ import numpy as np
 
 from hrm_agent.agents.agent import Agent, AgentOverrides
 from hrm_agent.agents.registry import TRAINED
+from hrm_agent.environments.action_masks import MASK, has_mask
 from hrm_agent.evaluation.thinking import Reader, ThinkingActor, Thought, cells_of_tokens
 from hrm_agent.playground import commands
 from hrm_agent.playground.commands import MOST_SEGMENTS, AnyCommand
@@ -175,6 +176,8 @@ class Game:
             raise Refused(f"actions are {space}; a person can play Discrete ones alone")
         if action >= space.n:
             raise Refused(f"action {action}: there are {space.n}, from 0 on")
+        if has_mask(seat.world.env.observation_space) and not seat.world.obs[MASK][action]:
+            raise Refused(f"action {action}: not legal now, says the environment")
         seat.world.step(int(space.start) + action)
         self._score(seat)
 

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 INITIAL_LOG_STD = -0.5
+MASKED = -1e9
+"""Logit, or Q-value, of an action that is not legal: its probability is exactly 0. Finite, so that entropies and KL
+divergences are; and its square too."""
 
 
 class Distribution(ABC):
@@ -35,6 +38,13 @@ class Distribution(ABC):
     shape: tuple[int, ...]
     dtype: torch.dtype
     uniforms: int = 1
+    sizes: tuple[int, ...] = ()
+    """Of the choices that an action consists of; empty where these are not finite, and cannot be masked."""
+
+    def open_choices(self, legal: Tensor) -> Tensor:
+        """A mask bool `[..., P]` in which a choice without any legal action has all of them."""
+        parts = [part | ~part.any(-1, keepdim=True) for part in legal.split(self.sizes, -1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     @abstractmethod
     def best(self, params: Tensor) -> Tensor:
@@ -49,8 +59,12 @@ class Distribution(ABC):
         """Actions by the inverse distribution function at `uniforms` `[B, R]` in [0, 1)."""
 
     @abstractmethod
-    def uniform(self, uniforms: Tensor) -> Tensor:
-        """Actions `[B, *shape]` distributed uniformly over the space, from `uniforms` `[B, R]`."""
+    def uniform(self, uniforms: Tensor, legal: Tensor | None = None) -> Tensor:
+        """Actions `[B, *shape]` distributed uniformly over the space, from `uniforms` `[B, R]`.
+
+        Args:
+            legal: bool `[B, P]`, the actions to draw from, one or more of each choice; None: all.
+        """
 
     @abstractmethod
     def evaluate(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,6 +88,7 @@ class Categorical(Distribution):
 
     def __init__(self, space: gym.spaces.Discrete) -> None:
         self.outputs = self.summary_size = int(space.n)
+        self.sizes = (self.outputs,)
         self.first = int(space.start)
         self.shape, self.dtype = (), torch.int64
 
@@ -87,11 +102,19 @@ class Categorical(Distribution):
         return actions.squeeze(-1), log_probs.gather(-1, actions).squeeze(-1)
 
     def icdf(self, params: Tensor, uniforms: Tensor) -> Tensor:
-        edges = params.float().softmax(-1).cumsum(-1)[..., :-1]
-        return (uniforms >= edges).sum(-1)
+        probabilities = params.float().softmax(-1)
+        edges = probabilities.cumsum(-1)[..., :-1]
+        # The sum of all can be rounded to less than 1, and what is drawn above it is not the last action where that
+        # one has no probability.
+        last = ((probabilities > 0) * torch.arange(self.outputs, device=params.device)).amax(-1)
+        return (uniforms >= edges).sum(-1).minimum(last)
 
-    def uniform(self, uniforms: Tensor) -> Tensor:
-        return (uniforms[..., 0] * self.outputs).long()
+    def uniform(self, uniforms: Tensor, legal: Tensor | None = None) -> Tensor:
+        if legal is None:
+            return (uniforms[..., 0] * self.outputs).long()
+        count = legal.cumsum(-1)
+        drawn = (uniforms[..., :1] * count[..., -1:]).long()  # of the legal ones, counted from 0
+        return (count > drawn).to(torch.uint8).argmax(-1)
 
     def evaluate(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         log_probs = params.log_softmax(-1)
@@ -114,7 +137,7 @@ class MultiCategorical(Distribution):
     """`MultiDiscrete` of one dimension: independent choices, their logits concatenated."""
 
     def __init__(self, space: gym.spaces.MultiDiscrete) -> None:
-        self.sizes = [int(n) for n in space.nvec]
+        self.sizes = tuple(int(n) for n in space.nvec)
         self.parts = [Categorical(gym.spaces.Discrete(n)) for n in self.sizes]
         self.first = np.asarray(space.start)
         self.outputs = self.summary_size = sum(self.sizes)
@@ -132,8 +155,10 @@ class MultiCategorical(Distribution):
         each = zip(self.parts, params.split(self.sizes, -1), uniforms.split(1, -1), strict=True)
         return torch.stack([d.icdf(p, r) for d, p, r in each], -1)
 
-    def uniform(self, uniforms: Tensor) -> Tensor:
-        return torch.stack([d.uniform(r) for d, r in zip(self.parts, uniforms.split(1, -1), strict=True)], -1)
+    def uniform(self, uniforms: Tensor, legal: Tensor | None = None) -> Tensor:
+        masks = [None] * len(self.sizes) if legal is None else legal.split(self.sizes, -1)
+        each = zip(self.parts, uniforms.split(1, -1), masks, strict=True)
+        return torch.stack([d.uniform(r, mask) for d, r, mask in each], -1)
 
     def evaluate(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         each = zip(self.parts, params.split(self.sizes, -1), actions.unbind(-1), strict=True)
@@ -187,7 +212,7 @@ class Gaussian(Distribution):
         mean, log_std = self._split(params)
         return mean + log_std.exp() * _normal_icdf(uniforms)
 
-    def uniform(self, uniforms: Tensor) -> Tensor:
+    def uniform(self, uniforms: Tensor, legal: Tensor | None = None) -> Tensor:
         return torch.where(torch.from_numpy(self.bounded), (2 * uniforms - 1).float(), _normal_icdf(uniforms))
 
     def evaluate(self, params: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,6 +233,11 @@ class Gaussian(Distribution):
         values = self.middle + self.half * actions.cpu().numpy().astype(np.float64)
         clipped = values.clip(self.low, self.high).reshape(*actions.shape[:-1], *self.space_shape)
         return clipped.astype(self.space_dtype)
+
+
+def may_be_taken(params: Tensor) -> Tensor:
+    """Which actions logits or Q-values `[..., A]` do not exclude, bool of their shape."""
+    return params > MASKED / 2
 
 
 def _normal_icdf(uniforms: Tensor) -> Tensor:

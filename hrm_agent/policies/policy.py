@@ -6,7 +6,7 @@ steps, with the same results as that many calls of `step`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, NamedTuple
 
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from hrm_agent.cores import State, build_core, map_state
+from hrm_agent.environments.action_masks import MASK, has_mask, without_mask
 from hrm_agent.names.values import CountOrNone, Depth, NonNegative, Width, check_fields, one_of
 from hrm_agent.parallel.threads import Threads, chunk_size
 from hrm_agent.policies.carry import PolicyState, build_carry, resolve_carry
-from hrm_agent.policies.distributions import INITIAL_LOG_STD, build_distribution
+from hrm_agent.policies.distributions import INITIAL_LOG_STD, MASKED, build_distribution
 from hrm_agent.policies.encoders import (
     EncoderConfig,
     GridEncoder,
@@ -100,7 +101,8 @@ class Decision(NamedTuple):
 
     Attributes:
         logits: float `[..., B, P]`, parameters of the distribution over actions: unnormalised log-probabilities, the
-            actions' Q-values, or means and logarithms of deviations (`hrm_agent.policies.distributions`).
+            actions' Q-values, or means and logarithms of deviations (`hrm_agent.policies.distributions`). Those of
+            actions that are not legal are `MASKED`.
         value: float `[..., B]`.
         state: the carried state for the next step.
         segments: int64 `[..., B]`, segments used by each row.
@@ -131,7 +133,9 @@ class Policy(nn.Module):
 
     Args:
         config: see `PolicyConfig`.
-        observation_space, action_space: of a single environment.
+        observation_space, action_space: of a single environment. Where observations hold a mask of legal actions
+            (`hrm_agent.environments.action_masks.has_mask`), the others have probability 0 and no gradient; the encoder
+            is that of the observations without the mask.
 
     Raises:
         ValueError: a space that no encoder or distribution supports, or settings that do not fit together.
@@ -147,9 +151,12 @@ class Policy(nn.Module):
         self.config = config
         self.segments = config.segments
         self._chunk_sizes: dict[str, int | None] = {}
-        frames = config.encoder.frames
-        self.frames = FrameStack(observation_space, frames) if frames > 1 else None
-        seen = observation_space if self.frames is None else self.frames.space
+        self.masked = has_mask(observation_space)
+        self._check_mask(observation_space)
+        seen, frames = without_mask(observation_space), config.encoder.frames
+        self._only_entry = self.masked and not isinstance(seen, gym.spaces.Dict)
+        self.frames = FrameStack(seen, frames) if frames > 1 else None
+        seen = seen if self.frames is None else self.frames.space
         self.encoder = build_encoder(seen, config.hidden_size, config.encoder)
         # Images and channels are embedded by torch, for which one thread for a whole batch is too slow.
         self._encodes_cheaply = not any(
@@ -178,6 +185,12 @@ class Policy(nn.Module):
         self.value_head = None if config.heads == "q" else nn.Linear(config.hidden_size, 1)
         if self.value_head is not None:
             nn.init.zeros_(self.value_head.bias)
+
+    def _check_mask(self, space: gym.Space) -> None:
+        distribution = self.distribution
+        if self.masked and (not distribution.sizes or space[MASK].shape != (distribution.outputs,)):  # type: ignore[index]
+            what = f"{distribution.outputs} actions" if distribution.sizes else "no finite number of actions"
+            raise ValueError(f"observation space {space}: its {MASK} does not fit {what}; expected a bit for each")
 
     def _check_gradient_path(self) -> None:
         """Refuse settings with which no gradient flows through time: cycles without one cut the incoming state."""
@@ -232,13 +245,39 @@ class Policy(nn.Module):
         state = self.carry.initial(batch_size)
         return state if self.frames is None else (*state, self.frames.initial(batch_size, self.device))
 
+    def legal(self, obs: Observation) -> Tensor | None:
+        """The actions that observations allow, bool `[..., P]`; None where they hold no mask.
+
+        Where a choice has none, as after an episode's end, it has all: what is computed there is not used.
+        """
+        if not self.masked:
+            return None
+        assert isinstance(obs, Mapping)
+        return self.distribution.open_choices(obs[MASK] != 0)
+
+    def seen(self, obs: Observation) -> Observation:
+        """Observations as the encoder reads them, without a mask of legal actions."""
+        if not self.masked:
+            return obs
+        assert isinstance(obs, Mapping)
+        rest = {key: part for key, part in obs.items() if key != MASK}
+        return next(iter(rest.values())) if self._only_entry else rest
+
+    def with_all_actions(self, obs: Observation) -> Observation:
+        """The same observations with every action legal."""
+        if not self.masked:
+            return obs
+        assert isinstance(obs, Mapping)
+        return {**obs, MASK: torch.ones_like(obs[MASK])}
+
     def stacked(
         self, obs: Observation, state: PolicyState, episode_start: Tensor
     ) -> tuple[Observation, PolicyState, PolicyState]:
         """What the encoder reads at one step, the state that the carry rule knows, and the earlier frames after it.
 
-        Without frame stacking these are what was given, and nothing.
+        Without frame stacking these are `seen(obs)`, the state that was given, and nothing.
         """
+        obs = self.seen(obs)
         if self.frames is None:
             return obs, state, ()
         assert isinstance(obs, Tensor)
@@ -247,11 +286,14 @@ class Policy(nn.Module):
 
     def step(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         """One environment step: obs `[B, ...]`, episode_start bool `[B]`."""
+        legal = self.legal(obs)
         obs, state, past = self.stacked(obs, state, episode_start)
         tokens, index = self.encoder(obs), self._readout_index(obs)
+        read = None if index is None else index[None]
+        steps = Steps(tokens[None], state, episode_start[None], read, None if legal is None else legal[None])
         # It is the only step of its window, so there is nothing to detach.
-        one = self._unroll(tokens[None], state, episode_start[None], None if index is None else index[None], False)
-        return self._decide(one.reads[0], (*one.state, *past), one.segments[0])
+        one = self._unroll(steps, False)
+        return self._decide(one.reads[0], (*one.state, *past), one.segments[0], legal)
 
     def unroll(self, obs: Observation, state: PolicyState, episode_start: Tensor) -> Decision:
         """A window of k steps: obs `[k, B, ...]`, episode_start `[k, B]`, state before the first step.
@@ -260,17 +302,15 @@ class Policy(nn.Module):
         """
         detach = self.config.time_gradient == "detached"
         past: PolicyState = ()
+        legal, obs = self.legal(obs), self.seen(obs)
         if self.frames is not None:
             assert isinstance(obs, Tensor)
             obs, state, past = self.frames.stack(obs, state, episode_start)
-        window = self._unroll(self.encoder(obs), state, episode_start, self._readout_index(obs), detach)
-        return self._decide(window.reads, (*window.state, *past), window.segments)
+        window = self._unroll(Steps(self.encoder(obs), state, episode_start, self._readout_index(obs), legal), detach)
+        return self._decide(window.reads, (*window.state, *past), window.segments, legal)
 
-    def _unroll(
-        self, tokens: Tensor, state: PolicyState, episode_start: Tensor, index: Tensor | None, detach: bool
-    ) -> Unrolled:
-        rules = replace(self.rules, detach=detach)
-        return unroll(self.core, self.carry, Steps(tokens, state, episode_start, index), rules, self.backend)
+    def _unroll(self, steps: Steps, detach: bool) -> Unrolled:
+        return unroll(self.core, self.carry, steps, replace(self.rules, detach=detach), self.backend)
 
     @property
     def rules(self) -> Rules:
@@ -295,6 +335,7 @@ class Policy(nn.Module):
         Every segment encodes the observation with the current weights and starts from the detached state of the segment
         before: weights may change between segments, as in HRM-Agent's training.
         """
+        legal = self.legal(obs)
         obs, state, past = self.stacked(obs, state, episode_start)
         index, rules = self._readout_index(obs), self.rules
         latent: State | None = None
@@ -306,23 +347,30 @@ class Policy(nn.Module):
                 before = map_state(Tensor.detach, latent)
             output, latent = run_segments(self.core, tokens, before, 1, self.backend)
             read = read_token(output, rules.readout, index)
-            carried = (*to_carried(self.carry, latent, read, rules), *past)
+            carried = (*to_carried(self.carry, latent, read, rules, legal), *past)
             used = torch.full(episode_start.shape, number, device=episode_start.device)
-            yield Segment(latent, output, self._decide(read, carried, used))
+            yield Segment(latent, output, self._decide(read, carried, used, legal))
 
-    def _output(self, read: Tensor) -> Tensor:
-        """The input of carry rules with `from_output`: Q-values, or a summary of the distribution."""
-        params = self._params(read)
-        return params if self.config.heads == "q" else self.distribution.summary(params)
+    def _output(self, read: Tensor, legal: Tensor | None = None) -> Tensor:
+        """The input of carry rules with `from_output`: Q-values, or a summary of the distribution.
 
-    def _decide(self, read: Tensor, kept: PolicyState, segments: Tensor) -> Decision:
-        logits = self._params(read)
+        It is 0 for actions that are not legal.
+        """
+        if self.config.heads == "q":
+            values = self._params(read)
+            return values if legal is None else values.masked_fill(~legal, 0.0)
+        return self.distribution.summary(self._params(read, legal))
+
+    def _decide(self, read: Tensor, kept: PolicyState, segments: Tensor, legal: Tensor | None) -> Decision:
+        logits = self._params(read, legal)
         value = logits.amax(-1) if self.value_head is None else self.value_head(read).squeeze(-1)
         return Decision(logits, value, kept, segments)
 
-    def _params(self, read: Tensor) -> Tensor:
-        """Parameters of the distribution over actions, `[..., P]`."""
+    def _params(self, read: Tensor, legal: Tensor | None = None) -> Tensor:
+        """Parameters of the distribution over actions, `[..., P]`; `MASKED` where they are not legal."""
         outputs = self.policy_head(read)
+        if legal is not None:
+            return outputs.masked_fill(~legal, MASKED)
         if self.free_params is None:
             return outputs
         return torch.cat([outputs, self.free_params.expand(*outputs.shape[:-1], -1)], dim=-1)

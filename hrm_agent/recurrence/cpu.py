@@ -155,7 +155,7 @@ class TwoLatentPlan:
         return after[0], after
 
     def run(self, rule: Rule, schedule: Schedule, steps: Steps) -> WindowOutput:
-        return run_window(self._segment(), rule, schedule, *steps)
+        return run_window(self._segment(), rule, schedule, *steps[:4])
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class GRUPlan:
 
     def run(self, rule: Rule, schedule: Schedule, steps: Steps) -> WindowOutput:
         """For the carry rules `full` and `reset`, and a fixed number of segments."""
-        tokens, state, episode_start, read = steps
+        tokens, state, episode_start, read, _ = steps
         carries = rule.kind == "full"
         before = state[0] if carries else self.core.initial_state(tokens.shape[1]).h
         starts = episode_start if carries else torch.ones_like(episode_start)

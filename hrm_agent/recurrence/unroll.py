@@ -34,9 +34,10 @@ class Rules:
         threshold: see `stop`; with 0 all K segments are run.
         detach: no gradient flows through the state from a step to the one before.
         readout: `mean` of all tokens, `first` or `last`; ignored where `Steps.read` gives indices.
-        params: from the readout, `[..., D]`, to the parameters of the policy's distribution; for `policy_kl`.
+        params: from the readout, `[..., D]`, and `Steps.legal` to the parameters of the policy's distribution; for
+            `policy_kl`.
         divergence: between distributions with such parameters; for `policy_kl`.
-        output: from the readout to the input of a carry rule with `from_output`.
+        output: from the readout and `Steps.legal` to the input of a carry rule with `from_output`.
     """
 
     segments: int
@@ -44,9 +45,9 @@ class Rules:
     threshold: float = 0.0
     detach: bool = False
     readout: str = "last"
-    params: Callable[[Tensor], Tensor] | None = None
+    params: Callable[[Tensor, Tensor | None], Tensor] | None = None
     divergence: Callable[[Tensor, Tensor], Tensor] | None = None
-    output: Callable[[Tensor], Tensor] | None = None
+    output: Callable[[Tensor, Tensor | None], Tensor] | None = None
     first_segments: int | None = None
 
     @property
@@ -63,12 +64,14 @@ class Steps(NamedTuple):
         episode_start: bool `[k, B]`; where true, the core starts from its initial state.
         read: int64 `[k, B]`, index of the token to read after each step, negative from the end. None: see
             `Rules.readout`.
+        legal: bool `[k, B, P]`, the actions that may be taken at each step; None: all.
     """
 
     tokens: Tensor
     state: tuple[Tensor, ...]
     episode_start: Tensor
     read: Tensor | None = None
+    legal: Tensor | None = None
 
 
 class Unrolled(NamedTuple):
@@ -93,21 +96,22 @@ def unroll(core: Core, carry: Any, steps: Steps, rules: Rules, backend: Backend 
         done = backend.unroll(core, carry, steps, rules)
         if done is not None:
             return done
-    tokens, state, episode_start, index = steps
+    tokens, state, episode_start, index, allowed = steps
     reads, segments = [], []
     # unbind, not tokens[t]: its backward stacks the steps' gradients once, instead of adding k zero-padded ones.
     for t, step_tokens in enumerate(tokens.unbind(0)):
         if rules.detach:
             state = tuple(s.detach() for s in state)
         at = None if index is None else index[t]
+        legal = None if allowed is None else allowed[t]
         latent = carry.to_core_state(state, episode_start[t], step_tokens)
         if rules.stop == "fixed":
             output, latent = run_segments(core, step_tokens, latent, rules.segments, backend)
             used = torch.full(step_tokens.shape[:1], rules.segments, device=tokens.device)
         else:
-            output, latent, used = _run_until_done(core, step_tokens, latent, at, rules, backend)
+            output, latent, used = _run_until_done(core, step_tokens, latent, at, legal, rules, backend)
         read = read_token(output, rules.readout, at)
-        state = to_carried(carry, latent, read, rules)
+        state = to_carried(carry, latent, read, rules, legal)
         reads.append(read)
         segments.append(used)
     return Unrolled(torch.stack(reads), state, torch.stack(segments))
@@ -124,8 +128,8 @@ def _unroll_by_starts(core: Core, carry: Any, steps: Steps, rules: Rules, backen
             rows = (starts == starting).nonzero().squeeze(1)
             if len(rows):
                 one = slice(t, t + 1)
-                read = None if steps.read is None else steps.read[one, rows]
-                part = Steps(steps.tokens[one, rows], tuple(s[rows] for s in state), starts[None, rows], read)
+                read, legal = (None if given is None else given[one, rows] for given in (steps.read, steps.legal))
+                part = Steps(steps.tokens[one, rows], tuple(s[rows] for s in state), starts[None, rows], read, legal)
                 alike = replace(rules, segments=budget, first_segments=None)
                 chosen.append(rows)
                 parts.append(unroll(core, carry, part, alike, backend))
@@ -148,15 +152,27 @@ def run_segments(
     return output, latent
 
 
-def to_carried(carry: Any, latent: State, read: Tensor, rules: Rules) -> tuple[Tensor, ...]:
-    """The carried state for the next step, from the core's last state and the readout `[B, D]`."""
-    output = rules.output(read) if carry.from_output and rules.output is not None else None
+def to_carried(
+    carry: Any, latent: State, read: Tensor, rules: Rules, legal: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """The carried state for the next step, from the core's last state and the readout `[B, D]`.
+
+    Args:
+        legal: bool `[B, P]`, the actions that may be taken; None: all.
+    """
+    output = rules.output(read, legal) if carry.from_output and rules.output is not None else None
     carried: tuple[Tensor, ...] = carry.from_core_state(latent, output)
     return carried
 
 
 def _run_until_done(
-    core: Core, tokens: Tensor, latent: State, index: Tensor | None, rules: Rules, backend: Backend | None
+    core: Core,
+    tokens: Tensor,
+    latent: State,
+    index: Tensor | None,
+    legal: Tensor | None,
+    rules: Rules,
+    backend: Backend | None,
 ) -> tuple[Tensor, State, Tensor]:
     """At most K segments, with each row stopping by itself: output, state and segments `[B]`."""
     size = tokens.shape[0]
@@ -166,7 +182,7 @@ def _run_until_done(
     for _ in range(rules.segments):
         all_active = active.numel() == size
         before = latent if all_active else map_state(lambda t: t[active], latent)  # noqa: B023
-        at = index if all_active or index is None else index[active]
+        at, allowed = (given if all_active or given is None else given[active] for given in (index, legal))
         new_output, after = run_segments(core, tokens if all_active else tokens[active], before, 1, backend)
         if all_active:
             output, latent = new_output, after
@@ -175,7 +191,7 @@ def _run_until_done(
             latent = map_state(lambda t, new: t.index_copy(0, active, new), latent, after)  # noqa: B023
         segments[active] += 1
         with torch.no_grad():
-            now = _policies(new_output, at, rules)
+            now = _policies(new_output, at, allowed, rules)
             done = may_stop(before, after, policies, now, rules)
         active = active[~done]
         policies = None if now is None else now[~done]
@@ -184,12 +200,12 @@ def _run_until_done(
     return output, latent, segments
 
 
-def _policies(output: Tensor, index: Tensor | None, rules: Rules) -> Tensor | None:
+def _policies(output: Tensor, index: Tensor | None, legal: Tensor | None, rules: Rules) -> Tensor | None:
     """Parameters `[M, P]` after a segment, where the rule compares them."""
     if rules.stop == "latent_change":
         return None
     assert rules.params is not None
-    return rules.params(read_token(output, rules.readout, index))
+    return rules.params(read_token(output, rules.readout, index), legal)
 
 
 def may_stop(before: State, after: State, policies: Tensor | None, now: Tensor | None, rules: Rules) -> Tensor:

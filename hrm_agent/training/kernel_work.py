@@ -194,7 +194,9 @@ class PolicyWork:
             kept = policy.initial_state(rows)
             state = tuple(torch.randn(s.shape, generator=generator).to(s) for s in kept)
             start = torch.rand(steps, rows, generator=generator) < STARTING
-            self._drawn[steps, rows] = trees.map_tensors(repeat, self.obs), state, start.to(policy.device)
+            # Without masks of legal actions: the constants in their place would hide errors of the other logits.
+            obs = policy.with_all_actions(self.obs)
+            self._drawn[steps, rows] = trees.map_tensors(repeat, obs), state, start.to(policy.device)
         return self._drawn[steps, rows]
 
     def outputs(self, policy: Policy, precision: str, steps: int, with_gradient: bool) -> Outputs:

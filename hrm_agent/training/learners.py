@@ -159,7 +159,7 @@ class PPOLearner(Learner):
         if self.budgets is not None:
             measured["segments"] = self.budgets.end()
         # After the update: actions must be evaluated with the statistics they were chosen with.
-        self.policy.encoder.observe(self.rollout.obs, self.processes)
+        self.policy.encoder.observe(self.policy.seen(self.rollout.obs), self.processes)
         return measured
 
     def tensors(self) -> dict[str, Tensor]:
@@ -274,7 +274,7 @@ class ImitationLearner(Learner):
     def update(self, progress: float) -> dict[str, float]:
         measured = self.algo.update(self.demonstrations, progress)
         # After the update, as in PPO: the states belong to the old statistics.
-        self.policy.encoder.observe(self.demonstrations.obs, self.processes)
+        self.policy.encoder.observe(self.policy.seen(self.demonstrations.obs), self.processes)
         return measured
 
     def statistics(self) -> dict[str, float]:

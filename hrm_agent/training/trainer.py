@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import torch
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from hrm_agent import __version__
 from hrm_agent.agents.agent import Agent
 from hrm_agent.algos.ppo import PPOConfig
+from hrm_agent.environments.action_masks import AUTO, CHOICES, SETTING
 from hrm_agent.environments.make import compile_env, is_compiled
 from hrm_agent.environments.workers import check_workers
 from hrm_agent.evaluation.report import evaluate_policy
 from hrm_agent.evaluation.video import encode_gif, record_episodes
 from hrm_agent.experience.collector import Collector
 from hrm_agent.kernels.cpu import build
-from hrm_agent.names.values import Episodes, Steps, StepsOrNone, Workers
+from hrm_agent.names.values import Episodes, Steps, StepsOrNone, Workers, one_of
 from hrm_agent.parallel.cuda import CudaConfig
 from hrm_agent.parallel.graphs import Say, Wrap, graph_wrapper
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
@@ -55,6 +56,7 @@ CURVE_LEVELS = 100
 COMPILES = "compiling the environments (once for each kind of environment on this machine)"
 COMPILES_BOTH = "compiling the environments (once for each kind of them on this machine) and the C++ kernels"
 COMPILES_KERNELS = "compiling the C++ kernels"
+ActionMasks = Annotated[str, one_of(CHOICES)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,7 @@ class TrainerConfig(LoopConfig):
 
     env: str  # Gymnasium id
     env_options: dict[str, Any]  # keyword arguments of the environment
+    action_masks: ActionMasks = AUTO  # auto | ignore: masks of legal actions that an environment gives
     env_workers: Workers | None = 0  # processes that step environments of other packages; 0: none; auto: it is measured
     total_steps: Steps  # environment frames of training
     checkpoint_every: StepsOrNone = 100_000  # frames between checkpoints; 0: only at the beginning and at the end
@@ -81,6 +84,11 @@ class TrainerConfig(LoopConfig):
     init_parts: str = "core,encoder"  # of them; encoder, core, carry, heads or all
     freeze: str = ""  # parts that are not trained
     cuda: CudaConfig = field(default_factory=CudaConfig)  # what is switched on where the device is a CUDA device
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The options that its environments are made with."""
+        return self.env_options if self.action_masks == AUTO else {**self.env_options, SETTING: self.action_masks}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -169,7 +177,7 @@ class Trainer(RunLoop):
         self.callbacks, self.more_loggers = callbacks, more_loggers
         check_processes(algo_config, processes)
         num_envs, workers = algo_config.num_envs // processes.world_size, config.env_workers or 0
-        self.env = build_env(algo_config, config.env, num_envs, config.env_options, workers)
+        self.env = build_env(algo_config, config.env, num_envs, config.made_with, workers)
         if not is_compiled(self.env):
             with _waiting(console, lambda: COMPILES if build.compiling_for() is None else COMPILES_BOTH):
                 compile_env(self.env)
@@ -303,7 +311,7 @@ class Trainer(RunLoop):
             return evaluate_policy(
                 self.policy,
                 self.config.env,
-                self.config.env_options,
+                self.config.made_with,
                 levels,
                 split="validation",
                 threads=self.threads,
@@ -323,7 +331,7 @@ class Trainer(RunLoop):
             frames = record_episodes(
                 self.policy,
                 self.config.env,
-                self.config.env_options,
+                self.config.made_with,
                 VIDEO_EPISODES,
                 seed=0,
                 split="validation",
@@ -362,7 +370,7 @@ class Trainer(RunLoop):
         c, p = self.config, self.policy.config
         info = {
             "env": c.env,
-            "env_options": c.env_options,
+            "env_options": c.made_with,
             "algo": self.learner.name,
             "core": p.core,
             "carry": p.carry,

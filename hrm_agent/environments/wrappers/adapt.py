@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import gymnasium as gym
 
+from hrm_agent.environments.action_masks import without_mask
 from hrm_agent.environments.wrappers.containers import FlattenDict, FlattenTuple
 from hrm_agent.environments.wrappers.minigrid import NarrowMiniGrid, has_minigrid_ids
 from hrm_agent.environments.wrappers.numbers import (
@@ -57,7 +58,8 @@ def adapt(env: gym.Env) -> gym.Env:
 
 
 def is_adapted(space: gym.Space) -> bool:
-    """Whether encoders support this space without wrappers."""
+    """Whether encoders support this space without wrappers; a mask of legal actions in it is not theirs to read."""
+    space = without_mask(space)
     if _has_tuple(space) or (isinstance(space, gym.spaces.Dict) and _is_nested(space)):
         return False
     parts = list(_parts(space).values())
