@@ -1,4 +1,4 @@
-"""`python -m hrm_agent.solve model=RUN|FOLDER|FILE`: a puzzle model on held-out puzzles, and what halting saves."""
+"""`python -m hrm_agent.solve model=RUN|FOLDER|FILE|NAME`: a puzzle model on held-out puzzles."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from hrm_agent.supervised.evaluation import format_report
 EXAMPLES = (
     "python -m hrm_agent.solve model=RUN",
     "python -m hrm_agent.solve model=RUN halt=true out=solved.json",
+    "python -m hrm_agent.solve model=RUN samples=16 noise=0.1",
     "python -m hrm_agent.solve model=CHECKPOINT task=sudoku_extreme",
 )
 
 
 @outliving_the_terminal()
 def main() -> None:
-    usage = "python -m hrm_agent.solve model=RUN|FOLDER|FILE [KEY=VALUE] ..."
+    usage = "python -m hrm_agent.solve model=RUN|FOLDER|FILE|NAME [KEY=VALUE] ..."
     leave_out_working_folder(sys.argv[1:])  # files name environments and cores
     with usage_errors():
         options = parse_agent_options(sys.argv[1:], solve, usage, EXAMPLES)

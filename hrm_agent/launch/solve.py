@@ -1,4 +1,4 @@
-"""A puzzle model on held-out puzzles, with and without halting (`python -m hrm_agent.solve`)."""
+"""A puzzle model on held-out puzzles: all segments, halting, several noisy runs (`python -m hrm_agent.solve`)."""
 
 from __future__ import annotations
 
@@ -13,24 +13,31 @@ from omegaconf import OmegaConf
 
 from hrm_agent import __version__
 from hrm_agent.cores import name_of
-from hrm_agent.cores.base import check_at_least, check_choice
+from hrm_agent.cores.base import check_at_least
 from hrm_agent.environments.sources import check_stored
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import UsageError, compose_config
 from hrm_agent.names.nearest import did_you_mean
-from hrm_agent.names.values import DepthOrNone, Episodes, one_of, shown
+from hrm_agent.names.values import Depth, DepthOrNone, Episodes, NonNegative, Seed, check_fields, one_of, shown
 from hrm_agent.parallel.threads import Threads, available_cores, check_device
 from hrm_agent.recurrence import check_kernel
-from hrm_agent.supervised.deep_supervision import PRECISIONS, Precision
+from hrm_agent.supervised.deep_supervision import Precision
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
-from hrm_agent.supervised.files import find_model, load_model_and_spec, load_resized, read_info
+from hrm_agent.supervised.files import find_model, halting_rule_of, load_model_and_spec, load_resized, read_info
+from hrm_agent.supervised.halting import HaltingRule
 from hrm_agent.supervised.kernel_work import choose_for_solving
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.published import CONFIG_FILE, find_weights, load_published_checkpoint
+from hrm_agent.supervised.registry import find_named
+from hrm_agent.supervised.sampling import RunScores, SampledSolver, check_samples, score_depth
 from hrm_agent.supervised.tasks import Answers, Examples, Task, TaskSpec, build_task
 from hrm_agent.supervised.tasks.arc_voting import write_submission
 
 HeldOut = Annotated[str, one_of(("test", "validation"))]
+RULES = ("stored", "published", "validation")
+RuleFrom = Annotated[str, one_of(RULES)]
+CHOOSING_PUZZLES = 256
+"""Validation puzzles on which a rule of halting is chosen, as in training by default."""
 WARM_UP = 8
 """Puzzles solved before the clock starts: the first call on a device loads what later ones reuse."""
 TRAINED = ("seed", "steps", "puzzles", "samples", "seconds", "clock", "step", "ema")
@@ -45,7 +52,7 @@ class LoadedModel:
         path: of its file.
         info: `model.json`, or what is known of a published checkpoint.
         segments: S, that it was trained with.
-        halting: rule by which it halts, see `Solver`.
+        halting: rule by which it halts.
     """
 
     model: PuzzleModel
@@ -55,8 +62,45 @@ class LoadedModel:
     task_options: dict[str, Any]
     info: dict[str, Any]
     segments: int
-    halting: str
+    halting: HaltingRule
     precision: str
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How puzzles are solved; see `solve`.
+
+    Raises:
+        ValueError: a value of another type or out of range, or values that make no sense together.
+    """
+
+    segments: DepthOrNone
+    halt: bool
+    halting: RuleFrom
+    samples: Depth
+    noise: NonNegative
+    seed: Seed
+    precision: Precision | None
+    device: str
+    kernel: str
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_samples(self.samples, self.noise, self.segments or 1)
+        if self.halt and self.noise:
+            raise ValueError(
+                f"halt=true noise={self.noise:g}: noisy runs are compared after all segments; leave out one of the two"
+            )
+        check_device(self.device)
+        check_kernel(self.kernel)
+        if self.kernel == "compiled":
+            raise ValueError(
+                "kernel=compiled: puzzles halt, and a batch of every size would be compiled; use kernel=auto"
+            )
+
+    def of(self, loaded: LoadedModel) -> Inference:
+        """With the segments and the precision that a model was trained with, where none are given."""
+        return replace(self, segments=self.segments or loaded.segments, precision=self.precision or loaded.precision)
 
 
 class TimedSolver(Solver):
@@ -85,6 +129,10 @@ def solve(
     puzzles: Episodes = 1000,
     segments: DepthOrNone = 0,
     halt: bool = False,
+    halting: RuleFrom = "stored",
+    samples: Depth = 1,
+    noise: NonNegative = 0.0,
+    seed: Seed = 0,
     precision: Precision | None = None,
     device: str = "cpu",
     out: str | None = None,
@@ -97,7 +145,8 @@ def solve(
     The same call gives the same numbers, except for `ms_per_puzzle`.
 
     Args:
-        model: folder of a run or of a model, or a model's file; or a checkpoint of the authors of HRM and TRM, its
+        model: folder of a run or of a model, or a model's file; a model that is registered by this name, as those that
+            ship are (`python -m hrm_agent.agents` lists them); or a checkpoint of the authors of HRM and TRM, its
             folder or file, with `all_config.yaml` beside it.
         task: a task of `supervise`, `sudoku` for instance; None: the model's training task and options.
         task_options: changed options of the task. Puzzles must keep the shape that the model was trained for; only
@@ -107,6 +156,12 @@ def solve(
         segments: segments per puzzle; 0: as many as in training.
         halt: solve them a second time, with each puzzle stopping when the model halts. Without, the scores of halting
             are computed from the answers after all segments, and not timed.
+        halting: rule by which the model halts: `stored` beside it, as its training chose on validation puzzles (the
+            published one where there is none); `published`; or `validation`, chosen now on 256 validation puzzles.
+        samples: runs of every puzzle, each with noise of its own; the answer is that of the run which the halting head
+            is most sure of (PTRM, arXiv 2605.19943).
+        noise: standard deviation of the Gaussian noise on the latents before every segment; latents have unit variance.
+        seed: of the noise.
         precision: of the matrix products, `float32` or `bfloat16`; None: as in training.
         device: `cpu`, or a CUDA device.
         out: file for the JSON, written atomically.
@@ -118,32 +173,28 @@ def solve(
     Returns:
         The written record: scores (`hrm_agent.supervised.evaluation.evaluate_model`), model and puzzles.
         `ms_per_puzzle` is wall-clock time on `threads` threads, `halted.ms_per_puzzle` the same with halting where
-        `halt` is true.
+        `halt` is true. With noise the scores are those of the chosen answers, and `sampling` has those of `one_run`
+        (the mean), `surest` (chosen), `most_frequent` (a vote), `any_run` (the best, as if one knew), and without noise
+        `noiseless` and, as many segments as all runs together have, `more_segments` and `surest_segment`.
 
     Raises:
         ValueError: no model there or a file of it damaged, a task that does not fit it, fewer puzzles than asked for,
-            a package that the task needs is not installed, or a setting out of range; nothing is written then.
+            a package that the task needs is not installed, settings that make no sense together (several samples
+            without noise, halting with noise), or one out of range; nothing is written then.
     """
     for name, file in (("out", out), ("submission", submission)):
         if file is not None:
             check_output(file, name)
     check_at_least("puzzles", puzzles, 1)
-    check_at_least("segments", segments, 0)
-    if type(halt) is not bool:
-        raise ValueError(f"halt={halt}: expected true or false")
-    if precision is not None:
-        check_choice("precision", precision, PRECISIONS)
-    check_device(device)
-    check_kernel(kernel)
-    if kernel == "compiled":
-        raise ValueError("kernel=compiled: puzzles halt, and a batch of every size would be compiled; use kernel=auto")
-    loaded = _load(Path(model), best, task, task_options or {})
+    asked = Inference(segments, halt, halting, samples, noise, seed, precision, device, kernel)
+    place = find_named(model)
+    loaded = _load(place, best, task, task_options or {})
     if submission is not None and loaded.task_name != "arc":
         raise ValueError(f"submission={submission}: only task=arc1 and task=arc2 have one; leave it out")
-    precision = precision or loaded.precision
-    used = choose_for_solving(loaded.model.to(device), kernel, puzzles, precision, loaded.info)
-    report = _report(loaded, split, puzzles, segments or loaded.segments, halt, precision, device)
-    report["kernel"] = used
+    how = asked.of(loaded)
+    used = choose_for_solving(loaded.model.to(device), kernel, puzzles, how.precision or "float32", loaded.info)
+    report = _report(loaded, split, puzzles, how)
+    report |= {"kernel": used, "model": str(loaded.path) if place == Path(model) else model}
     if submission is not None:
         write_submission(report["task"], Path(submission))
     if out is not None:
@@ -152,8 +203,6 @@ def solve(
 
 
 def _load(path: Path, best: bool, task: str | None, options: dict[str, Any]) -> LoadedModel:
-    if not path.exists():
-        raise ValueError(f"model={path}: no such file or folder")
     if ((path if path.is_dir() else path.parent) / CONFIG_FILE).is_file():
         return _load_published(path, task, options)
     file = find_model(path, best)
@@ -168,7 +217,7 @@ def _load(path: Path, best: bool, task: str | None, options: dict[str, Any]) -> 
     check_shape(name, made.spec, spec, model.puzzles is not None)
     if model.patches is not None and model.patches.encoder.crop and options.get("label_border"):
         raise UsageError("the model does not answer on the outer ring of a maze; add task_options.label_border=false")
-    thinking = info.get("max_segments", 16), info.get("halting", "halt_only"), info.get("precision", "float32")
+    thinking = info.get("max_segments", 16), halting_rule_of(info), info.get("precision", "float32")
     return LoadedModel(model, file, made, name, options, info, *thinking)
 
 
@@ -179,7 +228,7 @@ def _load_published(path: Path, task: str | None, options: dict[str, Any]) -> Lo
     model, facts = load_published_checkpoint(file, made.spec)
     # The rule of whichever head was trained; TRM's authors leave the second one untrained by default.
     halting = "halt_only" if facts.get("no_ACT_continue", facts["kind"] == "trm") else "q_learning"
-    thinking = facts.get("halt_max_steps", 16), halting, "float32"
+    thinking = facts.get("halt_max_steps", 16), HaltingRule(halting), "float32"
     return LoadedModel(model, file, made, name, options, facts, *thinking)
 
 
@@ -254,31 +303,70 @@ def _kind(spec: TaskSpec) -> str:
     return "of one choice" if spec.choices else "of an id for every token"
 
 
-def _report(
-    loaded: LoadedModel, split: str, puzzles: int, segments: int, halt: bool, precision: str, device: str
-) -> dict[str, Any]:
-    model, spec = loaded.model.to(device), loaded.task.spec
+def rule_of(loaded: LoadedModel, how: Inference, threads: Threads) -> HaltingRule:
+    """The rule by which a model halts; see `halting` of `solve`."""
+    head = loaded.halting.head
+    if how.halting == "stored":
+        return loaded.halting
+    if how.halting == "published":
+        return HaltingRule(head)
+    solver = Solver(loaded.model, how.segments, None, threads, how.precision or "float32")
+    found = evaluate_model(solver, loaded.task, "validation", CHOOSING_PUZZLES, head, own=False, choose=True)
+    return HaltingRule(**found["halted"]["rule"])
+
+
+def _report(loaded: LoadedModel, split: str, puzzles: int, how: Inference) -> dict[str, Any]:
+    model, spec, precision = loaded.model, loaded.task.spec, how.precision or "float32"
     threads = Threads(available_cores())
-    solver = TimedSolver(model, segments, None, threads, precision)
-    stopping = TimedSolver(model, segments, loaded.halting, threads, precision) if halt else None
+    rule = rule_of(loaded, how, threads)
     blank = np.zeros((WARM_UP, spec.sequence_length), np.int32)
     Solver(model, 1, None, threads, precision)(Examples(blank, blank, blank[:, 0]))
-    report = evaluate_model(solver, loaded.task, split, puzzles, loaded.halting, stopping=stopping)
-    report["ms_per_puzzle"] = solver.ms_per_puzzle
-    if stopping is not None:
-        report["halted"]["ms_per_puzzle"] = stopping.ms_per_puzzle
+    if how.noise:
+        report = _sampled(loaded, rule, split, puzzles, how, threads)
+    else:
+        solver = TimedSolver(model, how.segments, None, threads, precision)
+        stopping = TimedSolver(model, how.segments, rule, threads, precision) if how.halt else None
+        report = evaluate_model(solver, loaded.task, split, puzzles, rule, stopping=stopping)
+        report["ms_per_puzzle"] = solver.ms_per_puzzle
+        if stopping is not None:
+            report["halted"]["ms_per_puzzle"] = stopping.ms_per_puzzle
     core = name_of(model.core)
     return {
         **report,
-        "model": str(loaded.path),
         "task_name": loaded.task_name,
         "task_options": loaded.task_options,
         "core": core,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "halting": loaded.halting,
+        "halting": rule.head,
         "precision": precision,
-        "device": device,
+        "device": how.device,
         "threads": threads.count,
         "training": {name: loaded.info[name] for name in TRAINED if name in loaded.info},
         "hrm_agent_version": __version__,
     }
+
+
+def _sampled(
+    loaded: LoadedModel, rule: HaltingRule, split: str, puzzles: int, how: Inference, threads: Threads
+) -> dict[str, Any]:
+    """The report on the surest of several noisy runs, and under `sampling` what that is worth."""
+    model, task, examples = loaded.model, loaded.task, loaded.task.examples(split, puzzles)
+    precision = how.precision or "float32"
+    sampled = SampledSolver(model, how.segments, how.samples, how.noise, how.seed, threads, precision)
+    scores, began = RunScores(task), time.perf_counter()
+    answers = sampled.observed(examples, scores.add)
+    taken = time.perf_counter() - began
+    report = evaluate_model(sampled, task, split, puzzles, rule, answers=answers)
+    deep = TimedSolver(model, how.samples * how.segments, None, threads, precision)
+    without = score_depth(deep, task, examples, how.segments)
+    report["ms_per_puzzle"] = 1000 * taken / len(examples)
+    report["sampling"] = {
+        "samples": how.samples,
+        "noise": how.noise,
+        "seed": how.seed,
+        "segments": deep.segments,
+        **scores.summary(),
+        **without,
+        "ms_per_puzzle_without_noise": deep.ms_per_puzzle,
+    }
+    return report

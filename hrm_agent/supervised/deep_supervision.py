@@ -32,6 +32,7 @@ from hrm_agent.names.values import (
     Count,
     CountOrNone,
     Depth,
+    DepthOrNone,
     NonNegative,
     Positive,
     Share,
@@ -41,6 +42,7 @@ from hrm_agent.names.values import (
 )
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads
+from hrm_agent.supervised.halting import Halting
 from hrm_agent.supervised.losses import CROSS_ENTROPIES, choice_loss, puzzle_loss
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.saved import LearnerMetadata, check_bits
@@ -49,9 +51,7 @@ from hrm_agent.tensors import trees
 from hrm_agent.tensors.saved import check_moments, check_range, check_tensors, converted
 from hrm_agent.tensors.trees import flatten, unflatten
 
-HALTINGS = ("halt_only", "q_learning")
 PRECISIONS = ("float32", "bfloat16")
-Halting = Annotated[str, one_of(HALTINGS)]
 Precision = Annotated[str, one_of(PRECISIONS)]
 
 Draw = Callable[[np.random.Generator, int], Examples]
@@ -66,6 +66,7 @@ class SupervisedConfig:
     max_segments: Depth = 16  # after which a puzzle is always replaced
     halting: Halting = "halt_only"  # halt_only (TRM) | q_learning (HRM: one more forward pass); auto: by the core
     exploration: Share = 0.1  # share of puzzles that run for at least a random number of segments
+    halt_patience: DepthOrNone = 0  # segments for which an answer must have stood before its puzzle halts; 0: published
     cross_entropy: Annotated[str, one_of(CROSS_ENTROPIES)] = "stablemax"  # stablemax | softmax
     optimizer: OptimizerName = "adam_atan2"  # adam_atan2 | adamw
     learning_rate: Positive = 1e-4  # of the optimizer
@@ -132,6 +133,10 @@ class DeepSupervision:
         self.segments = torch.zeros(count, dtype=torch.int64)  # used by each puzzle so far
         self.state: State = trees.map_tensors(Tensor.contiguous, model.initial_state(count))
         self.batch: dict[str, Tensor] = {}
+        self.stood = torch.zeros(count, dtype=torch.int64)  # segments since each puzzle's answer last changed
+        self.answers: Tensor | None = None  # after the last segment; where `halt_patience` asks for it
+        if config.halt_patience:
+            self.answers = torch.zeros(count, 1 if model.one_choice else model.answer_length, device=self.device).long()
 
     def step(self, done: float) -> dict[str, float]:
         """Run one segment and take an optimizer step. `done`: fraction of the run that is over, for annealing.
@@ -154,8 +159,9 @@ class DeepSupervision:
         totals = self._take_step(parts, scale)
         norm = totals.pop("gradient_norm")
         says = torch.cat([torch.stack(answer, 1) for answer in answers]).cpu()
-        q_halt, q_continue, exact = self.processes.all_gather_rows(says).unbind(1)
+        q_halt, q_continue, exact, same = self.processes.all_gather_rows(says).unbind(1)
         exact = exact.bool()
+        self.stood = torch.where(same.bool() & (self.segments > 0), self.stood + 1, 0)
         self.segments += 1
         self._decide_halts(q_halt, q_continue)
         self.steps += 1
@@ -182,9 +188,9 @@ class DeepSupervision:
         self.segments[self.halted] = 0
         self.seen += len(rows)
 
-    def _think(self, rows: slice) -> tuple[Part, tuple[Tensor, Tensor, Tensor]]:
-        """One segment of some rows: their share of the gradient, and float halting and continuing logits and whether
-        the answers are exact, each `[B]`; writes their new state."""
+    def _think(self, rows: slice) -> tuple[Part, tuple[Tensor, ...]]:
+        """One segment of some rows: their share of the gradient, and float halting and continuing logits, whether the
+        answers are exact, and whether they are those of the last segment, each `[B]`; writes their new state."""
         config = self.config
         batch = trees.rows(self.batch, rows)
         # A copy: autograd counts writes per tensor, not per row, and other threads may write theirs before this one's
@@ -209,7 +215,12 @@ class DeepSupervision:
             }
             part = part_of(loss.total / config.batch_size, measured, self.parameters)
         trees.set_rows(self.state, rows, trees.map_tensors(Tensor.detach, new))
-        return part, (q_halt.detach().float(), q_continue.detach().float(), loss.exact.float())
+        same = torch.zeros_like(loss.exact)
+        if self.answers is not None:
+            answers = logits.flatten(1).argmax(1, keepdim=True) if self.model.one_choice else logits.argmax(-1)
+            same = (answers == self.answers[rows]).all(1)
+            self.answers[rows] = answers
+        return part, (q_halt.detach().float(), q_continue.detach().float(), loss.exact.float(), same.float())
 
     @torch.no_grad()
     def _continue_target(self, state: State, batch: dict[str, Tensor], rows: slice) -> Tensor:
@@ -225,6 +236,7 @@ class DeepSupervision:
         over = self.segments >= most
         if most > 1:
             says_so = q_halt > (q_continue if self.config.halting == "q_learning" else 0)
+            says_so &= self.stood >= self.config.halt_patience
             count = len(over)
             explores = self.generator.random(count) < self.config.exploration
             least = np.where(explores, self.generator.integers(2, most + 1, count), 0)
@@ -266,8 +278,15 @@ class DeepSupervision:
             **flatten("state", trees.map_tensors(self._gather_rows, self.state)),
             "halted": self.halted,
             "segments": self.segments,
+            **self._standing(),
         }
         return {**saved, **flatten("batch", self.batch)}
+
+    def _standing(self) -> dict[str, Tensor]:
+        """What `halt_patience` needs of the answers so far."""
+        if self.answers is None:
+            return {}
+        return {"answers": self._gather_rows(self.answers), "stood": self.stood}
 
     def _gather_rows(self, values: Tensor) -> Tensor:
         return self.processes.gather_rows(self.processes.local_rows(values))
@@ -287,6 +306,9 @@ class DeepSupervision:
         for name, kept in {**flatten("average", self.averages), **flatten("state", self.state)}.items():
             kept.copy_(tensors[name])
         self.halted, self.segments = tensors["halted"].clone(), tensors["segments"].clone()
+        if self.answers is not None:
+            self.answers.copy_(tensors["answers"])
+            self.stood = tensors["stood"].clone()
         self.batch = trees.to(unflatten("batch", tensors), self.device)
         self.generator.bit_generator.state = metadata["generator"]
         self.steps, self.seen = metadata["steps"], metadata["seen"]
@@ -304,10 +326,13 @@ class DeepSupervision:
         check_tensors("model", unflatten("model", tensors), self.model.state_dict())
         check_moments(self.weights, unflatten("optimizer", tensors))
         own = {"halted": self.halted, "segments": self.segments}
+        if self.answers is not None:
+            own |= {"answers": self.answers, "stood": self.stood}
         own |= {**flatten("average", self.averages), **flatten("state", self.state)}
         rest = {name: t for name, t in tensors.items() if name.split("/")[0] not in ("model", "optimizer", "batch")}
         check_tensors("", rest, own)
-        check_range("segments", tensors["segments"], 0, self.config.max_segments)
+        for name in ("segments", *(["stood"] if self.answers is not None else [])):
+            check_range(name, tensors[name], 0, self.config.max_segments)
         if not unflatten("batch", tensors) and not halted.all():
             raise ValueError("batch is missing, and not all puzzles have halted")
 

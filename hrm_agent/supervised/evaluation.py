@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from hrm_agent.parallel.stopping import CheckStop, never
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.recurrence import without_compile
 from hrm_agent.supervised.deep_supervision import autocast, to_batch
+from hrm_agent.supervised.halting import HaltingRule, choose_rule, halt_early
 from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.supervised.noise import Noise
 from hrm_agent.supervised.tasks.base import Answers, Examples, Task
 from hrm_agent.tensors import trees
 
@@ -29,8 +32,8 @@ class Solver:
     Args:
         model: never changed here.
         segments: S, of every puzzle; at most, where puzzles may halt.
-        halting: None: all S segments are run, as published. `halt_only`: a puzzle halts when its `q_halt` is above 0;
-            `q_learning`: above its `q_continue`. Halted puzzles are not computed any further.
+        halting: None: all S segments are run, as published. Else the rule by which a puzzle halts; the name of a head
+            (`halt_only`, `q_learning`) is its published rule. Halted puzzles are not computed any further.
         threads: threads that puzzles are divided over.
         precision: see `SupervisedConfig`.
         check_stop: called before every segment.
@@ -40,26 +43,37 @@ class Solver:
         self,
         model: PuzzleModel,
         segments: int,
-        halting: str | None = None,
+        halting: HaltingRule | str | None = None,
         threads: Threads | None = None,
         precision: str = "float32",
         check_stop: CheckStop = never,
     ) -> None:
-        self.model, self.segments, self.halting, self.precision = model, segments, halting, precision
+        self.model, self.segments, self.precision = model, segments, precision
+        self.halting = HaltingRule(halting) if isinstance(halting, str) else halting
         self.check_stop = check_stop
         self.threads = threads or Threads(1)
 
     def __call__(self, examples: Examples) -> Answers:
+        return self.run(examples)
+
+    def run(self, examples: Examples, noise: Noise | None = None) -> Answers:
+        """Answers to some puzzles.
+
+        Args:
+            noise: added to their latents before every segment.
+        """
         largest = min(self.model.chunk_size or EVALUATION_BATCH, EVALUATION_BATCH)
         slices = self.threads.slices(len(examples), largest)
         with without_compile(self.model):  # compiled for training, whose batches have one shape
-            parts = self.threads.map(lambda rows: self._solve(examples.rows(rows)), slices)
+            parts = self.threads.map(
+                lambda rows: self._solve(examples.rows(rows), None if noise is None else noise.rows(rows)), slices
+            )
         tokens, q_halt, segments, q_continue = zip(*parts, strict=True)
         by_segment = [np.concatenate(column, 1) for column in (tokens, q_halt, q_continue)]
         return Answers(by_segment[0], by_segment[1], np.concatenate(segments), by_segment[2])
 
     @torch.no_grad()
-    def _solve(self, examples: Examples) -> Answers:
+    def _solve(self, examples: Examples, noise: Noise | None = None) -> Answers:
         device = self.model.lm_head.weight.device
         batch = to_batch(examples, device)
         for name in ("labels", "weights"):  # a model must not see them
@@ -69,29 +83,40 @@ class Solver:
             length = min(TOP, length * self.model.answer_ids)
         tokens = np.zeros((self.segments, count, length), np.int16)
         q = np.zeros((2, self.segments, count), np.float32)  # halt, continue
-        used = np.full(count, self.segments)
+        used, stood = np.full(count, self.segments), np.zeros(count, np.int64)
         rows = np.arange(count)  # not halted
         state = self.model.initial_state(count)
         for segment in range(self.segments):
             self.check_stop()
+            if noise is not None:
+                state = noise.added_to(state, rows)
             with autocast(self.precision, device):
                 state, logits, q_halt, q_continue = self.model(state, batch)
             if segment and len(rows) < count:
                 tokens[segment], q[:, segment] = tokens[segment - 1], q[:, segment - 1]
-            tokens[segment, rows] = self._answer(logits).cpu().numpy()
+            answers = self._answer(logits).cpu().numpy()
+            if segment and self.halting is not None:
+                same = self._same(answers, tokens[segment - 1, rows])
+                stood[rows] = np.where(same, stood[rows] + 1, 0)
+            tokens[segment, rows] = answers
             q[:, segment, rows] = torch.stack([q_halt, q_continue]).float().cpu().numpy()
             if self.halting is None or segment == self.segments - 1:
                 continue
-            on = q_halt <= (q_continue if self.halting == "q_learning" else 0)
-            keep = on.cpu().numpy()
+            keep = ~self.halting.over(q[0, segment, rows], q[1, segment, rows], stood[rows])
             used[rows[~keep]] = segment + 1
             rows = rows[keep]
             if not len(rows):
                 tokens[segment + 1 :], q[:, segment + 1 :] = tokens[segment], q[:, segment, None]
                 break
             if not keep.all():
-                state, batch = trees.rows((state, batch), on)
+                state, batch = trees.rows((state, batch), torch.from_numpy(keep).to(device))
         return Answers(tokens, q[0], used, q[1])
+
+    def _same(self, answers: NDArray, before: NDArray) -> NDArray:
+        """Whether answers are those of the segment before, bool `[B]`; where an answer is one choice, that one is."""
+        last = 1 if self.model.one_choice else None
+        same: NDArray = (answers[:, :last] == before[:, :last]).all(1)
+        return same
 
     def _answer(self, logits: Tensor) -> Tensor:
         """int64[B, L] or [B, T]; see `Answers.tokens`."""
@@ -106,39 +131,48 @@ def evaluate_model(
     task: Task,
     split: str,
     count: int,
-    halting: str = "halt_only",
+    halting: HaltingRule | str = "halt_only",
     curves: bool = True,
     own: bool = True,
     stopping: Solver | None = None,
+    choose: bool = False,
+    answers: Answers | None = None,
 ) -> dict[str, Any]:
     """Scores of a model on the first `count` puzzles of a split, after all segments.
 
     Args:
-        halting: rule for the scores under `halted`.
+        halting: rule for the scores under `halted`; the name of a head is its published rule.
         curves: report the scores after every segment, and what later segments repaired.
         own: report the task's own evaluation, which may take much longer.
         stopping: a solver that halts, run for `halted`; None: `halted` is derived from all answers (`halt_early`).
+        choose: choose the rule on these puzzles (`hrm_agent.supervised.halting.choose_rule`); needs `curves`.
+        answers: of the solver to these puzzles, where they are known already.
 
     Returns:
         For every score of the task (`exact`, `cells`, perhaps more) its mean and `NAME_ci95`: Wilson's interval of a
         yes-or-no score, the normal one of a fraction. Then `puzzles`, `segments`; `q_halt_accuracy`, of the last
-        `q_halt` as a predictor of `exact`; `halted`: the same scores and mean segments with halting at inference;
+        `q_halt` as a predictor of `exact`; `halted`: the same scores and mean segments with halting at inference, its
+        `rule`, the fractions of puzzles that it `lost` and `gained` (right after all segments and wrong as halted, and
+        vice versa), and where the rule is another than the published one, the scores of that one under `published`;
         `curves` by score, a list over segments; `repaired` and `spoiled`: fractions of the puzzles that were wrong
         after the first segment and right after the last, and vice versa; `task`: the task's own evaluation, where it
         has one.
     """
     examples = task.examples(split, count)
-    answers = solver(examples)
+    answers = solver(examples) if answers is None else answers
     after = [task.score(examples, tokens) for tokens in answers.tokens] if curves else []
     scores = after[-1] if after else task.score(examples, answers.last)
+    rule = HaltingRule(halting) if isinstance(halting, str) else halting
+    if choose:
+        rule = choose_rule(answers, np.array([right_of(s) for s in after]), rule.head, task.spec.choices > 0)
     report: dict[str, Any] = {"split": split, "puzzles": len(examples), "segments": solver.segments}
     report |= summarise(scores)
     report["q_halt_accuracy"] = float(((answers.q_halt[-1] > 0) == scores["exact"]).mean())
-    stopped = stopping(examples) if stopping else halt_early(answers, halting)
-    report["halted"] = {**summarise(task.score(examples, stopped.last)), "segments": float(stopped.segments.mean())}
+    stopped = stopping(examples) if stopping else None
+    report["halted"] = halted_scores(task, examples, answers, rule, stopped)
     if curves:
         report["curves"] = {name: [float(s[name].mean()) for s in after] for name in scores}
-        right = [np.asarray(s.get("valid", s["exact"]), bool) for s in after]
+        right = [right_of(s) for s in after]
         report["repaired"] = float((~right[0] & right[-1]).mean())
         report["spoiled"] = float((right[0] & ~right[-1]).mean())
     by_task = task.evaluate(solver, split, count) if own else None
@@ -147,16 +181,37 @@ def evaluate_model(
     return report
 
 
-def halt_early(answers: Answers, halting: str) -> Answers:
-    """Answers as they would be if puzzles halted by a rule (see `Solver`), from those after every segment."""
-    margin = answers.q_halt
-    if halting == "q_learning":
-        assert answers.q_continue is not None
-        margin = margin - answers.q_continue
-    over = margin > 0
-    at = np.where(over.any(0), over.argmax(0), len(margin) - 1)
-    rows = np.arange(len(at))
-    return Answers(answers.tokens[at, rows][None], answers.q_halt[at, rows][None], at + 1)
+def right_of(scores: dict[str, NDArray]) -> NDArray:
+    """Which puzzles are right, bool `[N]`: by the rules where the task knows them, else as the label says."""
+    return np.asarray(scores.get("valid", scores["exact"]), bool)
+
+
+def halted_scores(
+    task: Task, examples: Examples, answers: Answers, rule: HaltingRule, stopped: Answers | None = None
+) -> dict[str, Any]:
+    """The entries of `halted`, see `evaluate_model`.
+
+    Args:
+        answers: after every segment.
+        stopped: by the rule, where they have been computed; None: they follow from `answers`.
+    """
+    one_choice = task.spec.choices > 0
+    stopped = halt_early(answers, rule, one_choice) if stopped is None else stopped
+    scores = task.score(examples, stopped.last)
+    before, after = right_of(task.score(examples, answers.last)), right_of(scores)
+    found = {
+        **summarise(scores),
+        "segments": float(stopped.segments.mean()),
+        "rule": asdict(rule),
+        "lost": float((before & ~after).mean()),
+        "gained": float((~before & after).mean()),
+    }
+    if not rule.is_published:
+        published = halt_early(answers, HaltingRule(rule.head), one_choice)
+        found["published"] = {
+            **summarise(task.score(examples, published.last)), "segments": float(published.segments.mean())
+        }  # fmt: skip
+    return found
 
 
 def summarise(scores: dict[str, NDArray]) -> dict[str, Any]:
@@ -181,6 +236,7 @@ def format_report(report: dict[str, Any]) -> str:
         low, high = report[f"{name}_ci95"]
         lines.append(f"  {name:<8} {report[name]:.3f} [{low:.3f}, {high:.3f}]   halting by itself: {halted[name]:.3f}")
     lines.append(f"  segments {report['segments']:.1f}                  halting by itself: {halted['segments']:.1f}")
+    lines += format_halting(halted)
     if "ms_per_puzzle" in report:
         halting = f"{halted['ms_per_puzzle']:8.3f}" if "ms_per_puzzle" in halted else "not timed"
         lines.append(f"  ms a puzzle {report['ms_per_puzzle']:8.3f}          halting by itself: {halting}")
@@ -189,7 +245,43 @@ def format_report(report: dict[str, Any]) -> str:
         curve = "  ".join(f"{value:.3f}" for value in report["curves"][name])
         lines += [f"  {name} after each segment: {curve}"]
         lines += [f"  wrong after the first segment and right in the end: {report['repaired']:.3f}"]
+    if "sampling" in report:
+        lines += format_sampling(report["sampling"], report["segments"])
     for name, value in report.get("task", {}).items():
         if isinstance(value, int | float | str):
             lines.append(f"  {name}: {value}")
     return "\n".join(lines)
+
+
+def format_halting(halted: dict[str, Any]) -> list[str]:
+    """Lines on the rule, what it costs, and what the published one would have given."""
+    if "rule" not in halted:  # a record from before rules were chosen
+        return []
+    lines = [
+        f"  halts where {HaltingRule(**halted['rule'])}",
+        f"  against all segments: {halted['lost']:.3f} right no more, {halted['gained']:.3f} right by it",
+    ]
+    if (published := halted.get("published")) is not None:
+        name = "valid" if "valid" in published else "exact"
+        lines.append(f"  by the published rule: {name} {published[name]:.3f} in {published['segments']:.1f} segments")
+    return lines
+
+
+def format_sampling(sampling: dict[str, Any], segments: int) -> list[str]:
+    """Lines on noisy runs: what each way of choosing among them gives, and as many segments without noise."""
+    samples, many = sampling["samples"], sampling["segments"]
+    lines = [f"  {samples} noisy runs of each puzzle, noise {sampling['noise']:g}, seed {sampling['seed']}"]
+    said = {
+        "one_run": "one run, on average",
+        "surest": f"the surest of {samples}",
+        "most_frequent": f"the most frequent answer of {samples}",
+        "any_run": f"the best of {samples}, if one knew",
+        "noiseless": f"no noise, {segments} segments",
+        "more_segments": f"no noise, {many} segments",
+        "surest_segment": f"no noise, the surest of {many} segments",
+    }
+    for way, words in said.items():
+        if way in sampling:
+            scores = [f"{n} {v:.3f}" for n, v in sampling[way].items() if not n.endswith("_ci95")]
+            lines.append(f"    {words:<40} {'  '.join(scores)}")
+    return lines

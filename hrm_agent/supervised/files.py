@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from torch import Tensor
 
 from hrm_agent.files.reading import CheckpointError, convert_json, read_json
-from hrm_agent.names.values import Count, CountOrNone, Depth, Seed, Width, check_fields, printable, typed
+from hrm_agent.names.values import Count, CountOrNone, Depth, Seed, Width, check_fields, one_of, printable, typed
 from hrm_agent.parallel.memory import at_most
+from hrm_agent.supervised.halting import HaltingRule
 from hrm_agent.supervised.losses import IGNORED_LABEL
-from hrm_agent.supervised.model import PuzzleModel
+from hrm_agent.supervised.model import HALTING_READS, PuzzleModel
 from hrm_agent.supervised.tasks.base import Task, TaskSpec
 from hrm_agent.tensors.files import allowance, check_weights, load_tensors, save_tensors
 from hrm_agent.training.model_folder import MODEL_FILE, find_model
@@ -37,6 +38,7 @@ class ModelConfig:
     positions: str | None = None  # learned; null: the core's own
     crop: CountOrNone = 0  # rings of cells dropped from the border of a grid
     patch_size: Count = 1  # side of the square of cells that share one token
+    halting_reads: Annotated[str, one_of(HALTING_READS)] = "first"  # tokens of the halting head: first | mean of all
 
     def __post_init__(self) -> None:
         check_fields(self, "model", hidden_size="core.hidden_size")
@@ -50,6 +52,7 @@ class _Info(msgspec.Struct):
     seed: Seed = 0
     max_segments: Depth = 16
     halting: str = ""
+    halting_rule: HaltingRule | None = None
     precision: str = ""
 
 
@@ -70,6 +73,7 @@ def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel:
         crop=config.crop,
         patch_size=config.patch_size,
         one_choice=spec.choices > 0,
+        halting_reads=config.halting_reads,
         core=config.core,
         core_options=options,
     )
@@ -112,7 +116,7 @@ def load_model(path: str | Path, best: bool = False) -> PuzzleModel:
 def load_model_and_spec(path: str | Path, best: bool = False) -> tuple[PuzzleModel, TaskSpec]:
     """As `load_model`, together with the shape of the model's puzzles."""
     file = find_model(path, best)
-    tensors, config, spec = _read(file)
+    tensors, config, spec = read_model_file(file)
     try:
         with at_most(allowance(file), "weights do not fit: the file describes a network larger than itself"):
             model = build_model(config, spec)
@@ -134,7 +138,7 @@ def load_resized(path: str | Path, grid: tuple[int, int]) -> PuzzleModel | None:
     the grid and are no weights, such as those of rotary positions, are made anew.
     """
     file = find_model(path)
-    tensors, config, spec = _read(file)
+    tensors, config, spec = read_model_file(file)
     if spec.grid is None or spec.grid[0] * spec.grid[1] == grid[0] * grid[1]:
         return None  # weights of as many tokens would have the same shapes, and another meaning
     try:
@@ -147,7 +151,7 @@ def load_resized(path: str | Path, grid: tuple[int, int]) -> PuzzleModel | None:
     return model.eval()
 
 
-def _read(file: Path) -> tuple[dict[str, Tensor], ModelConfig, TaskSpec]:
+def read_model_file(file: Path) -> tuple[dict[str, Tensor], ModelConfig, TaskSpec]:
     """The weights, settings and shape of puzzles in a model's file. Raises: CheckpointError."""
     tensors, metadata = load_tensors(file)
     if metadata.get("kind") != "puzzle_model":
@@ -174,3 +178,19 @@ def read_info(folder: Path) -> dict[str, Any]:
     info: dict[str, Any] = read_json(file, dict[str, Any])
     convert_json(info, _Info, f"{file}: not a model's description")
     return info
+
+
+def halting_rule_of(info: dict[str, Any]) -> HaltingRule:
+    """The rule by which a model halts, as chosen on validation puzzles; where it has none, the published one.
+
+    Args:
+        info: `read_info`, or what is known of a published checkpoint.
+
+    Raises:
+        CheckpointError: the rule is none.
+    """
+    stored = info.get("halting_rule")
+    if stored is not None:
+        rule: HaltingRule = convert_json(stored, HaltingRule, f"{INFO_FILE}: halting_rule")
+        return rule
+    return HaltingRule(info.get("halting") or "halt_only")

@@ -20,6 +20,7 @@ from hrm_agent.recurrence import Backend, run_segments
 
 MODEL_POSITIONS = ("rope", "rope2d", "learned", "none")
 HALTING_BIAS = -5.0
+HALTING_READS = ("first", "mean")
 DEFAULT_SLOTS = {"hrm": 1, "trm": 16}
 CROPPED_LOGIT = 1.0
 """Of answer 0, the others' being 0, at cells that no token holds. Give no labels there."""
@@ -44,6 +45,8 @@ class PuzzleModel(nn.Module):
             cropped is answered by id 0.
         one_choice: an answer is one token and one id for it (`hrm_agent.supervised.tasks.base.TaskSpec.choices`), not
             an id for every token.
+        halting_reads: what the halting head sees: the `first` token, as published, or the `mean` of all. Where tokens
+            mix with their neighbours only, the first one learns late what is wrong far away.
         core: name of the core (`hrm_agent.cores.build_core`).
         core_options: its further arguments.
 
@@ -69,6 +72,7 @@ class PuzzleModel(nn.Module):
         crop: int = 0,
         patch_size: int = 1,
         one_choice: bool = False,
+        halting_reads: str = "first",
         core: str = "trm",
         core_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -93,7 +97,7 @@ class PuzzleModel(nn.Module):
         self.hidden_size = hidden_size
         self.scale = math.sqrt(hidden_size)
         answers = check_at_least("answer_ids", vocabulary_size if answer_ids is None else answer_ids, 1)
-        self.answer_ids = answers
+        self.answer_ids, self.answer_length = answers, sequence_length
         self.patches = None
         if crop or patch_size != 1:
             self.patches = Patches(vocabulary_size, sequence_length, grid, hidden_size, crop, patch_size)
@@ -111,6 +115,7 @@ class PuzzleModel(nn.Module):
             options["positions"] = "none" if positions == "learned" else positions
         self.core = build_core(core, hidden_size=hidden_size, length=length, grid=grid, **options)
         self.lm_head = linear(hidden_size, answers)
+        self.halting_reads = check_choice("halting_reads", halting_reads, HALTING_READS)
         self.halting_head = linear(hidden_size, 2, bias=True)
         nn.init.zeros_(self.halting_head.weight)
         nn.init.constant_(self.halting_head.bias, HALTING_BIAS)
@@ -144,12 +149,12 @@ class PuzzleModel(nn.Module):
             batch: `inputs` int[B, L]; `puzzle_identifiers` int[B].
 
         Returns:
-            The new state, logits float[B, L, V] over the V answer ids, and the halting head's two logits of
-            position 0, halt
-            and continue, each float[B].
+            The new state, logits float[B, L, V] over the V answer ids, and the halting head's two logits, halt and
+            continue, each float[B].
         """
         y, state = run_segments(self.core, self.embed(batch), state, 1, self.backend)
-        q_halt, q_continue = self.halting_head(y[:, 0]).unbind(dim=-1)
+        read = y[:, 0] if self.halting_reads == "first" else y.mean(dim=1)
+        q_halt, q_continue = self.halting_head(read).unbind(dim=-1)
         logits = self.lm_head(y[:, self.prefix :])
         return state, logits if self.patches is None else self.patches.unfold(logits), q_halt, q_continue
 

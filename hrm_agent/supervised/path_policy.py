@@ -19,7 +19,7 @@ from hrm_agent.evaluation.episodes import MOVES
 from hrm_agent.evaluation.report import BATCH, REFERENCES, Levels, compare
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.recurrence import path_of
-from hrm_agent.supervised.deep_supervision import HALTINGS
+from hrm_agent.supervised.halting import HALTINGS
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_envs import Cell, MazeVectorEnv
 

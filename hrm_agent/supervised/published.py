@@ -117,6 +117,8 @@ def export_published(model: PuzzleModel) -> dict[str, Tensor]:
     """
     if not isinstance(model.core, HRM | TRM):
         raise ValueError(f"a {type(model.core).__name__} has no published names; only models of HRM and TRM have")
+    if model.halting_reads != "first":
+        raise ValueError(f"halting_reads={model.halting_reads}: the published halting head reads the first token alone")
     published = {ours: name for name, ours in NAMES.items()}
     exported = {}
     for ours, tensor in model.state_dict().items():

@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from hrm_agent.recurrence import use
 from hrm_agent.recurrence.kernel_timing import Choice
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
-from hrm_agent.supervised.files import INFO_FILE, ModelConfig, build_model, save_model
+from hrm_agent.supervised.files import INFO_FILE, ModelConfig, build_model, halting_rule_of, save_model
+from hrm_agent.supervised.halting import HaltingRule
 from hrm_agent.supervised.kernel_work import measure_model
 from hrm_agent.supervised.saved import RunMetadata, check_batch
 from hrm_agent.supervised.tasks import build_task
@@ -132,23 +133,35 @@ class SupervisedTrainer(RunLoop):
         """The score by which models are compared: `valid` where the task has it, else `exact`."""
         return "valid" if "valid" in self.validation else "exact"
 
-    def evaluate(self, split: str, puzzles: int, own: bool = True) -> dict[str, Any]:
-        """`evaluate_model` with the averaged weights; `own`: with the task's own evaluation."""
+    @property
+    def halting_rule(self) -> HaltingRule:
+        """That of the last validation; before it, the published one."""
+        halted = self.validation.get("halted")
+        stored = halted.get("rule") if isinstance(halted, dict) else None  # runs from before had none
+        return halting_rule_of({"halting": self.learner.config.halting, "halting_rule": stored})
+
+    def evaluate(self, split: str, puzzles: int, own: bool = True, choose: bool = False) -> dict[str, Any]:
+        """`evaluate_model` with the averaged weights.
+
+        Args:
+            own: with the task's own evaluation.
+            choose: choose the rule of halting on these puzzles; else it is that of the last validation.
+        """
         training = self.learner.config
         with self.learner.averaged() as model:
             segments = self.config.eval_segments or training.max_segments
             solver = Solver(model, segments, None, self.threads, training.precision, self.check_stop)
-            return evaluate_model(solver, self.task, split, puzzles, training.halting, own=own)
+            return evaluate_model(solver, self.task, split, puzzles, self.halting_rule, own=own, choose=choose)
 
     def validate(self, log: RunLog) -> None:
-        """Measure the model on validation puzzles, and keep the best.
+        """Measure the model on validation puzzles, choose the rule of halting on them, and keep the best.
 
         Raises:
             Stopped: by a signal, in all processes; nothing has been changed.
         """
         measured: dict[str, Any] | None = None
         with suppress(Stopped):
-            measured = self.evaluate("validation", self.config.eval_puzzles, own=False)
+            measured = self.evaluate("validation", self.config.eval_puzzles, own=False, choose=True)
         if self.processes.agree(0.0, measured is None)[1] or measured is None:
             raise Stopped
         self.validation = measured
@@ -184,6 +197,7 @@ class SupervisedTrainer(RunLoop):
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "max_segments": self.learner.config.max_segments,
             "halting": self.learner.config.halting,
+            "halting_rule": asdict(self.halting_rule),
             "precision": self.learner.config.precision,
             "validation": self.validation,
             "hrm_agent_version": __version__,
