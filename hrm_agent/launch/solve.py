@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,7 @@ from hrm_agent.parallel.threads import Threads, available_cores, check_device
 from hrm_agent.recurrence import check_kernel
 from hrm_agent.supervised.deep_supervision import PRECISIONS, Precision
 from hrm_agent.supervised.evaluation import Solver, evaluate_model
-from hrm_agent.supervised.files import find_model, load_model_and_spec, read_info
+from hrm_agent.supervised.files import find_model, load_model_and_spec, load_resized, read_info
 from hrm_agent.supervised.kernel_work import choose_for_solving
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.published import CONFIG_FILE, find_weights, load_published_checkpoint
@@ -100,7 +100,8 @@ def solve(
         model: folder of a run or of a model, or a model's file; or a checkpoint of the authors of HRM and TRM, its
             folder or file, with `all_config.yaml` beside it.
         task: a task of `supervise`, `sudoku` for instance; None: the model's training task and options.
-        task_options: changed options of the task. Puzzles must keep the shape that the model was trained for.
+        task_options: changed options of the task. Puzzles must keep the shape that the model was trained for; only
+            their grid may have another size, where no weight of the model depends on it.
         split: `test` or `validation`.
         puzzles: puzzles to solve, the first of the split.
         segments: segments per puzzle; 0: as many as in training.
@@ -160,6 +161,10 @@ def _load(path: Path, best: bool, task: str | None, options: dict[str, Any]) -> 
     info = read_info(file.parent)
     name, options = choose_task(path, task, options, info)
     made = _build(name, options, info.get("seed", 0))
+    if made.spec.grid is not None and made.spec.sequence_length != spec.sequence_length:
+        resized = load_resized(file, made.spec.grid)
+        if resized is not None:
+            model, spec = resized, replace(spec, sequence_length=made.spec.sequence_length, grid=made.spec.grid)
     check_shape(name, made.spec, spec, model.puzzles is not None)
     if model.patches is not None and model.patches.encoder.crop and options.get("label_border"):
         raise UsageError("the model does not answer on the outer ring of a maze; add task_options.label_border=false")
@@ -233,6 +238,7 @@ def check_shape(name: str, task: TaskSpec, model: TaskSpec, tells_puzzles_apart:
         ("tokens of a puzzle", task.sequence_length, model.sequence_length),
         ("ids of inputs", task.input_ids, model.input_ids),
         ("ids of answers", task.answer_ids, model.answer_ids),
+        ("answers", _kind(task), _kind(model)),
     ]
     if tells_puzzles_apart:
         compared.append(("puzzle identifiers", task.num_puzzles, model.num_puzzles))
@@ -242,6 +248,10 @@ def check_shape(name: str, task: TaskSpec, model: TaskSpec, tells_puzzles_apart:
                 f"task={name}: {what} {has}, but the model was trained for {expected}; a model's shape is fixed, "
                 "give options that make such puzzles"
             )
+
+
+def _kind(spec: TaskSpec) -> str:
+    return "of one choice" if spec.choices else "of an id for every token"
 
 
 def _report(

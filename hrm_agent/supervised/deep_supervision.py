@@ -41,7 +41,7 @@ from hrm_agent.names.values import (
 )
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.threads import Threads
-from hrm_agent.supervised.losses import CROSS_ENTROPIES, puzzle_loss
+from hrm_agent.supervised.losses import CROSS_ENTROPIES, choice_loss, puzzle_loss
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.saved import LearnerMetadata, check_bits
 from hrm_agent.supervised.tasks.base import Examples
@@ -194,14 +194,11 @@ class DeepSupervision:
             with self._precision():
                 new, logits, q_halt, q_continue = self.model(state, batch)
             target = self._continue_target(new, batch, rows) if config.halting == "q_learning" else None
-            loss = puzzle_loss(
-                logits,
-                q_halt,
-                batch["labels"],
-                None if target is None else q_continue,
-                target,
-                config.cross_entropy,
-            )
+            halting = (None if target is None else q_continue, target, config.cross_entropy)
+            if "weights" in batch:
+                loss = choice_loss(logits, q_halt, batch["labels"], batch["weights"], *halting)
+            else:
+                loss = puzzle_loss(logits, q_halt, batch["labels"], *halting)
             measured = {
                 "loss": loss.total.detach(),
                 "answers_loss": loss.answers.detach(),
@@ -361,10 +358,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 def to_batch(examples: Examples, device: torch.device) -> dict[str, Tensor]:
-    """`inputs`, `labels` and `puzzle_identifiers`, int32, in the model's format."""
+    """`inputs`, `labels` and `puzzle_identifiers`, int32, as the model takes them; `weights`, float32, if any."""
     arrays = {
         "inputs": examples.inputs,
         "labels": examples.labels,
         "puzzle_identifiers": examples.puzzle_identifiers,
     }
-    return {name: torch.from_numpy(np.ascontiguousarray(array, np.int32)).to(device) for name, array in arrays.items()}
+    batch = {name: torch.from_numpy(np.ascontiguousarray(array, np.int32)).to(device) for name, array in arrays.items()}
+    if examples.weights is not None:
+        batch["weights"] = torch.from_numpy(np.ascontiguousarray(examples.weights, np.float32)).to(device)
+    return batch

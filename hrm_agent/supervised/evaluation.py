@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hrm_agent.evaluation.metrics import wilson_interval
 from hrm_agent.parallel.stopping import CheckStop, never
@@ -18,6 +19,8 @@ from hrm_agent.supervised.tasks.base import Answers, Examples, Task
 from hrm_agent.tensors import trees
 
 EVALUATION_BATCH = 256
+TOP = 10
+"""Choices of an answer that is one, at most."""
 
 
 class Solver:
@@ -59,8 +62,11 @@ class Solver:
     def _solve(self, examples: Examples) -> Answers:
         device = self.model.lm_head.weight.device
         batch = to_batch(examples, device)
-        batch.pop("labels")  # a model must not see them
+        for name in ("labels", "weights"):  # a model must not see them
+            batch.pop(name, None)
         count, length = examples.inputs.shape
+        if self.model.one_choice:
+            length = min(TOP, length * self.model.answer_ids)
         tokens = np.zeros((self.segments, count, length), np.int16)
         q = np.zeros((2, self.segments, count), np.float32)  # halt, continue
         used = np.full(count, self.segments)
@@ -72,7 +78,7 @@ class Solver:
                 state, logits, q_halt, q_continue = self.model(state, batch)
             if segment and len(rows) < count:
                 tokens[segment], q[:, segment] = tokens[segment - 1], q[:, segment - 1]
-            tokens[segment, rows] = logits.argmax(-1).cpu().numpy()
+            tokens[segment, rows] = self._answer(logits).cpu().numpy()
             q[:, segment, rows] = torch.stack([q_halt, q_continue]).float().cpu().numpy()
             if self.halting is None or segment == self.segments - 1:
                 continue
@@ -86,6 +92,13 @@ class Solver:
             if not keep.all():
                 state, batch = trees.rows((state, batch), on)
         return Answers(tokens, q[0], used, q[1])
+
+    def _answer(self, logits: Tensor) -> Tensor:
+        """int64[B, L] or [B, T]; see `Answers.tokens`."""
+        if not self.model.one_choice:
+            return logits.argmax(-1)
+        flat = logits.flatten(1)
+        return flat.topk(min(TOP, flat.shape[1])).indices
 
 
 def evaluate_model(

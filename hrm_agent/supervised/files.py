@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from torch import Tensor
 
 from hrm_agent.files.reading import CheckpointError, convert_json, read_json
 from hrm_agent.names.values import Count, CountOrNone, Depth, Seed, Width, check_fields, printable, typed
@@ -68,6 +69,7 @@ def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel:
         answer_ids=spec.answer_ids,
         crop=config.crop,
         patch_size=config.patch_size,
+        one_choice=spec.choices > 0,
         core=config.core,
         core_options=options,
     )
@@ -110,15 +112,8 @@ def load_model(path: str | Path, best: bool = False) -> PuzzleModel:
 def load_model_and_spec(path: str | Path, best: bool = False) -> tuple[PuzzleModel, TaskSpec]:
     """As `load_model`, together with the shape of the model's puzzles."""
     file = find_model(path, best)
-    tensors, metadata = load_tensors(file)
-    if metadata.get("kind") != "puzzle_model":
-        raise CheckpointError(f"{file}: holds a {metadata.get('kind', 'file of an unknown kind')}, not a puzzle model")
-    spec: TaskSpec = convert_json(metadata.get("spec"), TaskSpec, f"{file}: not a puzzle model")
-    sizes = (spec.sequence_length, spec.input_ids, spec.answer_ids, *(spec.grid or ()))
-    if not all(1 <= size <= MOST for size in sizes):
-        raise CheckpointError(f"{file}: {printable(str(spec))[:200]}: expected sizes from 1 to {MOST:,}")
+    tensors, config, spec = _read(file)
     try:
-        config = typed(ModelConfig, metadata.get("model"), "model")
         with at_most(allowance(file), "weights do not fit: the file describes a network larger than itself"):
             model = build_model(config, spec)
         check_weights(file, tensors, model.state_dict())
@@ -130,6 +125,41 @@ def load_model_and_spec(path: str | Path, best: bool = False) -> tuple[PuzzleMod
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from None
     return model.eval(), spec
+
+
+def load_resized(path: str | Path, grid: tuple[int, int]) -> PuzzleModel | None:
+    """As `load_model`, for puzzles on a grid with another number of tokens; None where a weight depends on that number.
+
+    None do with mixing by convolutions, by sweeps or by attention, and without learned positions. Tables that depend on
+    the grid and are no weights, such as those of rotary positions, are made anew.
+    """
+    file = find_model(path)
+    tensors, config, spec = _read(file)
+    if spec.grid is None or spec.grid[0] * spec.grid[1] == grid[0] * grid[1]:
+        return None  # weights of as many tokens would have the same shapes, and another meaning
+    try:
+        model = build_model(config, replace(spec, sequence_length=grid[0] * grid[1], grid=grid))
+    except ValueError:
+        return None
+    if {name: t.shape for name, t in model.state_dict().items()} != {name: t.shape for name, t in tensors.items()}:
+        return None
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _read(file: Path) -> tuple[dict[str, Tensor], ModelConfig, TaskSpec]:
+    """The weights, settings and shape of puzzles in a model's file. Raises: CheckpointError."""
+    tensors, metadata = load_tensors(file)
+    if metadata.get("kind") != "puzzle_model":
+        raise CheckpointError(f"{file}: holds a {metadata.get('kind', 'file of an unknown kind')}, not a puzzle model")
+    spec: TaskSpec = convert_json(metadata.get("spec"), TaskSpec, f"{file}: not a puzzle model")
+    sizes = (spec.sequence_length, spec.input_ids, spec.answer_ids, *(spec.grid or ()))
+    if not all(1 <= size <= MOST for size in sizes):
+        raise CheckpointError(f"{file}: {printable(str(spec))[:200]}: expected sizes from 1 to {MOST:,}")
+    try:
+        return tensors, typed(ModelConfig, metadata.get("model"), "model"), spec
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: {error}") from None
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The supervised loss of HRM and TRM: stablemax cross-entropy and losses of halting, summed over the batch."""
+"""The supervised loss of HRM and TRM: stablemax cross-entropy and losses of halting, summed over the batch.
+
+`puzzle_loss` is of puzzles whose answer is an id for every token, `choice_loss` of those whose answer is one choice.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 IGNORED_LABEL = -100
+SAME_WEIGHT = 1e-6
+"""A choice is among the best where its target probability is within this of the largest."""
 HALTING_WEIGHT = 0.5
 CROSS_ENTROPIES = ("stablemax", "softmax")
 
@@ -21,8 +26,8 @@ class PuzzleLoss(NamedTuple):
         answers: cross-entropy, averaged over each sequence's labels.
         q_halt: of the logit of "the answer is right".
         q_continue: of HRM's second logit, 0 where it is not trained.
-        exact: bool[B], every label is the arg max.
-        right, labelled: int64[B], labels that are the arg max, and labels.
+        exact: bool[B], every label is the arg max; of one choice: the arg max is among the best labels.
+        right, labelled: int64[B], labels that are the arg max, and labels; of one choice: `exact`, and 1.
     """
 
     total: Tensor
@@ -73,6 +78,39 @@ def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return loss
 
 
+class _StablemaxSoftCrossEntropy(torch.autograd.Function):
+    """`log sum s(x) - sum_j t_j log s(x_j)` of target probabilities t; see `_StablemaxCrossEntropy`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        magnitude = logits.abs().add_(1)
+        s = torch.where(logits >= 0, magnitude, magnitude.reciprocal())
+        total = s.sum(dim=-1, keepdim=True)
+        expected = (targets * s.log()).sum(dim=-1)
+        ctx.save_for_backward(magnitude, s.div_(total), targets)
+        return total.log_()[..., 0] - expected
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        magnitude, probabilities, targets = ctx.saved_tensors
+        return (probabilities - targets).div_(magnitude).mul_(gradient[..., None]), None
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor, cross_entropy: str) -> Tensor:
+    """Cross-entropy of target probabilities that sum to 1, float32[...], under softmax or stablemax.
+
+    Args:
+        logits: float[..., V]; half precision is widened first.
+        targets: float32[..., V].
+        cross_entropy: `stablemax` or `softmax`.
+    """
+    if cross_entropy == "stablemax":
+        loss: Tensor = _StablemaxSoftCrossEntropy.apply(logits.float(), targets)
+        return loss
+    return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+
+
 def puzzle_loss(
     logits: Tensor,
     q_halt: Tensor,
@@ -100,7 +138,49 @@ def puzzle_loss(
     counts = labelled.sum(dim=-1)
     answers = (losses.masked_fill(~labelled, 0).sum(dim=-1) / counts.clamp(min=1)).sum()
     right = ((logits.argmax(dim=-1) == safe) & labelled).sum(dim=-1)
-    exact = right == counts
+    return _with_halting(answers, right == counts, right, counts, q_halt, q_continue, continue_target)
+
+
+def choice_loss(
+    logits: Tensor,
+    q_halt: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    q_continue: Tensor | None = None,
+    continue_target: Tensor | None = None,
+    cross_entropy: str = "stablemax",
+) -> PuzzleLoss:
+    """The loss of puzzles whose answer is one choice of a token and an id, under one distribution over all of them.
+
+    Args:
+        logits: float[B, L, V].
+        labels: int[B, M], choices `token * V + id`, each once in a row; -100 is ignored.
+        weights: float[B, M], their target probabilities.
+        q_halt, q_continue, continue_target, cross_entropy: see `puzzle_loss`; the target of `q_halt` is 1 where the
+            most probable choice is among the labels of the largest weight.
+    """
+    flat = logits.flatten(1)
+    labelled = labels != IGNORED_LABEL
+    safe = labels.masked_fill(~labelled, 0).long()
+    weights = weights.float().masked_fill(~labelled, 0)
+    targets = torch.zeros_like(flat, dtype=torch.float32).scatter_add_(1, safe, weights)
+    answers = soft_cross_entropy(flat, targets, cross_entropy).sum()
+    best = labelled & (weights >= weights.amax(dim=1, keepdim=True) - SAME_WEIGHT)
+    exact = ((flat.argmax(dim=1, keepdim=True) == safe) & best).any(dim=1)
+    right, counts = exact.long(), torch.ones_like(exact, dtype=torch.int64)
+    return _with_halting(answers, exact, right, counts, q_halt, q_continue, continue_target)
+
+
+def _with_halting(
+    answers: Tensor,
+    exact: Tensor,
+    right: Tensor,
+    counts: Tensor,
+    q_halt: Tensor,
+    q_continue: Tensor | None,
+    continue_target: Tensor | None,
+) -> PuzzleLoss:
+    """The loss of the answers with those of halting."""
     halting = F.binary_cross_entropy_with_logits(q_halt.float(), exact.float(), reduction="sum")
     continuing = halting.new_zeros(())
     if q_continue is not None:

@@ -42,11 +42,14 @@ class PuzzleModel(nn.Module):
         crop, patch_size: of a puzzle on a grid, see `hrm_agent.policies.encoders.EncoderConfig`: tokens that hold
             several cells, so that the core has fewer of them; the answers are still per cell. A ring that is
             cropped is answered by id 0.
+        one_choice: an answer is one token and one id for it (`hrm_agent.supervised.tasks.base.TaskSpec.choices`), not
+            an id for every token.
         core: name of the core (`hrm_agent.cores.build_core`).
         core_options: its further arguments.
 
     Raises:
-        ValueError: a size below its minimum, a puzzle embedding larger than the prefix, an unknown choice.
+        ValueError: a size below its minimum, a puzzle embedding larger than the prefix, an unknown choice, or
+            `one_choice` on a grid that is cropped, where no choice could be made.
     """
 
     backend: Backend | None = None
@@ -65,6 +68,7 @@ class PuzzleModel(nn.Module):
         answer_ids: int | None = None,
         crop: int = 0,
         patch_size: int = 1,
+        one_choice: bool = False,
         core: str = "trm",
         core_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -83,9 +87,13 @@ class PuzzleModel(nn.Module):
                 f"puzzle_embedding_size={puzzle_embedding_size} does not fit into slots={self.prefix} of "
                 f"hidden_size={hidden_size}; give more slots or a smaller embedding"
             )
+        self.one_choice = one_choice
+        if one_choice and crop:
+            raise ValueError(f"crop={crop}: the answer is a choice among all cells, cropped ones too; use crop=0")
         self.hidden_size = hidden_size
         self.scale = math.sqrt(hidden_size)
         answers = check_at_least("answer_ids", vocabulary_size if answer_ids is None else answer_ids, 1)
+        self.answer_ids = answers
         self.patches = None
         if crop or patch_size != 1:
             self.patches = Patches(vocabulary_size, sequence_length, grid, hidden_size, crop, patch_size)

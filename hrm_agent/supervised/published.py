@@ -374,6 +374,8 @@ def _check_task(config: Mapping[str, Any], spec: TaskSpec) -> None:
     ):
         if theirs != ours:
             raise ValueError(f"the checkpoint has {theirs} {what}, but the task {ours}; give its own task")
+    if spec.choices:
+        raise ValueError("the checkpoint gives an id for every token, but the task asks one choice; give its own task")
     # A task without identifiers gives 0 to every puzzle, which all published data sets keep for that.
     if spec.num_puzzles not in (1, config["num_puzzle_identifiers"]):
         raise ValueError(

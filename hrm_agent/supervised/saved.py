@@ -51,7 +51,8 @@ def check_batch(batch: Mapping[str, Tensor], spec: TaskSpec, rows: int) -> None:
     """Check puzzles that are being worked on: ids that a model of the task has embeddings and answers for.
 
     Args:
-        batch: `inputs`, `labels` and `puzzle_identifiers`, or nothing before the first step.
+        batch: `inputs`, `labels`, `puzzle_identifiers` and, where an answer is one choice, `weights`; or nothing before
+            the first step.
 
     Raises:
         ValueError: another dtype or shape, or an id out of range.
@@ -59,9 +60,17 @@ def check_batch(batch: Mapping[str, Tensor], spec: TaskSpec, rows: int) -> None:
     if not batch:
         return
     tokens = torch.empty(rows, spec.sequence_length, dtype=torch.int32, device="meta")
-    expected = {"inputs": tokens, "labels": tokens, "puzzle_identifiers": tokens[:, 0]}
+    labels, last = tokens, spec.answer_ids - 1
+    if spec.choices:
+        labels = torch.empty(rows, spec.choices, dtype=torch.int32, device="meta")
+        last = spec.sequence_length * spec.answer_ids - 1
+    expected = {"inputs": tokens, "labels": labels, "puzzle_identifiers": tokens[:, 0]}
+    if spec.choices:
+        expected["weights"] = torch.empty(rows, spec.choices, device="meta")
     check_tensors("batch", batch, expected)
     check_range("batch inputs", batch["inputs"], 0, spec.input_ids - 1)
     labels = batch["labels"]
-    check_range("batch labels", labels[labels != IGNORED_LABEL], 0, spec.answer_ids - 1)
+    check_range("batch labels", labels[labels != IGNORED_LABEL], 0, last)
     check_range("batch puzzle_identifiers", batch["puzzle_identifiers"], 0, spec.num_puzzles - 1)
+    if spec.choices:
+        check_range("batch weights", batch["weights"], 0, 1)

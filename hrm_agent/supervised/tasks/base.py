@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hrm_agent.supervised.losses import IGNORED_LABEL
+from hrm_agent.supervised.losses import IGNORED_LABEL, SAME_WEIGHT
 
 SPLITS = ("train", "validation", "test")
 """Of puzzles; the place of each is its code in the seeds they are drawn from."""
+MOST_CHOICES = 2**15
+"""Tokens times ids of a puzzle whose answer is one choice: the numbers that int16 holds."""
 
 
 class Examples(NamedTuple):
@@ -21,27 +23,33 @@ class Examples(NamedTuple):
 
     Attributes:
         inputs: int32 `[N, L]`, ids below `TaskSpec.input_ids`; of a grid in row-major order.
-        labels: int32 `[N, L]`, ids below `TaskSpec.answer_ids`, or -100 where there is no label.
+        labels: int32 `[N, L]`, ids below `TaskSpec.answer_ids`, or -100 where there is no label. Where an answer is
+            one choice: int32 `[N, M]`, choices (see `TaskSpec.choices`), each once in a row; -100 fills a row up.
         puzzle_identifiers: int32 `[N]`, below `TaskSpec.num_puzzles`; 0 is "no puzzle in particular".
+        weights: float32 `[N, M]`, the target probabilities of `labels` where an answer is one choice: rows sum to 1,
+            0 beside -100; else None.
     """
 
     inputs: NDArray[np.int32]
     labels: NDArray[np.int32]
     puzzle_identifiers: NDArray[np.int32]
+    weights: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
 
     def rows(self, index: Any) -> Examples:
         """Some of the N puzzles (`len` counts puzzles, so tuple indexing would surprise)."""
-        return Examples(self.inputs[index], self.labels[index], self.puzzle_identifiers[index])
+        weights = None if self.weights is None else self.weights[index]
+        return Examples(self.inputs[index], self.labels[index], self.puzzle_identifiers[index], weights)
 
 
 class Answers(NamedTuple):
     """A model's answers to N puzzles after each of S segments.
 
     Attributes:
-        tokens: int16 `[S, N, L]`, the most probable answer ids.
+        tokens: int16 `[S, N, L]`, the most probable answer ids. Where an answer is one choice: int16 `[S, N, T]`, the
+            T = min(10, L * answer ids) most probable choices, the most probable first.
         q_halt: float32 `[S, N]`, logit of "this answer is right".
         segments: int64 `[N]`, segments used: S, or fewer where the model halted; later rows of `tokens` repeat the
             answer at which it halted.
@@ -55,7 +63,7 @@ class Answers(NamedTuple):
 
     @property
     def last(self) -> NDArray[np.int16]:
-        """int16 `[N, L]`, the final answers."""
+        """int16 `[N, L]` or `[N, T]`, the final answers."""
         return self.tokens[-1]
 
 
@@ -68,6 +76,12 @@ class TaskSpec:
         input_ids, answer_ids: number of ids of inputs and of answers (equal in the published tasks).
         num_puzzles: number of puzzle identifiers, 0 included; 1: the task does not tell puzzles apart.
         grid: rows and columns, where the tokens are a grid.
+        choices: 0: an answer is one id for every token. M > 0: an answer is one choice, a token and an id for it,
+            under one distribution over all of them; the choice of id a for token i is the number
+            `i * answer_ids + a`. M is the most choices of a puzzle that have a target probability.
+
+    Raises:
+        ValueError: choices that int16 cannot number, or more of them with a probability than there are.
     """
 
     sequence_length: int
@@ -75,6 +89,15 @@ class TaskSpec:
     answer_ids: int
     num_puzzles: int = 1
     grid: tuple[int, int] | None = None
+    choices: int = 0
+
+    def __post_init__(self) -> None:
+        count = self.sequence_length * self.answer_ids
+        if self.choices and not 1 <= self.choices <= count <= MOST_CHOICES:
+            raise ValueError(
+                f"choices={self.choices} of {self.sequence_length} tokens x {self.answer_ids} answer ids: expected at "
+                f"most {MOST_CHOICES:,} of these, and from 0 to all of them as choices; change the task's options"
+            )
 
 
 Solve = Callable[[Examples], Answers]
@@ -104,11 +127,16 @@ class Task(ABC):
         """
 
     def score(self, examples: Examples, answers: NDArray) -> dict[str, NDArray]:
-        """Numbers per puzzle, each `[N]`; answers int `[N, L]`.
+        """Numbers per puzzle, each `[N]`; answers int `[N, L]`, or `[N, T]` where an answer is one choice.
 
         `exact` (bool): every labelled cell is right. `cells` (float): fraction of labelled cells that are right. A
         task may add its own, such as `valid`: right although another right answer is the label.
+
+        Of one choice, all bool: `exact`: the most probable choice is among the best labels; `top_3`, `top_5`: one of
+        the three or five most probable is.
         """
+        if examples.weights is not None:
+            return choice_scores(examples.labels, examples.weights, answers)
         return exact_and_cells(examples.labels, answers)
 
     def evaluate(self, solve: Solve, split: str, count: int) -> dict[str, Any] | None:
@@ -122,6 +150,13 @@ def exact_and_cells(labels: NDArray, answers: NDArray) -> dict[str, NDArray]:
     right = (labels == answers) & labelled
     counts = labelled.sum(-1)
     return {"exact": right.sum(-1) == counts, "cells": right.sum(-1) / np.maximum(counts, 1)}
+
+
+def choice_scores(labels: NDArray, weights: NDArray, answers: NDArray) -> dict[str, NDArray]:
+    """`exact`, `top_3` and `top_5`, bool `[N]`, of labels, weights `[N, M]` and answers `[N, T]`; see `Task.score`."""
+    best = (labels != IGNORED_LABEL) & (weights >= weights.max(-1, keepdims=True) - SAME_WEIGHT)
+    right = ((answers[:, :, None] == labels[:, None]) & best[:, None]).any(-1)
+    return {"exact": right[:, 0], "top_3": right[:, :3].any(-1), "top_5": right[:, :5].any(-1)}
 
 
 def check_split(split: str) -> None:

@@ -408,6 +408,23 @@ def test_a_published_checkpoint_is_solved_by_its_folder_or_file(
     assert "give its own task" in line
 
 
+def test_solve_takes_mazes_of_another_size_where_no_weight_depends_on_it(copy: Path) -> None:
+    report = solve(str(copy), task_options={"rows": 4, "cols": 5}, puzzles=8)
+    assert report["task_options"]["cols"] == 5
+    assert report["parameters"] == read(copy / "models" / "best" / "model.json")["parameters"]
+
+
+def test_solve_refuses_another_size_where_a_weight_depends_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = build_task("maze", {"rows": 3, "cols": 3})
+    config = ModelConfig("trm", {"layers": 1, "inner_size": 8, "mixing": "conv"}, 8, positions="learned")
+    save_model(tmp_path / "run", build_model(config, task.spec), config, task.spec)
+    given = ["model=run", "task=maze", "task_options.rows=4", "task_options.cols=3"]
+    said = "task=maze: grid (9, 7), but the model was trained for (7, 7); a model's shape is fixed"
+    assert said in refusal(monkeypatch, capsys, "solve", given, tmp_path)
+
+
 SOLVE = [
     ("", "model=... is required"),
     ("model=absent", "model=absent: no such file or folder"),
@@ -422,11 +439,10 @@ SOLVE = [
     ("model=run halt=maybe", "halt='maybe': expected true or false"),
     ("model=run precision=half", "precision='half': expected float32 or bfloat16"),
     ("model=run device=tpu", "expected cpu, cuda or cuda:N"),
-    ("model=run task=sudoku", "grid (9, 9), but the model was trained for (7, 7); a model's shape is fixed"),
+    ("model=run task=sudoku", "ids of inputs 11, but the model was trained for 6; a model's shape is fixed"),
     ("model=run task=suduko", "did you mean sudoku?"),
     ("model=run task=csv", "task=csv needs task_options.train=..."),
     ("model=run task=maze task_options.rows=3 task_options.cols=3", "add task_options.label_border=false"),
-    ("model=run task_options.rows=4", "grid (9, 7), but the model was trained for (7, 7)"),
     ("model=run task_options.rowz=4", "did you mean rows?"),
     ("model=run task_options.loops=7", "loops"),
     ("model=run submission=s.json", "only task=arc1 and task=arc2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from hrm_agent.files.reading import CheckpointError
 from hrm_agent.supervised import files
-from hrm_agent.supervised.files import ModelConfig, build_model, load_model, read_info, save_model
+from hrm_agent.supervised.files import ModelConfig, build_model, load_model, load_resized, read_info, save_model
 from hrm_agent.supervised.tasks.base import TaskSpec
 from hrm_agent.tensors.files import load_tensors, save_tensors
 from hrm_agent.training.warm_start import initialise
@@ -104,3 +105,47 @@ def test_a_description_of_another_kind_is_refused(text: str, said: str, tmp_path
         read_info(tmp_path)
     (tmp_path / "model.json").write_text(json.dumps({"task": "maze_path", "more": [1]}))
     assert read_info(tmp_path) == {"task": "maze_path", "more": [1]}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mixing": "conv"},
+        {"mixing": "sweep"},
+        {"mixing": "attention", "positions": "rope2d", "num_heads": 1},
+        {"mixing": "attention_local", "num_heads": 2},
+    ],
+)
+@pytest.mark.parametrize("patch_size", [1, 2])
+def test_a_model_without_weights_for_one_size_solves_other_sizes(
+    options: dict[str, Any], patch_size: int, tmp_path: Path
+) -> None:
+    """The same weights; and what they say is that of a model that was built for the other size."""
+    config = ModelConfig("trm", {**CORES["trm"], **options}, hidden_size=8, patch_size=patch_size)
+    file = save_model(tmp_path, build_model(config, SPEC), config, SPEC)
+    found, other = load_resized(file, (11, 9)), build_model(config, replace(SPEC, sequence_length=99, grid=(11, 9)))
+    assert found is not None
+    other.load_state_dict(load_tensors(file)[0])
+    batch = {"inputs": torch.arange(99)[None] % 6, "puzzle_identifiers": torch.zeros(1, dtype=torch.int32)}
+    with torch.no_grad():
+        logits = [model(model.initial_state(1), batch)[1] for model in (found, other)]
+    assert logits[0].shape == (1, 99, 2)
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "grid"),
+    [
+        ({"mixing": "mlp"}, {}, (9, 9)),
+        ({"mixing": "conv"}, {"positions": "learned"}, (9, 9)),
+        ({"mixing": "units"}, {}, (9, 10)),
+        ({"mixing": "conv"}, {}, (1, 49)),  # weights of as many tokens could have another meaning
+    ],
+)
+def test_a_model_with_weights_for_one_size_solves_no_other(
+    options: dict[str, Any], settings: dict[str, Any], grid: tuple[int, int], tmp_path: Path
+) -> None:
+    spec = replace(SPEC, sequence_length=81, grid=(9, 9)) if options["mixing"] == "units" else SPEC
+    config = ModelConfig("trm", {**CORES["trm"], **options}, hidden_size=8, **settings)
+    file = save_model(tmp_path, build_model(config, spec), config, spec)
+    assert load_resized(file, grid) is None
