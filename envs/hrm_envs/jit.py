@@ -15,6 +15,7 @@ from hrm_envs.cache import Files, warn_once
 _KERNEL_FILES = (
     "cells.py",
     "cue.py",
+    "endgames/batch.py",
     "endgames/geometry.py",
     "endgames/tables.py",
     "jit.py",

@@ -41,6 +41,8 @@ def register_envs() -> None:
     for name in IN_MINIHACK:
         _register(f"MiniHack{name}", "hrm_envs.minihack.env:make_minihack_maze", None, MAZES[name])
     _register("CueMaze-v0", "hrm_envs.cue:make_cue_maze", "hrm_envs.cue:CueMazeVectorEnv", {"max_episode_steps": 20})
+    chess = ("hrm_envs.endgames.env:make_chess_endgame", "hrm_envs.endgames.env:ChessEndgameVectorEnv")
+    _register("ChessEndgame-v0", *chess, {"max_episode_steps": 50})
 
 
 def _register(name: str, entry_point: str, vector_entry_point: str | None, parameters: dict[str, Any]) -> None:

@@ -56,16 +56,16 @@ def build_geometry() -> Geometry:
                 passed |= 1 << target
                 rank, file, length = rank + up, file + right, length + 1
             steps[square, direction] = rays[square, direction, 0]
-    rank, file = np.divmod(np.arange(64), 8)
-    apart = np.maximum(abs(rank[:, None] - rank), abs(file[:, None] - file))
-    flips = [(rank, file), (rank, 7 - file), (7 - rank, file), (7 - rank, 7 - file)]
+    ranks, files = np.divmod(np.arange(64), 8)
+    apart = np.maximum(abs(ranks[:, None] - ranks), abs(files[:, None] - files))
+    flips = [(ranks, files), (ranks, 7 - files), (7 - ranks, files), (7 - ranks, 7 - files)]
     images = np.array([8 * a + b for r, f in flips for a, b in ((r, f), (f, r))], np.int8)
     triangle = np.array(TRIANGLE, np.int8)
     inside = np.isin(images, triangle)  # [8, 64]
     into = inside.argmax(0).astype(np.int8)
     brought = images[into, np.arange(64)]
     place = np.searchsorted(triangle, brought).astype(np.int8)
-    diagonal = (rank == file) | (rank == 7 - file)
+    diagonal = (ranks == files) | (ranks == 7 - files)
     built = Geometry(steps, rays, lines, between, apart <= 1, images, into, place, diagonal, triangle)
     for array in built:
         array.flags.writeable = False  # before any kernel sees it: for numba that is part of the type

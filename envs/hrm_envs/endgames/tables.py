@@ -1,4 +1,5 @@
 # mypy: disable-error-code="no-untyped-def"
+# ruff: noqa: SIM109 - numba compiles comparisons faster than membership in tuples of different integers
 # Kernels carry no annotations: numba infers their types; docstrings give shapes and dtypes.
 """Endgame tables by retrograde analysis: KQK, KRK, KPK and KQKR, distance to mate for both sides to move.
 
@@ -182,7 +183,8 @@ def _pawn_moves(board, rules, wk, bk, wp, moves, values, count):
 
 
 @inner
-def _black_moves(board, rules, wk, bk, wp, bp, moves, values, hurry):
+def black_moves(board, rules, wk, bk, wp, bp, moves, values, hurry):
+    """``find_moves`` of black."""
     count = 0
     for direction in range(8):
         to = np.int64(board.steps[bk, direction])
@@ -226,7 +228,7 @@ def find_moves(board, rules, side, wk, bk, wp, bp, moves, values, hurry):
     """
     if side == WHITE:
         return _white_moves(board, rules, wk, bk, wp, bp, moves, values, hurry)
-    return _black_moves(board, rules, wk, bk, wp, bp, moves, values, hurry)
+    return black_moves(board, rules, wk, bk, wp, bp, moves, values, hurry)
 
 
 @inner
@@ -381,3 +383,84 @@ def endgame_table(name: str) -> Table:
     if name in ("KQK", "KRK"):
         return _build(name, _EMPTY, _EMPTY)
     return _build(name, endgame_table("KQK").values, endgame_table("KRK").values)
+
+
+@kernel
+def _count_disagreements(board, rules):
+    moves, values = np.zeros((MOST_MOVES, 3), np.int8), np.zeros(MOST_MOVES, np.int8)
+    count = 0
+    for index in range(len(rules.table)):
+        if rules.table[index] != ILLEGAL:
+            count += _decide(board, rules, index, moves, values, False) != rules.table[index]
+    return count
+
+
+def disagreements(table: Table) -> int:
+    """Positions whose value is not the best of those after their moves; 0 for a complete table."""
+    return int(_count_disagreements(table.board, table.rules))
+
+
+@kernel
+def _moves_of(board, rules, side, wk, bk, wp, bp, moves, values):
+    return find_moves(board, rules, side, wk, bk, wp, bp, moves, values, False)
+
+
+def moves_of(table: Table, side: int, *squares: int) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """The legal moves of a position and what they lead to.
+
+    Args:
+        table: of the ending.
+        side: ``WHITE`` or ``BLACK``, to move.
+        squares: of the white king, the black king, white's piece and, where there is one, black's rook.
+
+    Returns:
+        int8 [M, 3]: start, end, promotion (a place in ``PROMOTIONS``); int8 [M]: the value after each move, for the
+        opponent.
+
+    Raises:
+        ValueError: the position is not legal.
+    """
+    value_of(table, side, *squares)
+    moves, values = np.zeros((MOST_MOVES, 3), np.int8), np.zeros(MOST_MOVES, np.int8)
+    count = _moves_of(table.board, table.rules, side, *_four(squares), moves, values)
+    return moves[:count], values[:count]
+
+
+def value_of(table: Table, side: int, *squares: int) -> int:
+    """The value of a position, see ``Rules.table``; arguments and errors as for ``moves_of``."""
+    count = 4 if table.rules.rook else 3
+    if len(squares) != count or side not in (WHITE, BLACK) or not all(0 <= square < 64 for square in squares):
+        raise ValueError(f"side={side}, squares={squares}: expected 0 or 1, and {count} squares from 0 to 63")
+    value = int(values_at(table, np.array([side]), np.array([squares]))[0])
+    if value == ILLEGAL:
+        raise ValueError(f"side={side}, squares={squares}: no legal position of {table.name}")
+    return value
+
+
+def values_at(table: Table, sides: NDArray[Any], squares: NDArray[Any]) -> NDArray[np.int8]:
+    """The values of N positions, int8 [N]: sides [N], squares [N, 3 or 4] from 0 to 63 in the order of ``moves_of``."""
+    side, square, board = np.asarray(sides, np.int64), np.asarray(squares, np.int64), table.board
+    if table.rules.rook:
+        image = board.images[board.into[square[:, 0]]].astype(np.int64)
+        rows = np.arange(len(square))
+        king = side * 10 + board.place[square[:, 0]]
+        others = (image[rows, square[:, k]] for k in (1, 2, 3))
+    else:
+        king, others = side * 64 + square[:, 0], (square[:, k] for k in (1, 2))
+    index = king
+    for other in others:
+        index = index * 64 + other
+    return table.values[index]
+
+
+def positions_at(table: Table, indices: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sides to move int64 [N] and squares int64 [N, 3 or 4] of indices of a table; with a rook, of one image each."""
+    index = np.asarray(indices, np.int64)
+    squares = [(index >> shift) & 63 for shift in ((12, 6, 0) if table.rules.rook else (6, 0))]
+    if table.rules.rook:
+        return (index >> 18) // 10, np.stack([table.board.triangle[(index >> 18) % 10].astype(np.int64), *squares], 1)
+    return index >> 18, np.stack([(index >> 12) & 63, *squares], 1)
+
+
+def _four(squares: tuple[int, ...]) -> tuple[int, ...]:
+    return (*squares, NOBODY)[:4]
