@@ -17,6 +17,7 @@ _KERNEL_FILES = (
     "cue.py",
     "endgames/batch.py",
     "endgames/geometry.py",
+    "endgames/shares.py",
     "endgames/tables.py",
     "jit.py",
     "kernel.py",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hrm_envs.batch import Batch
 from hrm_envs.config import MAX_STEPS, SPLITS, check_choice, check_integer, whole
 from hrm_envs.endgames.geometry import QUEEN, ROOK_DIRECTIONS
+from hrm_envs.endgames.shares import splits_of
 from hrm_envs.endgames.tables import (
     BLACK,
     DRAW,
@@ -30,16 +31,13 @@ from hrm_envs.endgames.tables import (
 )
 from hrm_envs.jit import compile_for, hot_kernel, inner, is_cached, kernel
 from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD
-from hrm_envs.rng import STREAM_GOAL_PICK, STREAM_LAYOUT, below, draw, level_seed, mix
+from hrm_envs.rng import STREAM_GOAL_PICK, STREAM_LAYOUT, below, draw, level_seed
 from hrm_envs.states import require
 
 PIECES = {"rook": "KRK", "queen": "KQK"}
 KING_MOVES = 8
 DISTANCES = 7
 NO_ID, KING, QUEEN_ID, ROOK_ID, ENEMY_KING = range(5)
-_SHARES = 16
-_FIRST_SHARE = (0, 13, 14, 15, 16)
-"""Positions are dealt out to the splits in sixteenths: 13 for training, one for each of the others."""
 
 
 @dataclass(frozen=True)
@@ -264,18 +262,6 @@ def _judge(board, rules, king, enemy, piece, mask, distance, optimal):
                 optimal[i, action] = after == value - 1
 
 
-@kernel
-def _shares(board, table, shares):
-    """Fill uint8 [T]: for every position of a three-piece table the sixteenth that its symmetry class belongs to."""
-    for index in range(len(table)):
-        _, king, enemy, piece, _ = unplace(board, False, index)
-        least = np.int64(1) << 18
-        for k in range(8):
-            image = board.images[k]
-            least = min(least, (np.int64(image[king]) * 64 + image[enemy]) * 64 + image[piece])
-        shares[index] = mix(np.uint64(least)) >> np.uint64(60)
-
-
 @cache
 def starting_positions(piece: str, split: str, max_distance: int) -> NDArray[np.int32]:
     """Indices in the table of positions with white to move that are won in ``max_distance`` moves, int32 [P].
@@ -286,10 +272,7 @@ def starting_positions(piece: str, split: str, max_distance: int) -> NDArray[np.
         ValueError: there are none.
     """
     table = endgame_table(PIECES[piece])
-    shares = np.zeros(len(table.values), np.uint8)
-    _shares(table.board, table.values, shares)
-    place_ = SPLITS.index(split)
-    inside = (shares >= _FIRST_SHARE[place_]) & (shares < _FIRST_SHARE[place_ + 1])
+    inside = splits_of(PIECES[piece]) == SPLITS.index(split)
     values = table.values.astype(np.int32)
     won = (values > 0) & (values % 2 == 1) & (values <= 2 * max_distance - 1)
     won[len(won) // 2 :] = False  # black to move

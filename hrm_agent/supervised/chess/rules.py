@@ -32,7 +32,6 @@ _KNIGHT_STEPS = ((2, 1), (1, 2), (-1, 2), (-2, 1), (-2, -1), (-1, -2), (1, -2), 
 _UNDER = (KNIGHT, BISHOP, ROOK)
 
 
-
 @inner
 def _own(token):
     return token >= PAWN and token < PAWN + THEIRS
@@ -175,16 +174,13 @@ def _step_moves(board, tokens, start, knight, scratch, moves, count):
 
 @inner
 def _castling(board, tokens, king, scratch, moves, count):
-    if is_attacked(board, tokens, king):
+    if king != 4 or is_attacked(board, tokens, king):
         return count
-    if king != 4:
-        return count
-    if tokens[7] == CASTLING_ROOK and tokens[5] <= PASSANT and tokens[6] <= PASSANT:
-        if not is_attacked(board, tokens, 5):
-            count = _add(board, tokens, ANSWERS * king + king + 2, scratch, moves, count)
-    if tokens[0] == CASTLING_ROOK and tokens[1] <= PASSANT and tokens[2] <= PASSANT and tokens[3] <= PASSANT:
-        if not is_attacked(board, tokens, 3):
-            count = _add(board, tokens, ANSWERS * king + king - 2, scratch, moves, count)
+    for side in (1, -1):
+        corner, beside, two = (7, 5, 6) if side == 1 else (0, 3, 2)
+        free = tokens[beside] <= PASSANT and tokens[two] <= PASSANT and (side == 1 or tokens[1] <= PASSANT)
+        if free and tokens[corner] == CASTLING_ROOK and not is_attacked(board, tokens, beside):
+            count = _add(board, tokens, ANSWERS * king + two, scratch, moves, count)
     return count
 
 

@@ -19,6 +19,7 @@ TASKS = {
     "sudoku": "sudoku:SudokuTask",
     "arc": "arc:ArcTask",
     "csv": "published_csv:CsvTask",
+    "chess": "chess:ChessTask",
 }
 """Name -> module of this package and class; imported when used, as some need further packages."""
 

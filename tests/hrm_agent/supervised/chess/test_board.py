@@ -121,7 +121,7 @@ def test_an_illegal_fen_is_one_line(fen: str, message: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "e2", "e2e9", "z2e4", "e2e4k", "e7e8b0", "e2e4n"])
 def test_what_is_no_move_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is no (move|square)"):
+    with pytest.raises(ValueError, match=r"is no (move|square)"):
         read_uci(read_fen(START), text)
 
 
