@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from hrm_envs.cells import Cell
     from hrm_envs.config import MazeConfig
     from hrm_envs.cue import CueConfig, CueMazeEnv, CueMazeVectorEnv
+    from hrm_envs.endgames.batch import EndgameConfig
+    from hrm_envs.endgames.env import ChessEndgameEnv, ChessEndgameVectorEnv
     from hrm_envs.hanoi import HanoiConfig, HanoiEnv, HanoiVectorEnv
     from hrm_envs.maze import MazeEnv
     from hrm_envs.planners import RandomPolicy, ReplanPolicy
@@ -23,9 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cell",
+    "ChessEndgameEnv",
+    "ChessEndgameVectorEnv",
     "CueConfig",
     "CueMazeEnv",
     "CueMazeVectorEnv",
+    "EndgameConfig",
     "HanoiConfig",
     "HanoiEnv",
     "HanoiVectorEnv",
@@ -40,6 +45,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ChessEndgameEnv": "endgames.env", "ChessEndgameVectorEnv": "endgames.env", "EndgameConfig": "endgames.batch",
     "Cell": "cells", "CueConfig": "cue", "CueMazeEnv": "cue", "CueMazeVectorEnv": "cue", "MazeConfig": "config",
     "MazeEnv": "maze", "MazeVectorEnv": "vector", "RandomPolicy": "planners", "ReplanPolicy": "planners",
     "render_ansi": "rendering", "render_grid": "rendering",

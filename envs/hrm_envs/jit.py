@@ -15,6 +15,10 @@ from hrm_envs.cache import Files, warn_once
 _KERNEL_FILES = (
     "cells.py",
     "cue.py",
+    "endgames/batch.py",
+    "endgames/geometry.py",
+    "endgames/shares.py",
+    "endgames/tables.py",
     "jit.py",
     "kernel.py",
     "levels.py",

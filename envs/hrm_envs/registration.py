@@ -44,6 +44,8 @@ def register_envs() -> None:
         hanoi = "hrm_envs.hanoi:Hanoi"
         gymnasium.register("Hanoi-v0", entry_point=f"{hanoi}Env", vector_entry_point=f"{hanoi}VectorEnv")
     _register("CueMaze-v0", "hrm_envs.cue:make_cue_maze", "hrm_envs.cue:CueMazeVectorEnv", {"max_episode_steps": 20})
+    chess = ("hrm_envs.endgames.env:make_chess_endgame", "hrm_envs.endgames.env:ChessEndgameVectorEnv")
+    _register("ChessEndgame-v0", *chess, {"max_episode_steps": 50})
 
 
 def _register(name: str, entry_point: str, vector_entry_point: str | None, parameters: dict[str, Any]) -> None:

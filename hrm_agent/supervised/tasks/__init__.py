@@ -20,6 +20,7 @@ TASKS = {
     "arc": "arc:ArcTask",
     "hanoi": "hanoi:HanoiTask",
     "csv": "published_csv:CsvTask",
+    "chess": "chess:ChessTask",
 }
 """Name -> module of this package and class; imported when used, as some need further packages."""
 

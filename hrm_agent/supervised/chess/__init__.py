@@ -1,0 +1,1 @@
+"""Chess positions for puzzle models: boards as tokens, moves as choices, endgames, files of judged positions."""
