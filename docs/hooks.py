@@ -41,7 +41,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 def environment_ids() -> list[str]:
     """Of `hrm_envs`, as far as they can be made without a further package; the default one first."""
-    return [*MAZES, "CueMaze-v0"]
+    return [*MAZES, "CueMaze-v0", "Hanoi-v0"]
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

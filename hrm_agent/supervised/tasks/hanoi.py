@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from hrm_agent.names.values import EpisodesOrNone, Share
+from hrm_agent.names.values import EpisodesOrNone
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.tasks.base import SPLITS, Examples, Solve, Task, TaskSpec, check_split
 from hrm_agent.supervised.tasks.hanoi_play import describe, report_games, report_states
@@ -53,8 +53,6 @@ class HanoiTask(Task):
         min_disks: the fewest disks.
         train_disks: the most disks in training; None: `disks`.
         test_disks: disks of validation and test puzzles; None: every number from `min_disks` to `disks` equally often.
-        swapped: share of training pairs whose two largest disks are made to change places. Only then may the largest
-            move twice, which in pairs drawn uniformly is best in about one of thirteen.
         solutions: games that are played to the end for every number of disks when a model is tested. A game of n disks
             takes about 2^n / 2 moves.
         seed: plays no part.
@@ -70,11 +68,10 @@ class HanoiTask(Task):
         min_disks: Disks = 3,
         train_disks: Disks | None = None,
         test_disks: Disks | None = None,
-        swapped: Share = 0.0,
-        solutions: EpisodesOrNone = 100,
+        solutions: EpisodesOrNone = 50,
         seed: int = 0,
     ) -> None:
-        self.disks, self.min_disks, self.swapped, self.solutions = disks, min_disks, swapped, solutions
+        self.disks, self.min_disks, self.solutions = disks, min_disks, solutions
         self.train_disks = disks if train_disks is None else train_disks
         self.tested = range(min_disks, disks + 1) if test_disks is None else range(test_disks, test_disks + 1)
         if min_disks > disks:
@@ -137,22 +134,11 @@ class HanoiTask(Task):
         missing = np.arange(len(numbers))
         while len(missing):
             drawn = generator.integers(0, PEGS, (2, len(missing), self.disks))
-            if split == "train" and self.swapped:
-                self._swap(generator, drawn, numbers[missing])
             drawn[:, np.arange(self.disks) < self.disks - numbers[missing, None]] = NO_DISK
             sides[:, missing] = drawn
             fits = (split_of(*drawn) == SPLITS.index(split)) | (numbers[missing] <= FEW_DISKS)
             missing = missing[~fits | (drawn[0] == drawn[1]).all(1)]
         return sides[0], sides[1]
-
-    def _swap(self, generator: np.random.Generator, drawn: NDArray[np.int64], numbers: NDArray[np.int64]) -> None:
-        """Let the two largest disks of some pairs change places, in `drawn` `[2, N, L]`."""
-        rows = np.flatnonzero((generator.random(len(numbers)) < self.swapped) & (numbers > 1))
-        largest = self.disks - numbers[rows]
-        start, goal = drawn[0, rows, largest], drawn[1, rows, largest]
-        goal = np.where(start == goal, (goal + 1) % PEGS, goal)
-        drawn[1, rows, largest] = goal
-        drawn[0, rows, largest + 1], drawn[1, rows, largest + 1] = goal, start
 
 
 def split_of(pegs: NDArray[np.int64], goals: NDArray[np.int64]) -> NDArray[np.int64]:

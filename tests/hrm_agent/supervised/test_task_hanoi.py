@@ -112,17 +112,6 @@ def test_puzzle_i_is_a_function_of_i_and_all_numbers_of_disks_are_tested_alike()
     assert (make(disks=6, test_disks=5).examples("test", 20).inputs > 0).sum(1).tolist() == [5] * 20
 
 
-def test_swapped_pairs_are_those_whose_largest_disk_may_move_twice() -> None:
-    def share(swapped: float) -> float:
-        examples = make(disks=6, min_disks=6, swapped=swapped).draw(np.random.default_rng(0), 1500)
-        pegs, goals = read_tokens(examples.inputs)
-        assert (split_of(pegs, goals) == 0).all()
-        return float(((pegs[:, 0] == goals[:, 1]) & (goals[:, 0] == pegs[:, 1]) & (pegs[:, 0] != goals[:, 0])).mean())
-
-    assert share(0.0) == pytest.approx(2 / 27, abs=0.03)
-    assert share(0.5) == pytest.approx(0.5 + 1 / 27, abs=0.05)
-
-
 def test_scores_of_optimal_of_legal_and_of_illegal_moves() -> None:
     task = make(disks=3, min_disks=3)
     examples = task.examples("test", 60)
@@ -210,7 +199,6 @@ def test_a_report_has_every_number_of_disks_in_a_line() -> None:
         ({"disks": 6, "train_disks": 7}, "train_disks=7: expected a number from 3 to disks=6"),
         ({"disks": 6, "train_disks": 2}, "train_disks=2: expected a number from 3 to disks=6"),
         ({"disks": 6, "test_disks": 9}, "test_disks=9: expected a number from 1 to disks=6"),
-        ({"swapped": 1.5}, "task.swapped=1.5"),
         ({"disc": 3}, "no such option of hanoi"),
     ],
 )

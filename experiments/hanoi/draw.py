@@ -1,0 +1,218 @@
+"""Tables and figures of the page, from its JSON files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.engine.figures import panels, save
+from experiments.engine.pages import settings_of
+from experiments.engine.records import Record, load
+from experiments.engine.statistics import crossed_difference, crossed_interval, holm, mean_of
+from experiments.engine.tables import REFERENCES, average, each_seed, estimate, number, seconds, table
+from hrm_envs.hanoi_rendering import render_hanoi
+from hrm_envs.hanoi_rules import optimal_moves
+
+MODES = {"greedy": "success", "sampled": "sampled"}
+"""What a table says, and the field of `levels.json`."""
+START, GOAL = [0, 0, 2, 1, 0], [1, 2, 0, 0, 2]
+"""Of the strip of pictures: five disks, whose largest moves once."""
+FRAMES = 6
+
+
+def tables(folder: Path) -> dict[str, str]:
+    puzzles = load(folder / "puzzles.json")
+    results, levels = load(folder / "results.json"), load(folder / "levels.json")
+    settings = settings_of(folder)
+    return {
+        "hanoi disks": table(disks_rows(puzzles)),
+        "hanoi models": table(model_rows(puzzles)),
+        "hanoi agents": table(agent_rows(results, levels, list(settings["arms"]))),
+        "hanoi cut": table(cut_rows(load(folder / "lesions.json"), results)),
+        "hanoi comparisons": table(comparison_rows(levels, settings["comparisons"])),
+    }
+
+
+def numbers_of(records: list[Record]) -> list[str]:
+    """Numbers of disks that all records have, in order."""
+    return sorted(set.intersection(*(set(r["by_disks"]) for r in records)), key=int) if records else []
+
+
+def disks_rows(records: list[Record]) -> list[dict[str, str]]:
+    """One row a model and number of disks: means over seeds, and solved games of every seed."""
+    rows = []
+    for arm in dict.fromkeys(r["agent"] for r in records):
+        runs = [r for r in records if r["agent"] == arm]
+        for disks in numbers_of(runs):
+            own = [r["by_disks"][disks] for r in runs]
+            floor = own[0]
+            rows.append(
+                {
+                    "model": f"`{arm}`",
+                    "disks": disks,
+                    "optimal move": average(own, "exact", 4),
+                    "legal": average(own, "legal", 4),
+                    "random": number(floor["random_exact"]),
+                    "look-ahead": number(floor["look_ahead_exact"]),
+                    "moves of a shortest solution": number(floor["distance"], 1),
+                    "games solved in twice the moves": f"**{average(own, 'solved_2x')}**",
+                    "each seed": " ".join(number(o["solved_2x"]) for o in own),
+                    "optimally": average(own, "optimal"),
+                    "(1 - e)^moves": average(own, "predicted"),
+                    "random, look-ahead": f"{floor['random']['solved_2x']:.2f}, {floor['look_ahead']['solved_2x']:.2f}",
+                }
+            )
+    return rows
+
+
+def model_rows(records: list[Record]) -> list[dict[str, str]]:
+    rows = []
+    for arm in dict.fromkeys(r["agent"] for r in records):
+        runs = [r for r in records if r["agent"] == arm]
+        rows.append(
+            {
+                "model": f"`{arm}`",
+                "seeds": str(len(runs)),
+                "parameters": f"{runs[0]['parameters']:,}",
+                "segments": str(runs[0]["max_segments"]),
+                "steps": f"{runs[0]['steps']:,}",
+                "puzzles and segments, together": f"{runs[0]['samples']:,}",
+                "training, median": seconds(runs),
+            }
+        )
+    return rows
+
+
+def outcomes(levels: list[Record], arm: str, mode: str) -> NDArray[np.float64]:
+    """Success `[seeds, levels]`."""
+    return np.array([[int(c) for c in r[MODES[mode]]] for r in levels if r["agent"] == arm], float)
+
+
+def agent_rows(results: list[Record], levels: list[Record], arms: list[str]) -> list[dict[str, str]]:
+    """One row an arm, then the policies that need no training on its levels."""
+    rows: list[dict[str, str]] = []
+    seen: set[float] = set()
+    for arm in arms:
+        runs = [r for r in results if r["agent"] == arm]
+        if not runs:
+            continue
+        success = {mode: estimate(crossed_interval(outcomes(levels, arm, mode))) for mode in MODES}
+        rows.append(
+            {
+                "agent": arm,
+                **success,
+                "each seed": each_seed(runs),
+                "SPL": average(runs, "spl"),
+                "excess steps": average(runs, "excess_steps", 2),
+                "frames": f"{runs[0]['frames']:,}",
+                "training, median": seconds(runs),
+            }
+        )
+        for name in REFERENCES:
+            known = runs[0][name]
+            if known and known["success"] not in seen:
+                seen.add(known["success"])
+                label = f"{name.replace('_', ' ')}, {arm.rpartition('-')[2]} goal"
+                rows.append({"agent": label, "greedy": number(known["success"])})
+    return rows
+
+
+def cut_rows(lesions: list[Record], results: list[Record]) -> list[dict[str, str]]:
+    rows = []
+    for arm in dict.fromkeys(r["agent"] for r in lesions):
+        cut, whole = ([r for r in records if r["agent"] == arm] for records in (lesions, results))
+        rows.append({"agent": arm, "as trained": average(whole, "success"), "state cut": average(cut, "success")})
+    return rows
+
+
+def comparison_rows(levels: list[Record], pairs: list[list[str]]) -> list[dict[str, str]]:
+    """Those for which there are two seeds or more, corrected over all of them and both modes."""
+    found = []
+    for a, b in pairs:
+        for mode in MODES:
+            x, y = outcomes(levels, a, mode), outcomes(levels, b, mode)
+            if min(len(x), len(y)) >= 2:
+                found.append((a, b, mode, crossed_difference(x, y)))
+    adjusted = holm([d.p_value for *_, d in found])
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for (a, b, mode, d), p in zip(found, adjusted, strict=True):
+        row = rows.setdefault((a, b), {"a": a, "b": b})
+        row[f"{mode}, a - b [95%]"] = f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
+        row[f"p, {mode}, of {len(found)}"] = f"{p:.3f}" if p >= 0.001 else "< 0.001"
+    return list(rows.values())
+
+
+def figures(folder: Path) -> None:
+    draw_strip(folder / "moves.png")
+    puzzles, curves = load(folder / "puzzles.json"), load(folder / "curves.json")
+    if puzzles:
+        draw_disks(folder / "disks.png", puzzles)
+    if curves:
+        draw_agents(folder / "agents.png", curves, list(settings_of(folder)["arms"]))
+
+
+def strip(frames: int = FRAMES) -> list[NDArray[np.uint8]]:
+    """Pictures uint8 [h, w, 3] of a shortest solution, the first and the last state among them."""
+    pegs, goals = np.array([START]), np.array([GOAL])
+    states = [pegs.copy()]
+    while (best := optimal_moves(pegs, goals)).distance[0]:
+        pegs[0, best.disk[0, 0]] = best.to[0, 0]
+        states.append(pegs.copy())
+    shown = np.linspace(0, len(states) - 1, frames).round().astype(int)
+    return [render_hanoi(states[at][0], goals[0]) for at in shown]
+
+
+def draw_strip(path: Path) -> None:
+    """Five disks on their way, above them where they are to go."""
+    figure, axes = panels(2, FRAMES // 2, (11, 4.7))
+    for axis, frame in zip(axes.flat, strip(), strict=True):
+        axis.imshow(frame)
+        axis.axis("off")
+    save(figure, path)
+
+
+def draw_disks(path: Path, records: list[Record]) -> None:
+    """Games solved and optimal moves against the number of disks; a thin line for every seed."""
+    figure, (games, moves) = panels(1, 2, (11, 4))
+    for place, arm in enumerate(dict.fromkeys(r["agent"] for r in records)):
+        runs = [r for r in records if r["agent"] == arm]
+        disks = numbers_of(runs)
+        x = [int(d) for d in disks]
+        for axis, name in ((games, "solved_2x"), (moves, "exact")):
+            for run in runs:
+                axis.plot(x, [run["by_disks"][d][name] for d in disks], color=f"C{place}", alpha=0.3, lw=1)
+            axis.plot(x, mean_by(runs, disks, name), color=f"C{place}", marker="o", label=arm)
+        games.plot(x, mean_by(runs, disks, "predicted"), color=f"C{place}", ls=":", label="(1 - e)^moves")
+        floor = [runs[0]["by_disks"][d] for d in disks]
+        games.plot(x, [f["look_ahead"]["solved_2x"] for f in floor], color="0.5", ls="--", label="look-ahead")
+        moves.plot(x, [f["look_ahead_exact"] for f in floor], color="0.5", ls="--", label="look-ahead")
+        moves.plot(x, [f["random_exact"] for f in floor], color="0.7", ls="-.", label="random")
+    for axis, label in ((games, "games solved in twice the moves"), (moves, "states with an optimal move")):
+        axis.axvspan(2.5, 6.5, color="0.92", zorder=0)
+        axis.set(xlabel="disks (grey: trained on)", ylabel=label, ylim=(0, 1.02))
+        axis.legend(loc="lower left")
+    save(figure, path)
+
+
+def mean_by(runs: list[Record], disks: list[str], name: str) -> list[float | None]:
+    return [mean_of(run["by_disks"][d][name] for run in runs) for d in disks]
+
+
+def draw_agents(path: Path, curves: list[Record], arms: list[str]) -> None:
+    """Success of sampled actions in training, a line for every seed, a panel for each kind of goal."""
+    kinds = list(dict.fromkeys(arm.rpartition("-")[2] for arm in arms))
+    figure, axes = panels(1, len(kinds), (11, 4), sharey=True)
+    for axis, kind in zip(axes, kinds, strict=True):
+        for place, arm in enumerate(arm for arm in arms if arm.endswith(f"-{kind}")):
+            own: list[dict[str, Any]] = [c for c in curves if c["agent"] == arm]
+            for count, curve in enumerate(own):
+                frames, success = zip(*curve["train_success"], strict=True)
+                label = None if count else arm.rpartition("-")[0]
+                axis.plot(frames, success, color=f"C{place}", alpha=0.75, lw=1.3, label=label)
+        axis.set(title=f"{kind} goal", xlabel="environment frames", ylim=(0, 1.02))
+        axis.legend()
+    axes[0].set(ylabel="success of sampled actions in training")
+    save(figure, path)

@@ -1,0 +1,99 @@
+"""The study of the Towers of Hanoi: its tables and figures from records as its runs would write them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.engine.pages import settings_of
+from experiments.engine.records import ROOT
+from experiments.engine.runner import Job
+from experiments.hanoi import draw
+from experiments.hanoi.puzzles import Puzzles, learning_curve
+from hrm_agent.supervised.tasks import Answers, Examples, build_task
+from hrm_envs.hanoi_rules import optimal_moves
+
+FOLDER = ROOT / "experiments" / "hanoi"
+
+
+def optimal(examples: Examples) -> Answers:
+    chosen = examples.labels[:, :1] if examples.weights is not None else None
+    if chosen is None:  # of a game, whose labels are not given
+        pegs, goals = (np.where(examples.inputs, part, -1) for part in np.divmod(examples.inputs - 1, 3))
+        best = optimal_moves(pegs, goals)
+        chosen = 3 * best.disk[:, :1] + best.to[:, :1]
+    return Answers(
+        chosen[None].astype(np.int16), np.zeros((1, len(chosen)), np.float32), np.ones(len(chosen), np.int64)
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("hanoi")
+    report = build_task("hanoi", {"disks": 4, "solutions": 10}).evaluate(optimal, "test", 40)
+    assert report is not None
+    puzzle = {"agent": "trm", "parameters": 5, "max_segments": 4, "steps": 9, "samples": 576, "seconds": 1.0}
+    files: dict[str, list[dict[str, Any]]] = {
+        "puzzles": [{**puzzle, "seed": seed, "by_disks": report["by_disks"]} for seed in (0, 1)],
+        "results": [], "levels": [], "curves": [], "lesions": [],
+    }  # fmt: skip
+    solved = {"full-fixed": "1110", "reset-fixed": "0100", "reset-changing": "1111"}
+    for arm, outcome in solved.items():
+        for seed in (0, 1000):
+            own = {"agent": arm, "seed": seed}
+            success, floor = outcome.count("1") / 4, {"success": 0.25}
+            record = {"success": success, "spl": 0.5, "excess_steps": 1.0, "frames": 9, "seconds": 2.0}
+            references = {"random": floor, "bfs_replanner": {"success": 1.0}, "clairvoyant": {"success": 1.0}}
+            files["results"].append({**own, **record, **references})
+            files["levels"].append({**own, "success": outcome, "sampled": outcome})
+            files["curves"].append({**own, "train_success": [[1, 0.1], [2, success]]})
+    files["lesions"] = [{"agent": "full-fixed", "seed": 0, "success": 0.25}]
+    for name, records in files.items():
+        (made / f"{name}.json").write_text(json.dumps(records))
+    (made / "study.yaml").write_text((FOLDER / "study.yaml").read_text())
+    return made
+
+
+def test_tables_say_what_the_records_say(folder: Path) -> None:
+    tables = draw.tables(folder)
+    assert set(tables) == {f"hanoi {name}" for name in ("disks", "models", "agents", "cut", "comparisons")}
+    disks = tables["hanoi disks"].splitlines()
+    assert len(disks) == 2 + 2  # 3 and 4 disks
+    assert "| **1.000** | 1.000 1.000 |" in disks[2]
+    assert "| `trm` | 2 | 5 |" in tables["hanoi models"]
+    agents = tables["hanoi agents"]
+    assert "| full-fixed | **0.750** [" in agents
+    assert "| full-fixed | 0.750 | 0.250 |" in tables["hanoi cut"]
+    assert "| full-fixed | reset-fixed | +0.500 [" in tables["hanoi comparisons"]
+    assert tables["hanoi comparisons"].count("reset-changing") == 0  # only one of its pair was run
+
+
+def test_figures_are_drawn_of_what_there_is(folder: Path) -> None:
+    draw.figures(folder)
+    for name in ("moves", "disks", "agents"):
+        assert (folder / f"{name}.png").stat().st_size > 5000
+    frames = draw.strip()
+    assert len({frame.tobytes() for frame in frames}) == len(frames) == draw.FRAMES
+
+
+def test_the_study_is_of_arms_that_differ_in_carry_and_goal_alone() -> None:
+    settings = settings_of(FOLDER)
+    arms = {name: dict(o.split("=", 1) for o in overrides) for name, overrides in settings["arms"].items()}
+    assert {frozenset(arm) for arm in arms.values()} == {frozenset({"carry", "env.options.p_goal"})}
+    assert {arm for pair in settings["comparisons"] for arm in pair} == set(arms)
+    assert set(settings["lesions"]["carry=reset"]["arms"]) == {a for a in arms if not a.startswith("reset")}
+
+
+def test_puzzles_are_trained_with_one_thread_and_tested_beyond_the_trained_disks() -> None:
+    study = Puzzles()
+    jobs = study.jobs()
+    assert len(jobs) == 3
+    overrides = study.overrides(Job("trm", 1))
+    assert {"task=hanoi", "core=trm", "seed=1", "threads=1"} <= set(overrides)
+    assert study.settings["test"]["disks"] == list(range(3, 13))
+    line = {"steps": 4, "train/seconds": 1.23, "train/exact": 0.5}
+    assert learning_curve([{"steps": 2, "validation/exact": 0.1}, line]) == [[4, 1.2, 0.5]]
