@@ -115,6 +115,18 @@ class Engine:
         self._send("ucinewgame")
         self._ready()
 
+    def best_move(self, fen: str, nodes: int) -> str:
+        """The move that the engine plays: at a low `Skill Level` not always the best that it has found.
+
+        Raises:
+            EngineError: see the class.
+        """
+        self.set_option("MultiPV", 1)
+        self._send(f"position fen {fen}")
+        self._send(f"go nodes {nodes}")
+        words = self._until("bestmove")[-1].split()
+        return words[1] if len(words) > 1 else ""
+
     def search(self, fen: str, nodes: int, lines: int = 1, moves: tuple[str, ...] = ()) -> list[Line]:
         """Moves with their scores after a search of so many nodes, the best first.
 

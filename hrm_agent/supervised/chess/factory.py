@@ -91,7 +91,7 @@ def play_game(engine: Engine, number: int, recipe: Recipe, seed: int) -> Game:
     idle, decided = 0, 0
     for ply in range(recipe.max_plies):
         seen[position.tokens.tobytes() + bytes([position.white])] += 1
-        result = _result(position, idle, max(seen.values()))
+        result = result_of(position, idle, max(seen.values()))
         if result or decided >= DECIDED_PLIES:
             return Game(number, result or _winner(position.white == (judged[-1].scores[0] < 0)), judged)
         judged.append(_judge(engine, position, recipe))
@@ -128,7 +128,7 @@ def _judge(engine: Engine, position: Position, recipe: Recipe) -> Judgement:
     return Judgement(fen, [line.move for line in lines], [line.score for line in lines])
 
 
-def _result(position: Position, idle: int, repeated: int) -> str:
+def result_of(position: Position, idle: int, repeated: int) -> str:
     """A game's result by the rules; empty while it goes on."""
     if not len(position.moves()):
         return _winner(not position.white) if position.in_check() else "1/2-1/2"

@@ -4,53 +4,18 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from chess_files import Made
 from hrm_agent import chess_positions as command
-from hrm_agent.supervised.chess.board import Position, read_fen, read_uci, write_fen, write_uci
+from hrm_agent.supervised.chess.board import Position, read_fen, read_uci, write_fen
 from hrm_agent.supervised.chess.engine import Engine, EngineError, Line, NoEngine, find_engine
 from hrm_agent.supervised.chess.factory import Recipe, make_positions
 from hrm_agent.supervised.chess.judged import MATE, read_games, read_judged
 
 RECIPE = Recipe(nodes=10, moves=3, opening=4, max_plies=12)
-
-
-class Made:
-    """Stands in for a process: scores moves by a hash. `fail`: numbers of searches, over all engines, that fail."""
-
-    searches = 0
-    name = "made"
-    path = Path("made")
-
-    def __init__(self, fail: Callable[[int], bool] = lambda search: False, wait: float = 0) -> None:
-        self.fail, self.wait = fail, wait
-
-    def new_game(self) -> None:
-        pass
-
-    def search(self, fen: str, nodes: int, lines: int) -> list[Line]:
-        Made.searches += 1
-        time.sleep(self.wait * (zlib.crc32(fen.encode()) % 3))
-        if self.fail(Made.searches):
-            raise EngineError("engine=made: ended by itself (exit code 1)")
-        position = read_fen(fen)
-        texts = [write_uci(position, int(move)) for move in position.moves()]
-        scored = [Line(text, zlib.crc32((fen + text).encode()) % 400 - 200) for text in texts]
-        return sorted(scored, key=lambda line: -line.score)[:lines]
-
-    def close(self) -> None:
-        pass
-
-    def __enter__(self) -> "Made":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def make(out: Path, positions: int = 60, workers: int = 1, seed: int = 0, **engine: object) -> tuple[int, int]:
@@ -258,9 +223,7 @@ def test_a_factory_that_is_killed_goes_on(tmp_path: Path) -> None:
     whole = tmp_path / "whole.jsonl"
     subprocess.run([*run, f"out={whole}", "positions=150", "workers=1"], check=True, capture_output=True)
     out = tmp_path / "killed.jsonl"
-    process = subprocess.Popen(
-        [*run, f"out={out}", "positions=150", "workers=2"], stdout=subprocess.PIPE, env={**os.environ}
-    )
+    process = subprocess.Popen([*run, f"out={out}", "positions=150", "workers=2"], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
     process.kill()
