@@ -35,13 +35,13 @@ COMMANDS = ("evaluate", "watch", "play", "probe", "shifts", "export", "solve", "
 EXPERIMENTS = "experiments"
 SHOWN = (".md", ".png", ".svg", ".gif")
 OUTSIDE = re.compile(rf"\]\((?:\.\./)+{EXPERIMENTS}/")
-SOURCE_OF = re.compile(r"\[`([\w-]+)`\]\((?:\.\./)+envs/hrm_envs/\w+\.py\)")
+SOURCE_OF = re.compile(r"\[`([\w-]+)`\]\((?:\.\./)+envs/hrm_envs/[\w/]+\.py\)")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def environment_ids() -> list[str]:
     """Of `hrm_envs`, as far as they can be made without a further package; the default one first."""
-    return [*MAZES, "CueMaze-v0", "Hanoi-v0"]
+    return [*MAZES, "ChessEndgame-v0", "CueMaze-v0", "Hanoi-v0"]
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

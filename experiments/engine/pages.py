@@ -20,7 +20,7 @@ from experiments.engine.tables import SHORT, arm_rows, levels_line, table
 
 ON_LEVELS = ("lesions.json", "baselines.json", "size_shift.json", "lstm.json")
 """Further files of records that were measured on levels."""
-ELSEWHERE = ("authors_maze", "defaults", "supervised")
+ELSEWHERE = ("authors_maze", "chess", "defaults", "supervised")
 """Folders whose records are not of the splits' levels: of the authors' code, of validation alone, of puzzles."""
 
 

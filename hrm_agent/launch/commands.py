@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "one decision of an agent as an ONNX graph",
     "supervise": "train a core on labelled puzzles",
     "solve": "a puzzle model on held-out puzzles",
+    "chess_positions": "chess positions judged by an engine, to train on",
     "baselines": "train and measure agents of Stable-Baselines3 on the same environments",
     "bench": "the speed of each way to compute, and its error",
     "parity": "compare the cores with numbers computed by their authors' code",

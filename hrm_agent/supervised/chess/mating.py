@@ -87,8 +87,12 @@ def _ask(solve: Solve, env: ChessEndgameVectorEnv, rows: NDArray[np.int64]) -> N
     state = env.batch.state
     squares = np.stack([state.king, state.enemy, state.piece], 1)[rows].astype(np.int64)
     boards = tokens_of(env.batch.table, np.zeros(len(rows), np.int64), squares)
-    labels = np.full((len(rows), MOST_MOVES), IGNORED_LABEL, np.int32)
+    return solve(unlabelled(boards)).last
+
+
+def unlabelled(boards: NDArray) -> Examples:
+    """Puzzles of boards int `[N, 64]` whose answer is not known: a model is shown no labels in any case."""
+    labels = np.full((len(boards), MOST_MOVES), IGNORED_LABEL, np.int32)
     labels[:, 0] = 0
-    weights = np.zeros(labels.shape, np.float32)
-    weights[:, 0] = 1
-    return solve(Examples(boards, labels, np.zeros(len(rows), np.int32), weights)).last
+    weights = (labels >= 0).astype(np.float32)
+    return Examples(boards.astype(np.int32), labels, np.zeros(len(boards), np.int32), weights)

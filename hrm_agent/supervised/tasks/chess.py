@@ -44,7 +44,7 @@ class ChessTask(Task):
 
     Args:
         source: `endgames`, or a file of positions.
-        endings: of `endgames`, separated by commas; each is drawn equally often.
+        endings: of `endgames`, joined by `+`; each is drawn equally often.
         temperature: of the softmax over win probabilities (`FILE`); 0: the best move alone.
         mates: games in the task's own evaluation of `endgames`: mates with a rook and with a queen against the
             defence that lasts longest, within 50 moves; 0: none.
@@ -58,15 +58,15 @@ class ChessTask(Task):
         self,
         *,
         source: str = EMBEDDED,
-        endings: str = "KQK,KRK,KPK,KQKR",
+        endings: str = "KQK+KRK+KPK+KQKR",
         temperature: NonNegative = 0.02,
         mates: EpisodesOrNone = 100,
         seed: int = 0,
     ) -> None:
-        self.endings = endings.split(",")
+        self.endings = endings.split("+")
         wrong = [name for name in self.endings if name not in ENDINGS]
         if wrong or len(set(self.endings)) < len(self.endings):
-            raise ValueError(f"endings={endings}: expected some of {','.join(ENDINGS)}, each once")
+            raise ValueError(f"endings={endings}: expected some of {'+'.join(ENDINGS)}, each once")
         self.source, self.temperature, self.mates = source, temperature, mates
         self._held_out: dict[str, NDArray[np.int32]] = {}
         self._file: JudgedPositions | None = None

@@ -16,7 +16,7 @@ from hrm_agent.supervised.tasks.base import Answers, Examples
 from hrm_agent.supervised.tasks.chess import ChessTask
 from hrm_envs.endgames.tables import DRAW, endgame_table, value_of
 
-SMALL = "KQK,KRK,KPK"
+SMALL = "KQK+KRK+KPK"
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +157,8 @@ def test_a_position_of_black_is_the_same_puzzle_as_its_mirror_image() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"endings": "KQK,KBK"}, "endings=KQK,KBK: expected some of KQK,KRK,KPK,KQKR, each once"),
-        ({"endings": "KQK,KQK"}, "each once"),
+        ({"endings": "KQK+KBK"}, "endings=KQK+KBK: expected some of KQK+KRK+KPK+KQKR, each once"),
+        ({"endings": "KQK+KQK"}, "each once"),
         ({"temperature": -1.0}, "temperature"),
         ({"source": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
         ({"mates": -1}, "mates"),
