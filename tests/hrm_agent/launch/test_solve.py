@@ -90,9 +90,16 @@ def test_what_makes_no_sense_is_refused_in_one_line(
 # The rule of halting
 
 
-def test_a_model_halts_by_the_rule_that_is_stored_beside_it(tmp_path: Path) -> None:
+def test_a_model_halts_by_the_rule_that_is_stored_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = write_puzzle_model(tmp_path / "old"), write_puzzle_model(tmp_path / "new", halting_rule=RULE)
     task, model = build_task("maze", OPTIONS), load_model(old)
+    splits: list[str] = []
+
+    def watched(solver: Solver, task: Any, split: str, *given: Any, **named: Any) -> dict[str, Any]:
+        splits.append(split)
+        return evaluate_model(solver, task, split, *given, **named)
+
+    monkeypatch.setattr("hrm_agent.launch.solve.evaluate_model", watched)
     for folder, halting, rule in (
         (old, "stored", HaltingRule()),
         (new, "stored", HaltingRule(**RULE)),
@@ -106,6 +113,7 @@ def test_a_model_halts_by_the_rule_that_is_stored_beside_it(tmp_path: Path) -> N
     for name in ("cells", "segments", "lost"):
         assert stopped[name] == pytest.approx(derived[name], abs=0.01)
     assert stopped["rule"] == derived["rule"] == RULE
+    assert set(splits) == {"test"}  # nothing is chosen anew
 
 
 def test_a_rule_can_be_chosen_for_a_model_that_has_none(folder: Path) -> None:
