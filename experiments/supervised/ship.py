@@ -81,7 +81,7 @@ def pack(name: str, run: Path, models: Path = MODELS) -> Path:
 def measure(name: str) -> Record:
     """Solve test puzzles with a model as it lies in the package, put that into its card; returns its record."""
     folder = shipped()[name]
-    report = solve(name, puzzles=PUZZLES)
+    report = solve(str(folder), puzzles=PUZZLES)  # by its folder: what ships was read when this process began
     info: dict[str, Any] = {**read_info(folder), "evaluation": evaluation_facts(report)}
     write_description(folder, info)
     taken = ("task", "task_options", "core", "seed", "steps", "samples", "seconds", "clock", "parameters", "command")

@@ -140,8 +140,7 @@ def test_a_run_s_best_model_is_packed_with_its_record(
     info = read_info(folder)
     assert (info["id"], info["commit"], info["machine"]) == ("tiny_3-TRM-v0", "abc1234", "2 cores")
     assert info["command"] == "python -m hrm_agent.supervise task=maze seed=0"
-    models = PuzzleModels()
-    monkeypatch.setattr("hrm_agent.supervised.registry.puzzle_models", models)
+    assert "tiny_3-TRM-v0" in PuzzleModels()
     found = ship.measure("tiny_3-TRM-v0")
     expected = solve(str(folder), puzzles=30)
     assert found["test"]["cells"] == expected["cells"]
