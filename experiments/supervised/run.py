@@ -30,7 +30,7 @@ class Study(runner.Study):
     required = REQUIRED
 
     def overrides(self, job: Job) -> list[str]:
-        return self.arm(job.arm)["overrides"].split()
+        return [*self.arm(job.arm)["overrides"].split(), f"seed={job.seed}"]
 
     def measure(self, job: Job) -> list[Record]:
         place = self.trained(job)

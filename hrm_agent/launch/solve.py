@@ -188,7 +188,7 @@ def solve(
     check_at_least("puzzles", puzzles, 1)
     asked = Inference(segments, halt, halting, samples, noise, seed, precision, device, kernel)
     place = find_named(model)
-    loaded = _load(place, best, task, task_options or {})
+    loaded = load_to_solve(place, best, task, task_options)
     if submission is not None and loaded.task_name != "arc":
         raise ValueError(f"submission={submission}: only task=arc1 and task=arc2 have one; leave it out")
     how = asked.of(loaded)
@@ -202,7 +202,15 @@ def solve(
     return report
 
 
-def _load(path: Path, best: bool, task: str | None, options: dict[str, Any]) -> LoadedModel:
+def load_to_solve(
+    path: Path, best: bool = True, task: str | None = None, options: dict[str, Any] | None = None
+) -> LoadedModel:
+    """A model with its task; arguments as of `solve`.
+
+    Raises:
+        ValueError: see `solve`.
+    """
+    options = options or {}
     if ((path if path.is_dir() else path.parent) / CONFIG_FILE).is_file():
         return _load_published(path, task, options)
     file = find_model(path, best)

@@ -97,7 +97,7 @@ def write_card(info: dict[str, Any], config: ModelConfig, spec: TaskSpec) -> str
         _section("Training", training),
         _evaluation(info.get("evaluation")),
         "## Use\n\n"
-        f"```bash\npython -m hrm_agent.solve model={info.get('id') or 'FOLDER'}\n```\n\n"
+        f"```bash\npython -m hrm_agent.solve model={name if info.get('id') else 'FOLDER'}\n```\n\n"
         "Loading executes no code from the folder: the weights are safetensors, the rest is JSON.",
         "## Intended use and limits\n\nFor research and teaching. The numbers hold for puzzles of the task and options "
         "above; for others measure anew. An answer is not checked by the model: whether it is right, the task's rules "

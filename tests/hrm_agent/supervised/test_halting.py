@@ -208,6 +208,21 @@ def test_training_waits_until_an_answer_has_stood(monkeypatch: pytest.MonkeyPatc
     assert halted > 5
 
 
+def test_a_new_puzzle_begins_anew_although_its_answer_is_that_of_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = PuzzleModel.forward
+
+    def constant(self: PuzzleModel, *given: Any) -> Any:
+        state, logits, *rest = forward(self, *given)
+        return state, 0 * logits, *rest
+
+    monkeypatch.setattr(PuzzleModel, "forward", constant)
+    ours = learner(dataclasses.replace(PLAIN, halt_patience=2, exploration=0.0, max_segments=9))
+    always_sure(ours)
+    for step in range(9):
+        ours.step(0.0)
+        assert ours.halted.all() == ours.halted.any() == (step % 3 == 2)
+
+
 def test_without_patience_training_is_as_published() -> None:
     ours = learner(dataclasses.replace(PLAIN, exploration=0.0))
     always_sure(ours)

@@ -163,6 +163,10 @@ def test_what_is_held_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sum(held) == 12 * 8 * 2 * 6
     assert max(held) <= 6 * 2 * 20
     held.clear()
+    SampledSolver(model, 2, 30, LOUD)(examples.rows(slice(0, 2)))  # more runs of a puzzle than are held at once
+    assert sum(held) == 2 * 30 * 2 * 6
+    assert max(held) <= 6 * 2 * 20
+    held.clear()
     score_depth(Solver(model, 16), Copying(), examples, 2)
     assert sum(held) == 12 * 16 * 6
     assert max(held) <= 6 * 2 * 20
