@@ -64,7 +64,8 @@ def test_a_file_of_defaults_holds_what_differs_from_the_code(name: str, code: An
     for choice in group_choices("algo") if name == "train" else group_choices("task"):
         file = config_folder() / ("algo" if name == "train" else "task") / f"{choice}.yaml"
         assert set(yaml.safe_load(file.read_text())) < {"defaults", "version", "rows", "cols", "loops", "min_path",
-                                                        "train_puzzles", "min_guesses", "max_guesses"}  # fmt: skip
+                                                        "train_puzzles", "train_disks", "min_guesses",
+                                                        "max_guesses"}  # fmt: skip
 
 
 @pytest.mark.parametrize(
