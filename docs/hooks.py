@@ -31,7 +31,7 @@ from hrm_agent.launch.search import SearchOptions  # noqa: E402
 from hrm_agent.launch.study import StudyOptions  # noqa: E402
 from hrm_envs.registration import MAZES  # noqa: E402
 
-COMMANDS = ("evaluate", "watch", "play", "probe", "shifts", "export", "solve", "sweep_table")
+COMMANDS = ("evaluate", "watch", "play", "probe", "shifts", "export", "solve", "chess_positions", "sweep_table")
 EXPERIMENTS = "experiments"
 SHOWN = (".md", ".png", ".svg", ".gif")
 OUTSIDE = re.compile(rf"\]\((?:\.\./)+{EXPERIMENTS}/")

@@ -21,7 +21,7 @@ from hrm_agent.supervised.chess.judged import MOST_MOVES
 
 USAGE = "python -m hrm_agent.chess_positions out=FILE [KEY=VALUE] ..."
 EXAMPLES = (
-    "python -m hrm_agent.chess_positions out=positions.jsonl positions=20_000 nodes=2000 workers=2",
+    "python -m hrm_agent.chess_positions out=positions.jsonl positions=50_000 nodes=2000 workers=2",
     "python -m hrm_agent.supervise task=chess task.source=positions.jsonl",
 )
 Plies = Annotated[int, Meta(ge=1, le=1000)]

@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.chess.judge import judge
 from experiments.engine import runner
-from experiments.engine.records import RUNS, Record, put
+from experiments.engine.records import ROOT, RUNS, Record, put
 from experiments.engine.runner import Job
 from experiments.engine.runs import Curve, cost_of, metrics
 from hrm_agent.chess_positions import chess_positions
@@ -51,7 +51,7 @@ class Study(runner.Study):
 
     def overrides(self, job: Job) -> list[str]:
         if job.world == JUDGED:
-            own = [f"task.source={self.file()}"]
+            own = [f"task.source={self.file().relative_to(ROOT)}"]  # runs begin in the checkout's root
         else:
             own = [f"task.{name}={value}" for name, value in self.settings["worlds"][job.world].items()]
         return [*self.settings["base"].split(), *self.arm(job.arm)["overrides"].split(), *own, f"seed={job.seed}"]

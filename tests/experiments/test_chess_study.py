@@ -1,16 +1,25 @@
 """The judgement of chess models by an engine, and games: with an engine whose scores are known."""
 
+import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from chess_files import Made
-from experiments.chess import judge
-from experiments.chess.tables import agrees, main
+from experiments.chess import draw, judge
+from experiments.chess.tables import HERE, agrees, main
+from experiments.engine.records import save
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve
+from hrm_agent.launch.supervised_settings import settings
 from hrm_agent.supervised.chess.board import START, Position, read_fen, read_uci, write_fen, write_uci
 from hrm_agent.supervised.chess.judged import win_probability
-from hrm_agent.supervised.tasks.base import Answers, Examples
+from hrm_agent.supervised.chess.rules import ANSWERS, TOKENS
+from hrm_agent.supervised.files import build_model
+from hrm_agent.supervised.tasks.base import Answers, Examples, TaskSpec
 
 
 def positions_of(count: int) -> list[Position]:
@@ -115,3 +124,51 @@ def test_tables_without_what_they_need_end_in_one_line(
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert printed.count("\n") == 1
+
+
+def parameters_of(overrides: str) -> int:
+    config = compose_config(overrides.split(), "supervise")
+    _, model, _ = settings(resolve(config))
+    spec = TaskSpec(64, TOKENS, ANSWERS, grid=(8, 8), choices=5)
+    return sum(weights.numel() for weights in build_model(model, spec).parameters())
+
+
+def test_all_arms_have_as_many_parameters() -> None:
+    study = yaml.safe_load((HERE / "study.yaml").read_text())
+    counts = {name: parameters_of(f"{study['base']} {arm['overrides']}") for name, arm in study["arms"].items()}
+    assert counts["trm"] == counts["hrm"] == counts["feedforward"] == 352_130
+    assert abs(counts["feedforward_deep"] / counts["trm"] - 1) < 0.02
+    assert f"{counts['trm']:,}" in (HERE / "study.yaml").read_text()
+    assert f"{counts['feedforward_deep']:,}" in (HERE / "study.yaml").read_text()
+
+
+def segment(loss: float) -> dict:
+    losses = {"loss": loss, "loss_legal": loss / 2, "loss_legal_blunders": 0.25}
+    return {"exact": 0.5 - loss, "top_3": 0.6, "top_5": 0.7, "legal_choice": 0.99, **losses}
+
+
+def record(arm: str, seed: int, world: str) -> dict:
+    task = {"KRK_mated": 0.5 + seed / 10}
+    test = {"exact": 0.8, "legal": 1.0, "keeps": 0.9, "curves": {"exact": [0.7, 0.8]}, "task": task}
+    games = {"random": {"games": 10, "won": 6, "drawn": 3, "lost": 1, "unfinished": 0, "score": 0.75}}
+    judged = {"segments": [segment(0.2), segment(0.1 + seed / 100)], "games": games}
+    own = {"agent": arm, "seed": seed, "world": world, "parameters": 352_130, "seconds": 3600.0, "test": test}
+    return {**own, **({"judged": judged} if world == "judged" else {})}
+
+
+def test_page_and_figures_are_drawn_from_the_records(tmp_path: Path) -> None:
+    shutil.copy(HERE / "study.yaml", tmp_path)
+    (tmp_path / "results.json").write_text("[]")
+    assert set(draw.tables(tmp_path).values()) == {"No record yet."}
+    jobs = itertools.product(("trm", "feedforward"), (0, 1), ("endgames", "judged"))
+    save(tmp_path / "results.json", [record(*job) for job in jobs])
+    moves = {"answers": [[12, 28], [11, 27]], "best": [11, 27]}
+    save(tmp_path / "shown.json", [{"agent": "trm", "number": 0, "rows": read_fen(START).letters(), **moves}])
+    made = draw.tables(tmp_path)
+    assert "| `trm` | TRM, one stack" in made["chess_endgames"]
+    assert "0.550 (0.500 to 0.600)" in made["chess_endgames"]
+    assert "0.105 (0.100 to 0.110)" in made["chess_judged"]
+    assert "| `feedforward` | random | 0.750 | 20 | 12 | 6 | 2 | 0 |" in made["chess_games"]
+    draw.figures(tmp_path)
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+    assert (tmp_path / "boards.png").stat().st_size > 1000

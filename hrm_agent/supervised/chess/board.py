@@ -19,6 +19,7 @@ from hrm_agent.supervised.chess.rules import (
     ROOK,
     THEIRS,
     TOKENS,
+    could_stand,
     in_check,
     legal_moves,
     play,
@@ -145,6 +146,9 @@ def read_fens(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.bool_
             raise illegal(text, str(error)) from None
     if not len(texts):
         return tokens, white
+    material = could_stand(tokens)
+    if not material.all():
+        raise illegal(texts[int(material.argmin())], "more pieces than promotions can give")
     tokens = tidy(tokens)
     open_kings = in_check(turned(tokens))
     if open_kings.any():

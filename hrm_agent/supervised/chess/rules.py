@@ -22,8 +22,9 @@ from hrm_envs.jit import inner, kernel
 
 TOKENS = 16
 ANSWERS = 73
-MOST_MOVES = 256
-"""Room for a position's moves; 218 is the most that is known."""
+MOST_MOVES = 512
+"""Room for a position's moves. What `checked_boards` accepts has fewer: nine queens, two rooks, bishops and knights and
+a king on an empty board would have 323, and the most that is known is 218."""
 EMPTY, PASSANT = 0, 1
 PAWN, KNIGHT, BISHOP, ROOK, QUEEN, KING, CASTLING_ROOK = range(2, 9)
 THEIRS = 7
@@ -313,6 +314,17 @@ def turned(tokens: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.where(flipped <= PASSANT, flipped, swapped).astype(np.uint8)
 
 
+def could_stand(boards: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether promotions can have given both sides their pieces, bool [N]: boards uint8 [N, 64] of tokens."""
+    right = np.ones(len(boards), np.bool_)
+    for side in (0, THEIRS):
+        counts = [(boards == token + side).sum(1) for token in range(PAWN, CASTLING_ROOK + 1)]
+        pawns, knights, bishops, rooks, queens, _, castling = counts
+        pieces = ((knights, 2), (bishops, 2), (rooks + castling, 2), (queens, 1))
+        right &= pawns + np.sum([np.maximum(count - first, 0) for count, first in pieces], 0) <= 8
+    return right
+
+
 def checked_boards(tokens: NDArray) -> NDArray[np.uint8]:
     """Boards in the form that kernels take; errors as ``legal_moves``."""
     boards = np.ascontiguousarray(tokens, np.uint8)
@@ -320,6 +332,8 @@ def checked_boards(tokens: NDArray) -> NDArray[np.uint8]:
         raise ValueError(f"boards of shape {list(boards.shape)}; expected [N, 64]")
     if (boards >= TOKENS).any() or ((boards == KING).sum(1) != 1).any():
         raise ValueError("a board with a token above 15, or without exactly one king of the mover")
+    if not could_stand(boards).all():
+        raise ValueError("a board with more pieces than promotions can give")
     ends = np.r_[0:8, 56:64]
     if np.isin(boards[:, ends], (PASSANT, PAWN, PAWN + THEIRS)).any():
         raise ValueError("a board with a pawn on the first or the last rank")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,7 +74,7 @@ class ChessTask(Task):
         self._file: JudgedPositions | None = None
         choices = MOST_MOVES
         if source != EMBEDDED:
-            self._file = read_judged(source)
+            self._file = _read_once(source, _stamp(source))
             choices = self._file.moves.shape[1]
             self._rows = split_games(self._file)
             self._weights = preferences(self._file.scores, self._file.moves, temperature)
@@ -166,6 +168,21 @@ class ChessTask(Task):
         labels = np.where(moves >= 0, moves, IGNORED_LABEL).astype(np.int32)
         boards = self._file.tokens[rows].astype(np.int32)
         return Examples(boards, labels, np.zeros(len(rows), np.int32), self._weights[rows])
+
+
+@lru_cache(maxsize=1)
+def _read_once(source: str, stamp: tuple[int, ...]) -> JudgedPositions:
+    """The positions of a file, read once as long as it stays the same: a run checks its task before it begins."""
+    return read_judged(source)
+
+
+def _stamp(source: str) -> tuple[int, ...]:
+    """What changes when a file does; empty where there is none."""
+    try:
+        status = Path(source).stat()
+    except (OSError, ValueError):
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def split_games(positions: JudgedPositions) -> dict[str, NDArray[np.int64]]:

@@ -33,6 +33,23 @@ def test_the_environment_checker_reports_nothing(piece: str) -> None:
     assert isinstance(text.render(), str)
 
 
+def test_both_ways_to_make_agree() -> None:
+    single = gymnasium.make("ChessEndgame-v0", piece="queen", max_episode_steps=7)
+    vector = gymnasium.make_vec(
+        "ChessEndgame-v0", num_envs=2, vectorization_mode="vector_entry_point", piece="queen", max_episode_steps=7
+    )
+    assert single.spec.max_episode_steps == vector.config.max_episode_steps == 7
+    assert vector.single_observation_space == single.observation_space
+    assert vector.single_action_space == single.action_space
+    seen, infos = vector.reset(seed=3)
+    assert seen in vector.observation_space
+    alone, info = single.reset(seed=4)
+    assert (alone["board"] == seen["board"][1]).all()
+    assert (info["action_mask"] == infos["action_mask"][1]).all()
+    forbidden = int(info["action_mask"].argmin())
+    assert [single.step(forbidden)[3] for _ in range(7)] == [False] * 6 + [True]
+
+
 @settings(max_examples=8, **RELAXED)
 @given(piece=PIECE, seed=st.integers(0, 2**40), labels=st.booleans(), limit=st.integers(1, 30))
 def test_environment_i_of_a_vector_is_a_single_one_seeded_s_plus_i(

@@ -108,6 +108,8 @@ def test_en_passant_that_nobody_can_use_is_not_noted() -> None:
         ("8/8/8/8/8/8/8/K6k w - i9 0 1", "i9 is no square"),
         ("8/8/8/8/8/8/8/KR5k w - - 0 1", "the side to move could take the king"),
         ("8/8/8/8/8/8/8/K6k w - - zero 1", "counters zero 1: expected whole numbers"),
+        ("7k/8/QQQQQQQQ/8/QQ6/8/8/K7 b - - 0 1", "more pieces than promotions can give"),
+        ("7k/8/rrr5/8/8/pppppppp/8/K7 b - - 0 1", "more pieces than promotions can give"),
     ],
 )
 def test_an_illegal_fen_is_one_line(fen: str, message: str) -> None:
@@ -136,3 +138,8 @@ def test_a_promotion_beyond_the_edge_is_refused(move: int) -> None:
     board = read_fen("7k/P6P/8/8/8/8/8/K7 w - - 0 1").tokens[None]
     with pytest.raises(ValueError, match="legal moves"):
         play(board, np.array([move]))
+
+
+def test_the_position_with_the_most_moves_has_room() -> None:
+    most = read_fen("R6R/3Q4/1Q4Q1/4Q3/2Q4Q/Q4Q2/pp1Q4/kBNN1KB1 w - - 0 1")  # Petrovic 1964
+    assert len(most.moves()) == 218
