@@ -62,12 +62,12 @@ class HaltingRule:
 
     def __str__(self) -> str:
         probability = 1 / (1 + np.exp(-self.threshold))
-        about = "right" if self.head == "halt_only" else "better than going on"
-        sure = f"the head gives more than {probability:.2g} to its being {about}"
+        about = "a right answer" if self.head == "halt_only" else "halting to be better than continuing"
+        sure = f"the halting head's probability of {about} is above {probability:.2g}"
         if not self.patience:
             return sure
         stood = "one segment" if self.patience == 1 else f"{self.patience} segments"
-        return f"the answer has stood for {stood} and {sure}"
+        return f"the answer has stood for {stood}, and {sure}"
 
 
 def candidates(head: str) -> list[HaltingRule]:
