@@ -20,9 +20,10 @@ from hrm_agent.launch.cli import UsageError, compose_config
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.names.values import DepthOrNone, Episodes, one_of, shown
 from hrm_agent.parallel.threads import Threads, available_cores, check_device
+from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import check_kernel
 from hrm_agent.supervised.deep_supervision import PRECISIONS, Precision
-from hrm_agent.supervised.evaluation import Solver, evaluate_model
+from hrm_agent.supervised.evaluation import Answering, Solver, evaluate_model, solver_of
 from hrm_agent.supervised.files import find_model, load_model_and_spec, read_info
 from hrm_agent.supervised.kernel_work import choose_for_solving
 from hrm_agent.supervised.model import PuzzleModel
@@ -48,7 +49,7 @@ class LoadedModel:
         halting: rule by which it halts, see `Solver`.
     """
 
-    model: PuzzleModel
+    model: PuzzleModel | Policy
     path: Path
     task: Task
     task_name: str
@@ -59,15 +60,18 @@ class LoadedModel:
     precision: str
 
 
-class TimedSolver(Solver):
+class Timed:
     """A solver that counts its puzzles and the seconds that they take."""
 
     seconds = 0.0
     puzzles = 0
 
+    def __init__(self, solver: Answering) -> None:
+        self.solver, self.segments = solver, solver.segments
+
     def __call__(self, examples: Examples) -> Answers:
         began = time.perf_counter()
-        answers = super().__call__(examples)  # ends with arrays of numpy, so a CUDA device has finished too
+        answers = self.solver(examples)  # ends with arrays of numpy, so a CUDA device has finished too
         self.seconds += time.perf_counter() - began
         self.puzzles += len(examples)
         return answers
@@ -103,9 +107,10 @@ def solve(
         task_options: changed options of the task. Puzzles must keep the shape that the model was trained for.
         split: `test` or `validation`.
         puzzles: puzzles to solve, the first of the split.
-        segments: segments per puzzle; 0: as many as in training.
+        segments: segments per puzzle, or per character of a text; 0: as many as in training.
         halt: solve them a second time, with each puzzle stopping when the model halts. Without, the scores of halting
-            are computed from the answers after all segments, and not timed.
+            are computed from the answers after all segments, and not timed. Not of a text, which is scored by
+            probability after all segments.
         precision: of the matrix products, `float32` or `bfloat16`; None: as in training.
         device: `cpu`, or a CUDA device.
         out: file for the JSON, written atomically.
@@ -137,6 +142,8 @@ def solve(
     if kernel == "compiled":
         raise ValueError("kernel=compiled: puzzles halt, and a batch of every size would be compiled; use kernel=auto")
     loaded = _load(Path(model), best, task, task_options or {})
+    if halt and loaded.task.by_probability:
+        raise ValueError(f"halt=true with task={loaded.task_name}, which runs all segments; leave it out")
     if submission is not None and loaded.task_name != "arc":
         raise ValueError(f"submission={submission}: only task=arc1 and task=arc2 have one; leave it out")
     precision = precision or loaded.precision
@@ -160,8 +167,9 @@ def _load(path: Path, best: bool, task: str | None, options: dict[str, Any]) -> 
     info = read_info(file.parent)
     name, options = choose_task(path, task, options, info)
     made = _build(name, options, info.get("seed", 0))
-    check_shape(name, made.spec, spec, model.puzzles is not None)
-    if model.patches is not None and model.patches.encoder.crop and options.get("label_border"):
+    puzzles, patches = (model.puzzles, model.patches) if isinstance(model, PuzzleModel) else (None, None)
+    check_shape(name, made.spec, spec, puzzles is not None)
+    if patches is not None and patches.encoder.crop and options.get("label_border"):
         raise UsageError("the model does not answer on the outer ring of a maze; add task_options.label_border=false")
     thinking = info.get("max_segments", 16), info.get("halting", "halt_only"), info.get("precision", "float32")
     return LoadedModel(model, file, made, name, options, info, *thinking)
@@ -178,7 +186,7 @@ def _load_published(path: Path, task: str | None, options: dict[str, Any]) -> Lo
     return LoadedModel(model, file, made, name, options, facts, *thinking)
 
 
-FILES = ("train", "test", "identifiers")
+FILES = ("train", "test", "identifiers", "path")
 """Options of tasks that name files."""
 
 
@@ -233,14 +241,15 @@ def check_shape(name: str, task: TaskSpec, model: TaskSpec, tells_puzzles_apart:
         ("tokens of a puzzle", task.sequence_length, model.sequence_length),
         ("ids of inputs", task.input_ids, model.input_ids),
         ("ids of answers", task.answer_ids, model.answer_ids),
+        ("characters", task.alphabet, model.alphabet),
     ]
     if tells_puzzles_apart:
         compared.append(("puzzle identifiers", task.num_puzzles, model.num_puzzles))
     for what, has, expected in compared:
         if has != expected:
             raise UsageError(
-                f"task={name}: {what} {has}, but the model was trained for {expected}; a model's shape is fixed, "
-                "give options that make such puzzles"
+                f"task={name}: {what} {shown(has)}, but the model was trained for {shown(expected)}; a model's shape "
+                "is fixed, give options that make such puzzles"
             )
 
 
@@ -249,10 +258,16 @@ def _report(
 ) -> dict[str, Any]:
     model, spec = loaded.model.to(device), loaded.task.spec
     threads = Threads(available_cores())
-    solver = TimedSolver(model, segments, None, threads, precision)
-    stopping = TimedSolver(model, segments, loaded.halting, threads, precision) if halt else None
+    entropy = loaded.info.get("cross_entropy") or "stablemax"
+    reader, warming = (solver_of(model, loaded.task, split, count, entropy) for count in (segments, 1))
+    for each in (reader, warming):
+        each.threads, each.precision = threads, precision
+    solver, stopping = Timed(reader), None
+    if halt:
+        assert isinstance(model, PuzzleModel)
+        stopping = Timed(Solver(model, segments, loaded.halting, threads, precision))
     blank = np.zeros((WARM_UP, spec.sequence_length), np.int32)
-    Solver(model, 1, None, threads, precision)(Examples(blank, blank, blank[:, 0]))
+    warming(Examples(blank, blank, blank[:, 0]))
     report = evaluate_model(solver, loaded.task, split, puzzles, loaded.halting, stopping=stopping)
     report["ms_per_puzzle"] = solver.ms_per_puzzle
     if stopping is not None:

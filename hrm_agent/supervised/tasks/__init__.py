@@ -1,4 +1,4 @@
-"""Puzzle tasks by name: mazes, Sudoku, ARC-AGI, and files in the published formats."""
+"""Puzzle tasks by name: mazes, Sudoku, ARC-AGI, files in the published formats, and texts."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ TASKS = {
     "sudoku": "sudoku:SudokuTask",
     "arc": "arc:ArcTask",
     "csv": "published_csv:CsvTask",
+    "text": "text:TextTask",
 }
 """Name -> module of this package and class; imported when used, as some need further packages."""
 
