@@ -228,7 +228,7 @@ class StreamSolver:
     def __call__(self, examples: Examples) -> Answers:
         count, length = examples.inputs.shape
         begins = np.zeros((count, length), np.bool_)
-        begins[:, 0] = self.begins[:count]
+        begins[: len(self.begins), 0] = self.begins[:count]
         begins[0, 0] = True
         text = Stream(examples.inputs.ravel(), examples.labels.ravel(), begins.ravel())
         read = []
