@@ -139,7 +139,9 @@ class StreamLearner:
         loss = token_losses(decision.logits, following, self.config.cross_entropy).sum() / labels.numel()
         right = (decision.logits.detach().argmax(-1) == following).sum()
         measured = {"loss": loss.detach(), "bits": loss.detach() / np.log(2), "right": right}
-        return part_of(loss, measured, self.parameters), tuple(s.detach() for s in decision.state)
+        # Back to the dtype of the weights, which cores without norms leave in bfloat16.
+        after = tuple(new.detach().to(old.dtype) for new, old in zip(decision.state, state, strict=True))
+        return part_of(loss, measured, self.parameters), after
 
     def averaged(self) -> Averaged[Policy]:
         """The model with the averaged weights inside a `with` block."""

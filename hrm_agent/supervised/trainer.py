@@ -232,10 +232,14 @@ class SupervisedTrainer(RunLoop):
 
     def metadata(self) -> dict[str, Any]:
         own = {"best": self.best, "validation": self.validation, "sums": dict(self._sums)}
+        if isinstance(self.task, TextTask):
+            own["text"] = self.task.fingerprint
         return {**own, "learner": self.learner.metadata()}
 
     def restore(self, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> None:
         saved = converted("checkpoint", dict(metadata), RunMetadata)
+        if isinstance(self.task, TextTask) and saved.text != self.task.fingerprint:
+            raise ValueError("the text is not the one that the run began with; put that back, or begin a new run")
         if isinstance(self.learner, DeepSupervision):
             check_batch(unflatten("batch", tensors), self.task.spec, self.learner.config.batch_size)
         self.learner.restore(tensors, saved.learner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated
 
 import numpy as np
@@ -102,6 +103,15 @@ class TextTask(Task):
         """Which of all windows of `examples` begin a work: bool `[N]`; the others follow the one before."""
         check_split(split)
         return np.concatenate([np.arange(self._windows(work)) == 0 for work in self._parts[split]])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the text as it is cut and numbered; a resumed run must find the same."""
+        found = hashlib.sha256(self.alphabet.characters.encode("utf-8", "surrogatepass"))
+        for split in SPLITS:
+            for work in self._parts[split]:
+                found.update(f"{split} {len(work)} ".encode() + work.tobytes())
+        return found.hexdigest()
 
     def stream(self, split: str) -> Stream:
         """A whole part, one character a step."""

@@ -110,6 +110,21 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     assert read(run / "eval.json") == read(folder / "eval.json")
 
 
+def test_a_run_goes_on_with_its_own_text_only(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_text(tmp_path)
+    short = ["total_steps=2", "checkpoint_every=0", "eval_every=0", "test_puzzles=0"]
+    run_command(monkeypatch, "supervise", *words(form, other, tmp_path / "run"), *short)
+    other.write_text(other.read_text()[::-1])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run_command(monkeypatch, "supervise", f"resume={tmp_path / 'run'}", "total_steps=4")
+    assert exit_.value.code != 0
+    assert "the text is not the one that the run began with" in capsys.readouterr().err.splitlines()[-1]
+    assert not list((tmp_path / "run").rglob("*.damaged"))
+
+
 def test_solve_repeats_the_scores_of_the_run(run: Path, text: Path) -> None:
     report = solve(str(run), task_options={"path": str(text)}, best=False, kernel="plain")
     known = read(run / "eval.json")

@@ -122,6 +122,14 @@ def test_five_steps_and_five_more_equal_ten(carry: str, optimizer: str) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("core", ["trm", "gru", "lstm"])
+def test_states_keep_their_dtype_in_bfloat16(core: str) -> None:
+    learner = make_learner(make_carried("full", core=core), precision="bfloat16", **MOVING)
+    before = learner.state
+    assert np.isfinite(learner.step(0.0)["loss"])
+    assert [s.dtype for s in learner.state] == [s.dtype for s in before] == [torch.float32] * len(before)
+
+
 FORGED = {
     "places": lambda t: t["places"].add_(10_000),
     "negative places": lambda t: t["places"].sub_(10_000),
