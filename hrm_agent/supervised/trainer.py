@@ -137,7 +137,7 @@ class SupervisedTrainer(RunLoop):
         train = {**means, "puzzles": self.learner.seen, "samples_per_second": speed, "seconds": self.seconds}
         log.scalars(self.position, train=train)
         parts = [f"{self.position:,} steps", f"loss {means['loss']:.3f}", f"cells {means['cells']:.3f}"]
-        if "exact_at_halt" in means:
+        if "exact_at_halt" in means and not self.task.by_probability:
             parts.append(f"exact {means['exact_at_halt']:.3f} when halted")
         if self.validation:
             shown = "bits" if "bits" in self.validation else self.score
