@@ -72,8 +72,11 @@ def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel | Policy:
     Raises:
         ValueError: the settings do not fit each other or the task.
     """
-    if config.carry is not None:
-        return _build_stream_policy(config, spec)
+    return build_puzzle_model(config, spec) if config.carry is None else _build_stream_policy(config, spec)
+
+
+def build_puzzle_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel:
+    """A model of whole puzzles, whatever `carry`. Raises: ValueError, see `build_model`."""
     options = dict(config.core_options)
     own = options.pop("positions", "none")
     return PuzzleModel(
