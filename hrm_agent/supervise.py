@@ -24,9 +24,11 @@ from hrm_agent.names.installed import leave_out_working_folder
 from hrm_agent.names.values import EpisodesOrNone, checked
 from hrm_agent.parallel.memory import at_most, room_for_weights
 from hrm_agent.parallel.processes import check_local_device, join
+from hrm_agent.policies.policy import Policy
 from hrm_agent.supervised.deep_supervision import check_processes
 from hrm_agent.supervised.evaluation import format_report
 from hrm_agent.supervised.files import build_model, check_answerable
+from hrm_agent.supervised.streams import check_single
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.trainer import SupervisedTrainer
 
@@ -65,7 +67,10 @@ def check_run(cfg: DictConfig, folder: Path | None = None) -> None:
     with at_most(room_for_weights(), too_large):
         made = build_model(model, task.spec)
     check_answerable(made, task)
-    check_processes(made, training, join())
+    if isinstance(made, Policy):
+        check_single(join())
+    else:
+        check_processes(made, training, join())
     test_puzzles = values.get("test_puzzles", SuperviseCommand.test_puzzles)
     for split, count in (("validation", config.eval_puzzles), ("test", test_puzzles)):
         if count:

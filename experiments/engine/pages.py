@@ -20,8 +20,8 @@ from experiments.engine.tables import SHORT, arm_rows, levels_line, table
 
 ON_LEVELS = ("lesions.json", "baselines.json", "size_shift.json", "lstm.json")
 """Further files of records that were measured on levels."""
-ELSEWHERE = ("authors_maze", "chess", "defaults", "supervised")
-"""Folders whose records are not of the splits' levels: of the authors' code, of validation alone, of puzzles."""
+ELSEWHERE = ("authors_maze", "chess", "defaults", "language", "supervised")
+"""Folders whose records are not of the splits' levels: of the authors' code, validation, puzzles, text."""
 
 
 def settings_of(folder: Path, file: str = "study.yaml") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from hrm_agent.launch.settings import resolve
 from hrm_agent.launch.supervised_settings import settings
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised.deep_supervision import DeepSupervision, to_batch
-from hrm_agent.supervised.files import build_model
+from hrm_agent.supervised.files import build_puzzle_model
 from hrm_agent.supervised.losses import puzzle_loss
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.tasks import build_task
@@ -32,7 +32,7 @@ def segment(options: Options) -> Iterator[Case]:
     task = build_task(run.task, run.task_options, 0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build_model(model_config, task.spec)
+        model = build_puzzle_model(model_config, task.spec)
 
     def make(path: str) -> Competitor:
         own = copy.deepcopy(model)

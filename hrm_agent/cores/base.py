@@ -53,6 +53,11 @@ class Core(nn.Module):
         self.grid = check_grid(grid, length)
 
     @property
+    def causal(self) -> bool:
+        """Whether no output depends on a token that comes after it."""
+        return False
+
+    @property
     def gradient_reaches_state(self) -> bool:
         """Whether the gradient reaches the state that a segment starts from."""
         return True

@@ -22,12 +22,16 @@ from hrm_agent.cores.sweep import SweepMixing
 from hrm_agent.names.values import one_of
 
 MIXINGS = ("attention", "mlp", "conv", "sweep", "units", "attention_conv", "attention_local")
+CAUSAL_MIXINGS = ("attention", "conv", "sweep")
+"""Those that can mix backwards only: no token then sees one that comes after it."""
 POSITIONS = ("rope", "rope2d", "none")
 Mixing = Annotated[str, one_of(MIXINGS)]
 Positions = Annotated[str, one_of(POSITIONS)]
 Expansion = Annotated[float, Meta(gt=0, le=64)]
 ROPE_THETA = 10_000.0
 WIDTH_MULTIPLE = 256
+CAUSAL_TAPS = 4
+"""Tokens that a causal convolution sees: its own and those just before it."""
 BIAS_RADIUS = 3
 """Offsets between cells, in rows and columns, are clipped to this by `attention_local`."""
 
@@ -66,6 +70,18 @@ class GridConv(nn.Module):
         image = cells.reshape(batch, self.rows, self.cols, channels).permute(0, 3, 1, 2)
         mixed = F.conv2d(image, self.weight, padding=1, groups=channels)
         return mixed.permute(0, 2, 3, 1).reshape(batch, length, channels)
+
+
+class LineConv(nn.Module):
+    """A depthwise convolution of every token with the `CAUSAL_TAPS - 1` before it: float[B, L, C] -> the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(truncated_normal_(torch.empty(channels, 1, 1, CAUSAL_TAPS), CAUSAL_TAPS**-0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = F.pad(x, (0, 0, CAUSAL_TAPS - 1, 0)).transpose(1, 2)[:, :, None]  # channels last, as `GridConv`'s
+        return F.conv2d(image, self.weight, groups=x.shape[2])[:, :, 0].transpose(1, 2)
 
 
 class SwiGLU(nn.Module):
@@ -122,11 +138,11 @@ class OffsetBias(nn.Module):
 
 
 class AttentionMixing(nn.Module):
-    """Non-causal multi-head attention over all tokens, with its residual and norm."""
+    """Multi-head attention over all tokens, or over those up to its own (`causal`), with its residual and norm."""
 
-    def __init__(self, hidden_size: int, num_heads: int, bias: OffsetBias | None = None) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, bias: OffsetBias | None = None, causal: bool = False) -> None:
         super().__init__()
-        self.bias = bias
+        self.bias, self.causal = bias, causal
         self.num_heads = num_heads
         self.qkv = linear(hidden_size, 3 * hidden_size)
         self.out = linear(hidden_size, hidden_size)
@@ -140,7 +156,7 @@ class AttentionMixing(nn.Module):
         query, key = qk.chunk(2, dim=2)
         bias = None if self.bias is None else self.bias()
         mixed = F.scaled_dot_product_attention(
-            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias
+            query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=bias, is_causal=self.causal
         )
         return rms_norm(x + self.out(mixed.transpose(1, 2).reshape(batch, length, size)))
 
@@ -161,13 +177,21 @@ class ConvMixing(nn.Module):
     """A 3x3 depthwise convolution in attention's place.
 
     Prefix tokens have no neighbours: their mean is added to all tokens, and the grid's mean to them, each with a
-    weight per channel. Without a grid this is all the mixing there is.
+    weight per channel. Without a grid this is all the mixing there is. With `causal` all tokens are one line, convolved
+    with those before them (`LineConv`), and there are no means.
     """
 
-    def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None) -> None:
+    def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None, causal: bool = False) -> None:
         super().__init__()
-        self.conv = None if grid is None else GridConv(hidden_size, length, grid)
-        self.prefix = length if self.conv is None else self.conv.prefix
+        self.conv: GridConv | LineConv | None = None
+        self.prefix = 0
+        if causal:
+            self.conv = LineConv(hidden_size)
+        elif grid is None:
+            self.prefix = length
+        else:
+            self.conv = GridConv(hidden_size, length, grid)
+            self.prefix = self.conv.prefix
         # Row 0 weighs the mean of the tokens before the grid, row 1 that of the grid.
         self.pooled = nn.Parameter(torch.ones(2, hidden_size)) if self.prefix else None
 
@@ -255,6 +279,7 @@ class BlockConfig:
         branch_gain: factor on the initial weights that end a residual branch (convolution, sweep, attention's output,
             `down`). 1 as published; below 1 the block starts near the identity, so that a state carried over
             many steps is not scrambled before anything is learned.
+        causal: no token sees one that comes after it, prefix and grid being one line; of `CAUSAL_MIXINGS`.
     """
 
     num_heads: int = 4
@@ -262,6 +287,7 @@ class BlockConfig:
     expansion: float = 4.0
     inner_size: int | None = None
     branch_gain: float = 1.0
+    causal: bool = False
 
 
 class Block(nn.Module):
@@ -274,8 +300,8 @@ class Block(nn.Module):
         config: see `BlockConfig`.
 
     Raises:
-        ValueError: an unknown mixing, heads that do not divide D, a convolution without a grid, or a gain that
-            is not above 0.
+        ValueError: an unknown mixing, one that cannot be causal, heads that do not divide D, a convolution without a
+            grid, or a gain that is not above 0.
     """
 
     def __init__(
@@ -287,13 +313,17 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.mixing = config, check_choice("mixing", config.mixing, MIXINGS)
-        mixing, expansion, inner_size = config.mixing, config.expansion, config.inner_size
+        mixing, expansion, inner_size, causal = config.mixing, config.expansion, config.inner_size, config.causal
+        if causal and mixing not in CAUSAL_MIXINGS:
+            raise ValueError(
+                f"causal=true with mixing={mixing}, which mixes forwards too; use one of {', '.join(CAUSAL_MIXINGS)}"
+            )
         inner = swiglu_width(hidden_size, expansion, inner_size)
         self.mixer: nn.Module
         if mixing == "conv":
-            self.mixer = ConvMixing(hidden_size, length, grid)
+            self.mixer = ConvMixing(hidden_size, length, grid, causal)
         elif mixing == "sweep":
-            self.mixer = SweepMixing(hidden_size, length, grid)
+            self.mixer = SweepMixing(hidden_size, length, grid, causal)
         elif mixing == "units":
             self.mixer = UnitsMixing(hidden_size, length, grid)
         elif mixing == "mlp":
@@ -301,7 +331,7 @@ class Block(nn.Module):
         else:
             check_heads(hidden_size, config.num_heads)
             bias = OffsetBias(config.num_heads, length, grid) if mixing == "attention_local" else None
-            self.mixer = AttentionMixing(hidden_size, config.num_heads, bias)
+            self.mixer = AttentionMixing(hidden_size, config.num_heads, bias, causal)
         conv = GridConv(inner, length, grid) if mixing == "attention_conv" else None
         self.mlp = SwiGLU(hidden_size, inner, conv)
         if config.branch_gain <= 0:

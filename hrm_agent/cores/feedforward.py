@@ -21,7 +21,7 @@ class FeedForward(Core):
     Args:
         hidden_size, length, grid: see `Core`.
         layers: number of blocks.
-        num_heads, mixing, expansion, inner_size, branch_gain: see `BlockConfig`.
+        num_heads, mixing, expansion, inner_size, branch_gain, causal: see `BlockConfig`.
         positions: `rope`, `rope2d` or `none`; only attention uses them.
 
     Raises:
@@ -42,12 +42,17 @@ class FeedForward(Core):
         expansion: Expansion = 4.0,
         inner_size: Count | None = None,
         branch_gain: Positive = 1.0,
+        causal: bool = False,
     ) -> None:
         super().__init__(hidden_size, length, grid)
         check_at_least("layers", layers, 1)
         self.rotary = RotaryPositions(positions, mixing, hidden_size, num_heads, length, self.grid)
-        block = BlockConfig(num_heads, mixing, expansion, inner_size, branch_gain)
+        block = BlockConfig(num_heads, mixing, expansion, inner_size, branch_gain, causal)
         self.blocks = BlockStack(layers, hidden_size, length, self.grid, block)
+
+    @property
+    def causal(self) -> bool:
+        return self.blocks.config.causal
 
     def initial_state(self, batch_size: int) -> FeedForwardState:
         return FeedForwardState()

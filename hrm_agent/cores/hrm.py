@@ -16,7 +16,7 @@ class HRM(TwoLatentCore):
     Args:
         hidden_size, length, grid: see `Core`.
         H_layers, L_layers: blocks of the two networks.
-        num_heads, mixing, expansion, inner_size, branch_gain: see `BlockConfig`.
+        num_heads, mixing, expansion, inner_size, branch_gain, causal: see `BlockConfig`.
         H_cycles, L_cycles: outer cycles, and updates of z_L in each.
         positions: `rope`, `rope2d` or `none`; only attention uses them.
         cycle_gradient: `last`, as published: only the last update of z_L and the last of z_H have a
@@ -44,8 +44,9 @@ class HRM(TwoLatentCore):
         inner_size: Count | None = None,
         branch_gain: Positive = 1.0,
         cycle_gradient: CycleGradient = "last",
+        causal: bool = False,
     ) -> None:
-        block = BlockConfig(num_heads, mixing, expansion, inner_size, branch_gain)
+        block = BlockConfig(num_heads, mixing, expansion, inner_size, branch_gain, causal)
         super().__init__(hidden_size, length, grid, H_cycles, L_cycles, positions, cycle_gradient, block)
         self.H_net = self._stack("H_layers", H_layers)
         self.L_net = self._stack("L_layers", L_layers)

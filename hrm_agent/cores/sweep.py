@@ -40,8 +40,8 @@ class _CompiledScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
         x, projected, weight = (tensor.detach().contiguous() for tensor in (x, projected, weight))
-        outer, steps, lanes, _, _, groups = projected.shape
-        gates = projected.new_empty(2, outer, steps, lanes, groups)
+        outer, steps, lanes, ways, _, groups = projected.shape
+        gates = projected.new_empty(ways, outer, steps, lanes, groups)
         sweep_kernel.lay_logits(projected.numpy(), gates.numpy())
         gates.sigmoid_()
         out = torch.empty_like(x)
@@ -56,8 +56,8 @@ class _CompiledScan(torch.autograd.Function):
         x_gradient, gate_gradient, weight_gradient = map(torch.empty_like, (x, gates, weight))
         given = (x, gates, weight, gradient.contiguous(), x_gradient, gate_gradient, weight_gradient)
         sweep_kernel.scan_backward(*(tensor.numpy() for tensor in given))
-        _, outer, steps, lanes, groups = gates.shape
-        projected_gradient = gates.new_empty(outer, steps, lanes, 2, 2, groups)
+        ways, outer, steps, lanes, groups = gates.shape
+        projected_gradient = gates.new_empty(outer, steps, lanes, ways, 2, groups)
         sweep_kernel.lay_logits_backward(gates.numpy(), gate_gradient.numpy(), projected_gradient.numpy())
         return x_gradient, projected_gradient, weight_gradient
 
@@ -71,7 +71,7 @@ def scan_lines_plain(x: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
     """
     groups, channels = projected.shape[-1], x.shape[-1]
     out = torch.zeros_like(x)
-    for way in range(2):
+    for way in range(len(weight)):
         logits = projected[..., way, 0, :] + _behind(projected[..., way, 1, :], 1, way)
         gate = torch.cat([torch.sigmoid(logits)] * (channels // groups), dim=-1)
         held, through, span = (1 - gate) * x, gate, 1
@@ -91,16 +91,18 @@ def _behind(lines: Tensor, by: int, way: int) -> Tensor:
 
 
 def scan_lines(x: Tensor, projected: Tensor, weight: Tensor) -> Tensor:
-    """What arrives at every cell of many lines, from both ends: the sum over the two ways of `weight * m`.
+    """What arrives at every cell of many lines: the sum over the ways of `weight * m`.
+
+    Way 0 runs from the first cell to the last, way 1, where there is one, back.
 
     `m_i = a_i h_{i-1}` arrives, `h_i = m_i + (1 - a_i) x_i` is passed on, `h` is 0 before the first cell. As a weighted
     mean of cells it never exceeds the largest of them, however long the line.
 
     Args:
         x: float [O, S, M, C]: O times M lines of S cells, the lines next to each other in memory.
-        projected: float [O, S, M, 2, 2, G]; for each way a cell's own part of the logits of its gates, and its part of
-            those of the cell that comes after it. Channel c has gate c mod G; G divides C.
-        weight: float [2, C].
+        projected: float [O, S, M, W, 2, G]; for each of W ways, 1 or 2, a cell's own part of the logits of its gates,
+            and its part of those of the cell that comes after it. Channel c has gate c mod G; G divides C.
+        weight: float [W, C].
 
     Returns:
         float [O, S, M, C], in the dtype of `x`; sums of half precision are done in float32.
@@ -119,20 +121,23 @@ class AxisSweep(nn.Module):
     Args:
         channels: C.
         along: `rows` or `cols`.
+        ways: 2: messages run both ways; 1: from the first cell to the last alone.
     """
 
-    def __init__(self, channels: int, along: str) -> None:
+    def __init__(self, channels: int, along: str, ways: int = 2) -> None:
         super().__init__()
-        self.along = along
+        self.along, self.ways = along, ways
         self.groups = next(g for g in range(min(GATE_GROUPS, channels), 0, -1) if channels % g == 0)
         # No bias at first: gates start around 1/2, and messages reach a few cells either way.
-        self.gates = linear(channels, 4 * self.groups, bias=True)
-        self.weight = nn.Parameter(truncated_normal_(torch.empty(2, channels), WEIGHT_STD))
+        self.gates = linear(channels, 2 * ways * self.groups, bias=True)
+        # One message alone, of a line that runs one way, has the variance of the four.
+        std = WEIGHT_STD * (2.0 if ways == 1 else 1.0)
+        self.weight = nn.Parameter(truncated_normal_(torch.empty(ways, channels), std))
 
     def forward(self, image: Tensor) -> Tensor:
         batch, rows, cols, channels = image.shape
         lines = (batch * rows, cols, 1) if self.along == "rows" else (batch, rows, cols)
-        projected = self.gates(image).view(*lines, 2, 2, self.groups)
+        projected = self.gates(image).view(*lines, self.ways, 2, self.groups)
         return scan_lines(image.reshape(*lines, channels), projected, self.weight).view(image.shape)
 
 
@@ -166,16 +171,45 @@ class GridSweep(nn.Module):
             axis.weight.mul_(gain)
 
 
+class LineSweep(nn.Module):
+    """Messages from every token to those after it, and to none before: float[B, L, C] -> the same, without the tokens
+    themselves.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.along_line = AxisSweep(channels, "rows", ways=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.along_line(x[:, None])[:, 0]
+
+    @torch.no_grad()
+    def scale(self, gain: float) -> None:
+        """Multiply the initial weights of arriving messages; the gates are not changed."""
+        self.along_line.weight.mul_(gain)
+
+
 class SweepMixing(nn.Module):
     """Messages along the rows and columns of the grid (`GridSweep`) in attention's place, with its residual and norm.
 
-    Prefix tokens are mixed as in `ConvMixing`. There are no rotary positions.
+    Prefix tokens are mixed as in `ConvMixing`. There are no rotary positions. With `causal` all tokens are one line,
+    along which messages run one way (`LineSweep`).
     """
 
-    def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None) -> None:
+    def __init__(self, hidden_size: int, length: int, grid: tuple[int, int] | None, causal: bool = False) -> None:
         super().__init__()
-        self.sweep = None if grid is None else GridSweep(hidden_size, length, grid)
-        self.prefix = length if self.sweep is None else self.sweep.prefix
+        self.sweep: GridSweep | LineSweep | None = None
+        self.prefix = 0
+        if causal:
+            self.sweep = LineSweep(hidden_size)
+        elif grid is None:
+            self.prefix = length
+        else:
+            self.sweep = GridSweep(hidden_size, length, grid)
+            self.prefix = self.sweep.prefix
         self.pooled = nn.Parameter(torch.ones(2, hidden_size)) if self.prefix else None
 
     def forward(self, x: Tensor, angles: Any) -> Tensor:

@@ -3,7 +3,7 @@
 
 Arrays are [outer, steps, lanes, channels]: lines of `steps` cells, `lanes` of them next to each other in memory.
 Rows of an image are outer = batch x rows, lanes = 1; columns are outer = batch, lanes = columns. Channel c has gate
-c % groups. Way 0 runs from the first step to the last, way 1 back.
+c % groups. Way 0 runs from the first step to the last, way 1 back; there are W ways, 1 or 2.
 
 The innermost loops run over all channels, the gates laid out to as many: with a loop over each group the scan takes
 twice as long. numba's own threads are not used, since the batch is split over Python threads
@@ -25,8 +25,8 @@ def scan(x, gates, weight, out):
 
     Args:
         x: float [O, S, M, C].
-        gates: float [2, O, S, M, G], the a.
-        weight: float [2, C].
+        gates: float [W, O, S, M, G], the a.
+        weight: float [W, C].
         out: float [O, S, M, C], written.
     """
     outer, steps, lanes, channels = x.shape
@@ -34,7 +34,7 @@ def scan(x, gates, weight, out):
     held_lanes = np.empty((lanes, channels), x.dtype)
     a = np.empty(channels, x.dtype)
     for o in range(outer):
-        for way in range(2):
+        for way in range(len(weight)):
             held_lanes[:] = 0
             w = weight[way]
             for i in range(steps):
@@ -77,7 +77,7 @@ def scan_backward(x, gates, weight, gradient, x_gradient, gate_gradient, weight_
     line = np.empty(channels, x.dtype)
     weight_gradient[:] = 0
     for o in range(outer):
-        for way in range(2):
+        for way in range(len(weight)):
             w = weight[way]
             for i in range(steps - 1):
                 s = steps - 1 - i if way else i
@@ -122,11 +122,11 @@ def lay_logits(projected, logits):
     """Logits of the gates: a cell's own part plus the part that the cell before it contributes.
 
     Args:
-        projected: float [O, S, M, 2, 2, G]; per way, a cell's own part and its part for the next cell.
-        logits: float [2, O, S, M, G], written.
+        projected: float [O, S, M, W, 2, G]; per way, a cell's own part and its part for the next cell.
+        logits: float [W, O, S, M, G], written.
     """
-    outer, steps, lanes, _, _, groups = projected.shape
-    for way in range(2):
+    outer, steps, lanes, ways, _, groups = projected.shape
+    for way in range(ways):
         for o in range(outer):
             for s in range(steps):
                 behind = s + 1 if way else s - 1
@@ -146,11 +146,11 @@ def lay_logits_backward(gates, gate_gradient, gradient):
     """From the gradient of the gates to that of `lay_logits`'s input, through the sigmoid between them.
 
     Args:
-        gates, gate_gradient: float [2, O, S, M, G].
-        gradient: float [O, S, M, 2, 2, G], written.
+        gates, gate_gradient: float [W, O, S, M, G].
+        gradient: float [O, S, M, W, 2, G], written.
     """
-    _, outer, steps, lanes, groups = gates.shape
-    for way in range(2):
+    ways, outer, steps, lanes, groups = gates.shape
+    for way in range(ways):
         for o in range(outer):
             for s in range(steps):
                 behind = s + 1 if way else s - 1

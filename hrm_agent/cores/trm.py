@@ -16,7 +16,7 @@ class TRM(TwoLatentCore):
     Args:
         hidden_size, length, grid: see `Core`.
         layers: blocks of the network.
-        num_heads, mixing, expansion, inner_size, branch_gain: see `BlockConfig`.
+        num_heads, mixing, expansion, inner_size, branch_gain, causal: see `BlockConfig`.
         H_cycles, L_cycles: outer cycles, and updates of z_L in each.
         positions: `rope`, `rope2d` or `none`; only attention uses them.
         cycle_gradient: `last`, as published: only the last outer cycle has a gradient, so with more than
@@ -45,8 +45,9 @@ class TRM(TwoLatentCore):
         inner_size: Count | None = None,
         branch_gain: Positive = 1.0,
         cycle_gradient: CycleGradient = "last",
+        causal: bool = False,
     ) -> None:
-        block = BlockConfig(num_heads, mixing, expansion, inner_size, branch_gain)
+        block = BlockConfig(num_heads, mixing, expansion, inner_size, branch_gain, causal)
         super().__init__(hidden_size, length, grid, H_cycles, L_cycles, positions, cycle_gradient, block)
         self.net = self._stack("layers", layers)
         self._draw_initial_state()

@@ -90,6 +90,10 @@ class TwoLatentCore(Core):
         return self.updates if self.cycle_gradient == "all" else min(self.published_updates, self.updates)
 
     @property
+    def causal(self) -> bool:
+        return self._block.causal
+
+    @property
     def gradient_reaches_state(self) -> bool:
         """Through z_H, if not through z_L: the first update of z_H must have a gradient."""
         return self.updates - self.trained_updates <= self.L_cycles

@@ -20,9 +20,10 @@ from hrm_agent.launch.cli import UsageError, compose_config
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.names.values import Depth, DepthOrNone, Episodes, NonNegative, Seed, check_fields, one_of, shown
 from hrm_agent.parallel.threads import Threads, available_cores, check_device
+from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import check_kernel
 from hrm_agent.supervised.deep_supervision import Precision
-from hrm_agent.supervised.evaluation import Solver, evaluate_model
+from hrm_agent.supervised.evaluation import Answering, Solver, evaluate_model, solver_of
 from hrm_agent.supervised.files import find_model, halting_rule_of, load_model_and_spec, load_resized, read_info
 from hrm_agent.supervised.halting import HaltingRule
 from hrm_agent.supervised.kernel_work import choose_for_solving
@@ -55,7 +56,7 @@ class LoadedModel:
         halting: rule by which it halts.
     """
 
-    model: PuzzleModel
+    model: PuzzleModel | Policy
     path: Path
     task: Task
     task_name: str
@@ -102,16 +103,26 @@ class Inference:
         """With the segments and the precision that a model was trained with, where none are given."""
         return replace(self, segments=self.segments or loaded.segments, precision=self.precision or loaded.precision)
 
+    def check_for_text(self, task: str) -> None:
+        """Raises: ValueError for what a text, which runs all segments of every character, has not."""
+        given = {"halt=true": self.halt, f"halting={self.halting}": self.halting != "stored"}
+        for setting, asked in {**given, f"noise={self.noise:g}": self.noise > 0}.items():
+            if asked:
+                raise ValueError(f"{setting} with task={task}, which runs all segments; leave it out")
 
-class TimedSolver(Solver):
+
+class Timed:
     """A solver that counts its puzzles and the seconds that they take."""
 
     seconds = 0.0
     puzzles = 0
 
+    def __init__(self, solver: Answering) -> None:
+        self.solver, self.segments = solver, solver.segments
+
     def __call__(self, examples: Examples) -> Answers:
         began = time.perf_counter()
-        answers = super().__call__(examples)  # ends with arrays of numpy, so a CUDA device has finished too
+        answers = self.solver(examples)  # ends with arrays of numpy, so a CUDA device has finished too
         self.seconds += time.perf_counter() - began
         self.puzzles += len(examples)
         return answers
@@ -153,9 +164,10 @@ def solve(
             their grid may have another size, where no weight of the model depends on it.
         split: `test` or `validation`.
         puzzles: puzzles to solve, the first of the split.
-        segments: segments per puzzle; 0: as many as in training.
+        segments: segments per puzzle, or per character of a text; 0: as many as in training.
         halt: solve them a second time, with each puzzle stopping when the model halts. Without, the scores of halting
-            are computed from the answers after all segments, and not timed.
+            are computed from the answers after all segments, and not timed. Not of a text, which is scored by
+            probability after all segments; nor is there a rule, or noise, for a text.
         halting: rule by which the model halts: `stored` beside it, as its training chose on validation puzzles (the
             published one where there is none); `published`; or `validation`, chosen now on 256 validation puzzles.
         samples: runs of every puzzle, each with noise of its own; the answer is that of the run which the halting head
@@ -189,6 +201,8 @@ def solve(
     asked = Inference(segments, halt, halting, samples, noise, seed, precision, device, kernel)
     place = find_named(model)
     loaded = load_to_solve(place, best, task, task_options)
+    if loaded.task.by_probability:
+        asked.check_for_text(loaded.task_name)
     if submission is not None and loaded.task_name != "arc":
         raise ValueError(f"submission={submission}: only task=arc1 and task=arc2 have one; leave it out")
     how = asked.of(loaded)
@@ -222,8 +236,9 @@ def load_to_solve(
         resized = load_resized(file, made.spec.grid)
         if resized is not None:
             model, spec = resized, replace(spec, sequence_length=made.spec.sequence_length, grid=made.spec.grid)
-    check_shape(name, made.spec, spec, model.puzzles is not None)
-    if model.patches is not None and model.patches.encoder.crop and options.get("label_border"):
+    apart, patches = (model.puzzles, model.patches) if isinstance(model, PuzzleModel) else (None, None)
+    check_shape(name, made.spec, spec, apart is not None)
+    if patches is not None and patches.encoder.crop and options.get("label_border"):
         raise UsageError("the model does not answer on the outer ring of a maze; add task_options.label_border=false")
     thinking = info.get("max_segments", 16), halting_rule_of(info), info.get("precision", "float32")
     return LoadedModel(model, file, made, name, options, info, *thinking)
@@ -240,8 +255,8 @@ def _load_published(path: Path, task: str | None, options: dict[str, Any]) -> Lo
     return LoadedModel(model, file, made, name, options, facts, *thinking)
 
 
-FILES = ("train", "test", "identifiers")
-"""Options of tasks that name files."""
+FILES = {"train": None, "test": None, "identifiers": None, "path": None, "source": "endgames"}
+"""Options of tasks that name files, and the value that names none."""
 
 
 def choose_task(
@@ -270,8 +285,8 @@ def choose_task(
     for key, value in merged.items():
         if value == "???":
             raise UsageError(f"task={task or name} needs task_options.{key}=...")
-    for key in FILES:
-        if task is None and key not in options and merged.get(key) is not None:
+    for key, none in FILES.items():
+        if task is None and key not in options and merged.get(key, none) != none:
             raise UsageError(
                 f"model={path}: its file names a file, {key}={shown(merged[key])}, and files named by files are not "
                 f"opened; if you trust it, give task_options.{key}=..."
@@ -296,14 +311,15 @@ def check_shape(name: str, task: TaskSpec, model: TaskSpec, tells_puzzles_apart:
         ("ids of inputs", task.input_ids, model.input_ids),
         ("ids of answers", task.answer_ids, model.answer_ids),
         ("answers", _kind(task), _kind(model)),
+        ("characters", task.alphabet, model.alphabet),
     ]
     if tells_puzzles_apart:
         compared.append(("puzzle identifiers", task.num_puzzles, model.num_puzzles))
     for what, has, expected in compared:
         if has != expected:
             raise UsageError(
-                f"task={name}: {what} {has}, but the model was trained for {expected}; a model's shape is fixed, "
-                "give options that make such puzzles"
+                f"task={name}: {what} {shown(has)}, but the model was trained for {shown(expected)}; a model's shape "
+                "is fixed, give options that make such puzzles"
             )
 
 
@@ -318,6 +334,7 @@ def rule_of(loaded: LoadedModel, how: Inference, threads: Threads) -> HaltingRul
         return loaded.halting
     if how.halting == "published":
         return HaltingRule(head)
+    assert isinstance(loaded.model, PuzzleModel)
     solver = Solver(loaded.model, how.segments, None, threads, how.precision or "float32")
     found = evaluate_model(solver, loaded.task, "validation", CHOOSING_PUZZLES, head, own=False, choose=True)
     return HaltingRule(**found["halted"]["rule"])
@@ -326,14 +343,20 @@ def rule_of(loaded: LoadedModel, how: Inference, threads: Threads) -> HaltingRul
 def _report(loaded: LoadedModel, split: str, puzzles: int, how: Inference) -> dict[str, Any]:
     model, spec, precision = loaded.model, loaded.task.spec, how.precision or "float32"
     threads = Threads(available_cores())
+    reader = solver_of(model, loaded.task, split, how.segments, loaded.info.get("cross_entropy") or "stablemax")
+    warming = solver_of(model, loaded.task, split, 1, loaded.info.get("cross_entropy") or "stablemax")
+    for each in (reader, warming):
+        each.threads, each.precision = threads, precision
     rule = rule_of(loaded, how, threads)
     blank = np.zeros((WARM_UP, spec.sequence_length), np.int32)
-    Solver(model, 1, None, threads, precision)(Examples(blank, blank, blank[:, 0]))
+    warming(Examples(blank, blank, blank[:, 0]))
     if how.noise:
         report = _sampled(loaded, rule, split, puzzles, how, threads)
     else:
-        solver = TimedSolver(model, how.segments, None, threads, precision)
-        stopping = TimedSolver(model, how.segments, rule, threads, precision) if how.halt else None
+        solver, stopping = Timed(reader), None
+        if how.halt:
+            assert isinstance(model, PuzzleModel)
+            stopping = Timed(Solver(model, how.segments, rule, threads, precision))
         report = evaluate_model(solver, loaded.task, split, puzzles, rule, stopping=stopping)
         report["ms_per_puzzle"] = solver.ms_per_puzzle
         if stopping is not None:
@@ -360,12 +383,13 @@ def _sampled(
     """The report on the surest of several noisy runs, and under `sampling` what that is worth."""
     model, task, examples = loaded.model, loaded.task, loaded.task.examples(split, puzzles)
     precision = how.precision or "float32"
+    assert isinstance(model, PuzzleModel)
     sampled = SampledSolver(model, how.segments, how.samples, how.noise, how.seed, threads, precision)
     scores, began = RunScores(task), time.perf_counter()
     answers = sampled.observed(examples, scores.add)
     taken = time.perf_counter() - began
     report = evaluate_model(sampled, task, split, puzzles, rule, answers=answers)
-    deep = TimedSolver(model, how.samples * how.segments, None, threads, precision)
+    deep = Timed(Solver(model, how.samples * how.segments, None, threads, precision))
     without = score_depth(deep, task, examples, how.segments)
     report["ms_per_puzzle"] = 1000 * taken / len(examples)
     report["sampling"] = {

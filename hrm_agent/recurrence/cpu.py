@@ -257,7 +257,8 @@ def shape_of(stack: BlockStack) -> Shape:
 def _shape(
     config: BlockConfig, layers: int, length: int, size: int, inner: int, grid: tuple[int, int], position_inner: int
 ) -> Shape:
-    return Shape(config.mixing, layers, length, size, inner, NORM_EPS, grid, config.num_heads, position_inner)
+    own = (grid, config.num_heads, position_inner, config.causal)
+    return Shape(config.mixing, layers, length, size, inner, NORM_EPS, *own)
 
 
 def weights_of(stack: BlockStack) -> list[Tensor]:

@@ -63,6 +63,8 @@ def unsupported(core: nn.Module) -> str | None:
         return f"hidden_size={size} is no power of 2 from {2 * LEAST} on"
     for block in _blocks(core):
         mixer = block.mixer
+        if block.config.causal:
+            return "causal mixing is not written for it"
         if block.mlp.conv is not None or not isinstance(mixer, AttentionMixing | ConvMixing):
             return f"mixing={block.mixing} is not written for it"
         inner = block.mlp.down.in_features

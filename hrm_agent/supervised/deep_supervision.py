@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -53,6 +53,8 @@ from hrm_agent.tensors.trees import flatten, unflatten
 
 PRECISIONS = ("float32", "bfloat16")
 Precision = Annotated[str, one_of(PRECISIONS)]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 Draw = Callable[[np.random.Generator, int], Examples]
 """Training puzzles, see `hrm_agent.supervised.tasks.base.Task.draw`."""
@@ -155,7 +157,7 @@ class DeepSupervision:
         slices = [slice(own.start + part.start, own.start + part.stop) for part in parts_of_own]
         # Each worker computes its own rows; their state is overwritten only after their gradient.
         parts, answers = zip(*self.threads.map(self._think, slices), strict=True)
-        scale = self._schedule(done)
+        scale = rate_factor(self.config, self.steps, done)
         totals = self._take_step(parts, scale)
         norm = totals.pop("gradient_norm")
         says = torch.cat([torch.stack(answer, 1) for answer in answers]).cpu()
@@ -246,11 +248,6 @@ class DeepSupervision:
     def _precision(self) -> AbstractContextManager:
         return autocast(self.config.precision, self.device)
 
-    def _schedule(self, done: float) -> float:
-        """Factor on all learning rates: the warm-up, then the annealing."""
-        warm = min(1.0, (self.steps + 1) / self.config.warmup) if self.config.warmup else 1.0
-        return warm * (1.0 - done if self.config.anneal else 1.0)
-
     def _take_step(self, parts: Sequence[Part], scale: float) -> dict[str, float]:
         optimizers: list[Optimizer] = [self.optimizer]
         set_learning_rate(self.optimizer, self.config.learning_rate * scale)
@@ -258,16 +255,12 @@ class DeepSupervision:
             optimizers.append(self.puzzle_optimizer)
             set_learning_rate(self.puzzle_optimizer, self.config.puzzle_learning_rate * scale)
         measured = gradient_step(self.parameters, optimizers, parts, self.config.max_grad_norm, self.processes)
-        if self.averages:
-            with torch.no_grad():
-                # At first the average would be mostly the random initial weights.
-                decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
-                torch._foreach_lerp_(self.averages, list(self.weights), 1 - decay)
+        update_averages(self.averages, self.weights, self.config.ema, self.steps)
         return measured
 
     def averaged(self) -> AbstractContextManager[PuzzleModel]:
         """The model with the averaged weights inside a `with` block."""
-        return _Averaged(self.model, self.weights, self.averages)
+        return Averaged(self.model, self.weights, self.averages)
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of a checkpoint; see also `metadata`."""
@@ -352,8 +345,29 @@ def check_processes(model: PuzzleModel, config: SupervisedConfig, processes: Pro
         raise ValueError(f"a model with puzzle embeddings trains in one process, not in {among}; start it without")
 
 
-class _Averaged:
-    def __init__(self, model: PuzzleModel, weights: list[nn.Parameter], averages: list[Tensor]) -> None:
+def rate_factor(config: SupervisedConfig, steps: int, done: float) -> float:
+    """Factor on all learning rates: the warm-up, then the annealing.
+
+    Args:
+        steps: optimizer steps taken.
+        done: fraction of the run that is over.
+    """
+    warm = min(1.0, (steps + 1) / config.warmup) if config.warmup else 1.0
+    return warm * (1.0 - done if config.anneal else 1.0)
+
+
+@torch.no_grad()
+def update_averages(averages: list[Tensor], weights: list[nn.Parameter], decay: float, steps: int) -> None:
+    """Move averages of weights, in place, after optimizer step number `steps`, counted from 0; none where empty."""
+    if averages:
+        # At first the average would be mostly the random initial weights.
+        torch._foreach_lerp_(averages, list(weights), 1 - min(decay, (1 + steps) / (10 + steps)))
+
+
+class Averaged(Generic[Model]):
+    """A model with averaged weights inside a `with` block; without averages with its own."""
+
+    def __init__(self, model: Model, weights: list[nn.Parameter], averages: list[Tensor]) -> None:
         self.model, self.weights, self.averages = model, weights, averages
 
     @torch.no_grad()
@@ -363,7 +377,7 @@ class _Averaged:
             weight.copy_(average)
             average.copy_(held)
 
-    def __enter__(self) -> PuzzleModel:
+    def __enter__(self) -> Model:
         self._swap()
         return self.model
 

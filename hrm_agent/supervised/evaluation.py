@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hrm_agent.evaluation.metrics import wilson_interval
 from hrm_agent.parallel.stopping import CheckStop, never
 from hrm_agent.parallel.threads import Threads
+from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import without_compile
 from hrm_agent.supervised.deep_supervision import autocast, to_batch
 from hrm_agent.supervised.halting import HaltingRule, choose_rule, halt_early
+from hrm_agent.supervised.losses import token_losses
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.noise import Noise
+from hrm_agent.supervised.scores import format_likelihood, likelihood_report, summarise
+from hrm_agent.supervised.streams import StreamSolver
 from hrm_agent.supervised.tasks.base import Answers, Examples, Task
+from hrm_agent.supervised.tasks.text import TextTask
 from hrm_agent.tensors import trees
 
 EVALUATION_BATCH = 256
 TOP = 10
 """Choices of an answer that is one, at most."""
+
+
+class Answering(Protocol):
+    """Answers examples after each of some segments."""
+
+    segments: int
+
+    def __call__(self, examples: Examples) -> Answers: ...
+
+
+class AnySolver(Answering, Protocol):
+    """The same, with a model."""
+
+    threads: Threads
+    precision: str
+    check_stop: CheckStop
 
 
 class Solver:
@@ -37,6 +57,7 @@ class Solver:
         threads: threads that puzzles are divided over.
         precision: see `SupervisedConfig`.
         check_stop: called before every segment.
+        cross_entropy: of which `Answers.nats` are, see `SupervisedConfig`; None: they are not asked for.
     """
 
     def __init__(
@@ -47,9 +68,11 @@ class Solver:
         threads: Threads | None = None,
         precision: str = "float32",
         check_stop: CheckStop = never,
+        cross_entropy: str | None = None,
     ) -> None:
         self.model, self.segments, self.precision = model, segments, precision
         self.halting = HaltingRule(halting) if isinstance(halting, str) else halting
+        self.cross_entropy = cross_entropy
         self.check_stop = check_stop
         self.threads = threads or Threads(1)
 
@@ -68,20 +91,22 @@ class Solver:
             parts = self.threads.map(
                 lambda rows: self._solve(examples.rows(rows), None if noise is None else noise.rows(rows)), slices
             )
-        tokens, q_halt, segments, q_continue = zip(*parts, strict=True)
+        tokens, q_halt, segments, q_continue, nats = zip(*parts, strict=True)
         by_segment = [np.concatenate(column, 1) for column in (tokens, q_halt, q_continue)]
-        return Answers(by_segment[0], by_segment[1], np.concatenate(segments), by_segment[2])
+        losses = None if self.cross_entropy is None else np.concatenate(nats, 1)
+        return Answers(by_segment[0], by_segment[1], np.concatenate(segments), by_segment[2], losses)
 
     @torch.no_grad()
     def _solve(self, examples: Examples, noise: Noise | None = None) -> Answers:
         device = self.model.lm_head.weight.device
         batch = to_batch(examples, device)
-        for name in ("labels", "weights"):  # a model must not see them
-            batch.pop(name, None)
+        labels = batch.pop("labels").long()  # a model must not see them
+        batch.pop("weights", None)
         count, length = examples.inputs.shape
         if self.model.one_choice:
             length = min(TOP, length * self.model.answer_ids)
         tokens = np.zeros((self.segments, count, length), np.int16)
+        nats = None if self.cross_entropy is None else np.zeros((self.segments, count, length), np.float32)
         q = np.zeros((2, self.segments, count), np.float32)  # halt, continue
         used, stood = np.full(count, self.segments), np.zeros(count, np.int64)
         rows = np.arange(count)  # not halted
@@ -94,11 +119,16 @@ class Solver:
                 state, logits, q_halt, q_continue = self.model(state, batch)
             if segment and len(rows) < count:
                 tokens[segment], q[:, segment] = tokens[segment - 1], q[:, segment - 1]
+                if nats is not None:
+                    nats[segment] = nats[segment - 1]
             answers = self._answer(logits).cpu().numpy()
             if segment and self.halting is not None:
                 same = self._same(answers, tokens[segment - 1, rows])
                 stood[rows] = np.where(same, stood[rows] + 1, 0)
             tokens[segment, rows] = answers
+            if nats is not None:
+                assert self.cross_entropy is not None
+                nats[segment, rows] = token_losses(logits, labels[rows], self.cross_entropy).cpu().numpy()
             q[:, segment, rows] = torch.stack([q_halt, q_continue]).float().cpu().numpy()
             if self.halting is None or segment == self.segments - 1:
                 continue
@@ -107,10 +137,12 @@ class Solver:
             rows = rows[keep]
             if not len(rows):
                 tokens[segment + 1 :], q[:, segment + 1 :] = tokens[segment], q[:, segment, None]
+                if nats is not None:
+                    nats[segment + 1 :] = nats[segment]
                 break
             if not keep.all():
                 state, batch = trees.rows((state, batch), torch.from_numpy(keep).to(device))
-        return Answers(tokens, q[0], used, q[1])
+        return Answers(tokens, q[0], used, q[1], nats)
 
     def _same(self, answers: NDArray, before: NDArray) -> NDArray:
         """Whether answers are those of the segment before, bool `[B]`; where an answer is one choice, that one is."""
@@ -126,15 +158,30 @@ class Solver:
         return flat.topk(min(TOP, flat.shape[1])).indices
 
 
+def solver_of(
+    model: PuzzleModel | Policy, task: Task, split: str, segments: int, cross_entropy: str, lanes: int = 1
+) -> AnySolver:
+    """What answers a task's examples with a model: `StreamSolver` for a policy, else `Solver`.
+
+    Args:
+        segments, lanes: see these.
+        cross_entropy: see `SupervisedConfig`.
+    """
+    if not isinstance(model, Policy):
+        return Solver(model, segments, cross_entropy=cross_entropy if task.by_probability else None)
+    assert isinstance(task, TextTask)
+    return StreamSolver(model, segments, task.begins(split), cross_entropy, lanes)
+
+
 def evaluate_model(
-    solver: Solver,
+    solver: Answering,
     task: Task,
     split: str,
     count: int,
     halting: HaltingRule | str = "halt_only",
     curves: bool = True,
     own: bool = True,
-    stopping: Solver | None = None,
+    stopping: Answering | None = None,
     choose: bool = False,
     answers: Answers | None = None,
 ) -> dict[str, Any]:
@@ -156,16 +203,18 @@ def evaluate_model(
         vice versa), and where the rule is another than the published one, the scores of that one under `published`;
         `curves` by score, a list over segments; `repaired` and `spoiled`: fractions of the puzzles that were wrong
         after the first segment and right after the last, and vice versa; `task`: the task's own evaluation, where it
-        has one.
+        has one. Of a task scored by probability what `likelihood_report` says in place of all but the first.
     """
     examples = task.examples(split, count)
     answers = solver(examples) if answers is None else answers
+    report: dict[str, Any] = {"split": split, "puzzles": len(examples), "segments": solver.segments}
+    if answers.nats is not None:
+        return report | likelihood_report(task, examples, answers)
     after = [task.score(examples, tokens) for tokens in answers.tokens] if curves else []
     scores = after[-1] if after else task.score(examples, answers.last)
     rule = HaltingRule(halting) if isinstance(halting, str) else halting
     if choose:
         rule = choose_rule(answers, np.array([right_of(s) for s in after]), rule.head, task.spec.choices > 0)
-    report: dict[str, Any] = {"split": split, "puzzles": len(examples), "segments": solver.segments}
     report |= summarise(scores)
     report["q_halt_accuracy"] = float(((answers.q_halt[-1] > 0) == scores["exact"]).mean())
     stopped = stopping(examples) if stopping else None
@@ -214,22 +263,10 @@ def halted_scores(
     return found
 
 
-def summarise(scores: dict[str, NDArray]) -> dict[str, Any]:
-    """Mean and 95% interval of each score `[N]`; see `evaluate_model`."""
-    summary: dict[str, Any] = {}
-    for name, values in scores.items():
-        mean, count = float(values.mean()), len(values)
-        if values.dtype == bool:
-            interval = list(wilson_interval(int(values.sum()), count))
-        else:
-            half = 1.96 * float(values.std()) / count**0.5
-            interval = [max(0.0, mean - half), min(1.0, mean + half)]
-        summary |= {name: mean, f"{name}_ci95": interval}
-    return summary
-
-
 def format_report(report: dict[str, Any]) -> str:
     """A report as a few lines for the terminal."""
+    if "bits" in report:
+        return format_likelihood(report)
     halted = report["halted"]
     lines = [f"{report['puzzles']} {report['split']} puzzles, {report['segments']} segments each"]
     for name in [key for key in report if f"{key}_ci95" in report]:

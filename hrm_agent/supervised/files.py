@@ -8,14 +8,17 @@ from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
+from hrm_agent.cores import name_of
 from hrm_agent.files.reading import CheckpointError, convert_json, read_json
 from hrm_agent.names.values import Count, CountOrNone, Depth, Seed, Width, check_fields, one_of, printable, typed
 from hrm_agent.parallel.memory import at_most
+from hrm_agent.policies.policy import Policy, PolicyConfig, TimeGradient
 from hrm_agent.supervised.halting import HaltingRule
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.model import HALTING_READS, PuzzleModel
+from hrm_agent.supervised.streams import build_stream_policy
 from hrm_agent.supervised.tasks.base import Task, TaskSpec
 from hrm_agent.tensors.files import allowance, check_weights, load_tensors, save_tensors
 from hrm_agent.training.model_folder import MODEL_FILE, find_model
@@ -39,9 +42,18 @@ class ModelConfig:
     crop: CountOrNone = 0  # rings of cells dropped from the border of a grid
     patch_size: Count = 1  # side of the square of cells that share one token
     halting_reads: Annotated[str, one_of(HALTING_READS)] = "first"  # tokens of the halting head: first | mean of all
+    carry: str | None = None  # of a text: a carry rule, one token is read a step; null: a whole window at once
+    segments: Depth = 1  # K, calls of the core per token, where the latent is carried; otherwise training.max_segments
+    time_gradient: TimeGradient = "bptt"  # bptt | detached: does the gradient flow through the carried latent?
 
     def __post_init__(self) -> None:
         check_fields(self, "model", hidden_size="core.hidden_size")
+        if self.carry is not None:
+            for name in ("puzzle_embedding_size", "crop"):
+                if getattr(self, name):
+                    raise ValueError(f"model.{name}={getattr(self, name)} with model.carry={self.carry}: expected 0")
+            if self.patch_size != 1:
+                raise ValueError(f"model.patch_size={self.patch_size} with model.carry={self.carry}: expected 1")
 
 
 class _Info(msgspec.Struct):
@@ -54,10 +66,20 @@ class _Info(msgspec.Struct):
     halting: str = ""
     halting_rule: HaltingRule | None = None
     precision: str = ""
+    cross_entropy: str = ""
 
 
-def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel:
-    """Raises: ValueError where the settings do not fit each other or the task."""
+def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel | Policy:
+    """A model of whole puzzles, or windows of a text; with `carry` a policy that reads one token a step.
+
+    Raises:
+        ValueError: the settings do not fit each other or the task.
+    """
+    return build_puzzle_model(config, spec) if config.carry is None else _build_stream_policy(config, spec)
+
+
+def build_puzzle_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel:
+    """A model of whole puzzles, whatever `carry`. Raises: ValueError, see `build_model`."""
     options = dict(config.core_options)
     own = options.pop("positions", "none")
     return PuzzleModel(
@@ -79,8 +101,31 @@ def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel:
     )
 
 
-def check_answerable(model: PuzzleModel, task: Task) -> None:
-    """Raises: ValueError where the task has labels on cells that the model crops, and so cannot answer."""
+def _build_stream_policy(config: ModelConfig, spec: TaskSpec) -> Policy:
+    if spec.alphabet is None:
+        raise ValueError(f"model.carry={config.carry}: of a text (task=text); a puzzle has its tokens at once")
+    policy = PolicyConfig(
+        core=config.core,
+        core_options=config.core_options,
+        hidden_size=config.hidden_size,
+        carry=config.carry or "auto",
+        segments=config.segments,
+        time_gradient=config.time_gradient,
+        readout="first",
+    )
+    return build_stream_policy(policy, spec.input_ids)
+
+
+def check_answerable(model: PuzzleModel | Policy, task: Task) -> None:
+    """Raises: ValueError where the task has labels on cells that the model crops, and so cannot answer; or where the
+    answer to a text is in the input."""
+    if isinstance(model, Policy):
+        return
+    if task.spec.alphabet is not None and not model.core.causal:
+        raise ValueError(
+            f"task=text with core={name_of(model.core)}, whose tokens see the one that follows, which is the answer; "
+            "use core=trm, hrm or feedforward with core.causal=true, or carry the latent (model.carry=full)"
+        )
     if model.patches is None or not model.patches.encoder.crop:
         return
     crop, (rows, cols) = model.patches.encoder.crop, model.patches.cells
@@ -93,14 +138,14 @@ def check_answerable(model: PuzzleModel, task: Task) -> None:
         )
 
 
-def save_model(folder: Path, model: PuzzleModel, config: ModelConfig, spec: TaskSpec) -> Path:
+def save_model(folder: Path, model: nn.Module, config: ModelConfig, spec: TaskSpec) -> Path:
     """Write the weights and everything needed to rebuild the model."""
     metadata = {"kind": "puzzle_model", "model": asdict(config), "spec": asdict(spec)}
     save_tensors(folder / MODEL_FILE, dict(model.state_dict()), metadata)
     return folder / MODEL_FILE
 
 
-def load_model(path: str | Path, best: bool = False) -> PuzzleModel:
+def load_model(path: str | Path, best: bool = False) -> PuzzleModel | Policy:
     """What `save_model` wrote, in evaluation mode.
 
     Args:
@@ -113,7 +158,7 @@ def load_model(path: str | Path, best: bool = False) -> PuzzleModel:
     return load_model_and_spec(path, best)[0]
 
 
-def load_model_and_spec(path: str | Path, best: bool = False) -> tuple[PuzzleModel, TaskSpec]:
+def load_model_and_spec(path: str | Path, best: bool = False) -> tuple[PuzzleModel | Policy, TaskSpec]:
     """As `load_model`, together with the shape of the model's puzzles."""
     file = find_model(path, best)
     tensors, config, spec = read_model_file(file)
@@ -139,10 +184,10 @@ def load_resized(path: str | Path, grid: tuple[int, int]) -> PuzzleModel | None:
     """
     file = find_model(path)
     tensors, config, spec = read_model_file(file)
-    if spec.grid is None or spec.grid[0] * spec.grid[1] == grid[0] * grid[1]:
+    if config.carry is not None or spec.grid is None or spec.grid[0] * spec.grid[1] == grid[0] * grid[1]:
         return None  # weights of as many tokens would have the same shapes, and another meaning
     try:
-        model = build_model(config, replace(spec, sequence_length=grid[0] * grid[1], grid=grid))
+        model = build_puzzle_model(config, replace(spec, sequence_length=grid[0] * grid[1], grid=grid))
     except ValueError:
         return None
     if {name: t.shape for name, t in model.state_dict().items()} != {name: t.shape for name, t in tensors.items()}:
@@ -158,7 +203,8 @@ def read_model_file(file: Path) -> tuple[dict[str, Tensor], ModelConfig, TaskSpe
         raise CheckpointError(f"{file}: holds a {metadata.get('kind', 'file of an unknown kind')}, not a puzzle model")
     spec: TaskSpec = convert_json(metadata.get("spec"), TaskSpec, f"{file}: not a puzzle model")
     sizes = (spec.sequence_length, spec.input_ids, spec.answer_ids, *(spec.grid or ()))
-    if not all(1 <= size <= MOST for size in sizes):
+    named = spec.alphabet is None or len(spec.alphabet) in (0, spec.answer_ids)
+    if not all(1 <= size <= MOST for size in sizes) or not named:
         raise CheckpointError(f"{file}: {printable(str(spec))[:200]}: expected sizes from 1 to {MOST:,}")
     try:
         return tensors, typed(ModelConfig, metadata.get("model"), "model"), spec

@@ -12,13 +12,15 @@ from torch import Tensor
 from hrm_agent.cores import Core, map_state
 from hrm_agent.cores.base import State
 from hrm_agent.parallel.threads import Threads, available_cores
+from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import candidates, run_segments, use
 from hrm_agent.recurrence.agreement import Outputs
 from hrm_agent.recurrence.kernel_timing import Choice, Job, Size, measure
 from hrm_agent.supervised.deep_supervision import autocast
 from hrm_agent.supervised.evaluation import EVALUATION_BATCH
 from hrm_agent.supervised.model import PuzzleModel
-from hrm_agent.training.kernel_work import path_of_training
+from hrm_agent.supervised.streams import AT_ONCE
+from hrm_agent.training.kernel_work import Passes, measure_policy, path_of_training
 
 CHECKED_ROWS = 2
 
@@ -76,7 +78,9 @@ def measure_model(
     return measure(model, paths, [Job(run, Size(1, 1, rows), 1.0, threads.count)], outputs, now)
 
 
-def choose_for_solving(model: PuzzleModel, kernel: str, puzzles: int, precision: str, info: Mapping[str, Any]) -> str:
+def choose_for_solving(
+    model: PuzzleModel | Policy, kernel: str, puzzles: int, precision: str, info: Mapping[str, Any]
+) -> str:
     """Set the path of a model that is only evaluated.
 
     Args:
@@ -91,10 +95,13 @@ def choose_for_solving(model: PuzzleModel, kernel: str, puzzles: int, precision:
     """
     if kernel != "auto":
         return use(model, kernel)
-    paths = candidates(model, model.lm_head.weight.device)
+    paths = candidates(model, next(model.parameters()).device)
     trained_with = path_of_training(info)
     if trained_with in paths:
         return use(model, trained_with)
+    if isinstance(model, Policy):
+        one = torch.zeros(1, dtype=torch.int64)
+        return use(model, measure_policy(model, paths, [Passes(1, AT_ONCE, 1)], one, Threads(1)).path)
     rows = min(puzzles, EVALUATION_BATCH)
     return use(model, measure_model(model, paths, rows, Threads(available_cores()), precision, training=False).path)
 

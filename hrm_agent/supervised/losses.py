@@ -111,6 +111,35 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, cross_entropy: str) -> T
     return -(targets * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
 
 
+def log_probabilities(logits: Tensor, cross_entropy: str) -> Tensor:
+    """Logarithms of the probabilities that a cross-entropy is of, float32[..., V].
+
+    Args:
+        logits: float[..., V].
+        cross_entropy: `stablemax` or `softmax`.
+    """
+    wide = logits.float()
+    if cross_entropy == "softmax":
+        return wide.log_softmax(-1)
+    magnitude = 1 + wide.abs()
+    s = torch.where(wide >= 0, magnitude, magnitude.reciprocal())
+    return (s / s.sum(-1, keepdim=True)).log()
+
+
+def token_losses(logits: Tensor, labels: Tensor, cross_entropy: str) -> Tensor:
+    """Minus the logarithm of each label's probability, float32[...].
+
+    Args:
+        logits: float[..., V].
+        labels: int64[...], from 0 to V - 1.
+        cross_entropy: `stablemax` or `softmax`.
+    """
+    if cross_entropy == "stablemax":
+        return stablemax_cross_entropy(logits, labels)
+    losses = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="none")
+    return losses.view(labels.shape)
+
+
 def puzzle_loss(
     logits: Tensor,
     q_halt: Tensor,
@@ -131,10 +160,7 @@ def puzzle_loss(
     """
     labelled = labels != IGNORED_LABEL
     safe = labels.masked_fill(~labelled, 0).long()
-    if cross_entropy == "stablemax":
-        losses = stablemax_cross_entropy(logits, safe)
-    else:
-        losses = F.cross_entropy(logits.float().transpose(1, 2), safe, reduction="none")
+    losses = token_losses(logits, safe, cross_entropy)
     counts = labelled.sum(dim=-1)
     answers = (losses.masked_fill(~labelled, 0).sum(dim=-1) / counts.clamp(min=1)).sum()
     right = ((logits.argmax(dim=-1) == safe) & labelled).sum(dim=-1)

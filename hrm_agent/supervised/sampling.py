@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hrm_agent.parallel.stopping import CheckStop, never
 from hrm_agent.parallel.threads import Threads
-from hrm_agent.supervised.evaluation import Solver, summarise
+from hrm_agent.supervised.evaluation import Answering, Solver, summarise
 from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.noise import Noise
 from hrm_agent.supervised.tasks.base import Answers, Examples, Task
@@ -204,7 +204,7 @@ class RunScores:
         return {way: summarise(scores) for way, scores in whole.items()}
 
 
-def score_depth(solver: Solver, task: Task, examples: Examples, segments: int) -> dict[str, Any]:
+def score_depth(solver: Answering, task: Task, examples: Examples, segments: int) -> dict[str, Any]:
     """Scores of a solver without noise that runs at least `segments` of them, the fewer and the many.
 
     Returns:

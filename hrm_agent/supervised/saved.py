@@ -30,6 +30,7 @@ class RunMetadata(Struct):
     best: float
     validation: dict[str, Any]
     sums: dict[str, list[float]]
+    text: str = ""
 
 
 def check_bits(generator: np.random.Generator, state: Mapping[str, Any]) -> None:

@@ -19,17 +19,21 @@ from hrm_agent.names.values import DepthOrNone, Episodes, Steps, StepsOrNone
 from hrm_agent.parallel.processes import SINGLE_PROCESS, Processes
 from hrm_agent.parallel.stopping import Stopped
 from hrm_agent.parallel.threads import instruction_set
+from hrm_agent.policies.policy import Policy
 from hrm_agent.recurrence import use
 from hrm_agent.recurrence.kernel_timing import Choice
 from hrm_agent.supervised.deep_supervision import DeepSupervision, SupervisedConfig
-from hrm_agent.supervised.evaluation import Solver, evaluate_model
+from hrm_agent.supervised.evaluation import evaluate_model, solver_of
 from hrm_agent.supervised.files import INFO_FILE, ModelConfig, build_model, halting_rule_of, save_model
 from hrm_agent.supervised.halting import HaltingRule
 from hrm_agent.supervised.kernel_work import measure_model
 from hrm_agent.supervised.saved import RunMetadata, check_batch
+from hrm_agent.supervised.streams import LANES, StreamLearner
 from hrm_agent.supervised.tasks import build_task
+from hrm_agent.supervised.tasks.text import TextTask
 from hrm_agent.tensors.saved import converted
 from hrm_agent.tensors.trees import unflatten
+from hrm_agent.training.kernel_work import Passes, measure_policy
 from hrm_agent.training.loop import LoopConfig, RunLoop
 from hrm_agent.training.tracking import Console, RunLog
 
@@ -80,10 +84,18 @@ class SupervisedTrainer(RunLoop):
         processes.broadcast(self.model.state_dict().values())
         if config.kernel != "auto":
             self.kernel = use(self.model, config.kernel)
-        self.learner = DeepSupervision(self.model, training, self.task.draw, config.seed, self.threads, processes)
+        self.learner = self._build_learner(training)
         self.best = -1.0
         self.validation: dict[str, Any] = {}
         self._sums: dict[str, list[float]] = defaultdict(list)
+
+    def _build_learner(self, training: SupervisedConfig) -> DeepSupervision | StreamLearner:
+        task, seed = self.task, self.config.seed
+        if not isinstance(self.model, Policy):
+            return DeepSupervision(self.model, training, task.draw, seed, self.threads, self.processes)
+        assert isinstance(task, TextTask)
+        stream = task.stream("train")
+        return StreamLearner(self.model, training, stream, task.context, seed, self.threads, self.processes)
 
     @property
     def position(self) -> int:
@@ -95,6 +107,10 @@ class SupervisedTrainer(RunLoop):
     def measure_kernel(self, paths: Sequence[str]) -> Choice:
         training = self.learner.config
         rows = training.batch_size // self.processes.world_size
+        if isinstance(self.model, Policy):
+            window = self.task.spec.sequence_length
+            tokens = torch.arange(rows) % self.task.spec.input_ids
+            return measure_policy(self.model, paths, [Passes(1, window, rows, gradient=True)], tokens, self.threads)
         return measure_model(self.model, paths, rows, self.threads, training.precision)
 
     def iterate(self, log: RunLog, console: Console) -> None:
@@ -122,16 +138,23 @@ class SupervisedTrainer(RunLoop):
         train = {**means, "puzzles": self.learner.seen, "samples_per_second": speed, "seconds": self.seconds}
         log.scalars(self.position, train=train)
         parts = [f"{self.position:,} steps", f"loss {means['loss']:.3f}", f"cells {means['cells']:.3f}"]
-        if "exact_at_halt" in means:
+        if "exact_at_halt" in means and not self.task.by_probability:
             parts.append(f"exact {means['exact_at_halt']:.3f} when halted")
         if self.validation:
-            parts.append(f"{self.validation[self.score]:.3f} {self.score} on validation puzzles")
+            shown = "bits" if "bits" in self.validation else self.score
+            parts.append(f"{self.validation[shown]:.3f} {shown} on validation {self.task.things}")
         console.status(self.position, "  ".join([*parts, f"{speed:,.0f} samples/s"]))
 
     @property
+    def max_segments(self) -> int:
+        """Segments in training: of a puzzle at most, or of every token of a text that is read step by step."""
+        return self.model.segments if isinstance(self.model, Policy) else self.learner.config.max_segments
+
+    @property
     def score(self) -> str:
-        """The score by which models are compared: `valid` where the task has it, else `exact`."""
-        return "valid" if "valid" in self.validation else "exact"
+        """The score by which models are compared, the higher the better: `valid` or `likelihood` where the task has
+        one of them, else `exact`."""
+        return next((name for name in ("valid", "likelihood") if name in self.validation), "exact")
 
     @property
     def halting_rule(self) -> HaltingRule:
@@ -144,13 +167,15 @@ class SupervisedTrainer(RunLoop):
         """`evaluate_model` with the averaged weights.
 
         Args:
-            own: with the task's own evaluation.
+            own: with the task's own evaluation, and without lanes.
             choose: choose the rule of halting on these puzzles; else it is that of the last validation.
         """
         training = self.learner.config
         with self.learner.averaged() as model:
-            segments = self.config.eval_segments or training.max_segments
-            solver = Solver(model, segments, None, self.threads, training.precision, self.check_stop)
+            segments = self.config.eval_segments or self.max_segments
+            own_lanes = 1 if own else LANES
+            solver = solver_of(model, self.task, split, segments, training.cross_entropy, own_lanes)
+            solver.threads, solver.precision, solver.check_stop = self.threads, training.precision, self.check_stop
             return evaluate_model(solver, self.task, split, puzzles, self.halting_rule, own=own, choose=choose)
 
     def validate(self, log: RunLog) -> None:
@@ -195,10 +220,11 @@ class SupervisedTrainer(RunLoop):
             "kernel": self.kernel,
             "instruction_set": instruction_set(),
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "max_segments": self.learner.config.max_segments,
+            "max_segments": self.max_segments,
             "halting": self.learner.config.halting,
             "halting_rule": asdict(self.halting_rule),
             "precision": self.learner.config.precision,
+            "cross_entropy": self.learner.config.cross_entropy,
             "validation": self.validation,
             "hrm_agent_version": __version__,
         }
@@ -220,11 +246,16 @@ class SupervisedTrainer(RunLoop):
 
     def metadata(self) -> dict[str, Any]:
         own = {"best": self.best, "validation": self.validation, "sums": dict(self._sums)}
+        if isinstance(self.task, TextTask):
+            own["text"] = self.task.fingerprint
         return {**own, "learner": self.learner.metadata()}
 
     def restore(self, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> None:
         saved = converted("checkpoint", dict(metadata), RunMetadata)
-        check_batch(unflatten("batch", tensors), self.task.spec, self.learner.config.batch_size)
+        if isinstance(self.task, TextTask) and saved.text != self.task.fingerprint:
+            raise ValueError("the text is not the one that the run began with; put that back, or begin a new run")
+        if isinstance(self.learner, DeepSupervision):
+            check_batch(unflatten("batch", tensors), self.task.spec, self.learner.config.batch_size)
         self.learner.restore(tensors, saved.learner)
         self.best, self.validation = saved.best, saved.validation
         self._sums.clear()

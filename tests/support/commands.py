@@ -7,11 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from hrm_agent import evaluate, export, plot, search, shifts, solve, study, supervise, sweep_table, train, watch
+from hrm_agent import (
+    evaluate,
+    export,
+    generate,
+    plot,
+    search,
+    shifts,
+    solve,
+    study,
+    supervise,
+    sweep_table,
+    train,
+    watch,
+)
 
 MODULES = {
     "train": train, "evaluate": evaluate, "watch": watch, "shifts": shifts, "supervise": supervise, "solve": solve,
-    "export": export, "sweep_table": sweep_table, "plot": plot, "study": study, "search": search,
+    "generate": generate, "export": export, "sweep_table": sweep_table, "plot": plot, "study": study, "search": search,
 }  # fmt: skip
 # 8 updates of 32 frames, a checkpoint after every other one.
 TINY_RUN = (

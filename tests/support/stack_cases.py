@@ -22,8 +22,10 @@ Case = tuple[BlockStack, Any, Tensor]
 def make(
     mixing: str, batch: int, grid: tuple[int, int], heads: int, head: int, inner: int, layers: int, prefix: int = 0
 ) -> Case:
-    length, size = prefix + grid[0] * grid[1], heads * head
-    block = BlockConfig(num_heads=heads, mixing=mixing, inner_size=inner)
+    """`causal` is attention that mixes backwards only."""
+    length, size, causal = prefix + grid[0] * grid[1], heads * head, mixing == "causal"
+    mixing = "attention" if causal else mixing
+    block = BlockConfig(num_heads=heads, mixing=mixing, inner_size=inner, causal=causal)
     stack = BlockStack(layers, size, length, grid if grid[0] else None, block)
     with torch.no_grad():
         for weight in stack.parameters():
@@ -40,7 +42,7 @@ def cases(draw: st.DrawFn, small: bool = False) -> Case:
     rows, cols, most = (4, 6, 5) if small else (9, 17, 20)
     grid = draw(st.one_of(st.tuples(st.integers(1, rows), st.integers(2, cols)), st.just((0, 0))))
     return make(
-        draw(st.sampled_from(["conv", "attention", "mlp"])),
+        draw(st.sampled_from(["conv", "attention", "causal", "mlp"])),
         batch=draw(st.integers(1, most)),
         grid=grid,
         prefix=draw(st.integers(0 if grid[0] else 3, 5)),  # a norm over few positions is mostly cancellation

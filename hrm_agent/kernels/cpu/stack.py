@@ -40,6 +40,7 @@ class Shape:
         grid: rows and columns, for `conv`; zeros without one.
         heads: for `attention`; D / heads a multiple of 16.
         position_inner: for `mlp`, width of the SwiGLU over positions, a multiple of 16.
+        causal: for `attention`, of a token to itself and those before it; other mixings have no causal form here.
     """
 
     mixing: str
@@ -51,11 +52,14 @@ class Shape:
     grid: tuple[int, int] = (0, 0)
     heads: int = 1
     position_inner: int = 0
+    causal: bool = False
 
     @property
     def fits(self) -> bool:
         """Whether the kernels support it."""
         if self.mixing not in MIXINGS or self.size % VECTOR or self.inner % VECTOR:
+            return False
+        if self.causal and self.mixing != "attention":
             return False
         if self.mixing == "conv":
             return True
@@ -85,7 +89,7 @@ class _Stack(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("mixing", "layers", "batch", "length", "size", "inner", "rows", "cols")),
-        *((name, ctypes.c_int64) for name in ("heads", "position_inner", "bf16")),
+        *((name, ctypes.c_int64) for name in ("heads", "position_inner", "bf16", "causal")),
         ("epsilon", ctypes.c_float),
         ("cos", ctypes.c_void_p),
         ("sin", ctypes.c_void_p),
@@ -160,7 +164,7 @@ class Description:
         self._weights, self._pointers = weights, pointers(weights)
         self.stack = _Stack(
             MIXINGS.index(shape.mixing), shape.layers, batch, shape.length, shape.size, shape.inner, *shape.grid,
-            shape.heads, shape.position_inner, bf16, shape.epsilon,
+            shape.heads, shape.position_inner, bf16, shape.causal, shape.epsilon,
             None if cos is None else cos.data_ptr(), None if sin is None else sin.data_ptr(),
             ctypes.cast(self._pointers, ctypes.c_void_p),
         )  # fmt: skip

@@ -37,22 +37,26 @@ void transpose_head(const float* from, i64 row, i64 length, i64 head, i64 padded
   }
 }
 
+// How many tokens, from the first on, a token attends to.
+i64 seen_by(const Stack& s, i64 token) { return s.causal ? token + 1 : s.length; }
+
 // Rows of scores -> exponentials of (score - largest) / root; the sums' reciprocals and logarithms.
 template <bool ROUGH>
-void softmax(float* scores, i64 length, i64 padded, float factor, float* reciprocal, float* logarithm, i64 stride) {
-  for (i64 t = 0; t < length; t++) {
+void softmax(const Stack& s, float* scores, i64 padded, float factor, float* reciprocal, float* logarithm) {
+  for (i64 t = 0; t < s.length; t++) {
     float* row = scores + t * padded;
-    for (i64 j = length; j < padded; j++) row[j] = row[0];
+    i64 seen = seen_by(s, t);
+    for (i64 j = seen; j < padded; j++) row[j] = row[0];
     vec highest = load(row);
     for (i64 j = W; j < padded; j += W) highest = max(highest, load(row + j));
     float top = highest_of(highest);
     for (i64 j = 0; j < padded; j += W) store(row + j, exponential<ROUGH>((load(row + j) - top) * factor));
-    for (i64 j = length; j < padded; j++) row[j] = 0;
+    for (i64 j = seen; j < padded; j++) row[j] = 0;
     vec sums{};
     for (i64 j = 0; j < padded; j += W) sums += load(row + j);
     float sum = total(sums);
     reciprocal[t] = 1.0f / sum;
-    if (logarithm) logarithm[t * stride] = top * factor + std::log(sum);
+    if (logarithm) logarithm[t * s.heads] = top * factor + std::log(sum);
   }
 }
 
@@ -96,13 +100,13 @@ void attend(const Stack& s, const AttentionSpace& space, const float* q, float* 
     multiply(s.length, padded, head, rows_of(q, row), plain(space.transposed, padded), space.scores, padded);
   }
   if (s.bf16) {
-    softmax<true>(space.scores, s.length, padded, factor, space.reciprocal, normaliser, s.heads);
+    softmax<true>(s, space.scores, padded, factor, space.reciprocal, normaliser);
     uint16_t* weights = reinterpret_cast<uint16_t*>(space.weights);
     for (i64 t = 0; t < s.length; t++) narrow_row(space.scores + t * padded, padded, weights + t * padded);
     Right16 values = pack16_rows(v, s.length, head, row, space.values);
     multiply16(s.length, head, (s.length + 1) / 2, rows16(space.weights, padded / 2), values, out, s.size);
   } else {
-    softmax<false>(space.scores, s.length, padded, factor, space.reciprocal, normaliser, s.heads);
+    softmax<false>(s, space.scores, padded, factor, space.reciprocal, normaliser);
     multiply(s.length, head, s.length, rows_of(space.scores, padded), plain(v, row), out, s.size);
   }
   for (i64 t = 0; t < s.length; t++)
@@ -120,7 +124,7 @@ void attend_backward(const Stack& s, const AttentionSpace& space, const float* q
   for (i64 t = 0; t < s.length; t++) {
     float* scores = space.scores + t * padded;
     for (i64 j = 0; j < padded; j += W) store(scores + j, exponential(load(scores + j) * factor - normaliser[t * s.heads]));
-    for (i64 j = s.length; j < padded; j++) scores[j] = 0;
+    for (i64 j = seen_by(s, t); j < padded; j++) scores[j] = 0;
   }
   multiply(s.length, head, s.length, columns_of(space.scores, padded), plain(g, s.size), to + 2 * s.size, row);
   transpose_head(v, row, s.length, head, padded, space.transposed);

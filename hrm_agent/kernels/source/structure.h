@@ -19,6 +19,7 @@ struct Stack {
   i64 heads;             // ATTENTION
   i64 position_inner;    // width of the SwiGLU over positions, MLP
   i64 bf16;              // products in bfloat16
+  i64 causal;            // ATTENTION: of a token to itself and those before it
   float epsilon;
   const float *cos, *sin;        // [length, size / heads] or null
   const float* const* weights;   // per layer: the mixing's two (CONV: or one, see Weights), then gate_up and down

@@ -1,4 +1,4 @@
-"""Puzzle tasks by name: mazes, Sudoku, ARC-AGI, Towers of Hanoi, and files in the published formats."""
+"""Puzzle tasks by name: mazes, Sudoku, ARC-AGI, Towers of Hanoi, chess, files in the published formats, and texts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ TASKS = {
     "hanoi": "hanoi:HanoiTask",
     "csv": "published_csv:CsvTask",
     "chess": "chess:ChessTask",
+    "text": "text:TextTask",
 }
 """Name -> module of this package and class; imported when used, as some need further packages."""
 

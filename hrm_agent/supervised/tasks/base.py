@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,12 +54,14 @@ class Answers(NamedTuple):
         segments: int64 `[N]`, segments used: S, or fewer where the model halted; later rows of `tokens` repeat the
             answer at which it halted.
         q_continue: float32 `[S, N]`, HRM's logit of "continue"; None where the answers are not from a model.
+        nats: float32 `[S, N, L]`, minus the logarithm of the label's probability; None where it was not asked for.
     """
 
     tokens: NDArray[np.int16]
     q_halt: NDArray[np.float32]
     segments: NDArray[np.int64]
     q_continue: NDArray[np.float32] | None = None
+    nats: NDArray[np.float32] | None = None
 
     @property
     def last(self) -> NDArray[np.int16]:
@@ -76,6 +78,7 @@ class TaskSpec:
         input_ids, answer_ids: number of ids of inputs and of answers (equal in the published tasks).
         num_puzzles: number of puzzle identifiers, 0 included; 1: the task does not tell puzzles apart.
         grid: rows and columns, where the tokens are a grid.
+        alphabet: of a text, its characters by id, or empty where ids are bytes; None: the tokens are no text.
         choices: 0: an answer is one id for every token. M > 0: an answer is one choice, a token and an id for it,
             under one distribution over all of them; the choice of id a for token i is the number
             `i * answer_ids + a`. M is the most choices of a puzzle that have a target probability.
@@ -90,6 +93,7 @@ class TaskSpec:
     num_puzzles: int = 1
     grid: tuple[int, int] | None = None
     choices: int = 0
+    alphabet: str | None = None
 
     def __post_init__(self) -> None:
         count = self.sequence_length * self.answer_ids
@@ -113,6 +117,10 @@ class Task(ABC):
     """
 
     spec: TaskSpec
+    by_probability: ClassVar[bool] = False
+    """Whether models are scored by the probability of the labels: `nats` and `bits` per token, `perplexity`."""
+    things: ClassVar[str] = "puzzles"
+    """What examples are called in messages."""
 
     @abstractmethod
     def draw(self, generator: np.random.Generator, count: int) -> Examples:

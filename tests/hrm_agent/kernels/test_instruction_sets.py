@@ -189,7 +189,7 @@ class Emulated:
         s = shape_of(made)
         numbers = [
             stack.MIXINGS.index(s.mixing), s.layers, len(x), s.length, s.size, s.inner, *s.grid, s.heads,
-            s.position_inner, 0,
+            s.position_inner, 0, s.causal,
         ]  # fmt: skip
         cos, sin = angles or (torch.empty(0), torch.empty(0))
         weights = weights_of(made)

@@ -47,7 +47,14 @@ def test_outputs_and_gradients_are_as_near_the_exact_ones_as_torch_s(case: Case)
 @needs_kernels
 @pytest.mark.parametrize(
     ("mixing", "grid", "prefix"),
-    [("conv", (3, 5), 0), ("conv", (3, 5), 2), ("conv", (0, 0), 3), ("attention", (3, 5), 0), ("mlp", (3, 5), 0)],
+    [
+        ("conv", (3, 5), 0),
+        ("conv", (3, 5), 2),
+        ("conv", (0, 0), 3),
+        ("attention", (3, 5), 0),
+        ("causal", (3, 5), 0),
+        ("mlp", (3, 5), 0),
+    ],
 )
 def test_a_row_does_not_depend_on_its_batch_or_on_the_gradient(mixing: str, grid: tuple[int, int], prefix: int) -> None:
     """Bit for bit: chunks, threads and what is kept for the backward change nothing."""
@@ -85,14 +92,14 @@ def test_inputs_may_be_views_and_batches_empty() -> None:
 
 
 @needs_bfloat16
-@pytest.mark.parametrize("mixing", ["conv", "attention", "mlp"])
+@pytest.mark.parametrize("mixing", ["conv", "attention", "causal", "mlp"])
 @pytest.mark.parametrize("grid", [(4, 4), (3, 7)])
 def test_bfloat16_is_at_least_as_near_as_torch_s(mixing: str, grid: tuple[int, int]) -> None:
     assert_bfloat16_is_near(mixing, grid)
 
 
 @needs_bfloat16
-@pytest.mark.parametrize("mixing", ["conv", "attention", "mlp"])
+@pytest.mark.parametrize("mixing", ["conv", "attention", "causal", "mlp"])
 def test_bfloat16_gradients_point_where_the_exact_ones_do(mixing: str) -> None:
     assert_bfloat16_gradients(mixing)
 
@@ -102,6 +109,7 @@ def test_bfloat16_gradients_point_where_the_exact_ones_do(mixing: str) -> None:
     ("core", "options"),
     [
         ("trm", {"mixing": "conv", "hidden_size": 24, "length": 12, "grid": (3, 4)}),  # 24 is no multiple of 16
+        ("trm", {"mixing": "conv", "causal": True, "hidden_size": 32, "length": 12}),
         ("trm", {"mixing": "units", "hidden_size": 32, "length": 16, "grid": (4, 4)}),
         ("trm", {"mixing": "attention_local", "hidden_size": 32, "length": 12, "grid": (3, 4)}),
         ("trm", {"mixing": "attention", "hidden_size": 32, "num_heads": 4, "length": 12}),  # heads of 8

@@ -2,7 +2,7 @@
 //
 //   driver FUNCTION < call > results
 //
-// A call: the eleven integers of Stack (int64), epsilon (float), then arrays, each an int64 count of floats and the
+// A call: the twelve integers of Stack (int64), epsilon (float), then arrays, each an int64 count of floats and the
 // floats: cos, sin (0 floats where there are none), the weights of all layers after their number (int64), and the
 // function's own inputs. Results are arrays likewise.
 
@@ -38,7 +38,7 @@ void give(const Floats& found) {
 
 int main(int, char** argv) {
   Stack s{};
-  take(&s, 11 * sizeof(i64));
+  take(&s, 12 * sizeof(i64));
   take(&s.epsilon, sizeof(float));
   Floats cos = array(), sin = array();
   s.cos = cos.empty() ? nullptr : cos.data();
