@@ -171,7 +171,7 @@ def test_every_drawn_puzzle_is_an_image_of_a_pair_that_may_be_trained_on() -> No
     owners = {int(n): (i, k) for i in range(len(arc.puzzles)) for k, n in enumerate(arc.images(i).identifiers)}
     allowed = [{(a.tobytes(), b.tobytes()) for a, b in puzzle.train} for puzzle in arc.puzzles]
     seen = set()
-    for inputs, labels, identifier in zip(*drawn, strict=True):
+    for inputs, labels, identifier in zip(*drawn[:3], strict=True):
         assert 0 < identifier < arc.spec.num_puzzles
         i, k = owners[int(identifier)]
         undo = arc.images(i)(k).invert
