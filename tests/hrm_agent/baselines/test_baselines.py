@@ -23,6 +23,7 @@ from hrm_agent.baselines.observations import build_view
 from hrm_agent.baselines.training import BaselineRun, Clock, RunConfig
 from hrm_agent.baselines.vec_env import SB3VecEnv
 from hrm_agent.cores.feedforward import FeedForward
+from hrm_agent.environments.action_masks import has_mask
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.episodes import run_episodes
 from hrm_envs import Cell
@@ -56,6 +57,16 @@ def quick_run(name: str, **changed: Any) -> BaselineRun:
         "test_episodes": 8,
     }
     return BaselineRun(RunConfig.parse({**options, **changed}))
+
+
+def test_masks_of_legal_actions_are_left_out() -> None:
+    """Its algorithms know none, and `flat` would make numbers of them."""
+    taxi = next(name for name in ("Taxi-v4", "Taxi-v3") if name in gym.registry)
+    assert has_mask(make_vector_env(taxi, 1).single_observation_space)
+    run = quick_run("sb3_ppo_mlp", env=taxi, env_options={"max_episode_steps": 5})
+    assert run.venv.observation_space == gym.spaces.Discrete(500)
+    assert run.evaluate()["env_options"] == {"max_episode_steps": 5, "action_masks": "ignore"}
+    assert quick_run("sb3_ppo_mlp").env_options == SMALL
 
 
 def test_one_hot_planes_say_what_the_ids_say() -> None:
