@@ -70,7 +70,7 @@ def scored(scores: Record, name: str) -> Record:
 
 
 def has_rule(test: Record) -> bool:
-    """Records of before December 2026 know the published rule alone."""
+    """Older records know the published rule alone."""
     return "rule" in test["halted"]
 
 

@@ -16,7 +16,6 @@ from hrm_agent.agents.registry import AgentSpec, registry
 from hrm_agent.files.reading import CheckpointError, read_text
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.launch.cli import UsageError, usage_errors, wants_help
-from hrm_agent.launch.commands import spelled
 from hrm_agent.launch.pages import Page
 from hrm_agent.names.values import printable
 from hrm_agent.supervised.files import read_info
@@ -82,8 +81,7 @@ def list_agents() -> Table:
 
 def list_models() -> Table:
     """One line per registered puzzle model, with the reason where one cannot be read."""
-    title = "Registered puzzle models (python -m hrm_agent.solve model=ID)"
-    table = Table(*MODEL_COLUMNS, title=spelled(title))
+    table = Table(*MODEL_COLUMNS, title="Registered puzzle models, for solve model=ID")
     table.columns[0].no_wrap = True
     for name in sorted(puzzle_models):
         table.add_row(*(Text(printable(cell)) for cell in (name, *_model_headline(puzzle_models[name]))))

@@ -428,7 +428,7 @@ def test_the_memory_of_this_machine_is_known() -> None:
         ("watch", ["agent=DynamicMaze-TRM-v0"], "hrm_agent.watch.load_agent"),
         ("shifts", ["agent=DynamicMaze-TRM-v0"], "hrm_agent.shifts.load_agent"),
         ("export", ["agent=DynamicMaze-TRM-v0"], "hrm_agent.agents.onnx.load_agent"),
-        ("solve", ["model=run"], "hrm_agent.launch.solve.load_to_solve"),
+        ("solve", ["model=run"], "hrm_agent.launch.solve.find_named"),
         ("sweep_table", ["folder=."], "hrm_agent.launch.sweep_table.existing_folder"),
     ],
 )
