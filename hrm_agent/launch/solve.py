@@ -100,11 +100,16 @@ class Inference:
             )
 
     def of(self, loaded: LoadedModel) -> Inference:
-        """With the segments and the precision that a model was trained with, where none are given."""
+        """With the segments and the precision that a model was trained with, where none are given.
+
+        Raises:
+            ValueError: what is asked is not to be had of a text.
+        """
+        if loaded.task.by_probability:
+            self._check_for_text(loaded.task_name)
         return replace(self, segments=self.segments or loaded.segments, precision=self.precision or loaded.precision)
 
-    def check_for_text(self, task: str) -> None:
-        """Raises: ValueError for what a text, which runs all segments of every character, has not."""
+    def _check_for_text(self, task: str) -> None:
         given = {"halt=true": self.halt, f"halting={self.halting}": self.halting != "stored"}
         for setting, asked in {**given, f"noise={self.noise:g}": self.noise > 0}.items():
             if asked:
@@ -201,8 +206,6 @@ def solve(
     asked = Inference(segments, halt, halting, samples, noise, seed, precision, device, kernel)
     place = find_named(model)
     loaded = load_to_solve(place, best, task, task_options)
-    if loaded.task.by_probability:
-        asked.check_for_text(loaded.task_name)
     if submission is not None and loaded.task_name != "arc":
         raise ValueError(f"submission={submission}: only task=arc1 and task=arc2 have one; leave it out")
     how = asked.of(loaded)
