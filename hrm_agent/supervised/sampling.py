@@ -106,7 +106,7 @@ class SampledSolver(Solver):
             if observe is not None:
                 observe(block, runs)
             parts.append(answers)
-        tokens, q_halt, segments, q_continue = zip(*parts, strict=True)
+        tokens, q_halt, segments, q_continue, _ = zip(*parts, strict=True)
         by_segment = [np.concatenate(column, 1) for column in (tokens, q_halt, q_continue)]
         return Answers(by_segment[0], by_segment[1], np.concatenate(segments), by_segment[2])
 

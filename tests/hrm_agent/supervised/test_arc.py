@@ -188,14 +188,14 @@ def test_input_and_answer_move_together_and_one_pair_of_an_image_stays() -> None
     arc = task()
     drawn = arc.draw(np.random.default_rng(1), 2000)
     places = set()
-    for inputs, labels, _ in zip(*drawn, strict=True):
+    for inputs, labels, _ in zip(*drawn[:3], strict=True):
         top_left = [np.argwhere(tokens.reshape(8, 8) >= 2).min(0).tolist() for tokens in (inputs, labels)]
         assert top_left[0] == top_left[1]
         places.add(tuple(top_left[0]))
     assert len(places) > 30
     one = task(tasks=1, training_tasks=1, validation_tasks=0, augmentations=1)
     by_pair: dict[tuple[int, bytes], set[bool]] = {}
-    for inputs, _, identifier in zip(*one.draw(np.random.default_rng(1), 500), strict=True):
+    for inputs, _, identifier in zip(*one.draw(np.random.default_rng(1), 500)[:3], strict=True):
         key = int(identifier), corner(inputs, one.side).tobytes()
         by_pair.setdefault(key, set()).add(bool(inputs[0] >= 2))
     for identifier in (1, 2, 3, 4):
