@@ -8,8 +8,8 @@ Recursion amplifies rounding: some of these files' numbers, recomputed in double
 and every environment step, starts from the latents in the file, and rounding is amplified over one of them only. What
 comes of starting each from our own latents is printed below, beside the same in double precision, and decides nothing.
 
-`--path PATH` checks a fast path (`hrm_agent.recurrence`). The tolerance of a group is 1e-4, or, of fast paths, twice the
-error of a reference where that is more: eager torch in double precision (`fused`, `compiled`) or in bfloat16
+`--path PATH` checks a fast path (`hrm_agent.recurrence`). The tolerance of a group is 1e-4, or, of fast paths, twice
+the error of a reference where that is more: eager torch in double precision (`fused`, `compiled`) or in bfloat16
 (`fused_bf16`).
 
 Exit code: 0 where every error is at most 1e-4, 1 where one is above, 2 where a file cannot be used.

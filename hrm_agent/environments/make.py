@@ -110,10 +110,10 @@ def _as_it_is(env: VectorEnv, env_id: str, options: dict[str, Any], masks: bool)
     """A vector environment that can be used without wrapping single ones; else None."""
     if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
         return None
-    if isinstance(getattr(env.unwrapped, "batch", None), Batch):
-        return env if is_adapted(env.single_observation_space) else None
     if not masks and has_mask(env.single_observation_space):
         return None  # its bits are numbers like others, which a wrapper makes of them
+    if isinstance(getattr(env.unwrapped, "batch", None), Batch):
+        return env if is_adapted(env.single_observation_space) else None
     with _naming(env_id):
         name = _without_module(env_id)
         if masks and (_has_entry(env.single_observation_space) or gives_masks(env, name, options)):
@@ -147,11 +147,13 @@ def _make(env_id: str, options: dict[str, Any] | None) -> gym.Env:
     name = _without_module(env_id)
     own, masks = split_setting(options)
     env = wrap_by_source(gym.make(name, **own), name)
-    if not masks or _is_ours(name):
+    if not masks:
         return adapt(env)
     with _naming(env_id):
         if _has_entry(env.observation_space):
             return MaskInObservation(adapt(MaskInInfo(env)))
+        if _is_ours(name):
+            return adapt(env)
         return MaskInObservation(adapt(env)) if gives_masks(env, name, own) else adapt(env)
 
 
@@ -160,7 +162,7 @@ def _has_entry(space: gym.Space) -> bool:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether it is of `hrm_envs`, whose environments give no masks."""
+    """Whether it is of `hrm_envs`, whose environments give masks in their observations, if they do."""
     return str(gym.spec(name).entry_point).startswith(("hrm_envs.", "hrm_envs:"))
 
 

@@ -70,7 +70,8 @@ class Choice:
     Attributes:
         path: the fastest that agrees with the plain path; `plain` where none is faster by `WORTH`.
         ratios: speed of each other path, as a multiple of the plain path's.
-        wrong: paths that were faster but do not agree with the plain path.
+        wrong: paths that were faster but do not agree with the plain path; of bfloat16 also where its rounding alone
+            changes some output by more than a quarter.
     """
 
     path: str
@@ -79,7 +80,7 @@ class Choice:
 
     def __str__(self) -> str:
         others = [
-            f"{path} computes something else" if path in self.wrong else f"{path} {ratio:.1f} times as fast"
+            f"{path} gives other numbers" if path in self.wrong else f"{path} {ratio:.1f} times as fast"
             for path, ratio in self.ratios.items()
             if path != self.path
         ]

@@ -317,8 +317,26 @@ class EndgameBatch(Batch):
             moves=np.zeros((MOST_MOVES, 3), np.int8),
             values=np.zeros(MOST_MOVES, np.int8),
         )
-        self.observations = self.state.grid.reshape(num_envs, 8, 8)
-        self.final_observations = self.outcome.final_grid.reshape(num_envs, 8, 8)
+        self.actions = f"from 0 to {count - 1}"
+        self.boards = self.state.grid.reshape(num_envs, 8, 8)
+        self.final_boards = self.outcome.final_grid.reshape(num_envs, 8, 8)
+
+    @property
+    def observations(self) -> dict[str, NDArray]:
+        """The current observations: views of the state."""
+        return {"action_mask": self.state.mask, "board": self.boards}
+
+    @property
+    def final_observations(self) -> dict[str, NDArray]:
+        """The last observations of the episodes that just ended, in the rows of these."""
+        return {"action_mask": self.outcome.final_mask, "board": self.final_boards}
+
+    def info(self, final: bool = False) -> dict[str, NDArray]:
+        """The mask of legal moves and, of the current state with ``labels``, the moves that mate soonest."""
+        if final:
+            return {"action_mask": self.outcome.final_mask.copy()}
+        labels = {"optimal_actions": self.judge()[1]} if self.config.labels else {}
+        return {"action_mask": self.state.mask.copy(), **labels}
 
     @property
     def _fixed(self) -> tuple[Any, ...]:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 import masked_envs
 from hrm_agent.environments import mask_search
 from hrm_agent.environments.action_masks import (
+    IGNORE,
     MASK,
+    SETTING,
     MaskError,
     every_choice,
     has_mask,
@@ -288,3 +290,16 @@ def test_spaces_with_a_mask_are_stored() -> None:
         space_from_dict({"type": "MultiBinary", "n": 0})
     with pytest.raises(ValueError, match="at most"):
         space_from_dict({"type": "Dict", "spaces": {str(i): {"type": "MultiBinary", "n": 2**22} for i in range(3)}})
+
+
+@pytest.mark.parametrize("env_id", ["Hanoi-v0", "ChessEndgame-v0"])
+def test_environments_of_this_package_give_the_same_masks_alone_and_in_a_vector(env_id: str) -> None:
+    alone, vector = make_env(env_id), make_vector_env(env_id, 2)
+    assert has_mask(alone.observation_space)
+    assert alone.observation_space == vector.single_observation_space
+    one, many = alone.reset(seed=3)[0], vector.reset(seed=3)[0]
+    for key, part in one.items():
+        np.testing.assert_array_equal(part, many[key][0])
+    ignored = {SETTING: IGNORE}
+    assert not has_mask(make_env(env_id, ignored).observation_space)
+    assert not has_mask(make_vector_env(env_id, 2, ignored).single_observation_space)

@@ -226,7 +226,7 @@ def test_a_task_keeps_its_images_among_others() -> None:
 def test_examples_are_the_tasks_as_they_are() -> None:
     arc = task()
     examples = arc.examples("test", 5)
-    for (i, n), inputs, labels, identifier in zip(arc.test_inputs("test", 5), *examples, strict=True):
+    for (i, n), inputs, labels, identifier in zip(arc.test_inputs("test", 5), *examples[:3], strict=True):
         given, answer = arc.puzzles[i].test[n]
         assert np.array_equal(read_grid(inputs, 8), given)
         assert np.array_equal(read_grid(labels, 8), answer)

@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_others(kind: str) -> 
     examples = task.examples("test", 20)
     one, two, other = (observed(SampledSolver(model, 3, 4, LOUD, seed), examples) for seed in (5, 5, 6))
     for first, second in zip([*one[0], *one[1]], [*two[0], *two[1]], strict=True):
-        assert (first == second).all()
+        np.testing.assert_array_equal(first, second)
     assert (one[1].tokens != other[1].tokens).any()
     assert (one[1].tokens[0] != one[1].tokens[1]).any()
     assert (one[0].segments == 3).all()
@@ -128,7 +128,7 @@ def test_without_noise_a_run_is_that_of_the_plain_solver() -> None:
     model, examples = make_model().eval(), Copying().examples("test", 15)
     plain, silent = Solver(model, 3)(examples), SampledSolver(model, 3, 1, 0.0)(examples)
     for one, other in zip(plain, silent, strict=True):
-        assert (one == other).all()
+        np.testing.assert_array_equal(one, other)
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(1, 6), st.booleans())

@@ -96,7 +96,7 @@ def test_a_path_that_computes_something_else_is_not_taken_however_fast() -> None
 
     made = choice(Clock(plain=1e-6, fused=1e-7), outputs)
     assert (made.path, made.wrong) == ("plain", ("fused",))
-    assert str(made) == "kernel: plain (fused computes something else)"
+    assert str(made) == "kernel: plain (fused gives other numbers)"
 
 
 @needs_kernels
@@ -271,7 +271,7 @@ def measuring(trainer: Trainer, path: str) -> Trainer:
 
     def measured(paths: Sequence[str]) -> Choice:
         made = own(paths)
-        assert not made.wrong
+        assert "fused" not in made.wrong  # bfloat16 can be too coarse: its rounding alone changes small gradients
         return Choice(path, {"fused": 2.0})
 
     trainer.measure_kernel = measured  # type: ignore[method-assign]
