@@ -48,7 +48,8 @@ def main() -> None:
     records = []
     for threads in (1, 2):
         for name, flags in KERNELS.items():
-            paths = (["plain"] if not flags else []) + ["fused"] + (["fused_bf16"] if "bf16" in name else [])
+            half = "bf16" in (name if flags else instruction_set())
+            paths = ["plain"] * (not flags) + ["fused"] + ["fused_bf16"] * half
             for path in paths:
                 own = {"path": path, "threads": threads, **({} if path == "plain" else {"kernels": name})}
                 records += [{**own, **record} for record in check(files, path, threads, flags)]
