@@ -82,7 +82,7 @@ def main() -> None:
 
 def level_names() -> list[str]:
     """The levels in the order of the study."""
-    return list(settings_of(HERE)["arms"])
+    return list(settings_of(HERE)["levels"])
 
 
 def load_world(name: str) -> World:

@@ -1,20 +1,33 @@
-"""The suite's tables: agents beside the references that `baselines.py` measured, and one agent on larger mazes."""
+"""The suite's tables: trained agents beside the references that `baselines.py` measured.
+
+Success of an agent: mean over training seeds, 95% over seeds and levels, greedy and sampled. At equal frames: success
+of actions sampled in training, at the frames of the slowest agent of a level.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.engine.records import Record, load
-from experiments.engine.statistics import success_interval
-from experiments.engine.tables import average, estimate, number, seconds, success, table
+import numpy as np
 
-AGENT_COLUMNS = ("ours [95%]", "our SPL", "frames", "training")
+from experiments.engine.pages import settings_of
+from experiments.engine.records import Record, load
+from experiments.engine.statistics import crossed_interval, mean_of
+from experiments.engine.tables import average, estimate, number, success, table
 
 
 def tables(folder: Path) -> dict[str, str]:
     """Tables of the page by the name of their marks."""
-    levels = rows_of(load(folder / "baselines.json"), load(folder / "results.json"))
-    return {"suite": table(levels), "size_shift": table([shift_row(r) for r in load(folder / "size_shift.json")])}
+    settings, levels, references = settings_of(folder), load(folder / "levels.json"), load(folder / "baselines.json")
+    results = load(folder / "results.json")
+    agents = list(settings["agents"])
+    return {
+        "suite": table([reference_row(r) for r in references]),
+        "suite agents": table([level_row(r, agents, results, levels) for r in references] if results else []),
+        "suite frames": table([frames_row(r["level"], agents, results) for r in references] if results else []),
+        "suite tuning": table(tuning_rows(load(folder / "tuning.json"))),
+        "size_shift": table([shift_row(r) for r in load(folder / "size_shift.json")]),
+    }
 
 
 def shift_row(record: Record) -> dict[str, str]:
@@ -28,20 +41,9 @@ def shift_row(record: Record) -> dict[str, str]:
     }
 
 
-def rows_of(baselines: list[Record], results: list[Record]) -> list[dict[str, str]]:
-    """One row a level; the columns of agents are there if any agent has a record."""
-    rows = []
-    for level in baselines:
-        row = row_of(level)
-        if results:
-            row |= agent_columns([r for r in results if r["agent"] == level["level"]])
-        rows.append(row)
-    return rows
-
-
-def row_of(level: Record) -> dict[str, str]:
+def reference_row(level: Record) -> dict[str, str]:
     bfs, bound, best = level["bfs_replanner"], level["clairvoyant"], level["best_reference"]
-    reference, share = level["references"][best], level["material_share"]
+    reference = level["references"][best]
     return {
         "level": level["level"],
         "time limit": str(level["env_options"]["max_episode_steps"]),
@@ -54,21 +56,58 @@ def row_of(level: Record) -> dict[str, str]:
         "clairvoyant bound": f"{bound['success']:.3f}",
         "arrival": f"{bound['steps']:.1f}",
         "changes an episode": f"{level['changes_per_episode']:.1f}",
-        "material": number(share, 2),
+        "material": number(level["material_share"], 2),
     }
 
 
-def agent_columns(runs: list[Record]) -> dict[str, str]:
-    """Our agents on one level: Wilson's interval of a single run, Student's over seeds of several."""
-    if not runs:
-        return dict.fromkeys(AGENT_COLUMNS, "")
-    return {
-        "ours [95%]": estimate(success_interval(runs)),
-        "our SPL": average(runs, "spl"),
-        "frames": f"{runs[0]['frames']:,}",
-        "training": seconds(runs),
+def level_row(level: Record, agents: list[str], results: list[Record], levels: list[Record]) -> dict[str, str]:
+    """Both agents on one level, greedy and sampled, beside the best reference."""
+    row = {
+        "level": level["level"],
+        "random": f"{level['random']['success']:.3f}",
+        "best reference": f"{level['references'][level['best_reference']]['success']:.3f}",
     }
+    for agent in agents:
+        arm = f"{agent}@{level['level']}"
+        runs = [r for r in results if r["agent"] == arm]
+        for mode, key in (("greedy", "success"), ("sampled", "sampled")):
+            scores = np.array([[int(c) for c in r[key]] for r in levels if r["agent"] == arm], float)
+            row[f"{agent}, {mode}"] = estimate(crossed_interval(scores)) if len(scores) else ""
+        row[f"{agent}, SPL"] = average(runs, "spl") if runs else ""
+    return row
+
+
+def at_frames(curve: list[list[float]], frames: float) -> float | None:
+    """Of a learning curve of frames, seconds and success: success at the last point up to there."""
+    return next((value for at, _, value in reversed(curve) if at <= frames), None)
+
+
+def frames_row(level: str, agents: list[str], results: list[Record]) -> dict[str, str]:
+    runs = {agent: [r for r in results if r["agent"] == f"{agent}@{level}"] for agent in agents}
+    known = [r["frames"] for found in runs.values() for r in found]
+    row = {"level": level, "at frames": f"{min(known):,}" if known else ""}
+    for agent, found in runs.items():
+        reached = mean_of(at_frames(r["curve"], min(known)) for r in found)
+        row[f"{agent}, sampled in training"] = number(reached, 3)
+    for agent, found in runs.items():
+        frames = mean_of(r["frames"] for r in found)
+        row[f"{agent}, frames in the whole time"] = "" if frames is None else f"{frames:,.0f}"
+    return row
+
+
+def tuning_rows(trials: list[Record]) -> list[dict[str, str]]:
+    """Candidates by learning rate and level, greedy and sampled; the mean of the two over levels decides."""
+    rows = []
+    for candidate, rate in dict.fromkeys((t["candidate"], t["learning_rate"]) for t in trials):
+        own = [t for t in trials if (t["candidate"], t["learning_rate"]) == (candidate, rate)]
+        row = {"candidate": candidate, "learning rate": f"{rate:g}"}
+        for trial in own:
+            row[f"{trial['level']}, greedy (sampled)"] = f"{trial['success']:.3f} ({trial['sampled_success']:.3f})"
+            row[f"{trial['level']}, frames"] = f"{trial['frames']:,}"
+        row["mean"] = number(mean_of((t["success"] + t["sampled_success"]) / 2 for t in own), 3)
+        rows.append(row)
+    return rows
 
 
 def figures(folder: Path) -> None:
-    """None: the table says it all."""
+    """None: the tables say it all."""

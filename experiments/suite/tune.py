@@ -1,0 +1,63 @@
+"""Which agent of ours and which baseline the suite is filled with, and their learning rates: on validation levels.
+
+    python -m experiments.suite.tune [--jobs 2] [--only hrm-gate@size_13@3.0e-03]
+    python -m experiments.suite.tune --draw-only
+
+Every candidate of `study.yaml` trains on two levels, with each learning rate, for the same processor time and with a
+seed that the study does not have; its last agent plays validation levels, greedily and sampled. Trials are added to
+`tuning.json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from experiments.engine import runner
+from experiments.engine.records import RUNS, Record
+from experiments.engine.runner import Job
+from experiments.engine.runs import agent_info, cost_of
+from experiments.suite.run import HERE, of_level, timed
+
+
+class Search(runner.Study):
+    """`CANDIDATE@LEVEL@RATE` in place of an arm."""
+
+    results = "tuning.json"
+
+    def arms(self) -> dict[str, Any]:
+        tuning, arms = self.settings["tuning"], {}
+        for level in tuning["levels"]:
+            world = of_level(level)
+            for name, own in self.settings["candidates"].items():
+                for rate in tuning["learning_rates"]:
+                    overrides = [*world, *own, f"algo.learning_rate={rate}", *timed(tuning["seconds"])]
+                    arms[f"{name}@{level}@{rate:.1e}"] = {"overrides": overrides, "seeds": [tuning["seed"]]}
+        return arms
+
+    def place(self, job: Job) -> Path:
+        return RUNS / f"{self.folder.name}_tuning" / f"{job.arm}_seed{job.seed}"
+
+    def measure(self, job: Job) -> list[Record]:
+        place, (candidate, level, rate) = self.trained(job), job.arm.split("@")
+        report = self.evaluate(place, split="validation", episodes=self.settings["tuning"]["episodes"], baselines=False)
+        info = agent_info(place)
+        record = {
+            "agent": job.arm,
+            "candidate": candidate,
+            "learning_rate": float(rate),
+            "level": level,
+            "seed": job.seed,
+            "split": report["split"],
+            "episodes": report["seeds"]["count"],
+            "success": report["success"],
+            "success_ci95": report["success_ci95"],
+            "sampled_success": report["sampled"]["success"],
+            **{name: info[name] for name in ("frames", "seconds", "parameters")},
+            **cost_of(place, side_by_side=self.side_by_side),
+        }
+        return [record]
+
+
+if __name__ == "__main__":
+    runner.main(Search, HERE)

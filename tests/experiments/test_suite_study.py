@@ -1,0 +1,42 @@
+"""The suite's second edition: what its runs are asked for, and how curves are read at equal frames."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.engine.pages import settings_of
+from experiments.suite import draw, run, tune
+from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.settings import resolve
+
+LEVELS = settings_of(run.HERE)["levels"]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_is_the_environment_of_its_experiment_without_its_core(level: str) -> None:
+    own = resolve(compose_config([*run.of_level(level), "core=convlstm"], "train"))
+    assert (own["env"]["id"], own["env"]["options"]) == run.world_of(level)
+    assert own["core"]["name"] == "convlstm"
+
+
+def test_every_candidate_is_tried_equally_often_and_as_long_on_every_level() -> None:
+    arms = tune.Search(run.HERE).arms()
+    tuning, candidates = settings_of(run.HERE)["tuning"], settings_of(run.HERE)["candidates"]
+    assert len(arms) == len(candidates) * len(tuning["levels"]) * len(tuning["learning_rates"])
+    for name, arm in arms.items():
+        candidate, level, rate = name.split("@")
+        assert level in LEVELS
+        assert set(candidates[candidate]) <= set(arm["overrides"])
+        assert f"max_seconds={tuning['seconds']}" in arm["overrides"]
+        assert f"algo.learning_rate={float(rate)}" in arm["overrides"]
+        assert not set(arm["seeds"]) & set(settings_of(run.HERE)["seeds"])
+        resolve(compose_config(arm["overrides"], "train"))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(0, 3000))
+def test_a_curve_at_some_frames_is_its_last_point_up_to_there(values: list[float], frames: int) -> None:
+    curve = [[100.0 * (i + 1), float(i), value] for i, value in enumerate(values)]
+    found = draw.at_frames(curve, frames)
+    assert found == (None if frames < 100 else values[min(frames // 100, len(values)) - 1])
