@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from experiments.engine.pages import settings_of
 from experiments.suite import draw, run, tune
-from hrm_agent.launch.cli import compose_config
+from hrm_agent.launch.cli import compose_config, open_options
 from hrm_agent.launch.settings import resolve
 
 LEVELS = settings_of(run.HERE)["levels"]
@@ -16,7 +16,7 @@ LEVELS = settings_of(run.HERE)["levels"]
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_level_is_the_environment_of_its_experiment_without_its_core(level: str) -> None:
-    own = resolve(compose_config([*run.of_level(level), "core=convlstm"], "train"))
+    own = resolve(compose_config(open_options([*run.of_level(level), "core=convlstm"]), "train"))
     assert (own["env"]["id"], own["env"]["options"]) == run.world_of(level)
     assert own["core"]["name"] == "convlstm"
 
@@ -32,7 +32,7 @@ def test_every_candidate_is_tried_equally_often_and_as_long_on_every_level() -> 
         assert f"max_seconds={tuning['seconds']}" in arm["overrides"]
         assert f"algo.learning_rate={float(rate)}" in arm["overrides"]
         assert not set(arm["seeds"]) & set(settings_of(run.HERE)["seeds"])
-        resolve(compose_config(arm["overrides"], "train"))
+        resolve(compose_config(open_options(arm["overrides"]), "train"))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(0, 3000))
