@@ -69,7 +69,8 @@ def chess_positions(
     path, program = check_output(out), find_engine(engine)
     options = {"Threads": 1, "Hash": hash_mb}
     start = partial(Engine, program, options, timeout)
-    return make_positions(path, positions, start, Recipe(nodes, moves, opening, max_plies), workers, seed, _say)
+    recipe = Recipe(nodes, moves, opening, max_plies, hash_mb)
+    return make_positions(path, positions, start, recipe, workers, seed, _say)
 
 
 def _say(made: int, games: int, seconds: float) -> None:

@@ -15,6 +15,14 @@ EXAMPLES = (
 )
 
 
+def harmless(text: str) -> str:
+    """A text as a terminal may get it: control characters but line breaks and tabs are written as escapes.
+
+    A model's alphabet is read from its file, which may come from a stranger.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 @outliving_the_terminal()
 def main() -> None:
     usage = "python -m hrm_agent.generate model=RUN|FOLDER|FILE [KEY=VALUE] ..."
@@ -22,7 +30,7 @@ def main() -> None:
     with usage_errors():
         pieces = generate(**parse_agent_options(sys.argv[1:], generate, usage, EXAMPLES))
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(harmless(piece), end="", flush=True)
     print()
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hrm_envs.batch import Batch, config_from
 from hrm_envs.config import MAX_STEPS, SPLITS, check_choice, check_fraction, check_integer, whole
 from hrm_envs.hanoi_rendering import render_hanoi
-from hrm_envs.hanoi_rules import NO_DISK, PAIRS, PEGS, legal_pairs, optimal_moves, top_disks
+from hrm_envs.hanoi_rules import FEW_DISKS, NO_DISK, PAIRS, PEGS, legal_pairs, optimal_moves, split_of, top_disks
 from hrm_envs.kernel import GOAL_REWARD, STEP_REWARD
 from hrm_envs.limits import LevelEnv
 from hrm_envs.rng import STREAM_GOAL_DUE, STREAM_GOAL_PICK, STREAM_LAYOUT, all_below, all_happen, draws, level_seeds
@@ -38,7 +38,8 @@ class HanoiConfig:
         max_episode_steps: steps after which an episode is truncated. ``None`` takes 4 * (2^n - 1), four times the
             moves between the two states that are furthest apart.
         oracle: add the oracle's values to ``info``.
-        split: ``train``, ``validation``, ``development`` or ``test``.
+        split: ``train``, ``validation``, ``development`` or ``test``. With three disks or more, start and goal of one
+            are no pair of another but development, whatever the pegs are called; a goal that changes is any state.
 
     Raises:
         ValueError: for a value out of range.
@@ -91,19 +92,24 @@ class Schedule:
     """Starts and goals as functions of (level seed, step) alone.
 
     Args:
-        disks, p_goal: see ``HanoiConfig``.
+        disks, p_goal, split: see ``HanoiConfig``.
     """
 
-    def __init__(self, disks: int, p_goal: float) -> None:
+    def __init__(self, disks: int, p_goal: float, split: str) -> None:
         self.disks, self.threshold = disks, int(p_goal * 2**53)
+        self.pairs = {"train": 0, "test": 2}.get(split, 1)  # those of validation are for development too
 
     def starts(self, seeds: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """The start, uniform among all states, and the first goal, uniform among all others: uint8 [N, n] each."""
-        pegs, goals = (self._draw(seeds, STREAM_LAYOUT, 0, side) for side in (0, 1))
-        attempt = 2
-        while (same := (pegs == goals).all(1)).any():
-            goals[same] = self._draw(seeds[same], STREAM_LAYOUT, 0, attempt)
-            attempt += 1
+        """The start and the first goal, another state, uniform among the pairs of the split: uint8 [N, n] each."""
+        pegs, goals = np.zeros((2, len(seeds), self.disks), np.uint8)
+        missing, attempt = np.arange(len(seeds)), 0
+        while missing.size:
+            drawn = [self._draw(seeds[missing], STREAM_LAYOUT, 0, 2 * attempt + side) for side in (0, 1)]
+            pegs[missing], goals[missing] = drawn
+            fits = np.ones(len(missing), np.bool_)
+            if self.disks > FEW_DISKS:
+                fits = split_of(*(side.astype(np.int64) for side in drawn)) == self.pairs
+            missing, attempt = missing[~fits | (drawn[0] == drawn[1]).all(1)], attempt + 1
         return pegs, goals
 
     def due(self, seeds: NDArray[np.int64], steps: NDArray[np.integer]) -> NDArray[np.bool_]:
@@ -145,7 +151,7 @@ class HanoiBatch(Batch):
     def __init__(self, num_envs: int, config: HanoiConfig) -> None:
         super().__init__(num_envs)
         self.config = config
-        self.schedule = Schedule(config.disks, config.p_goal)
+        self.schedule = Schedule(config.disks, config.p_goal, config.split)
         self._rows = np.arange(num_envs)
         self.state = HanoiState(
             env_seed=np.zeros(num_envs, np.int64),

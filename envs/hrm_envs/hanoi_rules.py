@@ -21,11 +21,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hrm_envs.rng import mix_array
+
 PEGS = 3
 MAX_DISKS = 30
 """Distances are below 2^31 then."""
 NO_DISK = -1
 """The peg of a column without a disk."""
+FEW_DISKS = 2
+"""Of so many disks or fewer there are too few pairs of states to be divided: all are for every split."""
+SHARES = 8
+"""Of the other pairs 6 are for training, 1 for validation and 1 for test."""
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 PAIRS = ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))
 """The ordered pairs of pegs: from, to."""
 
@@ -118,3 +125,21 @@ def legal_moves(pegs: NDArray, disk: NDArray, to: NDArray) -> NDArray[np.bool_]:
     rows, top = np.arange(len(pegs)), top_disks(pegs)
     origin = pegs[rows, disk]
     return (origin != to) & (top[rows, origin] == disk) & (top[rows, to] < disk)
+
+
+def split_of(pegs: NDArray[np.int64], goals: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which of train (0), validation (1) and test (2) each pair of states [N, n] is for: int64 [N].
+
+    It is the same however the pegs are called. ``NO_DISK`` may stand in front, and does not count.
+    """
+    both = np.stack([pegs, goals], 2).reshape(len(pegs), -1)
+    rows = np.arange(len(both))
+    names, known = np.full((len(both), PEGS), NO_DISK), np.zeros(len(both), np.int64)
+    code = np.zeros(len(both), np.uint64)
+    for peg in both.T:
+        there = peg != NO_DISK
+        new = there & (names[rows, peg] == NO_DISK)
+        names[rows[new], peg[new]] = known[new]
+        known[new] += 1
+        code = np.where(there, mix_array(code * _ODD + (names[rows, peg] + 1).astype(np.uint64)), code)
+    return np.maximum((code % np.uint64(SHARES)).astype(np.int64) - (SHARES - 3), 0)

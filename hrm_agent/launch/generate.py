@@ -57,7 +57,7 @@ class WindowReader:
     """
 
     def __init__(self, model: PuzzleModel, segments: int) -> None:
-        self.model, self.segments, self.window = model, segments, model.core.length
+        self.model, self.segments, self.window = model, segments, model.answer_length
         self.seen: list[int] = []
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from hrm_agent.names.values import Count, CountOrNone, Depth, Seed, Width, check
 from hrm_agent.parallel.memory import at_most
 from hrm_agent.policies.policy import Policy, PolicyConfig, TimeGradient
 from hrm_agent.supervised.halting import HaltingRule
-from hrm_agent.supervised.losses import IGNORED_LABEL
+from hrm_agent.supervised.losses import CROSS_ENTROPIES, IGNORED_LABEL
 from hrm_agent.supervised.model import HALTING_READS, PuzzleModel
 from hrm_agent.supervised.streams import build_stream_policy
 from hrm_agent.supervised.tasks.base import Task, TaskSpec
@@ -25,6 +25,8 @@ from hrm_agent.training.model_folder import MODEL_FILE, find_model
 
 INFO_FILE = "model.json"
 """File beside a run's models with `SupervisedTrainer.info`."""
+BYTES = 256
+"""Ids of a text of bytes, whose alphabet is empty."""
 MOST = 2**16
 """Tokens of a puzzle, rows and columns of a grid, and ids, in a model's file."""
 
@@ -66,7 +68,7 @@ class _Info(msgspec.Struct):
     halting: str = ""
     halting_rule: HaltingRule | None = None
     precision: str = ""
-    cross_entropy: str = ""
+    cross_entropy: Annotated[str, one_of(("", *CROSS_ENTROPIES))] = ""
 
 
 def build_model(config: ModelConfig, spec: TaskSpec) -> PuzzleModel | Policy:
@@ -187,8 +189,9 @@ def load_resized(path: str | Path, grid: tuple[int, int]) -> PuzzleModel | None:
     if config.carry is not None or spec.grid is None or spec.grid[0] * spec.grid[1] == grid[0] * grid[1]:
         return None  # weights of as many tokens would have the same shapes, and another meaning
     try:
-        model = build_puzzle_model(config, replace(spec, sequence_length=grid[0] * grid[1], grid=grid))
-    except ValueError:
+        with at_most(allowance(file), "weights do not fit: the file describes a network larger than itself"):
+            model = build_puzzle_model(config, replace(spec, sequence_length=grid[0] * grid[1], grid=grid))
+    except (ValueError, RuntimeError):
         return None
     if {name: t.shape for name, t in model.state_dict().items()} != {name: t.shape for name, t in tensors.items()}:
         return None
@@ -203,7 +206,8 @@ def read_model_file(file: Path) -> tuple[dict[str, Tensor], ModelConfig, TaskSpe
         raise CheckpointError(f"{file}: holds a {metadata.get('kind', 'file of an unknown kind')}, not a puzzle model")
     spec: TaskSpec = convert_json(metadata.get("spec"), TaskSpec, f"{file}: not a puzzle model")
     sizes = (spec.sequence_length, spec.input_ids, spec.answer_ids, *(spec.grid or ()))
-    named = spec.alphabet is None or len(spec.alphabet) in (0, spec.answer_ids)
+    characters = len(spec.alphabet or "") or BYTES
+    named = spec.alphabet is None or spec.input_ids == spec.answer_ids == characters
     if not all(1 <= size <= MOST for size in sizes) or not named:
         raise CheckpointError(f"{file}: {printable(str(spec))[:200]}: expected sizes from 1 to {MOST:,}")
     try:

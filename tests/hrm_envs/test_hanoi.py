@@ -129,7 +129,7 @@ def test_the_bound_is_the_earliest_arrival_of_a_search_over_states_and_steps() -
     limit = 12
     env = HanoiVectorEnv(40, disks=2, p_goal=0.3, max_episode_steps=limit)
     obs, _ = env.reset(seed=3)
-    schedule, seeds = Schedule(2, 0.3), env.level_seeds
+    schedule, seeds = Schedule(2, 0.3, "train"), env.level_seeds
     states = np.array([(a, b) for a in range(3) for b in range(3)])
     near = [optimal_moves(states, np.broadcast_to(s, states.shape)).distance <= 1 for s in states]
     for i, bound in enumerate(env.clairvoyant().tolist()):
@@ -162,7 +162,7 @@ def test_numbers_of_arrays_are_those_of_the_kernels() -> None:
 
 
 def test_starts_and_goals_are_uniform_among_different_states() -> None:
-    pegs, goals = Schedule(1, 0.0).starts(np.arange(6000))
+    pegs, goals = Schedule(1, 0.0, "train").starts(np.arange(6000))
     counts = np.bincount(3 * pegs[:, 0] + goals[:, 0], minlength=9).reshape(3, 3)
     assert (np.diag(counts) == 0).all()
     assert counts[~np.eye(3, dtype=bool)].min() > 900
@@ -227,10 +227,15 @@ def test_another_goal_and_a_state_too_far_away_are_refused() -> None:
 
 
 def test_levels_of_two_splits_are_apart_and_codes_tell_levels_apart() -> None:
-    train, test = (HanoiVectorEnv(500, disks=6, split=split) for split in ("train", "test"))
-    for env in (train, test):
-        env.reset(seed=0)
-    assert not set(train.level_seeds.tolist()) & set(test.level_seeds.tolist())
+    held: dict[str, set[bytes]] = {}
+    for split in ("train", "validation", "test"):
+        env = HanoiVectorEnv(3000, disks=3, split=split)
+        held[split] = {disks.tobytes() for disks in env.reset(seed=0)[0]["disks"]}
+    assert len(held["train"]) > 400  # of 27 * 26 pairs, three quarters
+    assert not held["train"] & held["test"]
+    assert not held["train"] & held["validation"]
+    assert held["test"]
+    assert not held["test"] & held["validation"]
     small = HanoiVectorEnv(500, disks=1)
     obs, _ = small.reset(seed=0)
     seen = {tuple(disks.ravel().tolist()) for disks in obs["disks"]}

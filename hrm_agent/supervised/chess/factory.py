@@ -51,12 +51,14 @@ class Recipe:
         moves: scored in each.
         opening: random plies at a game's beginning at most; positions are recorded from there on.
         max_plies: after which a game is broken off.
+        hash_mb: memory of the engine's table in MB, which its searches depend on.
     """
 
     nodes: int
     moves: int
     opening: int
     max_plies: int
+    hash_mb: int = 16
 
 
 class _Player:
@@ -268,7 +270,7 @@ def make_positions(
 
 
 def _settings(recipe: Recipe) -> dict[str, int | float | str]:
-    return {"opening": recipe.opening, "max_plies": recipe.max_plies}
+    return {"opening": recipe.opening, "max_plies": recipe.max_plies, "hash_mb": recipe.hash_mb}
 
 
 @contextmanager
@@ -288,13 +290,14 @@ def _resume(file: BinaryIO, out: Path, heading: Heading) -> tuple[int, int]:
     Raises:
         ValueError: the file was made with other settings, or its games are not numbered from 0.
     """
+    begins = msgspec.json.encode(heading) + b"\n"
     file.seek(0)
-    content = 0
-    for line in file:
-        content += len(line) if line.endswith(b"\n") else 0
-    file.truncate(content)
-    if not content:
-        file.write(msgspec.json.encode(heading) + b"\n")
+    first = file.readline()
+    if not first.endswith(b"\n"):  # nothing, or a heading that was cut off
+        if not begins.startswith(first):
+            raise ValueError(f"out={out}: is no file of positions; give another file, which is then made")
+        file.truncate(0)
+        file.write(begins)
         file.flush()
         return 0, 0
     there = read_heading(out)
@@ -304,6 +307,10 @@ def _resume(file: BinaryIO, out: Path, heading: Heading) -> tuple[int, int]:
                 f"out={out}: made with {name}={getattr(there, name)}, not {getattr(heading, name)}; "
                 "give what it was made with, or another file"
             )
+    content = len(first)
+    for line in file:
+        content += len(line) if line.endswith(b"\n") else 0
+    file.truncate(content)
     games = positions = 0
     for number, game in read_games(out):
         if game.game != games:

@@ -13,21 +13,15 @@ from hrm_agent.names.values import EpisodesOrNone
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.tasks.base import SPLITS, Examples, Solve, Task, TaskSpec, check_split
 from hrm_agent.supervised.tasks.hanoi_play import describe, report_games, report_states
-from hrm_envs.hanoi_rules import NO_DISK, PEGS, legal_moves, optimal_moves
-from hrm_envs.rng import mix_array
+from hrm_envs.hanoi_rules import FEW_DISKS, NO_DISK, PEGS, legal_moves, optimal_moves, split_of
 
 MOST_DISKS = 20
 """A game of more takes a million moves."""
 Disks = Annotated[int, Meta(ge=1, le=MOST_DISKS)]
 
 INPUT_IDS = 1 + PEGS * PEGS
-FEW_DISKS = 2
-"""With so many disks or fewer, all pairs are in every split."""
-SHARES = 8
-"""Of the pairs 6 are for training, 1 for validation and 1 for test."""
 BLOCK = 256
 """Validation or test puzzles that one generator draws."""
-_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 class HanoiTask(Task):
@@ -52,7 +46,9 @@ class HanoiTask(Task):
         disks: tokens of a puzzle, the most disks that it can have.
         min_disks: the fewest disks.
         train_disks: the most disks in training; None: `disks`.
-        test_disks: disks of validation and test puzzles; None: every number from `min_disks` to `disks` equally often.
+        test_disks: disks of validation and test puzzles; None: every number from `min_disks` equally often, up to
+            `train_disks` in validation, so that nothing is chosen on more disks than training has, and up to `disks` in
+            the test.
         solutions: games that are played to the end for every number of disks when a model is tested. A game of n disks
             takes about 2^n / 2 moves.
         seed: plays no part.
@@ -74,6 +70,7 @@ class HanoiTask(Task):
         self.disks, self.min_disks, self.solutions = disks, min_disks, solutions
         self.train_disks = disks if train_disks is None else train_disks
         self.tested = range(min_disks, disks + 1) if test_disks is None else range(test_disks, test_disks + 1)
+        self.validated = range(min_disks, self.train_disks + 1) if test_disks is None else self.tested
         if min_disks > disks:
             raise ValueError(f"min_disks={min_disks} is above disks={disks}; give fewer, or more disks")
         for name, value, least in (("train_disks", train_disks, min_disks), ("test_disks", test_disks, 1)):
@@ -90,7 +87,7 @@ class HanoiTask(Task):
         """The first `count` puzzles of `validation` or `test`; there is no last one."""
         check_split(split)
         whole = -(-count // BLOCK) * BLOCK  # so that the first puzzles are the same however many there are
-        numbers = np.resize(self.tested, whole)
+        numbers = np.resize(self.tested if split == "test" else self.validated, whole)
         blocks = [
             self._examples(np.random.default_rng([SPLITS.index(split), at]), split, numbers[at : at + BLOCK])
             for at in range(0, count, BLOCK)
@@ -139,24 +136,6 @@ class HanoiTask(Task):
             fits = (split_of(*drawn) == SPLITS.index(split)) | (numbers[missing] <= FEW_DISKS)
             missing = missing[~fits | (drawn[0] == drawn[1]).all(1)]
         return sides[0], sides[1]
-
-
-def split_of(pegs: NDArray[np.int64], goals: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The place in `SPLITS` of each pair of states `[N, n]`: int64 `[N]`, the same however the pegs are called.
-
-    `NO_DISK` may stand in front, and does not count.
-    """
-    both = np.stack([pegs, goals], 2).reshape(len(pegs), -1)
-    rows = np.arange(len(both))
-    names, known = np.full((len(both), PEGS), NO_DISK), np.zeros(len(both), np.int64)
-    code = np.zeros(len(both), np.uint64)
-    for peg in both.T:
-        there = peg != NO_DISK
-        new = there & (names[rows, peg] == NO_DISK)
-        names[rows[new], peg[new]] = known[new]
-        known[new] += 1
-        code = np.where(there, mix_array(code * _ODD + (names[rows, peg] + 1).astype(np.uint64)), code)
-    return np.maximum((code % np.uint64(SHARES)).astype(np.int64) - (SHARES - len(SPLITS)), 0)
 
 
 def shifted(pegs: NDArray[np.int64], behind: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -46,6 +46,15 @@ def test_what_was_cut_off_is_made_again(cut: int, whole: bytes, tmp_path: Path) 
     assert out.read_bytes() == whole
 
 
+@pytest.mark.parametrize("content", [b"a note", b'{"one": "line"}', b"first line\nsecond", b'{"one": 1}\n{"two": 2}\n'])
+def test_a_file_of_something_else_is_refused_and_left_as_it_is(content: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "notes.txt"
+    out.write_bytes(content)
+    with pytest.raises(ValueError, match=r"notes\.txt"):
+        make(out)
+    assert out.read_bytes() == content
+
+
 def test_a_file_that_is_complete_stays_as_it_is_and_grows_when_more_are_asked_for(whole: bytes, tmp_path: Path) -> None:
     out = tmp_path / "games.jsonl"
     out.write_bytes(whole)
