@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,9 +33,9 @@ def composed(name: str) -> DictConfig:
 
 
 def test_folder_study_and_figures_name_the_same_levels() -> None:
-    assert sorted(STUDY["arms"]) == LEVELS
-    assert list(BASELINES) == list(STUDY["arms"])
-    assert STUDY["arms"] == {name: [f"+experiment=suite/{name}"] for name in STUDY["arms"]}
+    assert sorted(STUDY["levels"]) == LEVELS
+    assert list(BASELINES) == STUDY["levels"]
+    assert set(STUDY["few"]["levels"] + STUDY["tuning"]["levels"]) <= set(LEVELS)
 
 
 @pytest.mark.thorough
@@ -102,20 +101,19 @@ def test_decoys_are_mostly_immaterial() -> None:
     assert record["material_share"] < 0.1
 
 
-@pytest.fixture
-def record() -> dict[str, Any]:
-    return {"agent": "size_13", "success": 0.5, "success_ci95": [0.4, 0.6], "spl": 0.3, "frames": 1000, "seconds": 9.0}
-
-
-def test_agents_have_columns_only_if_there_are_records(record: dict[str, Any]) -> None:
+def test_a_level_has_the_columns_of_every_agent_whether_or_not_it_has_records() -> None:
     levels = list(BASELINES.values())
-    without, rows = draw.rows_of(levels, []), draw.rows_of(levels, [record])
-    assert not set(draw.AGENT_COLUMNS) & set(without[0])
+    run = {"agent": "hrm@size_13", "spl": 0.3, "frames": 1000, "curve": [[500, 1.0, 0.2], [1000, 2.0, 0.4]]}
+    slow = {**run, "agent": "drc@size_13", "frames": 600, "curve": [[600, 2.0, 0.3]]}
+    outcomes = [{"agent": "hrm@size_13", "success": "1100", "sampled": "1110"}]
+    rows = [draw.level_row(level, ["hrm", "drc"], [run], outcomes) for level in levels]
     assert all(list(row) == list(rows[0]) for row in rows)
-    assert rows[0]["ours [95%]"] == "**0.500** [0.400, 0.600]"
-    assert rows[1]["ours [95%]"] == ""
-    twice = draw.agent_columns([record, {**record, "success": 0.7}])
-    assert twice["ours [95%]"].startswith("**0.600** [0.000, 1.000]")
+    assert rows[0]["hrm, greedy"].startswith("**0.500** [")
+    assert rows[0]["hrm, sampled"].startswith("**0.750** [")
+    assert (rows[0]["drc, greedy"], rows[1]["hrm, greedy"]) == ("", "")
+    frames = draw.frames_row("size_13", ["hrm", "drc"], [run, slow])
+    assert frames["at frames"] == "600"
+    assert (frames["hrm, sampled in training"], frames["drc, sampled in training"]) == ("0.200", "0.300")
 
 
 @pytest.mark.parametrize("choice", ["suite/size_14", "suit/size_13"])
