@@ -22,7 +22,6 @@ from typing import Any
 from experiments.engine import runner
 from experiments.engine.records import RUNS, Record, load
 from experiments.engine.runner import Job, chosen
-from experiments.engine.runs import agent_info, cost_of
 from experiments.engine.statistics import mean_of
 
 HERE = Path(__file__).resolve().parent
@@ -55,23 +54,8 @@ class Search(runner.Study):
         return RUNS / f"{self.folder.name}_tuning" / f"{job.arm}_seed{job.seed}"
 
     def measure(self, job: Job) -> list[Record]:
-        place, (arm, rate) = self.trained(job), job.arm.split("@")
-        report = self.evaluate(place, split="validation", episodes=self.settings["tuning"]["episodes"], baselines=False)
-        info = agent_info(place)
-        record = {
-            "agent": job.arm,
-            "arm": arm,
-            "learning_rate": float(rate),
-            "seed": job.seed,
-            "split": report["split"],
-            "episodes": report["seeds"]["count"],
-            "success": report["success"],
-            "success_ci95": report["success_ci95"],
-            "sampled_success": report["sampled"]["success"],
-            **{name: info[name] for name in ("frames", "seconds", "parameters")},
-            **cost_of(place, side_by_side=self.side_by_side),
-        }
-        return [record]
+        arm, rate = job.arm.split("@")
+        return [self.trial_record(job, self.settings["tuning"]["episodes"], arm=arm, learning_rate=float(rate))]
 
     def finish(self) -> None:
         """Trials that follow from those made: beyond the ends of the grid, and of the two best rates once more."""

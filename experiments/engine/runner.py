@@ -205,6 +205,24 @@ class Study:
         report = evaluate(str(place), overrides=overrides, best=self.settings.get("which", "best") == "best", **given)
         return {**report, "split": split}  # where an environment has none, this says which seeds are taken
 
+    def trial_record(self, job: Job, episodes: int, **what: Any) -> Record:
+        """What the last agent of a job's run reaches on validation levels; `what` was tried."""
+        place = self.trained(job)
+        report = self.evaluate(place, split="validation", episodes=episodes, baselines=False)
+        info = agent_info(place)
+        return {
+            "agent": job.arm,
+            **what,
+            "seed": job.seed,
+            "split": report["split"],
+            "episodes": report["seeds"]["count"],
+            "success": report["success"],
+            "success_ci95": report["success_ci95"],
+            "sampled_success": report["sampled"]["success"],
+            **{name: info[name] for name in ("frames", "seconds", "parameters")},
+            **cost_of(place, side_by_side=self.side_by_side),
+        }
+
     def evaluate_beside_references(self, place: Path, info: dict[str, Any]) -> dict[str, Any]:
         """`evaluate`; the references of an environment are played once."""
         world = json.dumps([info["env"], info["env_options"]])

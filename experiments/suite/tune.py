@@ -1,4 +1,4 @@
-"""Which agent of ours and which baseline the suite is filled with, and their learning rates: on validation levels.
+"""Which HRM or TRM agent and which baseline the suite is filled with, and their learning rates: on validation levels.
 
     python -m experiments.suite.tune [--jobs 2] [--only hrm-gate@size_13@3.0e-03]
     python -m experiments.suite.tune --draw-only
@@ -16,7 +16,6 @@ from typing import Any
 from experiments.engine import runner
 from experiments.engine.records import RUNS, Record
 from experiments.engine.runner import Job
-from experiments.engine.runs import agent_info, cost_of
 from experiments.suite.run import HERE, of_level, timed
 
 
@@ -39,24 +38,9 @@ class Search(runner.Study):
         return RUNS / f"{self.folder.name}_tuning" / f"{job.arm}_seed{job.seed}"
 
     def measure(self, job: Job) -> list[Record]:
-        place, (candidate, level, rate) = self.trained(job), job.arm.split("@")
-        report = self.evaluate(place, split="validation", episodes=self.settings["tuning"]["episodes"], baselines=False)
-        info = agent_info(place)
-        record = {
-            "agent": job.arm,
-            "candidate": candidate,
-            "learning_rate": float(rate),
-            "level": level,
-            "seed": job.seed,
-            "split": report["split"],
-            "episodes": report["seeds"]["count"],
-            "success": report["success"],
-            "success_ci95": report["success_ci95"],
-            "sampled_success": report["sampled"]["success"],
-            **{name: info[name] for name in ("frames", "seconds", "parameters")},
-            **cost_of(place, side_by_side=self.side_by_side),
-        }
-        return [record]
+        candidate, level, rate = job.arm.split("@")
+        what = {"candidate": candidate, "learning_rate": float(rate), "level": level}
+        return [self.trial_record(job, self.settings["tuning"]["episodes"], **what)]
 
 
 if __name__ == "__main__":

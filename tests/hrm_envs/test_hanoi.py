@@ -192,7 +192,11 @@ def test_a_single_environment_can_be_restored_at_its_end() -> None:
             while not over:
                 _, _, terminated, truncated, _ = env.step(int(generator.integers(6)))
                 over = terminated or truncated
-            HanoiEnv(disks=2, p_goal=p_goal).set_state(env.get_state())
+            other = HanoiEnv(disks=2, p_goal=p_goal)
+            other.set_state(env.get_state())
+            assert all((other.observe()[name] == part).all() for name, part in env.observe().items())
+            with pytest.raises(gym.error.ResetNeeded):
+                other.step(0)
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,9 @@ def test_idle_actions_are_legal(options: dict[str, Any]) -> None:
     env = make_vector_env("Masked-v0", 3, options)
     obs = env.reset(seed=0)[0]
     for _ in range(9):
-        obs = env.step(idle_actions(env, obs))[0]
+        actions = idle_actions(env, obs)
+        assert obs[MASK][np.arange(3), actions - options.get("start", 0)].all()
+        obs = env.step(actions)[0]
 
 
 masks = st.lists(st.lists(st.booleans(), min_size=1, max_size=5), min_size=1, max_size=3)

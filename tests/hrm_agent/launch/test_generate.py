@@ -117,6 +117,32 @@ def test_bytes_become_text(tmp_path: Path) -> None:
     assert len(written.encode("utf-8", "replace")) >= 50
 
 
+def test_a_prefix_takes_no_place_in_the_window(tmp_path: Path) -> None:
+    config = ModelConfig("trm", CAUSAL, 16, puzzle_embedding_size=16, slots=2)
+    save_model(tmp_path, build_model(config, SPEC), config, SPEC)
+    written = "".join(generate(str(tmp_path), prompt="abc", length=CONTEXT + 3))
+    assert len(written) == 3 + CONTEXT + 3
+
+
+def test_an_alphabet_that_does_not_fit_the_weights_is_refused(tmp_path: Path) -> None:
+    spec = TaskSpec(CONTEXT, len(CHARACTERS), len(CHARACTERS), alphabet=CHARACTERS[:-1])
+    config = ModelConfig("trm", CARRIED, 16, carry="gate")
+    save_model(tmp_path, build_model(config, spec), config, spec)
+    with pytest.raises(ValueError, match="expected sizes"):
+        next(generate(str(tmp_path)))
+
+
+def test_a_terminal_gets_no_control_characters_of_a_model_s_alphabet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange = "\x1b]\x07\n\tab\x9b"
+    folder = save(tmp_path, spec=TaskSpec(CONTEXT, len(strange), len(strange), alphabet=strange))
+    run_command(monkeypatch, "generate", f"model={folder}", "length=300", "temperature=5")
+    printed = capsys.readouterr().out
+    assert {"\\x1b", "\\x07", "\n", "\t"} <= {printed[i : i + 4] if c == "\\" else c for i, c in enumerate(printed)}
+    assert all(c.isprintable() or c in "\n\t" for c in printed)
+
+
 def test_the_command_prints_what_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from hrm_agent.supervised.evaluation import Solver, evaluate_model
 from hrm_agent.supervised.files import INFO_FILE, load_model
 from hrm_agent.supervised.halting import HaltingRule
 from hrm_agent.supervised.tasks import build_task
+from hrm_agent.supervised.tasks.maze import MazeTask
 from puzzle_folders import OPTIONS, write_puzzle_model
 from refusals import refusal
 
@@ -55,6 +56,13 @@ def test_noisy_runs_are_reported_beside_as_many_segments_without(
     assert untimed(again) == untimed(report)
     other = solve("model", samples=3, noise=0.5, seed=3, puzzles=30)
     assert other["sampling"]["one_run"] != sampling["one_run"]
+
+
+def test_noisy_runs_are_not_given_to_the_task_s_own_evaluation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hanoi's games end where a state comes back, which says something of players without noise alone."""
+    monkeypatch.setattr(MazeTask, "evaluate", lambda *given: {"asked": True})
+    assert solve(str(folder), puzzles=5)["task"] == {"asked": True}
+    assert "task" not in solve(str(folder), puzzles=5, samples=2, noise=0.5)
 
 
 def test_one_sample_without_noise_is_what_there_was_before(folder: Path) -> None:

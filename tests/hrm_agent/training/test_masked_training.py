@@ -206,7 +206,7 @@ def test_labels_of_actions_that_are_not_legal_are_left_out(tmp_path: Path) -> No
 
 
 def test_a_saved_agent_plays_where_it_was_trained(tmp_path: Path) -> None:
-    """With masks, and without where they were ignored: what the run was told is in the agent."""
+    """With masks, and without where they were ignored: the run's setting is stored in the agent."""
     for chosen in ("auto", "ignore"):
         trainer = make_masked_trainer(tmp_path / chosen, env_options={"ends": "truncated"}, action_masks=chosen)
         trainer._save_agent("best")
