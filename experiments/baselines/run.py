@@ -5,10 +5,9 @@
     python -m experiments.baselines.run --list | --only trm_fog 1000 | --draw-only
 
 `study.yaml` says which agents; each is an arm with fog off (`trm`) and one with fog on (`trm_fog`). All have the
-learning rate that `rates.py` found, agents of Stable-Baselines3 besides the settings of an earlier search
-(`tuned.json`, by `tune.py`). Every run has one thread, and seconds of training are processor time, so that other work
-on the machine does not count. The last agent of a run is measured, greedily and with sampled actions, on 1,000 test
-levels.
+learning rate that `rates.py` found, agents of Stable-Baselines3 also the better of two settings. Every run has one
+thread, and seconds of training are processor time, so that other work on the machine does not count. The last agent
+of a run is measured, greedily and with sampled actions, on 1,000 test levels.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ from experiments.engine.runs import (
 
 HERE = Path(__file__).resolve().parent
 UNLIMITED = 10**9  # frames: the clock ends every run
-VALIDATE_EVERY = 500_000  # frames, for agents of Stable-Baselines3: they see millions
 NETWORKS = {"sb3_recurrent_ppo": "lstm", "sb3_ppo_cnn": "cnn", "sb3_ppo_mlp": "mlp", "sb3_dqn": "mlp"}
 
 
@@ -42,14 +40,10 @@ def flat(overrides: list[Any]) -> list[str]:
     return [each for given in overrides for each in (given if isinstance(given, list) else [given])]
 
 
-def best_rates(trials: list[Record]) -> dict[str, float]:
-    """Of every agent the rate whose actions, sampled at the end of training, succeed most; then greedy ones."""
-    agents = {trial["agent"] for trial in trials}
-    found = {}
-    for agent in agents:
-        own = [trial for trial in trials if trial["agent"] == agent]
-        found[agent] = max(own, key=lambda t: (t["sampled_success"] or 0.0, t["success"]))["rate"]
-    return found
+def best_trials(trials: list[Record]) -> dict[str, Record]:
+    """Of every agent the trial whose actions, sampled at the end of training, succeed most; then greedy ones."""
+    agents = {trial["agent"]: [t for t in trials if t["agent"] == trial["agent"]] for trial in trials}
+    return {name: max(own, key=lambda t: (t["sampled_success"] or 0.0, t["success"])) for name, own in agents.items()}
 
 
 class Study(runner.Study):
@@ -62,31 +56,46 @@ class Study(runner.Study):
         super().__init__(folder, side_by_side)
         self.results = self.settings.get("results", self.results)
 
-    def agents(self) -> dict[str, list[str]]:
-        """Overrides of every agent, in the order in which their runs are worth having, without the learning rate."""
-        path = self.folder / "tuned.json"
-        if not path.exists():
-            refuse(f"{path.name}: not there, expected the settings that the search found; run tune.py first")
-        tuned, theirs = json.loads(path.read_text()), self.settings["sb3"]
-        if lacking := [name for name in theirs if name not in tuned]:
-            refuse(f"{path.name}: has no settings of {', '.join(lacking)}; run tune.py for them")
-        settings = {name: {k: v for k, v in tuned[name]["settings"].items() if k != "learning_rate"} for name in theirs}
-        agents = {name: [f"settings.{k}={v}" for k, v in sorted(given.items())] for name, given in settings.items()}
-        return agents | {name: flat(given) for name, given in self.settings["ours"].items()}
+    def agents(self) -> dict[str, list[list[str]]]:
+        """The settings of every agent that are tried, in the order in which their runs are worth having.
+
+        They are overrides of its command, without the learning rate. Agents of this project have their own only.
+        """
+        return {name: [self.given(name, settings) for settings in tried] for name, tried in self.theirs.items()} | {
+            name: [flat(overrides)] for name, overrides in self.settings["ours"].items()
+        }
+
+    @property
+    def theirs(self) -> dict[str, list[Any]]:
+        """Settings of the agents of Stable-Baselines3 that are tried."""
+        return self.settings["sb3"]
+
+    def given(self, name: str, settings: Any) -> list[str]:
+        """One of the settings as overrides; `tuned` stands for what an earlier search found."""
+        if settings == "tuned":
+            path = self.folder / "tuned.json"
+            if not path.exists():
+                refuse(f"{path.name}: not there, expected the settings that the search found; run tune.py first")
+            tuned = json.loads(path.read_text())
+            if name not in tuned:
+                refuse(f"{path.name}: has no settings of {name}; run tune.py for it")
+            settings = {key: value for key, value in tuned[name]["settings"].items() if key != "learning_rate"}
+        return [f"settings.{key}={value}" for key, value in sorted(settings.items())]
 
     def arms(self) -> dict[str, Any]:
-        """All arms, fog off and on, with the learning rates that were found."""
-        rates = best_rates(load(self.folder / "rates.json"))
-        agents = self.agents()
-        if lacking := [name for name in agents if name not in rates]:
+        """All arms, fog off and on, with the settings and learning rates that were found."""
+        best, agents = best_trials(load(self.folder / "rates.json")), self.agents()
+        if lacking := [name for name in agents if name not in best]:
             refuse(f"rates.json: has no learning rate of {', '.join(lacking)}; run rates.py for them")
+        if other := [name for name, tried in agents.items() if best[name]["overrides"] not in tried]:
+            refuse(f"rates.json: has other settings of {', '.join(other)}; remove its trials and run rates.py")
         return {
             name + "_fog" * fog: {
                 "agent": name,
                 "fog": fog,
-                "overrides": [*overrides, f"{rate_of(name)}={rates[name]:g}"],
+                "overrides": [*best[name]["overrides"], f"{rate_of(name)}={best[name]['rate']:g}"],
             }
-            for name, overrides in agents.items()
+            for name in agents
             for fog in (False, True)
         }
 
@@ -108,7 +117,7 @@ class Study(runner.Study):
         if agent not in NETWORKS:
             return [*super().overrides(job), *limits, *(f"env.options.{option}" for option in view)]
         world = [f"env={settings['env']}", *(f"env_options.{option}" for option in view)]
-        own = [*arm["overrides"], *limits, "clock=cpu", f"seed={job.seed}", f"eval_every={VALIDATE_EVERY}"]
+        own = [*arm["overrides"], *limits, "clock=cpu", f"seed={job.seed}", "eval_every=0"]
         return [f"baseline={agent}", *world, *own]
 
     def measure(self, job: Job) -> list[Record]:
