@@ -32,7 +32,13 @@ from experiments.engine.runs import (
 
 HERE = Path(__file__).resolve().parent
 UNLIMITED = 10**9  # frames: the clock ends every run
-NETWORKS = {"sb3_recurrent_ppo": "lstm", "sb3_ppo_cnn": "cnn", "sb3_ppo_mlp": "mlp", "sb3_dqn": "mlp"}
+NETWORKS = {
+    "sb3_recurrent_ppo": "lstm",
+    "sb3_ppo_cnn": "cnn",
+    "sb3_ppo_mlp": "mlp",
+    "sb3_ppo_core": "feedforward",
+    "sb3_dqn": "mlp",
+}
 
 
 def flat(overrides: list[Any]) -> list[str]:
