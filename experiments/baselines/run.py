@@ -58,10 +58,6 @@ class Study(runner.Study):
     key = ("arm", "seed")
     order = ("fog", "agent", "seed")
 
-    def __init__(self, folder: Path = HERE, side_by_side: int = 1) -> None:
-        super().__init__(folder, side_by_side)
-        self.results = self.settings.get("results", self.results)
-
     def agents(self) -> dict[str, list[list[str]]]:
         """The settings of every agent that are tried, in the order in which their runs are worth having.
 
@@ -159,7 +155,7 @@ class Study(runner.Study):
         }
         if report.get("levels"):
             outcomes = {"arm": job.arm, "seed": job.seed, **outcomes_of({"sampled": None, **report})}
-            put(self.folder / f"{Path(self.results).stem}_levels.json", [outcomes], self.key)
+            put(self.folder / "levels.json", [outcomes], self.key)
         return [record, *self.reference_records(report, "_fog" * arm["fog"], fog=arm["fog"])]
 
 
