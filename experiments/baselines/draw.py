@@ -27,7 +27,7 @@ PAIRS = (  # of throughput.json: what is the same, ours, theirs
     ("multiply-adds of a decision, training settings", "trm", "sb3_recurrent_ppo"),
     ("parameters; each library's own training settings", "trm", "sb3_recurrent_ppo_as_trm_by_default"),
 )
-SECONDS, FRAMES = (30, 60, 120), (50_000, 100_000, 200_000, 400_000)
+SECONDS, FRAMES = (30, 60, 120, 480), (50_000, 100_000, 200_000, 400_000, 800_000)
 """Where learning curves are read."""
 DRAWN = {
     "trm": "C0", "hrm": "C4", "feedforward": "C7", "vin": "C8", "gru_flat": "C6", "drc_small_cells": "C2",
@@ -47,9 +47,10 @@ class Study:
     def runs(self, arm: str) -> list[Record]:
         return [r for r in self.records if r["arm"] == arm]
 
-    def arms(self, fog: bool) -> list[str]:
-        """Trained in that world, the most successful first: mean of greedy and sampled."""
+    def arms(self, fog: bool, long: bool = False) -> list[str]:
+        """Trained in that world for as long, the most successful first: mean of greedy and sampled."""
         trained = [r for r in self.records if r["fog"] == fog and r["agent"] not in REFERENCES]
+        trained = [r for r in trained if r["arm"].endswith("_long") == long]
         known = dict.fromkeys(r["arm"] for r in trained)
         return sorted(known, key=lambda arm: -sum(self.scores(arm, mode).mean() for mode in MODES))
 
@@ -67,6 +68,7 @@ def tables(folder: Path) -> dict[str, str]:
     study = Study(folder)
     return {
         **{name: results_table(study, fog) for name, fog in WORLDS.items()},
+        "baselines long": results_table(study, fog=False, long=True),
         "baselines comparisons": table(comparison_rows(study.settings["comparisons"], study.scores)),
         "baselines curves": curves_table(study),
         "baselines rates": rates_table(study, load(folder / "rates.json")),
@@ -76,9 +78,9 @@ def tables(folder: Path) -> dict[str, str]:
     }
 
 
-def results_table(study: Study, fog: bool) -> str:
+def results_table(study: Study, fog: bool, long: bool = False) -> str:
     """One world: agents, then the policies that need no training."""
-    rows = [agent_row(study, arm) for arm in study.arms(fog)]
+    rows = [agent_row(study, arm) for arm in study.arms(fog, long)]
     return table(rows + [reference_row(r) for r in study.references(fog)] if rows else [])
 
 
@@ -122,9 +124,12 @@ def at(curve: list[list[float]], column: int, limit: float) -> float | None:
 
 
 def curves_table(study: Study) -> str:
-    """Success of actions sampled in training after equal times and after equal frames, means over seeds; fog off."""
-    rows = []
-    for arm in study.arms(fog=False):
+    """Success of actions sampled in training after equal times and after equal frames, means over seeds; fog off.
+
+    Of an agent that has more time besides, what it reached with that.
+    """
+    rows, longer = [], study.arms(fog=False, long=True)
+    for arm in [*longer, *(a for a in study.arms(fog=False) if f"{a}_long" not in longer)]:
         runs, row = study.runs(arm), {"agent": arm}
         for column, limits, unit in ((1, SECONDS, "{} s"), (0, FRAMES, "{:,} frames")):
             for limit in limits:
@@ -138,7 +143,8 @@ def rates_table(study: Study, trials: list[Record]) -> str:
     """Of every agent and setting, what each learning rate reached; bold the one that was taken."""
     from experiments.baselines.run import best_trials
 
-    best, rates, rows = best_trials(trials), sorted({t["rate"] for t in trials}), []
+    best = best_trials(trials, study.settings["learnt"])
+    rates, rows = sorted({t["rate"] for t in trials}), []
     for agent in dict.fromkeys((*study.settings["sb3"], *study.settings["ours"])):
         own = [t for t in trials if t["agent"] == agent]
         for tried in dict.fromkeys(tuple(t["overrides"]) for t in own):

@@ -56,8 +56,10 @@ def test_records_say_their_arm_and_when_they_were_good() -> None:
 
 def test_every_agent_has_both_worlds_and_seeds_that_share_no_level(study: Study) -> None:
     jobs = study.jobs()
-    assert len(set(jobs)) == len(jobs) == 2 * 5 * len(AGENTS)
-    assert len({job.seed for job in jobs[: 2 * len(AGENTS)]}) == 1  # one seed of all before the next
+    longer = CONFIG["longer"]["agents"]
+    assert set(longer) <= set(AGENTS)
+    assert len(set(jobs)) == len(jobs) == 2 * 5 * len(AGENTS) + len(longer)
+    assert len({job.seed for job in jobs[: 2 * len(AGENTS) + len(longer)]}) == 1  # one seed of all before the next
     given = [setting for tried in CONFIG["sb3"].values() for setting in tried if setting != "tuned"]
     tuned = [agent["settings"] for agent in json.loads((HERE / "tuned.json").read_text()).values()]
     most = max(PPOConfig().num_envs, *(setting.get("num_envs", 0) for setting in given + tuned))
@@ -70,6 +72,19 @@ def test_the_rate_of_an_agent_is_its_best_sampled_then_greedy() -> None:
         trial("c", 1e-3, None), trial("c", 3e-3, 0.0, 0.1),
     ]  # fmt: skip
     assert {agent: best["rate"] for agent, best in best_trials(trials).items()} == {"a": 3e-3, "b": 3e-4, "c": 3e-3}
+
+
+def test_where_no_trial_has_learnt_anything_the_middle_rate_of_the_first_setting_is_taken() -> None:
+    rates, agents = (1e-3, 3e-4, 3e-3), {"none": (0.26, 0.2, 0.29), "one": (0.26, 0.2, 0.31)}
+    trials = [
+        trial(a, rate, won, overrides=["x=1"])
+        for a, wins in agents.items()
+        for rate, won in zip(rates, wins, strict=True)
+    ]
+    trials.append(trial("none", 3e-3, 0.3, overrides=["x=2"]))
+    best = best_trials(trials, learnt=0.305)
+    assert (best["none"]["rate"], best["none"]["overrides"]) == (1e-3, ["x=1"])
+    assert best["one"]["rate"] == 3e-3
 
 
 @pytest.mark.thorough
@@ -102,6 +117,10 @@ def test_every_command_is_accepted_with_equal_time_and_the_rate_found_in_both_wo
             assert policy.core in name or policy.core in ("gru", "feedforward", "drc", "trm")
         assert (run.env, run.env_options, run.seed, run.clock) == (CONFIG["env"], {}, 2000, "cpu")
         assert (run.max_seconds, run.total_steps) == (CONFIG["seconds"], 10**9)
+        if name in CONFIG["longer"]["agents"]:
+            limit = f"max_seconds={CONFIG['longer']['seconds']}"
+            changed = {f"max_seconds={CONFIG['seconds']}": limit}
+            assert study.overrides(Job(f"{name}_long", 2000)) == [changed.get(o, o) for o in overrides]
 
 
 @pytest.mark.thorough
