@@ -287,4 +287,4 @@ def test_tables_of_part_of_a_study(study: Study) -> None:
     (row,) = draw.comparison_rows(CONFIG["comparisons"], drawn.scores)
     assert (row["a"], row["b"]) == ("trm", "feedforward")
     assert row["greedy, a - b [95%]"].startswith("+0.500 [")
-    assert draw.curves_table(drawn).splitlines()[2] == "| trm | 0.500 | 0.500 | 0.700 |  |  |  |  |"
+    assert draw.curves_table(drawn).splitlines()[2] == "| trm | 0.500 | 0.500 | 0.700 |  |  |  |  |  |  |"
