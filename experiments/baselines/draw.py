@@ -17,8 +17,14 @@ from experiments.engine.comparisons import MODES, comparison_rows, outcomes
 from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
 from experiments.engine.statistics import crossed_interval, mean_of
-from experiments.engine.tables import LABELS, REFERENCES, average, estimate, median, number, success, table
+from experiments.engine.tables import LABELS, UNTRAINED, average, estimate, median, number, success, table
 
+REFERENCES = {
+    "clairvoyant": LABELS["clairvoyant"],
+    "remembering_replanner": "BFS re-planner that remembers the map",
+    "bfs_replanner": LABELS["bfs_replanner"],
+    "random": LABELS["random"],
+}
 WORLDS = {"baselines fog_off": False, "baselines fog_on": True}
 PAIRS = (  # of throughput.json: what is the same, ours, theirs
     ("parameters (the library's size), training settings", "gru_as_lstm", "sb3_recurrent_ppo"),
@@ -49,14 +55,14 @@ class Study:
 
     def arms(self, fog: bool, long: bool = False) -> list[str]:
         """Trained in that world for as long, the most successful first: mean of greedy and sampled."""
-        trained = [r for r in self.records if r["fog"] == fog and r["agent"] not in REFERENCES]
+        trained = [r for r in self.records if r["fog"] == fog and r["agent"] not in UNTRAINED]
         trained = [r for r in trained if r["arm"].endswith("_long") == long]
         known = dict.fromkeys(r["arm"] for r in trained)
         return sorted(known, key=lambda arm: -sum(self.scores(arm, mode).mean() for mode in MODES))
 
     def references(self, fog: bool) -> list[Record]:
         found = {r["agent"]: r for r in self.records if r["fog"] == fog}
-        return [found[name] for name in reversed(REFERENCES) if name in found]
+        return [found[name] for name in REFERENCES if name in found]
 
     def scores(self, arm: str, mode: str) -> NDArray[np.float64]:
         """Success `[seeds, levels]`."""
@@ -105,7 +111,7 @@ def agent_row(study: Study, arm: str) -> dict[str, str]:
 
 def reference_row(record: Record) -> dict[str, str]:
     return {
-        "agent": LABELS[record["agent"]],
+        "agent": REFERENCES[record["agent"]],
         "greedy [95%]": success(record),
         "SPL": average([record], "spl"),
         "steps lost of 10 after a change": number(steps_lost(record), 2),

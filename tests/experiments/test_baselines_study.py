@@ -235,6 +235,8 @@ def test_references_are_recorded_once_a_world(study: Study) -> None:
     (study.folder / study.results).write_text(json.dumps(found))
     assert study.reference_records(report, "_fog", fog=True) == []
     assert len(study.reference_records(report, fog=False)) == 3
+    remembering = study.reference_records({**report, "remembering_replanner": played}, "_fog", fog=True)
+    assert [r["arm"] for r in remembering] == ["remembering_replanner_fog"]  # the others are known
 
 
 def test_every_agent_of_the_library_is_known_to_the_study() -> None:
