@@ -58,7 +58,11 @@ class Study:
         trained = [r for r in self.records if r["fog"] == fog and r["agent"] not in UNTRAINED]
         trained = [r for r in trained if r["arm"].endswith("_long") == long]
         known = dict.fromkeys(r["arm"] for r in trained)
-        return sorted(known, key=lambda arm: -sum(self.scores(arm, mode).mean() for mode in MODES))
+        return sorted(known, key=lambda arm: -self.skill(arm))
+
+    def skill(self, arm: str) -> float:
+        """Mean of greedy and sampled success; a network of values plays greedily alone."""
+        return mean_of(scores.mean() for mode in MODES if len(scores := self.scores(arm, mode))) or 0.0
 
     def references(self, fog: bool) -> list[Record]:
         found = {r["agent"]: r for r in self.records if r["fog"] == fog}
@@ -91,11 +95,11 @@ def results_table(study: Study, fog: bool, long: bool = False) -> str:
 
 
 def agent_row(study: Study, arm: str) -> dict[str, str]:
-    runs = study.runs(arm)
+    runs, drawn = study.runs(arm), study.scores(arm, "sampled")
     return {
         "agent": runs[0]["agent"],
         "greedy [95%]": estimate(crossed_interval(study.scores(arm, "greedy"))),
-        "sampled [95%]": estimate(crossed_interval(study.scores(arm, "sampled")), bold=False),
+        "sampled [95%]": estimate(crossed_interval(drawn), bold=False) if len(drawn) else "",
         "each seed, greedy": " ".join(f"{score:.3f}" for score in study.scores(arm, "greedy").mean(axis=1)),
         "SPL": average(runs, "spl"),
         "steps lost of 10 after a change": number(

@@ -15,8 +15,8 @@ MODES = {"greedy": "success", "sampled": "sampled"}
 
 
 def outcomes(records: Sequence[Record], arm: str, mode: str, key: str = "agent") -> NDArray[np.float64]:
-    """Success `[seeds, levels]` of an arm, greedy or sampled; empty without records."""
-    return np.array([[int(c) for c in r[MODES[mode]]] for r in records if r[key] == arm], float)
+    """Success `[seeds, levels]` of an arm, greedy or sampled; empty without records, or where it draws no actions."""
+    return np.array([[int(c) for c in r[MODES[mode]]] for r in records if r[key] == arm and MODES[mode] in r], float)
 
 
 def comparison_rows(

@@ -286,6 +286,9 @@ def test_tables_of_part_of_a_study(study: Study) -> None:
     assert drawn.arms(fog=False) == ["trm", "feedforward"]
     assert "| trm | **1.000** [" in draw.results_table(drawn, fog=False)
     assert draw.results_table(drawn, fog=True) == "No record yet."
+    greedy_only = [{key: won for key, won in level.items() if key != "sampled"} for level in levels]
+    (study.folder / "levels.json").write_text(json.dumps(greedy_only))
+    assert "| trm | **1.000** [" in draw.results_table(draw.Study(study.folder), fog=False)
     (row,) = draw.comparison_rows(CONFIG["comparisons"], drawn.scores)
     assert (row["a"], row["b"]) == ("trm", "feedforward")
     assert row["greedy, a - b [95%]"].startswith("+0.500 [")
