@@ -30,6 +30,7 @@ from experiments.engine.runs import (
     thinned,
     validation_curve,
 )
+from hrm_agent.parallel.threads import instruction_set
 
 HERE = Path(__file__).resolve().parent
 UNLIMITED = 10**9  # frames: the clock ends every run
@@ -179,7 +180,7 @@ def described(agent: str, place: Path, report: dict[str, Any]) -> dict[str, Any]
     if agent not in NETWORKS:
         info = agent_info(place)
         same = {name: info[name] for name in ("algo", "core", "carry", "segments", "time_gradient")}
-        return {**same, "clock": info.get("clock", "wall")}
+        return {**same, **{name: info.get(name) for name in ("clock", "kernel", "instruction_set")}}
     settings, network = report["settings"], NETWORKS[agent]
     if network != "cnn" and settings.get("channels"):
         network = f"cnn+{network}"
@@ -191,6 +192,8 @@ def described(agent: str, place: Path, report: dict[str, Any]) -> dict[str, Any]
         "time_gradient": "bptt" if "lstm" in network else None,
         "clock": report["clock"],
         "settings": settings,
+        "kernel": None,
+        "instruction_set": instruction_set(),
     }
 
 
