@@ -21,7 +21,7 @@ from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.noise import Noise
 from hrm_agent.supervised.scores import format_likelihood, likelihood_report, summarise
 from hrm_agent.supervised.streams import StreamSolver
-from hrm_agent.supervised.tasks.base import Answers, Examples, Task
+from hrm_agent.supervised.tasks.base import Answers, Examples, Say, Task, say_nothing
 from hrm_agent.supervised.tasks.text import TextTask
 from hrm_agent.tensors import trees
 
@@ -184,6 +184,7 @@ def evaluate_model(
     stopping: Answering | None = None,
     choose: bool = False,
     answers: Answers | None = None,
+    say: Say = say_nothing,
 ) -> dict[str, Any]:
     """Scores of a model on the first `count` puzzles of a split, after all segments.
 
@@ -194,6 +195,7 @@ def evaluate_model(
         stopping: a solver that halts, run for `halted`; None: `halted` is derived from all answers (`halt_early`).
         choose: choose the rule on these puzzles (`hrm_agent.supervised.halting.choose_rule`); needs `curves`.
         answers: of the solver to these puzzles, where they are known already.
+        say: says what the task's own evaluation does.
 
     Returns:
         For every score of the task (`exact`, `cells`, perhaps more) its mean and `NAME_ci95`: Wilson's interval of a
@@ -224,7 +226,7 @@ def evaluate_model(
         right = [right_of(s) for s in after]
         report["repaired"] = float((~right[0] & right[-1]).mean())
         report["spoiled"] = float((right[0] & ~right[-1]).mean())
-    by_task = task.evaluate(solver, split, count) if own else None
+    by_task = task.evaluate(solver, split, count, say) if own else None
     if by_task is not None:
         report["task"] = by_task
     return report

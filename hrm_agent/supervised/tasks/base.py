@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +108,23 @@ Solve = Callable[[Examples], Answers]
 """Runs the model that is evaluated on any number of puzzles."""
 
 
+class Say(Protocol):
+    """Prints what an evaluation does, where that takes long."""
+
+    def __call__(self, what: str, progress: str = "") -> None:
+        """`what` is done from now on, or still, and is so far."""
+
+
+def say_nothing(what: str, progress: str = "") -> None:
+    """A `Say`."""
+
+
+def say_games(say: Say, playing: str) -> Callable[[int], None]:
+    """Say that games are played; what is returned says, after a move, how many of them have ended."""
+    say(playing)
+    return lambda ended: say(playing, f"{ended} ended")
+
+
 class Task(ABC):
     """A source of labelled puzzles, and the scores of answers.
 
@@ -147,8 +164,8 @@ class Task(ABC):
             return choice_scores(examples.labels, examples.weights, answers)
         return exact_and_cells(examples.labels, answers)
 
-    def evaluate(self, solve: Solve, split: str, count: int) -> dict[str, Any] | None:
-        """The task's own evaluation (ARC's voting), JSON-able; None: `score` is enough."""
+    def evaluate(self, solve: Solve, split: str, count: int, say: Say = say_nothing) -> dict[str, Any] | None:
+        """The task's own evaluation (ARC's voting), JSON-able; None: `score` is enough. It says what takes long."""
         return None
 
 

@@ -16,7 +16,17 @@ from hrm_agent.supervised.chess.judged import JudgedPositions, preferences, read
 from hrm_agent.supervised.chess.mating import play_out
 from hrm_agent.supervised.chess.rules import ANSWERS, TOKENS, legal_moves
 from hrm_agent.supervised.losses import IGNORED_LABEL
-from hrm_agent.supervised.tasks.base import SPLITS, Examples, Solve, Task, TaskSpec, check_split
+from hrm_agent.supervised.tasks.base import (
+    SPLITS,
+    Examples,
+    Say,
+    Solve,
+    Task,
+    TaskSpec,
+    check_split,
+    say_games,
+    say_nothing,
+)
 from hrm_envs.endgames.tables import ENDINGS, MOST_MOVES
 from hrm_envs.rng import level_seeds
 
@@ -121,14 +131,15 @@ class ChessTask(Task):
         moves = legal_moves(examples.inputs.astype(np.uint8))
         return {**scores, "legal": np.array([answer[0] in row for answer, row in zip(answers, moves, strict=True)])}
 
-    def evaluate(self, solve: Solve, split: str, count: int) -> dict[str, Any] | None:
+    def evaluate(self, solve: Solve, split: str, count: int, say: Say = say_nothing) -> dict[str, Any] | None:
         """Of `endgames`: the share of games mated, with Wilson's interval, and the moves that took."""
         if self._file is not None or not self.mates:
             return None
         report: dict[str, Any] = {}
         for name, piece in (("KRK", "rook"), ("KQK", "queen")):
             if name in self.endings:
-                games = play_out(solve, piece, split, self.mates)
+                ended = say_games(say, f"playing {self.mates} games with king and {piece} against the longest defence")
+                games = play_out(solve, piece, split, self.mates, ended=ended)
                 mated = int(games.mated.sum())
                 excess = (games.moves - games.shortest)[games.mated]
                 report |= {

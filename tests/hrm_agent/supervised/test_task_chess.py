@@ -111,6 +111,20 @@ def test_the_best_moves_mate_and_what_is_illegal_is_passed_over(task: ChessTask)
     assert not stuck.mated.any()
 
 
+def test_games_are_announced_before_they_are_played(task: ChessTask) -> None:
+    said: list[str] = []
+
+    def solve(examples: Examples) -> Answers:
+        said.append("asked")
+        return best_player(examples)
+
+    task.evaluate(solve, "test", 10, lambda what, progress="": said.append(f"{what}: {progress}" if progress else what))
+    rook, queen = (f"playing 12 games with king and {piece} against the longest defence" for piece in ("rook", "queen"))
+    assert said[:3] == [rook, "asked", f"{rook}: 0 ended"]
+    assert said[said.index(queen) - 1] == f"{rook}: 12 ended"
+    assert said[-1] == f"{queen}: 12 ended"
+
+
 def test_a_player_of_random_moves_does_not_mate(task: ChessTask) -> None:
     rng = np.random.default_rng(0)
 
