@@ -88,10 +88,12 @@ class Inference:
     def __post_init__(self) -> None:
         check_fields(self)
         check_samples(self.samples, self.noise, self.segments or 1)
-        if self.halt and self.noise:
-            raise ValueError(
-                f"halt=true noise={self.noise:g}: noisy runs are compared after all segments; leave out one of the two"
-            )
+        for setting in ["halt=true"] * self.halt + [f"halting={self.halting}"] * (self.halting != "stored"):
+            if self.noise:
+                raise ValueError(
+                    f"{setting} noise={self.noise:g}: noisy runs are compared after all segments; leave out one of "
+                    "the two"
+                )
         check_device(self.device)
         check_kernel(self.kernel)
         if self.kernel == "compiled":
@@ -110,10 +112,14 @@ class Inference:
         return replace(self, segments=self.segments or loaded.segments, precision=self.precision or loaded.precision)
 
     def _check_for_text(self, task: str) -> None:
-        given = {"halt=true": self.halt, f"halting={self.halting}": self.halting != "stored"}
-        for setting, asked in {**given, f"noise={self.noise:g}": self.noise > 0}.items():
+        for setting, asked in (("halt=true", self.halt), (f"halting={self.halting}", self.halting != "stored")):
             if asked:
                 raise ValueError(f"{setting} with task={task}, which runs all segments; leave it out")
+        if self.noise:
+            raise ValueError(
+                f"noise={self.noise:g} with task={task}: noisy runs are of puzzles, whose answers the halting head "
+                "compares; a text is scored by probability; leave it out"
+            )
 
 
 class Timed:
@@ -174,7 +180,8 @@ def solve(
             are computed from the answers after all segments, and not timed. Not of a text, which is scored by
             probability after all segments; nor is there a rule, or noise, for a text.
         halting: rule by which the model halts: `stored` beside it, as its training chose on validation puzzles (the
-            published one where there is none); `published`; or `validation`, chosen now on 256 validation puzzles.
+            published one where there is none); `published`; or `validation`, chosen now on 256 validation puzzles. With
+            noise there is none.
         samples: runs of every puzzle, each with noise of its own; the answer is that of the run which the halting head
             is most sure of (PTRM, arXiv 2605.19943).
         noise: standard deviation of the Gaussian noise on the latents before every segment; latents have unit variance.
@@ -190,14 +197,15 @@ def solve(
     Returns:
         The written record: scores (`hrm_agent.supervised.evaluation.evaluate_model`), model and puzzles.
         `ms_per_puzzle` is wall-clock time on `threads` threads, `halted.ms_per_puzzle` the same with halting where
-        `halt` is true. With noise the scores are those of the chosen answers, and `sampling` has those of `one_run`
+        `halt` is true. With noise the scores are those of the chosen answers, there is no `halted`, since all segments
+        are run, and `sampling` has the scores of `one_run`
         (the mean), `surest` (chosen), `most_frequent` (a vote), `any_run` (the best, as if one knew), and without noise
         `noiseless` and, as many segments as all runs together have, `more_segments` and `surest_segment`.
 
     Raises:
         ValueError: no model there or a file of it damaged, a task that does not fit it, fewer puzzles than asked for,
             a package that the task needs is not installed, settings that make no sense together (several samples
-            without noise, halting with noise), or one out of range; nothing is written then.
+            without noise, halting or a rule for it with noise), or one out of range; nothing is written then.
     """
     for name, file in (("out", out), ("submission", submission)):
         if file is not None:
@@ -350,13 +358,12 @@ def _report(loaded: LoadedModel, split: str, puzzles: int, how: Inference) -> di
     warming = solver_of(model, loaded.task, split, 1, loaded.info.get("cross_entropy") or "stablemax")
     for each in (reader, warming):
         each.threads, each.precision = threads, precision
-    rule = rule_of(loaded, how, threads)
     blank = np.zeros((WARM_UP, spec.sequence_length), np.int32)
     warming(Examples(blank, blank, blank[:, 0]))
     if how.noise:
-        report = _sampled(loaded, rule, split, puzzles, how, threads)
+        report = _sampled(loaded, split, puzzles, how, threads)
     else:
-        solver, stopping = Timed(reader), None
+        rule, solver, stopping = rule_of(loaded, how, threads), Timed(reader), None
         if how.halt:
             assert isinstance(model, PuzzleModel)
             stopping = Timed(Solver(model, how.segments, rule, threads, precision))
@@ -371,7 +378,7 @@ def _report(loaded: LoadedModel, split: str, puzzles: int, how: Inference) -> di
         "task_options": loaded.task_options,
         "core": core,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "halting": rule.head,
+        "halting": loaded.halting.head,
         "precision": precision,
         "device": how.device,
         "threads": threads.count,
@@ -380,9 +387,7 @@ def _report(loaded: LoadedModel, split: str, puzzles: int, how: Inference) -> di
     }
 
 
-def _sampled(
-    loaded: LoadedModel, rule: HaltingRule, split: str, puzzles: int, how: Inference, threads: Threads
-) -> dict[str, Any]:
+def _sampled(loaded: LoadedModel, split: str, puzzles: int, how: Inference, threads: Threads) -> dict[str, Any]:
     """The report on the surest of several noisy runs, and under `sampling` what that is worth."""
     model, task, examples = loaded.model, loaded.task, loaded.task.examples(split, puzzles)
     precision = how.precision or "float32"
@@ -392,7 +397,7 @@ def _sampled(
     answers = sampled.observed(examples, scores.add)
     taken = time.perf_counter() - began
     # Not the task's own: games by Hanoi's rules end where a state comes back, as they do without noise.
-    report = evaluate_model(sampled, task, split, puzzles, rule, answers=answers, own=False)
+    report = evaluate_model(sampled, task, split, puzzles, None, answers=answers, own=False)
     deep = Timed(Solver(model, how.samples * how.segments, None, threads, precision))
     without = score_depth(deep, task, examples, how.segments)
     report["ms_per_puzzle"] = 1000 * taken / len(examples)

@@ -178,7 +178,7 @@ def evaluate_model(
     task: Task,
     split: str,
     count: int,
-    halting: HaltingRule | str = "halt_only",
+    halting: HaltingRule | str | None = "halt_only",
     curves: bool = True,
     own: bool = True,
     stopping: Answering | None = None,
@@ -189,7 +189,7 @@ def evaluate_model(
     """Scores of a model on the first `count` puzzles of a split, after all segments.
 
     Args:
-        halting: rule for the scores under `halted`; the name of a head is its published rule.
+        halting: rule for the scores under `halted`; the name of a head is its published rule; None: they are left out.
         curves: report the scores after every segment, and what later segments repaired.
         own: report the task's own evaluation, which may take much longer.
         stopping: a solver that halts, run for `halted`; None: `halted` is derived from all answers (`halt_early`).
@@ -215,12 +215,13 @@ def evaluate_model(
     after = [task.score(examples, tokens) for tokens in answers.tokens] if curves else []
     scores = after[-1] if after else task.score(examples, answers.last)
     rule = HaltingRule(halting) if isinstance(halting, str) else halting
-    if choose:
+    if choose and rule is not None:
         rule = choose_rule(answers, np.array([right_of(s) for s in after]), rule.head, task.spec.choices > 0)
     report |= summarise(scores)
     report["q_halt_accuracy"] = float(((answers.q_halt[-1] > 0) == scores["exact"]).mean())
-    stopped = stopping(examples) if stopping else None
-    report["halted"] = halted_scores(task, examples, answers, rule, stopped)
+    if rule is not None:
+        stopped = stopping(examples) if stopping else None
+        report["halted"] = halted_scores(task, examples, answers, rule, stopped)
     if curves:
         report["curves"] = {name: [float(s[name].mean()) for s in after] for name in scores}
         right = [right_of(s) for s in after]
@@ -269,16 +270,21 @@ def format_report(report: dict[str, Any]) -> str:
     """A report as a few lines for the terminal."""
     if "bits" in report:
         return format_likelihood(report)
-    halted = report["halted"]
+    halted = report.get("halted")  # not of noisy runs
     lines = [f"{report['puzzles']} {report['split']} puzzles, {report['segments']} segments each"]
     for name in [key for key in report if f"{key}_ci95" in report]:
         low, high = report[f"{name}_ci95"]
-        lines.append(f"  {name:<8} {report[name]:.3f} [{low:.3f}, {high:.3f}]   halting by itself: {halted[name]:.3f}")
-    lines.append(f"  segments {report['segments']:.1f}                  halting by itself: {halted['segments']:.1f}")
-    lines += format_halting(halted)
+        beside = f"   halting by itself: {halted[name]:.3f}" if halted else ""
+        lines.append(f"  {name:<8} {report[name]:.3f} [{low:.3f}, {high:.3f}]{beside}")
+    if halted:
+        lines.append(
+            f"  segments {report['segments']:.1f}                  halting by itself: {halted['segments']:.1f}"
+        )
+        lines += format_halting(halted)
     if "ms_per_puzzle" in report:
-        halting = f"{halted['ms_per_puzzle']:8.3f}" if "ms_per_puzzle" in halted else "not timed"
-        lines.append(f"  ms a puzzle {report['ms_per_puzzle']:8.3f}          halting by itself: {halting}")
+        timed = f"{halted['ms_per_puzzle']:8.3f}" if halted and "ms_per_puzzle" in halted else "not timed"
+        beside = f"          halting by itself: {timed}" if halted else ""
+        lines.append(f"  ms a puzzle {report['ms_per_puzzle']:8.3f}{beside}")
     if "curves" in report:
         name = "valid" if "valid" in report["curves"] else "exact"
         curve = "  ".join(f"{value:.3f}" for value in report["curves"][name])
