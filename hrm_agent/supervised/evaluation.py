@@ -272,14 +272,15 @@ def format_report(report: dict[str, Any]) -> str:
         return format_likelihood(report)
     halted = report.get("halted")  # not of noisy runs
     lines = [f"{report['puzzles']} {report['split']} puzzles, {report['segments']} segments each"]
-    for name in [key for key in report if f"{key}_ci95" in report]:
+    names = [key for key in report if f"{key}_ci95" in report]
+    width = max(len("segments"), *map(len, names))
+    for name in names:
         low, high = report[f"{name}_ci95"]
         beside = f"   halting by itself: {halted[name]:.3f}" if halted else ""
-        lines.append(f"  {name:<8} {report[name]:.3f} [{low:.3f}, {high:.3f}]{beside}")
+        lines.append(f"  {in_words(name):<{width}} {report[name]:.3f} [{low:.3f}, {high:.3f}]{beside}")
     if halted:
-        lines.append(
-            f"  segments {report['segments']:.1f}                  halting by itself: {halted['segments']:.1f}"
-        )
+        segments = f"{report['segments']:.1f}"
+        lines.append(f"  {'segments':<{width}} {segments:<22} halting by itself: {halted['segments']:.1f}")
         lines += format_halting(halted)
     if "ms_per_puzzle" in report:
         timed = f"{halted['ms_per_puzzle']:8.3f}" if halted and "ms_per_puzzle" in halted else "not timed"
@@ -292,10 +293,16 @@ def format_report(report: dict[str, Any]) -> str:
         lines += [f"  wrong after the first segment and right in the end: {report['repaired']:.3f}"]
     if "sampling" in report:
         lines += format_sampling(report["sampling"], report["segments"])
-    for name, value in report.get("task", {}).items():
-        if isinstance(value, int | float | str):
-            lines.append(f"  {name}: {value}")
+    own = report.get("task", {})  # what a task says in words, else its numbers
+    for kind in (str, int | float):
+        if found := {name: value for name, value in own.items() if isinstance(value, kind)}:
+            return "\n".join([*lines, *(f"  {in_words(name)}: {value}" for name, value in found.items())])
     return "\n".join(lines)
+
+
+def in_words(name: str) -> str:
+    """A score's name for the terminal."""
+    return name.replace("_", " ")
 
 
 def format_halting(halted: dict[str, Any]) -> list[str]:
@@ -327,6 +334,6 @@ def format_sampling(sampling: dict[str, Any], segments: int) -> list[str]:
     }
     for way, words in said.items():
         if way in sampling:
-            scores = [f"{n} {v:.3f}" for n, v in sampling[way].items() if not n.endswith("_ci95")]
+            scores = [f"{in_words(n)} {v:.3f}" for n, v in sampling[way].items() if not n.endswith("_ci95")]
             lines.append(f"    {words:<40} {'  '.join(scores)}")
     return lines
