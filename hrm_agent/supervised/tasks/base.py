@@ -103,6 +103,11 @@ class TaskSpec:
                 f"most {MOST_CHOICES:,} of these, and from 0 to all of them as choices; change the task's options"
             )
 
+    @property
+    def unit(self) -> str:
+        """What a token is: `character` or `byte` of a text, else `token`."""
+        return "token" if self.alphabet is None else "character" if self.alphabet else "byte"
+
 
 Solve = Callable[[Examples], Answers]
 """Runs the model that is evaluated on any number of puzzles."""
@@ -135,7 +140,7 @@ class Task(ABC):
 
     spec: TaskSpec
     by_probability: ClassVar[bool] = False
-    """Whether models are scored by the probability of the labels: `nats` and `bits` per token, `perplexity`."""
+    """Whether models are scored by the probability of the labels: `nats` and `bits`, per character say; `perplexity`."""
     things: ClassVar[str] = "puzzles"
     """What examples are called in messages."""
 
