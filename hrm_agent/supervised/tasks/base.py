@@ -140,7 +140,7 @@ class Task(ABC):
 
     spec: TaskSpec
     by_probability: ClassVar[bool] = False
-    """Whether models are scored by the probability of the labels: `nats` and `bits`, per character say; `perplexity`."""
+    """Whether models are scored by the probability of the labels: `nats`, `bits` (per character, say), `perplexity`."""
     things: ClassVar[str] = "puzzles"
     """What examples are called in messages."""
 
