@@ -33,6 +33,7 @@ from hrm_agent.supervised.registry import find_named
 from hrm_agent.supervised.sampling import RunScores, SampledSolver, check_samples, score_depth
 from hrm_agent.supervised.tasks import Answers, Examples, Task, TaskSpec, build_task
 from hrm_agent.supervised.tasks.arc_voting import write_submission
+from hrm_agent.supervised.tasks.base import Say, say_nothing
 
 HeldOut = Annotated[str, one_of(("test", "validation"))]
 RULES = ("stored", "published", "validation")
@@ -161,6 +162,7 @@ def solve(
     submission: str | None = None,
     best: bool = True,
     kernel: str = "auto",
+    on_progress: Say | None = None,
 ) -> dict[str, Any]:
     """Answers and scores of a model that `hrm_agent.supervise` trained, or of a published checkpoint.
 
@@ -193,6 +195,7 @@ def solve(
         best: of a run's models, the best on validation puzzles rather than the last.
         kernel: path of the core, `plain`, `fused` or `fused_bf16`. `auto` takes the path of training where the
             instruction set is the same, and otherwise measures a segment.
+        on_progress: called with what the task's own evaluation does, games for instance, and how far it is.
 
     Returns:
         The written record: scores (`hrm_agent.supervised.evaluation.evaluate_model`), model and puzzles.
@@ -218,7 +221,7 @@ def solve(
         raise ValueError(f"submission={submission}: only task=arc1 and task=arc2 have one; leave it out")
     how = asked.of(loaded)
     used = choose_for_solving(loaded.model.to(device), kernel, puzzles, how.precision or "float32", loaded.info)
-    report = _report(loaded, split, puzzles, how)
+    report = _report(loaded, split, puzzles, how, on_progress or say_nothing)
     report |= {"kernel": used, "model": str(loaded.path) if place == Path(model) else model}
     if submission is not None:
         write_submission(report["task"], Path(submission))
@@ -351,7 +354,7 @@ def rule_of(loaded: LoadedModel, how: Inference, threads: Threads) -> HaltingRul
     return HaltingRule(**found["halted"]["rule"])
 
 
-def _report(loaded: LoadedModel, split: str, puzzles: int, how: Inference) -> dict[str, Any]:
+def _report(loaded: LoadedModel, split: str, puzzles: int, how: Inference, say: Say) -> dict[str, Any]:
     model, spec, precision = loaded.model, loaded.task.spec, how.precision or "float32"
     threads = Threads(available_cores())
     reader = solver_of(model, loaded.task, split, how.segments, loaded.info.get("cross_entropy") or "stablemax")
@@ -367,7 +370,7 @@ def _report(loaded: LoadedModel, split: str, puzzles: int, how: Inference) -> di
         if how.halt:
             assert isinstance(model, PuzzleModel)
             stopping = Timed(Solver(model, how.segments, rule, threads, precision))
-        report = evaluate_model(solver, loaded.task, split, puzzles, rule, stopping=stopping)
+        report = evaluate_model(solver, loaded.task, split, puzzles, rule, stopping=stopping, say=say)
         report["ms_per_puzzle"] = solver.ms_per_puzzle
         if stopping is not None:
             report["halted"]["ms_per_puzzle"] = stopping.ms_per_puzzle

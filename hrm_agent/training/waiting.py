@@ -23,7 +23,8 @@ class Waiting:
     """While the body runs, one line on stderr: on a terminal with the seconds, and gone at the end.
 
     Args:
-        what: description of the work, or a function that is called at every update.
+        what: description of the work, or a function that is called at every update; empty: nothing is shown before
+            `say` is called.
         quiet: print nothing.
     """
 
@@ -40,7 +41,8 @@ class Waiting:
         if self._quiet:
             return self
         if not self._stream.isatty():
-            print(self._what(), file=self._stream, flush=True)
+            if text := self._what():
+                print(text, file=self._stream, flush=True)
             return self
         self._thread = threading.Thread(target=self._show, daemon=True)
         self._thread.start()
@@ -72,7 +74,8 @@ class Waiting:
 
     def _show(self) -> None:
         while not self._ends.is_set():
-            self._write(f"{self._what()} ({time.monotonic() - self._began:.0f} s)")
+            if text := self._what():
+                self._write(f"{text} ({time.monotonic() - self._began:.0f} s)")
             self._ends.wait(EVERY)
 
     def _write(self, text: str) -> None:

@@ -47,6 +47,15 @@ def test_a_model_solves_other_numbers_of_disks(run: Path) -> None:
     assert again["task"] == trained["task"]
 
 
+def test_solve_says_that_it_plays_games(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_command(monkeypatch, "solve", f"model={run}", "puzzles=9")
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [f"playing 3 games of {disks} disks" for disks in (2, 3, 4)]
+    assert printed.out.startswith("9 test puzzles")
+
+
 def test_an_interrupted_run_ends_alike(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

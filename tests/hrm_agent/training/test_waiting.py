@@ -27,6 +27,13 @@ def test_other_work_is_a_line_at_once_and_progress_one_from_time_to_time(
     assert not printed.out
 
 
+def test_an_empty_one_says_nothing_before_there_is_something(capsys: pytest.CaptureFixture[str]) -> None:
+    with Waiting("") as line:
+        assert capsys.readouterr() == ("", "")
+        line.say("playing")
+    assert capsys.readouterr().err == "playing\n"
+
+
 def test_a_quiet_one_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with Waiting("measuring", quiet=True) as line:
         line.say("playing", "1 over")
