@@ -19,12 +19,10 @@ from safetensors.torch import load_file
 from commands import TINY_RUN as TINY_RL_RUN
 from commands import run_command
 from hrm_agent.cores import CORES
-from hrm_agent.environments.checked import EnvironmentFailed
 from hrm_agent.launch.cli import UsageError, group_choices
 from hrm_agent.launch.errors import run_errors
 from hrm_agent.launch.settings import config_folder
 from hrm_agent.launch.solve import choose_task, solve
-from hrm_agent.parallel.processes import ProcessLost
 from hrm_agent.supervise import CHANGEABLE
 from hrm_agent.supervised import ModelConfig, build_model, load_model, save_model
 from hrm_agent.supervised.deep_supervision import DeepSupervision
@@ -505,32 +503,6 @@ def test_memory_that_runs_out_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert "training.chunk_size" in line
     assert "nothing has been saved yet, begin it again with: python -m hrm_agent.supervise" in line
     assert "checkpoint" not in line
-
-
-@pytest.mark.parametrize(
-    ("error", "before"),
-    [
-        (KeyboardInterrupt(), ""),
-        (ProcessLost("another process of this run has ended"), "earlier checkpoints are intact, "),
-        (OSError(28, "No space left on device"), "earlier checkpoints are intact, "),
-        (MemoryError(), "earlier checkpoints are intact: with more memory, "),
-        (EnvironmentFailed("env=X: failed"), "the last checkpoint is {last}; "),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
-)
-def test_how_to_go_on_depends_on_what_was_saved(
-    error: BaseException, before: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "run.json").write_text("{}")
-    again, last = (
-        f"python -m hrm_agent.supervise resume={tmp_path}",
-        tmp_path / "checkpoints" / "000000000004.safetensors",
-    )
-    for hint in (f"; nothing has been saved yet, begin it again with: {again}", f"; {before}resume with: {again}"):
-        with pytest.raises(SystemExit), run_errors(tmp_path, "hrm_agent.supervise"):
-            raise error
-        assert hint.format(last=last) in capsys.readouterr().err.splitlines()[-1]
-        save_tensors(last, {"weight": torch.zeros(1)}, {})
 
 
 @pytest.mark.parametrize("named", [{"train": "/etc/passwd"}, {"test": "answers.csv"}, {"identifiers": "ids.json"}])
