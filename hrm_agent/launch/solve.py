@@ -182,8 +182,7 @@ def solve(
             are computed from the answers after all segments, and not timed. Not of a text, which is scored by
             probability after all segments; nor is there a rule, or noise, for a text.
         halting: rule by which the model halts: `stored` beside it, as its training chose on validation puzzles (the
-            published one where there is none); `published`; or `validation`, chosen now on 256 validation puzzles. With
-            noise there is none.
+            published one where there is none); `published`; or `validation`, chosen now on 256 validation puzzles.
         samples: runs of every puzzle, each with noise of its own; the answer is that of the run which the halting head
             is most sure of (PTRM, arXiv 2605.19943).
         noise: standard deviation of the Gaussian noise on the latents before every segment; latents have unit variance.
@@ -195,24 +194,21 @@ def solve(
         best: of a run's models, the best on validation puzzles rather than the last.
         kernel: path of the core, `plain`, `fused` or `fused_bf16`. `auto` takes the path of training where the
             instruction set is the same, and otherwise measures a segment.
-        on_progress: called with what the task's own evaluation does, games for instance, and how far it is.
+        on_progress: called with what the task's own evaluation does, such as games, and how far it is.
 
     Returns:
         The written record: scores (`hrm_agent.supervised.evaluation.evaluate_model`), model and puzzles.
         `ms_per_puzzle` is wall-clock time on `threads` threads, `halted.ms_per_puzzle` the same with halting where
-        `halt` is true. With noise the scores are those of the chosen answers, there is no `halted`, since all segments
-        are run, and `sampling` has the scores of `one_run`
-        (the mean), `surest` (chosen), `most_frequent` (a vote), `any_run` (the best, as if one knew), and without noise
-        `noiseless` and, as many segments as all runs together have, `more_segments` and `surest_segment`.
+        `halt` is true. With noise the scores are those of the chosen answers, without `halted`; `sampling` has those of
+        `one_run` (the mean), `surest` (chosen), `most_frequent` (a vote), `any_run` (the best, as if one knew), and
+        without noise `noiseless` and, as many segments as all runs have, `more_segments` and `surest_segment`.
 
     Raises:
         ValueError: no model there or a file of it damaged, a task that does not fit it, fewer puzzles than asked for,
             a package that the task needs is not installed, settings that make no sense together (several samples
             without noise, halting or a rule for it with noise), or one out of range; nothing is written then.
     """
-    for name, file in (("out", out), ("submission", submission)):
-        if file is not None:
-            check_output(file, name)
+    _check_outputs(out=out, submission=submission)
     check_at_least("puzzles", puzzles, 1)
     asked = Inference(segments, halt, halting, samples, noise, seed, precision, device, kernel)
     place = find_named(model)
@@ -228,6 +224,13 @@ def solve(
     if out is not None:
         write_output(out, (json.dumps(report, indent=2) + "\n").encode())
     return report
+
+
+def _check_outputs(**files: str | None) -> None:
+    """Raises: ValueError where one that is given cannot be written."""
+    for name, file in files.items():
+        if file is not None:
+            check_output(file, name)
 
 
 def load_to_solve(
