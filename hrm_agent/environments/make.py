@@ -201,19 +201,22 @@ def make_labelled_vector_env(
 
     The labels are `infos["optimal_actions"]`, bool `[N, A]`, from `reset` and from every `step`, for the observations
     returned with it; a row without any is not trained on. An environment that gives none is made with `oracle=True`,
-    an option of the mazes of `hrm_envs`.
+    an option of the mazes and of the Towers of Hanoi of `hrm_envs`, or `labels=True`, one of its chess endgames.
 
     Raises:
         ValueError: see `make_vector_env`; or no such labels, or actions that are not Discrete.
     """
     options = dict(options or {})
-    for given in (options, {**options, "oracle": True}):
+    for name in (None, "oracle", "labels"):
+        if name == "labels" and not _is_ours(_without_module(env_id)):
+            break  # elsewhere it may mean anything
+        given = {**options, name: True} if name else options
         try:
             probe = make_vector_env(env_id, 1, given)
         except ValueError:
-            if given is options:
+            if name is None:
                 raise
-            break  # it has no such option
+            continue  # it has no such option
         mask, actions = probe.reset()[1].get("optimal_actions"), probe.single_action_space
         probe.close()
         if mask is None:
