@@ -180,7 +180,7 @@ class MazeConfig:
     def _settle_sizes(self) -> None:
         """Check ``sizes``, ``canvas`` and ``size_schedule``, and set them as tuples and integers."""
         if self.sizes is not None:
-            object.__setattr__(self, "sizes", _sides(self.sizes))
+            object.__setattr__(self, "sizes", check_sides(self.sizes))
         if self.size_schedule is not None:
             object.__setattr__(self, "size_schedule", check_schedule(self.size_schedule, self.sizes))
         if not self.is_framed:
@@ -245,8 +245,8 @@ def resized(config: MazeConfig, cells: int) -> dict[str, Any]:
     return changes
 
 
-def _sides(sizes: Any) -> tuple[int, ...]:
-    """``sizes`` as a tuple of odd sides, each once."""
+def check_sides(sizes: Any) -> tuple[int, ...]:
+    """``sizes`` as a tuple of odd sides of the grid, each once; ``ValueError`` for anything else."""
     advice = "give odd sides of the grid (2 * cells + 1), such as [9, 11, 13]"
     given = [whole(side) for side in sizes] if isinstance(sizes, list | tuple) else []
     if not given:
