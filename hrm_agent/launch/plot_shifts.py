@@ -52,7 +52,7 @@ def draw_shifts(records: Sequence[Record], path: str) -> bytes:
         _draw_axis(panel, axis, [record for record in played if record["axis"] in ("trained", axis)])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.suptitle(str(trained[0]["env"]).replace("$", r"\$"))
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(panels) == 1 else 4, fontsize="small")
     file = io.BytesIO()
     figure.savefig(file, format=Path(path).suffix[1:], dpi=120)
     return file.getvalue()
