@@ -342,7 +342,7 @@ def _join(own: Episodes | None, levels: range, processes: Processes) -> Episodes
 
 Column = tuple[str, str, int, str]
 """Heading, key in the record (with dots: in records inside it), width and format."""
-NAME_WIDTH = 18
+NAME_WIDTH, SIZE_WIDTH = 18, 24
 MAZE_COLUMNS: tuple[Column, ...] = (
     ("SPL", "spl", 8, ".3f"),
     ("excess", "excess_steps", 9, ".2f"),
@@ -394,23 +394,25 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 SIZE_COLUMNS: tuple[Column, ...] = (
-    ("SPL", "spl", 8, ".3f"),
     ("sampled", "sampled", 10, ".1%"),
     ("BFS re-planner", "bfs_replanner", 16, ".1%"),
+    ("... remembering", "remembering_replanner", 17, ".1%"),
     ("clairvoyant", "clairvoyant", 13, ".1%"),
 )
+"""Of the table by size: players that a report may have."""
 
 
 def _sizes_table(report: dict[str, Any]) -> list[str]:
     """Success of each player at each size, greedy with its interval; nothing where there is one size."""
     if "by_size" not in report:
         return []
-    players = {name: report[name] for name in ("sampled", "bfs_replanner", "clairvoyant") if report[name] is not None}
-    lines = ["", table_head(SIZE_COLUMNS).replace(" success", "  greedy", 1)]
-    for number, row in enumerate(report["by_size"]):
-        others = {name: player["by_size"][number]["success"] for name, player in players.items()}
-        name = f"{row['side']}x{row['side']}, {row['episodes']:,}"
-        lines.append(table_row(name, {**row, **others}, SIZE_COLUMNS))
+    others = [column for column in SIZE_COLUMNS if report.get(column[1]) is not None]
+    columns = [("SPL", "spl", 8, ".3f"), *others]
+    lines = ["", table_head(columns, SIZE_WIDTH).replace(" success", "  greedy", 1)]
+    for number, size in enumerate(report["by_size"]):
+        players = {name: report[name]["by_size"][number]["success"] for _, name, _, _ in others}
+        label = f"{size['side']}x{size['side']}, {size['episodes']:,} levels"
+        lines.append(table_row(label, {**size, **players}, columns, SIZE_WIDTH))
     return lines
 
 
