@@ -15,6 +15,7 @@ from commands import run_command
 from hrm_agent import Agent, make_env
 from hrm_agent.environments.checked import EPISODE_LIMIT, episode_limit
 from hrm_agent.environments.make import make_vector_env
+from hrm_agent.environments.objects import identify
 from hrm_agent.evaluate import evaluate
 from hrm_agent.evaluation.counterfactual import play_pairs
 from hrm_agent.evaluation.episodes import ReplanActor, run_episodes
@@ -222,3 +223,10 @@ def test_a_figure_is_drawn_of_what_was_played(run: str) -> None:
     assert draw_shifts([records[0], *skipped[1:]], "s.svg").startswith(b"<?xml")
     with pytest.raises(ValueError, match="was not played"):
         draw_shifts(skipped, "s.svg")
+
+
+def test_a_given_environment_is_made_again_with_its_own_limits() -> None:
+    env_id, options = identify(make_env(MAZE, SIZED), {})
+    assert (env_id, options) == (MAZE, SIZED)
+    assert make_vector_env(env_id, 1, options).unwrapped.config == base_config(MAZE, SIZED)
+    assert identify(make_env(MAZE, {"sizes": [9]}), {})[1] == {"sizes": [9], "max_episode_steps": 60}
