@@ -24,6 +24,7 @@ from hrm_agent.names.installed import import_typed
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.names.values import printable
 from hrm_envs.batch import Batch
+from hrm_envs.limits import make_with_own_limit
 
 
 def check_env_id(env_id: str) -> None:
@@ -146,7 +147,9 @@ def _make(env_id: str, options: dict[str, Any] | None) -> gym.Env:
     """One environment in its wrappers; the id has been checked."""
     name = _without_module(env_id)
     own, masks = split_setting(options)
-    env = wrap_by_source(gym.make(name, **own), name)
+    # Levels of several sizes have a time limit each, which Gymnasium's wrapper around the environment cannot have.
+    make = make_with_own_limit if own.get("sizes") is not None and _is_ours(name) else gym.make
+    env = wrap_by_source(make(name, **own), name)
     if not masks:
         return adapt(env)
     with _naming(env_id):

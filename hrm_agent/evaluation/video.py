@@ -159,7 +159,9 @@ def _record_episode(
 ) -> list[Frame]:
     view.reset(seed)
     obs, _ = env.reset(seed=seed)
-    limit = None if env.spec is None else env.spec.max_episode_steps
+    limit = getattr(env.unwrapped, "level_limit", None)
+    if limit is None and env.spec is not None:
+        limit = env.spec.max_episode_steps
     threshold = None if env.spec is None else env.spec.reward_threshold
     clairvoyant = getattr(env.unwrapped, "clairvoyant", None)
     bound = "" if clairvoyant is None else _say_bound(clairvoyant(), limit)
