@@ -47,7 +47,7 @@ def chess_positions(
     that neither the number of workers nor an interruption changes what is in it.
 
     Args:
-        out: file to write, or to continue.
+        out: regular file to write, or to continue.
         positions: that it shall hold at least.
         nodes: of the search of a position, for all of its moves together.
         moves: scored in each position (UCI's MultiPV).
@@ -66,7 +66,7 @@ def chess_positions(
         ValueError: there is no engine, or the file cannot be used.
         EngineError: an engine died or hung twice in one game; what was made before is kept.
     """
-    path, program = check_output(out), find_engine(engine)
+    path, program = check_output(out, continued=True), find_engine(engine)
     options = {"Threads": 1, "Hash": hash_mb}
     start = partial(Engine, program, options, timeout)
     recipe = Recipe(nodes, moves, opening, max_plies, hash_mb)

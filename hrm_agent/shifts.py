@@ -15,6 +15,7 @@ from hrm_agent.evaluation.shifts import AXES, base_config, format_header, format
 from hrm_agent.files.streams import outliving_the_terminal
 from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
+from hrm_agent.launch.plot_shifts import check_figure, draw_shifts
 from hrm_agent.names.installed import leave_out_working_folder
 from hrm_agent.names.values import Episodes, Seed, Split
 from hrm_agent.parallel.threads import Threads, available_cores
@@ -24,6 +25,7 @@ Side = Annotated[int, Meta(ge=1, le=MAX_SIDE)]
 EXAMPLES = (
     "python -m hrm_agent.shifts agent=DynamicMaze-TRM-v0 episodes=100",
     "python -m hrm_agent.shifts run=RUN axes=[size,view] out=shifts.json",
+    "python -m hrm_agent.shifts run=RUN axes=[size] sizes=[9,13,21,31] out=sizes.json figure=sizes.png",
     "python -m hrm_agent.shifts run=RUN carry=reset",
 )
 
@@ -42,6 +44,8 @@ def shifts(
     best: bool = True,
     on_record: Callable[[dict[str, Any]], None] | None = None,
     agent: str | None = None,
+    sizes: list[int] | None = None,
+    figure: str | None = None,
 ) -> dict[str, Any]:
     """Greedy and sampled episodes on the maze that it was trained on and on one-axis shifts (`evaluation.shifts`).
 
@@ -52,6 +56,10 @@ def shifts(
         out: file for the JSON, written whole or not at all.
         axes: which options to shift: `size`, `doors`, `p_change`, `door_process`, `goal`, `view`; None: all of them.
         max_size: largest maze of the axis `size`, in cells along each side.
+        sizes: odd sides of the grids of the axis `size`, in place of those up to `max_size`; the time limit of each is
+            in proportion to its cells.
+        figure: file for the curves of success over each axis, with 95% intervals: .png, .svg or .pdf, written whole or
+            not at all.
         overrides: of the trained settings.
         seed: number of the first level.
         split: `train`, `validation`, `development` or `test` levels.
@@ -69,11 +77,13 @@ def shifts(
     """
     if out is not None:
         check_output(out)
+    if figure is not None:
+        check_figure(figure)
     if not 1 <= max_size <= MAX_SIDE:
         raise ValueError(f"max_size={max_size}: expected 1 to {MAX_SIDE} cells along each side")
     player = load_agent(run, agent, best, overrides)
     env_id, options = player.environment(env, env_options)
-    points = list_points(base_config(env_id, options), list(AXES) if axes is None else axes, max_size)
+    points = list_points(base_config(env_id, options), list(AXES) if axes is None else axes, max_size, sizes)
     records = []
     for record in run_shifts(player, env_id, options, points, episodes, seed, split, Threads(available_cores())):
         records.append(record)
@@ -87,6 +97,8 @@ def shifts(
     }
     if out is not None:
         write_output(out, to_json(report))
+    if figure is not None:
+        write_output(figure, draw_shifts(records, figure))
     return report
 
 
@@ -97,8 +109,9 @@ def main() -> None:
     with usage_errors():
         options = parse_agent_options(sys.argv[1:], shifts, usage, EXAMPLES)
         shifts(**options, on_record=_say)
-    if options["out"] is not None:
-        print(f"wrote {options['out']}")
+    for written in ("out", "figure"):
+        if options[written] is not None:
+            print(f"wrote {options[written]}")
 
 
 def _say(record: dict[str, Any]) -> None:

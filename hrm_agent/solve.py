@@ -9,6 +9,7 @@ from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.launch.solve import solve
 from hrm_agent.names.installed import leave_out_working_folder
 from hrm_agent.supervised.evaluation import format_report
+from hrm_agent.training.waiting import Waiting
 
 EXAMPLES = (
     "python -m hrm_agent.solve model=RUN",
@@ -24,7 +25,8 @@ def main() -> None:
     leave_out_working_folder(sys.argv[1:])  # files name environments and cores
     with usage_errors():
         options = parse_agent_options(sys.argv[1:], solve, usage, EXAMPLES)
-        report = solve(**options)
+        with Waiting("") as line:
+            report = solve(**options, on_progress=line.say)
     print(format_report(report))
     for name in ("out", "submission"):
         if options[name] is not None:

@@ -91,7 +91,8 @@ def train(run: Run) -> float:
         say_end(trainer, run.console)
         puzzles = checked("test_puzzles", run.values["test_puzzles"], EpisodesOrNone)
         if puzzles:
-            report = trainer.evaluate("test", puzzles)
+            with run.console.waiting(f"measuring on {puzzles:,} test {trainer.task.things}") as line:
+                report = trainer.evaluate("test", puzzles, say=line.say)
             write_atomically(run.folder / "eval.json", (json.dumps(report, indent=2) + "\n").encode())
             print(format_report(report))
     return float(trainer.validation[trainer.score])  # the test puzzles choose nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from hrm_agent.files.writing import check_output, write_output
 from hrm_agent.launch.cli import parse_agent_options, usage_errors
 from hrm_agent.names.installed import leave_out_working_folder
 from hrm_agent.names.values import Seed, Split
+from hrm_agent.training.waiting import Waiting
 
 Videos = Annotated[int, Meta(ge=1, le=10_000)]
 PerSecond = Annotated[float, Meta(ge=0.01, le=1000)]
@@ -42,6 +44,7 @@ def watch(
     env_options: dict[str, Any] | None = None,
     agent: str | None = None,
     think: bool = False,
+    on_progress: Callable[[str, str], Any] | None = None,
 ) -> Path:
     """A video of greedy episodes, with the probability of each action drawn in.
 
@@ -60,6 +63,7 @@ def watch(
             (`Agent.fit`).
         best: of a run's agents, the best on validation levels rather than the last.
         env_options: changed keyword arguments of the environment.
+        on_progress: called with what is done, and at every step with how far it is.
 
     Returns:
         The file written.
@@ -80,7 +84,13 @@ def watch(
     env_id, options = player.environment(env, env_options)
     player = player.fit_environment(env_id, options)
     view = ThinkingView(player.policy, player.load_probe()) if think else None
-    frames = record_episodes(player.policy, env_id, options, episodes, seed, split, view=view)
+    say = on_progress or (lambda what, progress: None)
+
+    def moved(episode: int, step: str) -> None:
+        say(f"recording episode {episode} of {episodes}", step)
+
+    frames = record_episodes(player.policy, env_id, options, episodes, seed, split, view=view, moved=moved)
+    say(f"encoding {len(frames):,} pictures", "")
     encode = encode_gif if path.suffix == ".gif" else encode_mp4
     write_output(path, encode(frames, fps))
     return path
@@ -92,7 +102,9 @@ def main() -> None:
     leave_out_working_folder(sys.argv[1:])  # files name environments and cores
     with usage_errors():
         options = parse_agent_options(sys.argv[1:], watch, usage, EXAMPLES)
-        print(watch(**options))
+        with Waiting("") as line:
+            path = watch(**options, on_progress=line.say)
+        print(path)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -50,6 +51,8 @@ from hrm_agent.launch.search_space import Space
 from hrm_agent.launch.settings import resolve, settings
 from hrm_agent.launch.study import StudyOptions, check_file
 from hrm_agent.training.warm_start import parse_parts
+from hrm_envs.endgames.batch import EndgameConfig
+from hrm_envs.hanoi import HanoiConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -368,6 +371,15 @@ def test_every_environment_has_a_page_of_gymnasiums_form_and_a_picture(hooks: Mo
         env.reset(seed=0)
         with Image.open(DOCS / "images" / f"{name}.png") as picture:
             np.testing.assert_array_equal(np.asarray(picture.convert("RGB")), env.render())
+
+
+@pytest.mark.parametrize(("title", "config"), [("The Towers of Hanoi", HanoiConfig), ("Chess endgames", EndgameConfig)])
+def test_the_options_on_the_environments_page_are_those_there_are(title: str, config: type) -> None:
+    page = (DOCS / "environments" / "index.md").read_text()
+    section = page.split(f"## {title}\n")[1].split("\n## ")[0]
+    shown = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]+)`? \|", section, re.MULTILINE))
+    assert shown == {each.name: f"{each.default:g}" if isinstance(each.default, float) else str(each.default)
+                     for each in fields(config)}  # fmt: skip
 
 
 @pytest.mark.thorough

@@ -18,7 +18,6 @@ from hrm_envs.kernel import (
     STALE,
     STEP,
     STEP_AND_RESET,
-    State,
     build_outcome,
     build_rules,
     build_scratch,
@@ -28,7 +27,8 @@ from hrm_envs.kernel import (
 )
 from hrm_envs.levels import build_geometry
 from hrm_envs.oracle import clairvoyant_arrival, level_codes
-from hrm_envs.states import check_episodes, check_maze
+from hrm_envs.sizes import build_sizes
+from hrm_envs.states import check_episodes, check_frame, check_maze
 
 _NO_ACTIONS = np.zeros(0, np.int64)
 
@@ -121,6 +121,14 @@ class Batch:
         """Flat positions of the doors that environment i keeps for the whole episode, open or closed."""
         return []
 
+    def limits(self) -> NDArray[np.int64]:
+        """Steps after which the current episode of each environment is truncated: int64 [N]."""
+        return np.full(self.num_envs, self.config.max_episode_steps, np.int64)
+
+    def windows(self) -> NDArray[np.int64]:
+        """Where in the observed grid each maze lies: int64 [N, 4], first row and column, rows and columns."""
+        return np.tile(np.array([0, 0, self.config.height, self.config.width], np.int64), (self.num_envs, 1))
+
     def is_compiled(self) -> bool:
         """Whether the machine code of reset and step is available, so that neither has to compile for seconds."""
         raise NotImplementedError
@@ -186,12 +194,16 @@ class Batch:
         given = {name: _as_saved(state, name, array) for name, array in own.items()}
         seeded = bool(given.pop("seeded")[0])
         saved = type(self.state)(**given)
-        check_episodes(saved, seeded, self.config.max_episode_steps, self.config.split, autoreset)
+        check_episodes(saved, seeded, self._limits_of(saved), self.config.split, autoreset)
         if seeded:
             self._check(saved)
         for array, value in zip(self.state, saved, strict=True):
             array[...] = value
         self.seeded = seeded
+
+    def _limits_of(self, state: Any) -> Any:
+        """Time limits in ``state`` (as ``self.state``), one for all or int64 [N]; ``ValueError`` where it has none."""
+        return self.config.max_episode_steps
 
 
 def _as_saved(state: Mapping[str, Any], name: str, expected: NDArray) -> NDArray:
@@ -215,6 +227,8 @@ def _as_saved(state: Mapping[str, Any], name: str, expected: NDArray) -> NDArray
 class MazeBatch(Batch):
     """N mazes with the same parameters.
 
+    ``geometry`` is that of the whole observation, of which a maze in a frame has a part (``windows``).
+
     Args:
         num_envs: N.
         config: the parameters.
@@ -225,8 +239,9 @@ class MazeBatch(Batch):
         self.config = config
         self.geometry = build_geometry(config)
         self.rules = build_rules(config)
+        self.sizes = build_sizes(config)
         self._parts = needed_parts(config)
-        self.state = build_state(config, self.geometry, num_envs)
+        self.state = build_state(config, self.geometry, self.sizes, num_envs)
         self.outcome = build_outcome(num_envs, config.height * config.width, config.oracle)
         self._scratch = build_scratch(config.height * config.width)
         shown = self.state.grid if config.view == "full" else self.state.shown
@@ -243,7 +258,7 @@ class MazeBatch(Batch):
 
     def _arguments(self, actions: NDArray[np.int64], command: int) -> tuple[Any, ...]:
         parts = (self.rules, self.geometry, self.state, self.outcome, self._scratch)
-        return (*parts, actions, command, *self._parts)
+        return (*parts, actions, command, *self._parts, self.sizes)
 
     def _begin(self) -> None:
         run_batch(*self._arguments(_NO_ACTIONS, RESET))
@@ -252,8 +267,33 @@ class MazeBatch(Batch):
         command = STEP_AND_RESET if autoreset else STEP
         return run_batch(*self._arguments(actions, command))
 
-    def _check(self, state: State) -> None:
-        check_maze(self.config, self.geometry, state)
+    def _limits_of(self, state: Any) -> Any:
+        if self.sizes is None:
+            return self.config.max_episode_steps
+        check_frame(self.config, self.sizes, state)
+        return self.sizes.limits[state.size].astype(np.int64)
+
+    def _check(self, state: Any) -> None:
+        check_maze(self.config, self.geometry, self.sizes, state)
+
+    def limits(self) -> NDArray[np.int64]:
+        """Steps after which the current episode of each environment is truncated: int64 [N]."""
+        return super().limits() if self.sizes is None else self._limits_of(self.state)
+
+    def windows(self) -> NDArray[np.int64]:
+        """Where in the observed grid each maze lies: int64 [N, 4], first row and column, rows and columns."""
+        if self.sizes is None:
+            return super().windows()
+        top, left = np.divmod(self.state.corner.astype(np.int64), self.config.width)
+        size = self.state.size
+        return np.stack([top, left, self.sizes.height[size], self.sizes.width[size]], 1).astype(np.int64)
+
+    def is_inside(self, i: int) -> NDArray[np.bool_]:
+        """Which positions are inside the border of the maze of environment i: bool [G]."""
+        top, left, height, width = self.windows()[i]
+        inside = np.zeros((self.config.height, self.config.width), np.bool_)
+        inside[top + 1 : top + height - 1, left + 1 : left + width - 1] = True
+        return inside.ravel()
 
     def known_doors(self, i: int) -> list[int]:
         """Flat positions of the doors that environment i keeps for the whole episode, open or closed."""
@@ -261,8 +301,8 @@ class MazeBatch(Batch):
 
     def clairvoyant(self) -> NDArray[np.int32]:
         """Earliest possible arrival in steps from now: int32 [N], -1 where impossible in time."""
-        return clairvoyant_arrival(self.rules, self.geometry, self.state)
+        return clairvoyant_arrival(self.rules, self.geometry, self.state, self.sizes)
 
     def level_codes(self) -> NDArray[np.uint64]:
         """A hash of what the level of each episode that begins now holds, its schedule included: uint64 [N]."""
-        return level_codes(self.rules, self.geometry, self.state)
+        return level_codes(self.rules, self.geometry, self.state, self.sizes)

@@ -1,6 +1,8 @@
 """The parameters of a maze, and their checks."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -12,6 +14,7 @@ ENDPOINTS = ("cells", "anywhere")
 # 2026-11-30; its levels had by then served development.
 SPLITS = ("train", "validation", "development", "test")
 MAX_SIDE = 64
+FRAMED_LAYOUTS = ("scatter", "braid")
 MAX_STEPS = 10**6
 
 
@@ -78,6 +81,17 @@ class MazeConfig:
         oracle: add the oracle's values to ``info``.
         max_episode_steps: steps after which an episode is truncated.
         split: ``train``, ``validation``, ``development`` or ``test``: disjoint sets of levels.
+        sizes: odd sides of the grid: every level is square and has one of them, drawn from its own seed.
+            The ``rows`` x ``cols`` cells are then the maze that ``walls`` and ``max_episode_steps`` are given
+            for: another size has the same share of edges that are walls, and a time limit in proportion to its cells
+            (``resized``). Needs ``scatter`` or ``braid``.
+        canvas: odd side of the square that is observed. The maze lies in it at a place drawn from the level's seed,
+            cells on cells, and all around it is wall. ``None`` takes the largest of ``sizes``; without both, the
+            maze is the whole picture. Needs ``scatter`` or ``braid``.
+        size_schedule: which sizes the ``train`` split draws, by how many episodes the environment has begun before:
+            rows ``[episodes, weight, ...]`` with a weight for each of ``sizes``, the first row for 0 episodes;
+            between two rows the weights change in equal steps, after the last they stay. ``None`` and all other splits
+            draw every size alike.
 
     Raises:
         ValueError: a value out of range. The message is one line: what was given, what is expected, what to do.
@@ -98,9 +112,12 @@ class MazeConfig:
     oracle: bool = False
     max_episode_steps: int = 60
     split: str = "train"
+    sizes: tuple[int, ...] | None = None
+    canvas: int | None = None
+    size_schedule: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rows", "cols", "walls", "doors", "view", "max_episode_steps"):
+        for name in ("rows", "cols", "walls", "doors", "view", "max_episode_steps", "canvas"):
             object.__setattr__(self, name, whole(getattr(self, name)))
         check_choice("layout", self.layout, LAYOUTS)
         check_choice("door_process", self.door_process, DOOR_PROCESSES)
@@ -127,7 +144,10 @@ class MazeConfig:
             )
         if self.endpoints != "cells" and self.layout not in ("scatter", "sutton_rooms"):
             raise ValueError(f"endpoints={self.endpoints!r} does not apply to layout={self.layout!r}; leave it out")
+        self._settle_sizes()
         self._settle_walls_and_doors()
+        if self.is_framed:
+            self.each_size()  # raises where walls or doors do not fit into one of them
 
     def _settle_walls_and_doors(self) -> None:
         """Set the defaults that depend on the layout, and check that walls and doors fit on the edges."""
@@ -142,6 +162,8 @@ class MazeConfig:
             raise ValueError(f"walls={self.walls!r} does not apply to layout={self.layout!r}; leave it out")
         check_integer("walls", self.walls, 0, max(self.edges - 1, 0), "a maze needs one edge without a wall")
         check_integer("doors", self.doors, 0, None, "choose another number of doors")
+        if self.is_framed:
+            return  # doors have to fit into each size
         ends = 2 if self.endpoints == "anywhere" else 0  # start and goal may take two passages
         if self.layout == "scatter" and self.walls + self.doors > self.edges - ends:
             raise ValueError(
@@ -155,17 +177,107 @@ class MazeConfig:
                 f"{self.layout} maze has for doors; use fewer"
             )
 
+    def _settle_sizes(self) -> None:
+        """Check ``sizes``, ``canvas`` and ``size_schedule``, and set them as tuples and integers."""
+        if self.sizes is not None:
+            object.__setattr__(self, "sizes", check_sides(self.sizes))
+        if self.size_schedule is not None:
+            object.__setattr__(self, "size_schedule", check_schedule(self.size_schedule, self.sizes))
+        if not self.is_framed:
+            return
+        if self.layout not in FRAMED_LAYOUTS:
+            raise ValueError(f"sizes and canvas do not apply to layout={self.layout!r}; leave them out")
+        if self.canvas is None:
+            return
+        least = max(self.sizes or (2 * self.rows + 1, 2 * self.cols + 1))
+        check_integer("canvas", self.canvas, least, 2 * MAX_SIDE + 1, "give the side of the observed square")
+        if self.canvas % 2 == 0:
+            raise ValueError(f"canvas={self.canvas} is even; give an odd side, such as {self.canvas + 1}")
+
+    @property
+    def is_framed(self) -> bool:
+        """Whether the maze lies somewhere in a larger grid, or has one of several sizes."""
+        return self.sizes is not None or self.canvas is not None
+
+    def each_size(self) -> tuple[MazeConfig, ...]:
+        """The mazes that levels are drawn from, each as it is alone: without a frame and of one size."""
+        alone: dict[str, Any] = {"sizes": None, "canvas": None, "size_schedule": None}
+        if self.sizes is None:
+            return (replace(self, **alone),) if self.is_framed else (self,)
+        return tuple(replace(self, **alone, **resized(self, side // 2)) for side in self.sizes)
+
+    @property
+    def longest_episode(self) -> int:
+        """The largest time limit of a level."""
+        return max(each.max_episode_steps for each in self.each_size())
+
     @property
     def height(self) -> int:
-        """Grid rows."""
-        return 2 * self.rows + 1
+        """Rows of the grid that is observed."""
+        return self._frame_side or 2 * self.rows + 1
 
     @property
     def width(self) -> int:
-        """Grid columns."""
-        return 2 * self.cols + 1
+        """Columns of the grid that is observed."""
+        return self._frame_side or 2 * self.cols + 1
+
+    @property
+    def _frame_side(self) -> int | None:
+        return max(self.sizes) if self.canvas is None and self.sizes is not None else self.canvas
 
     @property
     def edges(self) -> int:
-        """Number of pairs of neighbouring cells."""
+        """Number of pairs of neighbouring cells of the ``rows`` x ``cols`` cells."""
         return self.rows * (self.cols - 1) + self.cols * (self.rows - 1)
+
+
+def resized(config: MazeConfig, cells: int) -> dict[str, Any]:
+    """The parameters by which a square maze of ``cells`` x ``cells`` cells differs from the maze of a configuration.
+
+    The time limit is in proportion to the number of cells, rounded up (at most ``MAX_STEPS``); ``scatter`` keeps its
+    share of edges that are walls; the number of doors stays.
+    """
+    limit = -(-config.max_episode_steps * cells * cells // (config.rows * config.cols))
+    changes: dict[str, Any] = {"rows": cells, "cols": cells, "max_episode_steps": min(limit, MAX_STEPS)}
+    if config.layout == "scatter" and config.edges:
+        assert config.walls is not None
+        changes["walls"] = round(config.walls * 2 * cells * (cells - 1) / config.edges)
+    return changes
+
+
+def check_sides(sizes: Any) -> tuple[int, ...]:
+    """``sizes`` as a tuple of odd sides of the grid, each once; ``ValueError`` for anything else."""
+    advice = "give odd sides of the grid (2 * cells + 1), such as [9, 11, 13]"
+    given = [whole(side) for side in sizes] if isinstance(sizes, list | tuple) else []
+    if not given:
+        raise ValueError(f"sizes={sizes!r} is not a list of sides; {advice}")
+    for side in given:
+        check_integer("sizes: a side", side, 5, 2 * MAX_SIDE + 1, advice)
+        if side % 2 == 0:
+            raise ValueError(f"sizes={sizes!r}: {side} is even; {advice}")
+    if len(set(given)) < len(given):
+        raise ValueError(f"sizes={sizes!r} has a side twice; {advice}")
+    return tuple(int(side) for side in given)
+
+
+def check_schedule(schedule: Any, sizes: tuple[int, ...] | None) -> tuple[tuple[float, ...], ...]:
+    """``size_schedule`` as a tuple of rows; ``ValueError`` unless each has a weight for each of ``sizes``."""
+    if sizes is None:
+        raise ValueError("size_schedule needs sizes; give both, or none")
+    wanted = f"rows [episodes, {', '.join(f'weight of {side}' for side in sizes)}]"
+    rows: Any = schedule if isinstance(schedule, list | tuple) and schedule else [None]
+    last = -1
+    for row in rows:
+        if not isinstance(row, list | tuple) or len(row) != 1 + len(sizes):
+            raise ValueError(f"size_schedule={schedule!r} is not a list of {wanted}")
+        first, weights = whole(row[0]), row[1:]
+        check_integer("size_schedule: episodes", first, 0, 2**53, "give how many episodes have been begun before")
+        numbers = all(isinstance(w, int | float) and not isinstance(w, bool) and 0 <= w <= 1e6 for w in weights)
+        if not numbers or not any(weights):
+            raise ValueError(
+                f"size_schedule: {row!r} has no weights from 0 to a million, one of them above 0; {wanted}"
+            )
+        if first <= last or (last < 0 and first):
+            raise ValueError(f"size_schedule: {first} episodes in row {row!r}; begin with 0, and let them grow")
+        last = first
+    return tuple((int(whole(row[0])), *(float(weight) for weight in row[1:])) for row in rows)

@@ -26,6 +26,7 @@ _KERNEL_FILES = (
     "planners.py",
     "rng.py",
     "schedule.py",
+    "sizes.py",
     "minihack/doors.py",
 )
 

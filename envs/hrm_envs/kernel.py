@@ -2,7 +2,8 @@
 # Kernels carry no annotations: numba infers their types; docstrings give shapes and dtypes.
 """The only implementation of a maze's rules: reset and step of a batch over struct-of-arrays state."""
 
-from typing import NamedTuple
+from collections import namedtuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from hrm_envs.levels import Geometry, draw_level, layout_index
 from hrm_envs.oracle import optimal_actions, shortest_distances
 from hrm_envs.rng import level_seed
 from hrm_envs.schedule import advance_doors, advance_goal, may_change, start_doors
+from hrm_envs.sizes import Sizes, draw_corner, draw_size, lay_out
 
 GOAL_REWARD = 1.0
 STEP_REWARD = -0.01
@@ -62,6 +64,16 @@ class State(NamedTuple):
     closed: NDArray[np.uint8]  # [N, D] whether they are closed under the schedule
     spans: NDArray[np.int32]  # [N, D, 3] closed span, open span, phase
     distances: NDArray[np.int32]  # [N, G] from every position to the goal
+
+
+def _extended(name: str, kind: Any, *fields: str) -> Any:
+    """A named tuple with the fields of another, and more."""
+    return namedtuple(name, (*kind._fields, *fields))
+
+
+FramedState = _extended("FramedState", State, "size", "corner")
+"""``State`` of mazes in a frame (``hrm_envs.sizes``): with int32 [N] each, the index of the size, and the flat position
+of the maze's first corner."""
 
 
 class Outcome(NamedTuple):
@@ -121,7 +133,8 @@ class Parts(NamedTuple):
 
     Attributes:
         rare: layouts other than ``scatter`` with start and goal in cells, doors other than ``reroll``, moving goals,
-            fog. The oracle is always compiled with them, so that there are three variants of the kernel, not four.
+            fog. The oracle is always compiled with them, and both with mazes in a frame (``hrm_envs.sizes``), so that
+            there are four variants of the kernel.
         oracle: the oracle.
     """
 
@@ -131,19 +144,26 @@ class Parts(NamedTuple):
 
 def needed_parts(config: MazeConfig) -> Parts:
     """The smallest ``Parts`` for ``config``."""
+    if config.is_framed:
+        return Parts(True, True)
     common = ("scatter", "cells", "reroll", "static", "full")
     if (config.layout, config.endpoints, config.door_process, config.goal_process, config.view) != common:
         return Parts(True, True)
     return Parts(None, True if config.oracle else None)
 
 
-def build_state(config: MazeConfig, geometry: Geometry, num_envs: int) -> State:
-    """Allocate the state of ``num_envs`` environments, to be seeded and reset."""
+def build_state(config: MazeConfig, geometry: Geometry, sizes: Sizes | None, num_envs: int) -> State | Any:
+    """Allocate the state of ``num_envs`` environments, to be seeded and reset; a ``FramedState`` where there are sizes.
+
+    Args:
+        geometry: of the whole observation.
+    """
     assert config.doors is not None
     size = len(geometry.template)
-    edges = len(geometry.edges) or 4  # four_rooms has none, and four doorways
+    edges = len(geometry.edges) if sizes is None else sizes.edges.shape[1]
+    edges = edges or 4  # four_rooms has none, and four doorways
     periodic = config.door_process == "periodic"
-    return State(
+    state = State(
         env_seed=np.zeros(num_envs, np.int64),
         episode=np.full(num_envs, -1, np.int64),
         level_seed=np.zeros(num_envs, np.int64),
@@ -160,6 +180,9 @@ def build_state(config: MazeConfig, geometry: Geometry, num_envs: int) -> State:
         spans=np.zeros((num_envs, config.doors if periodic else 0, 3), np.int32),
         distances=np.zeros((num_envs, size if config.oracle else 0), np.int32),
     )
+    if sizes is None:
+        return state
+    return FramedState(*state, size=np.zeros(num_envs, np.int32), corner=np.zeros(num_envs, np.int32))
 
 
 def build_outcome(num_envs: int, size: int, oracle: bool) -> Outcome:
@@ -212,16 +235,39 @@ def _begin_oracle(geometry, state, outcome, i, queue):
 
 
 @inner
-def _reset_one(rules, geometry, state, outcome, i, queue, seen, rare, oracle):
+def _draw_framed(rules, geometry, state, sizes, i, seed, queue, seen, rare):
+    """Draw the size and the place of a level, and the level there; returns what ``draw_level`` does."""
+    size = draw_size(seed, state.episode[i], sizes.begins, sizes.weights)
+    width = np.int64(geometry.offsets[2])
+    free_rows = len(geometry.template) // width - sizes.height[size]
+    corner = draw_corner(seed, free_rows, width - sizes.width[size], width)
+    state.size[i] = size
+    state.corner[i] = corner
+    lay_out(sizes, size, corner)
+    open_edges = state.open_edges[i]
+    for k in range(len(open_edges)):
+        open_edges[k] = 0
+    cells, edges = np.int64(sizes.cell_counts[size]), np.int64(sizes.edge_counts[size])
+    return draw_level(
+        seed, sizes.template, sizes.own_cells[:cells], sizes.own_edges[:edges], geometry.offsets, rules.layout,
+        np.int64(sizes.walls[size]), rules.loops, state.grid[i], open_edges[:edges], queue, seen, rare,
+    )  # fmt: skip
+
+
+@inner
+def _reset_one(rules, geometry, state, outcome, i, queue, seen, rare, oracle, sizes):
     """Begin the next episode of environment i."""
     state.episode[i] += 1
     seed = level_seed(state.env_seed[i], state.episode[i], rules.split)
     state.level_seed[i] = seed
     grid = state.grid[i]
-    agent, goal, count = draw_level(
-        seed, geometry.template, geometry.cells, geometry.edges, geometry.offsets, rules.layout, rules.walls,
-        rules.loops, grid, state.open_edges[i], queue, seen, rare,
-    )  # fmt: skip
+    if sizes is None:
+        agent, goal, count = draw_level(
+            seed, geometry.template, geometry.cells, geometry.edges, geometry.offsets, rules.layout, rules.walls,
+            rules.loops, grid, state.open_edges[i], queue, seen, rare,
+        )  # fmt: skip
+    else:
+        agent, goal, count = _draw_framed(rules, geometry, state, sizes, i, seed, queue, seen, rare)
     grid[agent] = AGENT
     grid[goal] = GOAL
     state.agent[i] = agent
@@ -306,7 +352,7 @@ def _record_end(rules, state, outcome, i, rare, oracle):
 
 
 @hot_kernel
-def run_batch(rules, geometry, state, outcome, scratch, actions, command, rare, oracle):
+def run_batch(rules, geometry, state, outcome, scratch, actions, command, rare, oracle, sizes):
     """Reset or step every environment. Both are one function, so that their common code is compiled once.
 
     Args:
@@ -314,6 +360,7 @@ def run_batch(rules, geometry, state, outcome, scratch, actions, command, rare, 
         command: RESET (begin each environment's next episode; actions are ignored), STEP, or STEP_AND_RESET
             (environments that end begin their next episode at once).
         rare, oracle: ``Parts`` of the configuration.
+        sizes: ``Sizes`` of mazes in a frame, or None.
 
     Returns:
         The number of episodes that ended, or ``-1 - i`` if action i is invalid (then no environment has been stepped).
@@ -334,7 +381,7 @@ def run_batch(rules, geometry, state, outcome, scratch, actions, command, rare, 
     count = 0
     for i in range(len(agent)):
         if command == RESET:
-            _reset_one(rules, geometry, state, outcome, i, queue, seen, rare, oracle)
+            _reset_one(rules, geometry, state, outcome, i, queue, seen, rare, oracle, sizes)
             continue
         old = agent[i]
         new = old + offsets[actions[i]]
@@ -363,7 +410,8 @@ def run_batch(rules, geometry, state, outcome, scratch, actions, command, rare, 
             _update_oracle(geometry, state, outcome, i, before, queue)
         if rare is not None and rules.radius != FULL_VIEW:
             _show(rules, state, i, old, offsets[2])
-        timeout = not arrived and steps[i] >= rules.limit
+        limit = rules.limit if sizes is None else sizes.limits[state.size[i]]
+        timeout = not arrived and steps[i] >= limit
         reward[i] = GOAL_REWARD if arrived else STEP_REWARD
         terminated[i] = arrived
         truncated[i] = timeout
@@ -375,7 +423,7 @@ def run_batch(rules, geometry, state, outcome, scratch, actions, command, rare, 
             count += 1
             _record_end(rules, state, outcome, i, rare, oracle)
             if command == STEP_AND_RESET:
-                _reset_one(rules, geometry, state, outcome, i, queue, seen, rare, oracle)
+                _reset_one(rules, geometry, state, outcome, i, queue, seen, rare, oracle, sizes)
             else:
                 state.done[i] = 1
     return count

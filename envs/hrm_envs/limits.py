@@ -9,8 +9,12 @@ wrapper and passes neither to the environment. The single environments it makes 
 limit of their own (``Unlimited``), and the wrapper alone truncates, as for any environment: at the registered step,
 earlier, later or never (-1). ``env.spec.max_episode_steps`` is then the limit in force, and ``clairvoyant`` gives the
 earliest arrival whether or not it is in time.
+
+A maze with ``sizes`` has another limit at each size, which that wrapper cannot have: under ``gymnasium.make`` it cuts
+off large levels at the limit of small ones. ``make_with_own_limit`` makes it without the wrapper, with its own limits.
 """
 
+import copy
 from typing import Any
 
 import gymnasium
@@ -35,6 +39,22 @@ class Unlimited:
 
     def __call__(self, **parameters: Any) -> gymnasium.Env:
         return self.kind(**{"max_episode_steps": MAX_STEPS, **parameters})
+
+
+def make_with_own_limit(name: str, **options: Any) -> gymnasium.Env:
+    """``gymnasium.make`` of one of this package's ids whose episodes the environment truncates itself.
+
+    Args:
+        name: the id.
+        options: its keyword arguments; ``max_episode_steps`` (-1: no limit) in place of the registered one.
+    """
+    spec = copy.deepcopy(gymnasium.spec(name))
+    given = options.pop("max_episode_steps", None)
+    limit = spec.max_episode_steps if given is None else given
+    if limit not in (None, -1):
+        spec.kwargs["max_episode_steps"] = limit  # as an argument of ``make`` it would be the wrapper's
+    spec.max_episode_steps = None
+    return gymnasium.make(spec, **options)
 
 
 class LevelEnv(gymnasium.Env):

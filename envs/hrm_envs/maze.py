@@ -31,7 +31,8 @@ class MazeEnv(LevelEnv):
     4 goal, 5 unknown (further from the agent than ``view``).
 
     ## Starting State
-    A new level in every episode: layout, doors, and two distinct random cells (``endpoints``) for agent and goal. With
+    A new level in every episode: its size and place where there are several (``sizes``, ``canvas``), layout, doors, and
+    two distinct random cells (``endpoints``) for agent and goal. With
     the ``scatter`` layout, walls never separate agent and goal at the start; doors may. Seed s determines the levels
     of all following episodes; the level of an episode is a hash of (s, episode) within ``split``.
 
@@ -40,7 +41,8 @@ class MazeEnv(LevelEnv):
 
     ## Episode End
     Terminated when agent and goal meet: the agent moves first, then doors and goal change. Truncated after
-    ``max_episode_steps`` (``hrm_envs.limits``: under ``gymnasium.make`` by its ``TimeLimit`` wrapper).
+    ``max_episode_steps`` (``hrm_envs.limits``: under ``gymnasium.make`` by its ``TimeLimit`` wrapper; with ``sizes``,
+    which have a limit each, make it by ``hrm_envs.limits.make_with_own_limit``).
     ``info["is_success"]`` (the name that Stable-Baselines3 logs) says at every step whether the goal was reached.
 
     ## Arguments
@@ -72,6 +74,11 @@ class MazeEnv(LevelEnv):
     def _build_spaces(self) -> tuple[spaces.Space, spaces.Space]:
         shape = (self.config.height, self.config.width)
         return spaces.Box(0, int(max(Cell)), shape, np.uint8), spaces.Discrete(4)
+
+    @property
+    def level_limit(self) -> int | None:
+        """Steps after which this level is truncated, where levels have limits of their own (``sizes``); else None."""
+        return int(self.batch.limits()[0]) if getattr(self.config, "sizes", None) is not None else None
 
     def _begin_trail(self) -> None:
         self._trail = [int(self.batch.state.agent[0])]

@@ -46,7 +46,7 @@ def optimal_actions(offsets, distances, position, mask):
 
 
 @kernel
-def clairvoyant_arrival(rules, geometry, state):
+def clairvoyant_arrival(rules, geometry, state, sizes):
     """Earliest possible arrival in every environment, by forward reachability over time.
 
     Uses the schedule of doors and goal up to the time limit. An agent can wait only by a blocked move, so a
@@ -55,6 +55,7 @@ def clairvoyant_arrival(rules, geometry, state):
 
     Args:
         rules, geometry, state: of a batch of N mazes; not changed.
+        sizes: ``hrm_envs.sizes.Sizes`` of mazes in a frame, or None.
 
     Returns:
         int32 [N]: steps from now, -1 if no sequence of actions arrives in time.
@@ -68,8 +69,9 @@ def clairvoyant_arrival(rules, geometry, state):
     offsets = geometry.offsets
     still = (len(doors) == 0 or rules.p_change == 0.0) and (rules.goal_process == STATIC or rules.goal_threshold == 0)
     for i in range(len(arrival)):
+        limit = np.int64(rules.limit if sizes is None else sizes.limits[state.size[i]])
         # A map that never changes is explored after as many steps as it has positions.
-        last = min(rules.limit, state.steps[i] + size) if still else rules.limit
+        last = min(limit, np.int64(state.steps[i] + size)) if still else limit
         seed, goal = state.level_seed[i], np.int64(state.goal[i])
         assign(grid, state.grid[i])
         grid[state.agent[i]] = 0
@@ -108,11 +110,14 @@ def clairvoyant_arrival(rules, geometry, state):
 
 
 @kernel
-def level_codes(rules, geometry, state):
+def level_codes(rules, geometry, state, sizes):
     """A hash of what a level holds, at the start of an episode: its map, then every map and goal of its schedule.
+
+    Where in a frame the maze lies does not enter.
 
     Args:
         rules, geometry, state: of a batch of N mazes; not changed.
+        sizes: ``hrm_envs.sizes.Sizes`` of mazes in a frame, or None.
 
     Returns:
         uint64 [N]: equal for two levels of the same parameters exactly if nothing tells them apart up to the time
@@ -123,13 +128,19 @@ def level_codes(rules, geometry, state):
     grid = np.empty(size, np.uint8)
     doors, closed = np.empty_like(state.doors[0]), np.empty_like(state.closed[0])
     queue, seen = np.empty(size, np.int32), np.empty(size, np.uint8)
+    width = np.int64(geometry.offsets[2])
     for i in range(len(codes)):
+        corner, rows, cols, limit = np.int64(0), size // width, width, np.int64(rules.limit)
+        if sizes is not None:
+            own = state.size[i]
+            corner, rows, cols = np.int64(state.corner[i]), np.int64(sizes.height[own]), np.int64(sizes.width[own])
+            limit = np.int64(sizes.limits[own])
         seed, goal = state.level_seed[i], np.int64(state.goal[i])
         assign(grid, state.grid[i])
         assign(doors, state.doors[i])
         assign(closed, state.closed[i])
         code, shown = np.uint64(0), np.uint64(0)
-        for step in range(state.steps[i], rules.limit + 1):
+        for step in range(state.steps[i], limit + 1):
             changed = step == state.steps[i]
             if not changed:
                 changed = advance_doors(
@@ -143,9 +154,11 @@ def level_codes(rules, geometry, state):
                 )  # fmt: skip
                 changed = changed or goal != before
             if changed:
-                now = np.uint64(goal)
-                for position in range(size):
-                    now = mix(now ^ np.uint64(grid[position]))
+                down, across = goal // width - corner // width, goal % width - corner % width
+                now = np.uint64(down * cols + across)
+                for row in range(rows):
+                    for col in range(cols):
+                        now = mix(now ^ np.uint64(grid[corner + row * width + col]))
                 if now != shown:  # doors may be redrawn where they were
                     code = mix(mix(code ^ now) ^ np.uint64(step))
                     shown = now

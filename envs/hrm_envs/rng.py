@@ -12,6 +12,7 @@ from hrm_envs.jit import inner
 
 # One stream per use of a level's random numbers, so that uses are independent.
 STREAM_LAYOUT, STREAM_DOOR_DUE, STREAM_DOOR_PICK, STREAM_DOOR_SPAN, STREAM_GOAL_DUE, STREAM_GOAL_PICK = range(6)
+STREAM_SIZE = 6
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _STREAM = np.uint64(0xD1342543DE82EF95)

@@ -7,7 +7,7 @@ and take a millisecond for a hundred environments.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from hrm_envs.cells import AGENT, DOOR, EMPTY, GOAL, UNKNOWN, WALL
 from hrm_envs.config import SPLITS, MazeConfig
 from hrm_envs.levels import Geometry
 from hrm_envs.rng import level_seeds
+from hrm_envs.sizes import Sizes, drawn_corners, drawn_sizes
 
 _MOST_EPISODES = 2**62
 _CUT_OFF = 2**40
@@ -40,13 +41,13 @@ def require(holds: Any, name: str, values: NDArray, expected: str, wanted: NDArr
     )
 
 
-def check_episodes(state: Any, seeded: bool, limit: int, split: str, autoreset: bool) -> None:
+def check_episodes(state: Any, seeded: bool, limit: Any, split: str, autoreset: bool) -> None:
     """Check what all states have: seeds, episodes, levels, steps and ends. A state before the first reset is zeros.
 
     Args:
         state: a named tuple of arrays of the right shapes and dtypes.
         seeded: whether there was a reset.
-        limit: steps after which an episode is truncated.
+        limit: steps after which an episode is truncated, one number or int64 [N].
         split: of the levels.
         autoreset: no environment is at an episode's end.
 
@@ -66,46 +67,101 @@ def check_episodes(state: Any, seeded: bool, limit: int, split: str, autoreset: 
     most = 0 if autoreset else 1
     require(state.done <= most, "done", state.done, "0 where episodes begin at once" if autoreset else "0 or 1")
     taken = (state.steps >= state.done) & (state.steps < limit + state.done.astype(np.int64))
-    require(taken, "steps", state.steps, f"0 to {limit - 1}, or 1 to {limit} at an episode's end")
+    most_steps = (
+        f"0 to {limit - 1}, or 1 to {limit}" if np.ndim(limit) == 0 else "fewer than the limit of its size, or it"
+    )
+    require(taken, "steps", state.steps, f"{most_steps} at an episode's end")
 
 
-def check_maze(config: MazeConfig, geometry: Geometry, state: Any) -> None:
-    """Check the maps of mazes after ``check_episodes``: places, counts, doors, and the arrays that follow from them.
+def check_frame(config: MazeConfig, sizes: Sizes, state: Any) -> None:
+    """Check the sizes and places of mazes in a frame, which all other checks rest on. Before the first reset all are 0.
 
     Raises:
         ValueError: no environment can be in this state.
     """
-    size = len(geometry.template)
-    row, col = np.divmod(state.agent, config.width)
-    inside = (row > 0) & (row < config.height - 1) & (col > 0) & (col < config.width - 1)
+    if (state.episode < 0).all():
+        require(state.size == 0, "size", state.size, "0 before the first reset")
+        return
+    size = drawn_sizes(sizes, state.level_seed, state.episode)
+    require(state.size == size, "size", state.size, "the size that its level draws", size)
+    corner = drawn_corners(sizes, (config.height, config.width), state.level_seed, size)
+    require(state.corner == corner, "corner", state.corner, "the place that its level draws", corner)
+
+
+class _Ground(NamedTuple):
+    """What the mazes of N environments have by their size and place, or all alike."""
+
+    template: NDArray[np.uint8]  # [N, G]
+    inside: NDArray[np.bool_]  # [N, G] not on or outside the border
+    may_end: NDArray[np.bool_]  # [N, G] where start and goal may be
+    is_edge: NDArray[np.bool_]  # [N, G]
+    edges: NDArray[np.int64]  # [N] how many there are
+    walls: NDArray[np.int64]  # [N] fixed ones
+    cells: NDArray[np.int64]  # [N] how many there are
+    limits: NDArray[np.int64]  # [N]
+
+
+def _ground(config: MazeConfig, geometry: Geometry, sizes: Sizes | None, state: Any) -> _Ground:
+    count, size = state.grid.shape
+    row, col = np.divmod(np.arange(size), config.width)
+    may_end, is_edge = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+    may_end[geometry.cells], is_edge[geometry.edges] = True, True
+    if sizes is None:
+        inside = (row > 0) & (row < config.height - 1) & (col > 0) & (col < config.width - 1)
+        same = (geometry.template, inside, may_end, is_edge)
+        maps = [np.broadcast_to(mask, (count, size)) for mask in same]
+        alike = (len(geometry.edges), config.walls, config.rows * config.cols, config.max_episode_steps)
+        return _Ground(*maps, *(np.full(count, number, np.int64) for number in alike))
+    height, width = sizes.height[state.size][:, None], sizes.width[state.size][:, None]
+    top, left = (value[:, None] for value in np.divmod(state.corner, config.width))
+    inside = (row > top) & (row < top + height - 1) & (col > left) & (col < left + width - 1)
+    template = np.where(inside, geometry.template, np.uint8(WALL))
+    by_size = (sizes.edge_counts, sizes.walls, (sizes.height // 2) * (sizes.width // 2), sizes.limits)
+    numbers = (table[state.size].astype(np.int64) for table in by_size)
+    return _Ground(template, inside, may_end & inside, is_edge & inside, *numbers)
+
+
+def check_maze(config: MazeConfig, geometry: Geometry, sizes: Sizes | None, state: Any) -> None:
+    """Check the maps of mazes after ``check_episodes``: places, counts, doors, and the arrays that follow from them.
+
+    Args:
+        geometry: of the whole observation.
+        sizes: of mazes in a frame; ``check_frame`` has passed.
+
+    Raises:
+        ValueError: no environment can be in this state.
+    """
+    count, size = state.grid.shape
+    ground, rows = _ground(config, geometry, sizes, state), np.arange(count)
+    inside = (state.agent >= 0) & (state.agent < size)
+    inside &= ground.inside[rows, np.where(inside, state.agent, 0)]
     require(inside, "agent", state.agent, "a position inside the border")
-    may_end = np.zeros(size, np.bool_)
-    may_end[geometry.cells] = True
     inside = (state.goal >= 0) & (state.goal < size)
-    inside &= may_end[np.where(inside, state.goal, 0)]
+    inside &= ground.may_end[rows, np.where(inside, state.goal, 0)]
     where = "a cell" if config.endpoints == "cells" else "a position that may be open"
     require(inside, "goal", state.goal, where)
     arrived = state.agent == state.goal
     require(~arrived | (state.done == 1), "agent", state.agent, "another position than the goal's in an episode")
-    over = arrived | (state.steps >= config.max_episode_steps)
+    over = arrived | (state.steps >= ground.limits)
     require(over | (state.done == 0), "done", state.done, "0 before an episode's end")
-    begun = (state.steps > 0) | may_end[state.agent]
+    begun = (state.steps > 0) | ground.may_end[rows, state.agent]
     require(begun, "agent", state.agent, f"{where} at an episode's start")
-    _check_passages(config, geometry, state)
+    _check_passages(config, ground, state)
+    held = _held(config, ground, state)
     if config.endpoints == "anywhere":
-        _check_endpoints(config, geometry, state)
+        _check_endpoints(config, geometry, held, state)
     _check_doors(config, state, arrived)
-    _check_grid(config, geometry, state, arrived)
+    _check_grid(config, geometry, ground, held, state, arrived)
     if config.view != "full":
         _check_shown(config, state)
     if config.oracle:
         _check_distances(config, state)
 
 
-def _check_passages(config: MazeConfig, geometry: Geometry, state: Any) -> None:
+def _check_passages(config: MazeConfig, ground: _Ground, state: Any) -> None:
     """``open_edges`` and ``open_count``."""
     edges, count = state.open_edges, state.open_count
-    size = len(geometry.template)
+    size = state.grid.shape[1]
     inside = (edges >= 0) & (edges < size)
     if config.layout == "four_rooms":
         require(count == 4, "open_count", count, "4 doorways")
@@ -113,28 +169,29 @@ def _check_passages(config: MazeConfig, geometry: Geometry, state: Any) -> None:
         inside &= arms[np.arange(4), np.where(inside, edges, 0)]
         require(inside, "open_edges", edges, "a position of the wall in each arm of the cross")
         return
-    is_edge = np.zeros(size, np.bool_)
-    is_edge[geometry.edges] = True
-    inside &= is_edge[np.where(inside, edges, 0)]
+    inside &= np.take_along_axis(ground.is_edge, np.where(inside, edges, 0), 1)
+    # A smaller size has fewer edges than there are places for; the rest is 0.
+    rest = (np.arange(edges.shape[1]) >= ground.edges[:, None]) & (edges == 0)
     if config.layout in ("scatter", "sutton_rooms"):
-        assert config.walls is not None
-        passages = len(geometry.edges) - config.walls
+        passages = ground.edges - ground.walls
         ends = 2 if config.endpoints == "anywhere" else 0  # start and goal may be two of them, which are no doors
         fits = (count >= passages - ends) & (count <= passages)
-        require(fits, "open_count", count, f"{passages} edges without a wall" + f", or {ends} fewer" * (ends > 0))
-        require(inside & ~_repeated(edges), "open_edges", edges, "every edge once")
+        expected = f"{passages[fits.argmin()]} edges without a wall" + f", or {ends} fewer" * (ends > 0)
+        require(fits, "open_count", count, expected)
+        require(rest | inside & ~_repeated(edges), "open_edges", edges, "every edge once")
         return
-    fewest = config.rows * config.cols - 1
-    require((count >= fewest) & (count <= config.edges), "open_count", count, f"{fewest} to {config.edges} open edges")
+    fewest = ground.cells - 1
+    fits = (count >= fewest) & (count <= ground.edges)
+    at = fits.argmin()
+    require(fits, "open_count", count, f"{fewest[at]} to {ground.edges[at]} open edges")
     used = np.arange(edges.shape[1]) < count[:, None]
     inside[:, 1:] &= ~used[:, 1:] | (edges[:, 1:] > edges[:, :-1])
     # Behind the edges of a braid are those of earlier levels.
     require(inside | ~used & (edges == 0), "open_edges", edges, "open edges in increasing order")
 
 
-def _check_endpoints(config: MazeConfig, geometry: Geometry, state: Any) -> None:
+def _check_endpoints(config: MazeConfig, geometry: Geometry, held: NDArray[np.bool_], state: Any) -> None:
     """Passages that hold start and goal: the goal's is one of them, and of the other the episode began."""
-    held = _held(config, state)
     passage = geometry.is_cell[state.goal] == 0
     rows = np.arange(len(held))
     if config.goal_process == "static":
@@ -145,10 +202,10 @@ def _check_endpoints(config: MazeConfig, geometry: Geometry, state: Any) -> None
     require(begins, "agent", state.agent, "a cell, or a passage that is no door, at an episode's start")
 
 
-def _held(config: MazeConfig, state: Any) -> NDArray[np.bool_]:
+def _held(config: MazeConfig, ground: _Ground, state: Any) -> NDArray[np.bool_]:
     """Bool [N, G]: the passages of start and goal, the last of ``open_edges``."""
-    assert config.walls is not None
-    last = np.arange(state.open_edges.shape[1]) >= state.open_count[:, None] + config.walls
+    at = np.arange(state.open_edges.shape[1])
+    last = (at >= (state.open_count + ground.walls)[:, None]) & (at < ground.edges[:, None])
     return _mark(state.grid.shape[1], state.open_edges, last & (config.endpoints == "anywhere"))
 
 
@@ -216,13 +273,20 @@ def _check_doors(config: MazeConfig, state: Any, arrived: NDArray[np.bool_]) -> 
     require((closed == now) | arrived[:, None] & (closed == before), "closed", closed, "what its span says", now)
 
 
-def _check_grid(config: MazeConfig, geometry: Geometry, state: Any, arrived: NDArray[np.bool_]) -> None:
+def _check_grid(
+    config: MazeConfig,
+    geometry: Geometry,
+    ground: _Ground,
+    held: NDArray[np.bool_],
+    state: Any,
+    arrived: NDArray[np.bool_],
+) -> None:
     """``grid``: walls, passages, closed doors, the goal, the agent."""
     count, size = state.grid.shape
     rows = np.arange(count)
-    grid = np.repeat(geometry.template[None], count, 0)
-    grid[:, geometry.edges] = WALL
-    grid[_passages(state) | _held(config, state)] = EMPTY
+    grid = ground.template.copy()
+    grid[ground.is_edge] = WALL
+    grid[_passages(state) | held] = EMPTY
     require(grid[rows, state.agent] != WALL, "agent", state.agent, "a position that is no wall")
     shut = _mark(size, state.doors, state.closed == 1)
     grid[shut] = DOOR

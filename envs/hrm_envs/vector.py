@@ -146,7 +146,8 @@ class LevelVectorEnv(VectorEnv):
         """A hash of what each level holds, right after a reset: uint64 [N].
 
         Two levels of the same parameters have the same code exactly if nothing tells them apart up to the time limit:
-        not the first map, agent and goal, nor the schedule of doors and goal. Seeds and fog do not enter.
+        not the first map, agent and goal, nor the schedule of doors and goal. Seeds and fog do not enter, nor does the
+        place of a maze in a frame.
         """
         return self.batch.level_codes()
 
@@ -154,6 +155,11 @@ class LevelVectorEnv(VectorEnv):
     def level_seeds(self) -> NDArray[np.int64]:
         """The current level of each environment: int64 [N]; its two highest bits are the split."""
         return self.batch.state.level_seed.copy()
+
+    @property
+    def limits(self) -> NDArray[np.int64]:
+        """Steps after which the current episode of each environment is truncated: int64 [N]."""
+        return self.batch.limits()
 
     def get_state(self) -> dict[str, NDArray]:
         """The complete state as arrays by name; ``set_state`` restores it exactly."""
@@ -211,6 +217,17 @@ class MazeVectorEnv(LevelVectorEnv):
     def maps(self) -> NDArray[np.uint8]:
         """The full map of each environment as it is now, without fog: uint8 [N, H, W]."""
         return self.batch.state.grid.reshape(self.num_envs, self.config.height, self.config.width).copy()
+
+    @property
+    def windows(self) -> NDArray[np.int64]:
+        """Where in the observation each maze lies: int64 [N, 4], first row and column, rows and columns."""
+        return self.batch.windows()
+
+    @property
+    def sides(self) -> NDArray[np.int64] | None:
+        """Side of the grid of each current level: int64 [N]; None where all levels have one size."""
+        sizes = getattr(self.config, "sizes", None)
+        return None if sizes is None or len(sizes) == 1 else self.windows[:, 2].copy()
 
     def _begin_trails(self) -> None:
         self._trails = [[int(position)] for position in self.batch.state.agent]

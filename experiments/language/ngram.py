@@ -1,5 +1,7 @@
 """An interpolated n-gram model of characters: Kneser and Ney 1995 (doi:10.1109/ICASSP.1995.479394).
 
+    python -m experiments.language.ngram [--text FILE] [--order 5] --out FILE
+
     p_k(c | h) = max(N_k(hc) - D_k, 0) / N_k(h) + D_k T_k(h) / N_k(h) p_{k-1}(c | h without its first)
 
 N_n are counts in the text; N_k below the highest order counts the different characters that stand before hc (Chen and
@@ -10,14 +12,23 @@ occur leaves p_{k-1}.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hrm_agent.supervised.tasks.text import TextTask
+
 WITHOUT_COUNTS = 0.5
 """The discount where no gram has a count of 1 or 2."""
 MOST_GRAMS = 2**62
+SPLITS = ("validation", "test")
+SAMPLE = 400
+"""Characters of the samples that seed 0 writes."""
 
 
 class Order(NamedTuple):
@@ -117,3 +128,55 @@ def write_on(model: NGram, prompt: NDArray, length: int, seed: int = 0) -> list[
         chances = model.distribution(np.array(text[-model.order + 1 :]))
         text.append(int(random.choice(model.size, p=chances / chances.sum())))
     return text[len(prompt) :]
+
+
+def measure_ngram(text: str | None, order: int) -> dict[str, Any]:
+    """A model of a text's training part: its scores on the other two, its size, what it writes, and what it took.
+
+    Args:
+        text: a file; None: the default corpus.
+    """
+    began = time.process_time()
+    task = TextTask(path=text)
+    train = task.stream("train")
+    model = NGram(np.append(train.inputs, train.labels[-1]), task.spec.input_ids, order)
+    seconds, scores = time.process_time() - began, {}
+    for split in SPLITS:
+        stream = task.stream(split)
+        losses = -np.log(model.probabilities(np.append(stream.inputs, stream.labels[-1]))[1:])
+        scores[split] = {
+            "nats": float(losses.mean()),
+            "bits": float(losses.mean() / np.log(2)),
+            "perplexity": float(np.exp(losses.mean())),
+            "tokens": len(losses),
+        }
+    decoder = task.alphabet.decoder()
+    written = write_on(model, task.alphabet.encode(task.alphabet.beginning()), SAMPLE)
+    return {
+        "parameters": model.parameters,
+        "tokens_read": len(train.inputs) + 1,
+        "seconds": round(seconds, 1),
+        "scores": scores,
+        "curve": [[round(seconds, 1), scores["validation"]["bits"]]],
+        "sample": "".join(map(decoder.decode, written)),
+    }
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", help="a file; the default corpus without")
+    parser.add_argument("--order", type=int, default=5, help="characters of the longest gram")
+    parser.add_argument("--out", type=Path, required=True, help="file of the result, JSON")
+    return parser
+
+
+def main() -> None:
+    given = arguments().parse_args()
+    result = measure_ngram(given.text, given.order)
+    given.out.write_text(json.dumps(result) + "\n")
+    bits = {split: result["scores"][split]["bits"] for split in SPLITS}
+    print(f"{bits['validation']:.3f} bits on validation, {bits['test']:.3f} on test")
+
+
+if __name__ == "__main__":
+    main()

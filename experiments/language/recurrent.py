@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from experiments.language.ngram import SAMPLE
 from hrm_agent.parallel.threads import Threads
 from hrm_agent.supervised.deep_supervision import SupervisedConfig
 from hrm_agent.supervised.evaluation import evaluate_model
@@ -127,15 +128,19 @@ def write_on(model: Any, prompt: list[int], length: int, seed: int = 0, temperat
     return made
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=sorted(KINDS))
     parser.add_argument("--text", help="a file; the default corpus without")
     parser.add_argument("--out", type=Path, required=True, help="file of the result, JSON")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=360, help="of processor time")
-    parser.add_argument("--settings", type=json.loads, default={}, help="context, sizes and training, JSON")
-    given = parser.parse_args()
+    parser.add_argument("--settings", type=json.loads, required=True, help="context, sizes and training, JSON")
+    return parser
+
+
+def main() -> None:
+    given = arguments().parse_args()
     settings = given.settings
     task = TextTask(path=given.text, context=settings.get("context", 64))
     training = SupervisedConfig(**settings["training"])
@@ -144,7 +149,7 @@ def main() -> None:
     curve.append([round(spent, 1), scores["validation"]["bits"]])
     prompt = task.alphabet.encode(task.alphabet.beginning()).tolist()
     with learner.averaged() as model:
-        written = write_on(model, prompt, 400, given.seed)
+        written = write_on(model, prompt, SAMPLE, given.seed)
         parameters = sum(p.numel() for p in model.parameters())
     decoder = task.alphabet.decoder()
     result = {

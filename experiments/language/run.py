@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,15 @@ from experiments.engine.machine import commit_of_code
 from experiments.engine.records import Record
 from experiments.engine.runner import Job, refuse
 from experiments.engine.runs import cost_of, metrics, run_python
-from experiments.language.ngram import NGram, write_on
+from experiments.language.ngram import SAMPLE, SPLITS, measure_ngram
 from hrm_agent.launch.generate import generate
 from hrm_agent.launch.solve import solve
-from hrm_agent.supervised.tasks.text import TextTask
 
 HERE = Path(__file__).resolve().parent
 REQUIRED = frozenset({
     "agent", "algo", "text", "form", "seed", "parameters", "tokens_read", "seconds", "nats", "bits", "perplexity",
     "validation", "test", "curve", "command", "commit",
 })  # fmt: skip
-SPLITS = ("validation", "test")
-SAMPLE = 400
-"""Characters of the sample that seed 0 writes."""
 DEFAULT_TEXT = "default"
 SCORED = ("nats", "bits", "perplexity", "cells", "tokens", "nats_ci95", "bits_ci95")
 
@@ -119,42 +115,28 @@ class Study(runner.Study):
     def _recurrent(self, job: Job) -> Record:
         place, settings = self.place(job), self.arm(job.arm)["settings"]
         result = place / "result.json"
-        text = [] if self.text is None else ["--text", str(self.text)]
-        given = [job.arm, *text, "--seed", str(job.seed), "--seconds", str(self.settings["seconds"])]
-        words = [*given, "--settings", json.dumps(settings, sort_keys=True)]
+        given = ["--seed", str(job.seed), "--seconds", str(self.settings["seconds"])]
+        given += ["--settings", json.dumps(settings, sort_keys=True)]
         if not result.exists():
             place.mkdir(parents=True, exist_ok=True)
-            run_python(place, ["-m", "experiments.language.recurrent", *words, "--out", str(result)])
-        command = " ".join(["python -m experiments.language.recurrent", *given])
+            words = [job.arm, *self._text(), *given, "--out", str(result)]
+            run_python(place, ["-m", "experiments.language.recurrent", *words])
+        command = self._command("recurrent", job.arm, *given)
         return {**json.loads(result.read_text()), "command": command, "commit": commit_of_code()}
 
     def _ngram(self, job: Job) -> Record:
-        began = time.process_time()
-        task = TextTask(path=None if self.text is None else str(self.text))
-        train = task.stream("train")
-        model = NGram(np.append(train.inputs, train.labels[-1]), task.spec.input_ids, self.arm(job.arm)["order"])
-        seconds, scores = time.process_time() - began, {}
-        for split in SPLITS:
-            stream = task.stream(split)
-            losses = -np.log(model.probabilities(np.append(stream.inputs, stream.labels[-1]))[1:])
-            scores[split] = {
-                "nats": float(losses.mean()),
-                "bits": float(losses.mean() / np.log(2)),
-                "perplexity": float(np.exp(losses.mean())),
-                "tokens": len(losses),
-            }
-        decoder = task.alphabet.decoder()
-        written = write_on(model, task.alphabet.encode(task.alphabet.beginning()), SAMPLE)
-        return {
-            "parameters": model.parameters,
-            "tokens_read": len(train.inputs) + 1,
-            "seconds": round(seconds, 1),
-            "scores": scores,
-            "curve": [[round(seconds, 1), scores["validation"]["bits"]]],
-            "sample": "".join(map(decoder.decode, written)),
-            "command": f"python -m experiments.language.run --text {self.text} --only {job.arm}",
-            "commit": commit_of_code(),
-        }
+        order = self.arm(job.arm)["order"]
+        found = measure_ngram(None if self.text is None else str(self.text), order)
+        return {**found, "command": self._command("ngram", "--order", str(order)), "commit": commit_of_code()}
+
+    def _text(self) -> list[str]:
+        return [] if self.text is None else ["--text", str(self.text)]
+
+    def _command(self, module: str, *words: str) -> str:
+        """What repeats a measurement by a module of this folder, with the text by its name."""
+        text = [] if self.text is None else ["--text", self.text.name]
+        command = ["python", "-m", f"experiments.language.{module}", *words, *text, "--out", "result.json"]
+        return shlex.join(command)
 
 
 def whole(scores: dict[str, Any]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hrm_agent.environments.action_masks import IGNORE, MASK, SETTING, MaskError
 from hrm_agent.names.values import printable
+from hrm_envs import MazeConfig
 
 EPISODE_LIMIT = 10_000
 """Steps after which an evaluation cuts an episode off where the environment names no time limit of its own."""
@@ -76,8 +77,11 @@ def _is_machinery(file: Path) -> bool:
 def episode_limit(env: gym.Env | VectorEnv, least: int = EPISODE_LIMIT) -> int:
     """Steps after which an episode is taken to have no end: the environment's own limit, and at least `least`."""
     found = [least]
-    for part in (env.unwrapped, getattr(env.unwrapped, "config", None), env.spec):
+    config = getattr(env.unwrapped, "config", None)
+    for part in (env.unwrapped, config, env.spec):
         found += _limits_of(part)
+    if isinstance(config, MazeConfig):  # larger mazes have longer limits
+        found.append(config.longest_episode)
     layer: Any = getattr(env, "envs", [env])[0]
     while layer is not None:
         found += _limits_of(layer)

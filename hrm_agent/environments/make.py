@@ -24,6 +24,7 @@ from hrm_agent.names.installed import import_typed
 from hrm_agent.names.nearest import did_you_mean
 from hrm_agent.names.values import printable
 from hrm_envs.batch import Batch
+from hrm_envs.limits import make_with_own_limit
 
 
 def check_env_id(env_id: str) -> None:
@@ -146,7 +147,9 @@ def _make(env_id: str, options: dict[str, Any] | None) -> gym.Env:
     """One environment in its wrappers; the id has been checked."""
     name = _without_module(env_id)
     own, masks = split_setting(options)
-    env = wrap_by_source(gym.make(name, **own), name)
+    # Levels of several sizes have a time limit each, which Gymnasium's wrapper around the environment cannot have.
+    make = make_with_own_limit if own.get("sizes") is not None and _is_ours(name) else gym.make
+    env = wrap_by_source(make(name, **own), name)
     if not masks:
         return adapt(env)
     with _naming(env_id):
@@ -201,19 +204,22 @@ def make_labelled_vector_env(
 
     The labels are `infos["optimal_actions"]`, bool `[N, A]`, from `reset` and from every `step`, for the observations
     returned with it; a row without any is not trained on. An environment that gives none is made with `oracle=True`,
-    an option of the mazes of `hrm_envs`.
+    an option of the mazes and of the Towers of Hanoi of `hrm_envs`, or `labels=True`, one of its chess endgames.
 
     Raises:
         ValueError: see `make_vector_env`; or no such labels, or actions that are not Discrete.
     """
     options = dict(options or {})
-    for given in (options, {**options, "oracle": True}):
+    for name in (None, "oracle", "labels"):
+        if name == "labels" and not _is_ours(_without_module(env_id)):
+            break  # elsewhere it may mean anything
+        given = {**options, name: True} if name else options
         try:
             probe = make_vector_env(env_id, 1, given)
         except ValueError:
-            if given is options:
+            if name is None:
                 raise
-            break  # it has no such option
+            continue  # it has no such option
         mask, actions = probe.reset()[1].get("optimal_actions"), probe.single_action_space
         probe.close()
         if mask is None:

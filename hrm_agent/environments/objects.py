@@ -82,7 +82,8 @@ def _made_by_id(env: gym.Env) -> tuple[str, dict[str, Any]] | None:
     options = {name: value for name, value in spec.kwargs.items() if name != "render_mode"}
     own = {name: value for name, value in registered.kwargs.items() if name != "render_mode"}
     changed = {name: value for name, value in options.items() if name not in own or own[name] != value}
-    if spec.max_episode_steps != registered.max_episode_steps:
+    own_limit = spec.max_episode_steps is None and "max_episode_steps" in spec.kwargs  # `make_with_own_limit`
+    if spec.max_episode_steps != registered.max_episode_steps and not own_limit:
         changed["max_episode_steps"] = -1 if spec.max_episode_steps is None else spec.max_episode_steps
     return (spec.id, changed) if _is_plain(changed) else None
 

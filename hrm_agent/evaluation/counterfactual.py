@@ -97,7 +97,6 @@ class _Worlds:
         n = len(levels)
         self.levels, self.n, self.rows = levels, n, np.arange(n)
         self.env, self.still = env, MazeVectorEnv(2 * n, **asdict(without_schedule(env.config)))
-        self.limit = env.config.max_episode_steps
         self.begins = np.full(n, -1)  # step of decision 0
         self.old, self.new = np.zeros((n, ACTIONS), bool), np.zeros((n, ACTIONS), bool)
         self.first = np.zeros((2, n), np.int64)  # decision 0 in the two worlds, and its probabilities
@@ -110,6 +109,7 @@ class _Worlds:
     def play(self, actor: Actor, check_stop: CheckStop) -> Pairs:
         n, rows = self.n, self.rows
         obs, infos = self.env.reset(seed=self.levels.tolist())
+        self.limits = self.env.limits
         seen = np.concatenate([obs, self.still.reset(seed=0)[0]])
         optimal, distance = np.zeros((2 * n, ACTIONS), bool), np.zeros(2 * n, np.int32)  # in the worlds that stay
         actor.reset(self.levels)
@@ -196,7 +196,7 @@ class _Worlds:
         waiting = np.zeros(self.n, bool)
         for rows, state in self.moments:
             waiting[rows] = waiting_wins(self.env.config, state, self.new[rows])
-        has_time = self.limit - self.begins[found] >= HORIZON
+        has_time = self.limits[found] - self.begins[found] >= HORIZON
         return Pairs(
             level=self.levels[found],
             step=self.begins[found],

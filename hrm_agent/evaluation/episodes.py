@@ -31,8 +31,7 @@ from hrm_agent.policies.carry import PolicyState
 from hrm_agent.policies.distributions import Categorical, build_distribution
 from hrm_agent.policies.policy import Policy
 from hrm_agent.tensors.trees import to_tensors
-from hrm_envs import Cell, MazeVectorEnv
-from hrm_envs.planners import ReplanPolicy
+from hrm_envs import Cell, MazeVectorEnv, ReplanPolicy
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))  # N, E, S, W, as (row, column)
 Part = TypeVar("Part")
@@ -82,6 +81,7 @@ class Episodes:
             oracle.
         totals: regret and segments by what had just changed; None without an oracle.
         split: the split their levels come from; None where the environment has none.
+        sides: int64 `[E]`, side of each level's grid, where mazes have several (`sizes`); else None.
     """
 
     seeds: NDArray[np.int64]
@@ -93,6 +93,7 @@ class Episodes:
     replaced: NDArray[np.bool_] | None
     totals: Totals | None
     split: str | None
+    sides: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -111,6 +112,7 @@ class Episodes:
             replaced=_concatenate([part.replaced for part in parts]),
             totals=Totals._make(map(_concatenate, zip(*totals, strict=True))) if totals else None,
             split=parts[0].split,
+            sides=_concatenate([part.sides for part in parts]),
         )
 
 
@@ -221,6 +223,7 @@ class _Batch:
         obs, infos = self.env.reset(seed=int(self.seeds[0]))  # environment i takes seed + i
         clairvoyant = getattr(self.env.unwrapped, "clairvoyant", None)
         arrival = None if clairvoyant is None else np.asarray(clairvoyant(), np.int64)
+        sides = getattr(self.env.unwrapped, "sides", None)  # of a maze
         actor.reset(self.seeds)
         limit = episode_limit(self.env)
         number, given = 0, self.rows  # `given`: the rows that the actor still plays
@@ -245,9 +248,8 @@ class _Batch:
             if number == limit:
                 self._cut_off(limit)
         replaced, totals = self._sum_up()
-        return Episodes(
-            self.seeds, self.success, self.steps, self.returns, arrival, self.segments, replaced, totals, None
-        )
+        found = (self.seeds, self.success, self.steps, self.returns, arrival, self.segments, replaced, totals)
+        return Episodes(*found, None, sides)
 
     def _count_segments(self, actor: Actor, given: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Segments of this decision, int64 `[N]`, 0 where the episode has ended; None: the actor counts none."""

@@ -91,6 +91,8 @@ def hash_levels(levels: LevelSet) -> str:
     env = _make(levels, oracle=True)
     digest = hashlib.sha256(f"{env.config.max_episode_steps}".encode())
     obs, infos = env.reset(seed=levels.first)
+    if env.sides is not None:
+        _add(digest, env.limits)
     _add(digest, env.clairvoyant(), obs, *_oracle(infos))
     going_on = np.ones(levels.count, bool)
     for step in range(PROBE_STEPS):
@@ -117,7 +119,7 @@ class Contents(NamedTuple):
     """What tells levels apart, one entry a level.
 
     Attributes:
-        starts: the first map without fog: walls, closed doors, agent and goal.
+        starts: the first map without fog: walls, closed doors, agent and goal; of a maze in a frame, without the frame.
         wholes: a hash of that and of the schedule of doors and goal up to the time limit.
     """
 
@@ -133,7 +135,11 @@ def contents_of(levels: LevelSet) -> Contents:
     """
     env = _make(levels)
     env.reset(seed=levels.first)
-    contents = Contents([grid.tobytes() for grid in env.maps()], env.level_codes().tolist())
+    starts = [
+        grid[top : top + rows, left : left + cols].tobytes()
+        for grid, (top, left, rows, cols) in zip(env.maps(), env.windows.tolist(), strict=True)
+    ]
+    contents = Contents(starts, env.level_codes().tolist())
     env.close()
     return contents
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from hrm_agent import __version__
 from hrm_agent.agents.agent import Agent
@@ -77,7 +78,8 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
     """The metrics of some episodes; None where the environment does not define one.
 
     `success_ci95` is Wilson's interval; `spl` and `excess_steps` are against the clairvoyant arrival; means
-    are over episodes, those by `metrics.CHANGE_KINDS` over the decisions right after such a step.
+    are over episodes, those by `metrics.CHANGE_KINDS` over the decisions right after such a step. Levels of several
+    sizes (`Episodes.sides`) have `by_size` too: a list of `side`, `episodes`, `success`, `success_ci95` and `spl`.
     """
     n, successes = len(episodes), int(episodes.success.sum())
     shortest, totals = episodes.clairvoyant, episodes.totals
@@ -106,7 +108,29 @@ def summarize(episodes: Episodes) -> dict[str, Any]:
         measured["segments_by_change"] = metrics.segments_by_change(totals)
     if episodes.segments is not None:
         measured["segments_per_decision"] = float(episodes.segments.sum() / episodes.steps.sum())
+    if episodes.sides is not None:
+        spl = None if shortest is None else metrics.spl(episodes.success, episodes.steps, shortest)
+        measured["by_size"] = by_size(episodes.success, episodes.sides, spl)
     return measured
+
+
+def by_size(
+    success: NDArray[np.bool_], sides: NDArray[np.int64], spl: NDArray[np.float64] | None = None
+) -> list[dict[str, Any]]:
+    """Success at each size, in increasing order, with Wilson's intervals; and the mean of `spl`, where it is given.
+
+    Args:
+        success, sides, spl: `[E]`.
+    """
+    found = []
+    for side in np.unique(sides):
+        own = sides == side
+        n, successes = int(own.sum()), int(success[own].sum())
+        ci95 = list(metrics.wilson_interval(successes, n))
+        found.append({"side": int(side), "episodes": n, "success": successes / n, "success_ci95": ci95})
+        if spl is not None:
+            found[-1]["spl"] = float(spl[own].mean())
+    return found
 
 
 def list_levels(episodes: Episodes) -> dict[str, Any]:
@@ -155,10 +179,12 @@ def summarize_clairvoyant(episodes: Episodes) -> dict[str, Any] | None:
         return None
     arrives = episodes.clairvoyant >= 0
     successes = int(arrives.sum())
+    sizes = {} if episodes.sides is None else {"by_size": by_size(arrives, episodes.sides)}
     return {
         "success": successes / len(episodes),
         "success_ci95": list(metrics.wilson_interval(successes, len(episodes))),
         "steps": metrics.mean_or_none(episodes.clairvoyant[arrives]),
+        **sizes,
     }
 
 
@@ -246,6 +272,8 @@ def evaluate_policy(
 ) -> dict[str, Any]:
     """A quick evaluation of a policy in training: `summarize`, by default without the oracle's metrics.
 
+    Of levels of several sizes, success at each is `success_SIDE` in place of `by_size`.
+
     Args:
         policy: unchanged; no random stream of the training run is used.
         env_id, env_options: the environment.
@@ -279,12 +307,14 @@ def evaluate_policy(
     if processes.world_size > 1:
         played = _join(played, range(seed, seed + episodes), processes)
     assert played is not None
-    return summarize(played)
+    summary = summarize(played)
+    sizes = summary.pop("by_size", ())
+    return {**summary, **{f"success_{size['side']}": size["success"] for size in sizes}}
 
 
 def _join(own: Episodes | None, levels: range, processes: Processes) -> Episodes:
     """All episodes, from each process's own share; None: a process that had none to play."""
-    columns = ("success", "steps", "returns", "clairvoyant", "segments")
+    columns = ("success", "steps", "returns", "clairvoyant", "segments", "sides")
     table = torch.zeros(len(columns), len(levels), dtype=torch.float64)
     for row, name in zip(table, columns, strict=True):
         values = None if own is None else getattr(own, name)
@@ -306,12 +336,13 @@ def _join(own: Episodes | None, levels: range, processes: Processes) -> Episodes
         replaced=None,
         totals=None,
         split=None,
+        sides=counts("sides"),
     )
 
 
 Column = tuple[str, str, int, str]
 """Heading, key in the record (with dots: in records inside it), width and format."""
-NAME_WIDTH = 18
+NAME_WIDTH, SIZE_WIDTH = 18, 24
 MAZE_COLUMNS: tuple[Column, ...] = (
     ("SPL", "spl", 8, ".3f"),
     ("excess", "excess_steps", 9, ".2f"),
@@ -351,6 +382,7 @@ def format_report(report: dict[str, Any]) -> str:
         )
     segments = round(report["segments_per_decision"], 2)
     lines += [
+        *_sizes_table(report),
         "",
         *(MAZE_LEGEND if columns is MAZE_COLUMNS else ()),
         f"{report['core']}, carry={report['carry']}, {segments:g} segment{'s'[: segments != 1]} a decision, "
@@ -359,6 +391,29 @@ def format_report(report: dict[str, Any]) -> str:
         f"{report['batch']}",
     ]
     return "\n".join(lines)
+
+
+SIZE_COLUMNS: tuple[Column, ...] = (
+    ("sampled", "sampled", 10, ".1%"),
+    ("BFS re-planner", "bfs_replanner", 16, ".1%"),
+    ("... remembering", "remembering_replanner", 17, ".1%"),
+    ("clairvoyant", "clairvoyant", 13, ".1%"),
+)
+"""Of the table by size: players that a report may have."""
+
+
+def _sizes_table(report: dict[str, Any]) -> list[str]:
+    """Success of each player at each size, greedy with its interval; nothing where there is one size."""
+    if "by_size" not in report:
+        return []
+    others = [column for column in SIZE_COLUMNS if report.get(column[1]) is not None]
+    columns = [("SPL", "spl", 8, ".3f"), *others]
+    lines = ["", table_head(columns, SIZE_WIDTH).replace(" success", "  greedy", 1)]
+    for number, size in enumerate(report["by_size"]):
+        players = {name: report[name]["by_size"][number]["success"] for _, name, _, _ in others}
+        label = f"{size['side']}x{size['side']}, {size['episodes']:,} levels"
+        lines.append(table_row(label, {**size, **players}, columns, SIZE_WIDTH))
+    return lines
 
 
 def table_head(columns: Sequence[Column], width: int = NAME_WIDTH) -> str:

@@ -6,8 +6,7 @@ a harder maze lowers all three, and only the gap between them shows that the age
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +28,7 @@ from hrm_agent.evaluation.report import (
 )
 from hrm_agent.parallel.threads import Threads
 from hrm_envs import MazeConfig
+from hrm_envs.config import check_sides, resized
 
 SIZE_STEP = 2
 CHANGE_RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -46,32 +46,38 @@ class Point:
         value: position on the axis, in words.
         changes: options that differ from the base maze.
         missing: why the axis has no point; None for a maze to play.
+        side: of the grid of a square maze of one size; None: another maze, or not known.
     """
 
     axis: str
     value: str
     changes: dict[str, Any]
     missing: str | None = None
+    side: int | None = None
 
 
 def sizes(base: MazeConfig, max_size: int) -> Iterator[Point]:
-    """Larger square mazes. The time limit is proportional to the number of cells (rounded up); `scatter` keeps its
-    share of edges that are walls; the number of doors stays.
-    """
-    first = max(base.rows, base.cols) + SIZE_STEP
+    """Each of the base's sizes, where it has some, then larger square mazes (`at_side`)."""
+    known = [side // 2 for side in base.sizes or ()]
+    first = max(known or (base.rows, base.cols)) + SIZE_STEP
     if first > max_size:
         yield Point("size", "larger mazes", {}, f"they begin at {first}x{first} cells, above max_size={max_size}")
-    for side in range(first, max_size + 1, SIZE_STEP):
-        cells = side * side / (base.rows * base.cols)
-        changes: dict[str, Any] = {
-            "rows": side,
-            "cols": side,
-            "max_episode_steps": math.ceil(base.max_episode_steps * cells),
-        }
-        if base.layout == "scatter":
-            assert base.walls is not None
-            changes["walls"] = round(base.walls * 2 * side * (side - 1) / base.edges)
-        yield Point("size", f"{side}x{side} cells", changes)
+    for cells in (*sorted(known), *range(first, max_size + 1, SIZE_STEP)):
+        yield at_side(base, 2 * cells + 1)
+
+
+def at_side(base: MazeConfig, side: int) -> Point:
+    """A square maze with a grid of one side.
+
+    The time limit is proportional to the number of cells (rounded up); `scatter` keeps its share of edges that are
+    walls; the number of doors stays (`hrm_envs.config.resized`). A base with `sizes` or a `canvas` keeps its frame
+    where the maze fits into it; a larger maze has none.
+    """
+    cells = side // 2
+    changes: dict[str, Any] = resized(base, cells)
+    if base.is_framed:
+        changes = {"sizes": [side], "canvas": max(side, base.height), "size_schedule": None}
+    return Point("size", f"{cells}x{cells} cells", changes, side=side)
 
 
 def doors(base: MazeConfig, max_size: int) -> Iterator[Point]:
@@ -117,21 +123,28 @@ AXES: dict[str, Callable[[MazeConfig, int], Iterator[Point]]] = {
 }
 
 
-def list_points(base: MazeConfig, axes: list[str], max_size: int) -> list[Point]:
+def list_points(base: MazeConfig, axes: list[str], max_size: int, sides: Sequence[int] | None = None) -> list[Point]:
     """The base maze, then every point of the axes that differs from it, or why there is none.
 
+    Args:
+        sides: of the grids of the axis `size`; None: see `sizes`.
+
     Raises:
-        ValueError: no axis, an unknown one, or one given twice.
+        ValueError: no axis, an unknown one, or one given twice; or sides that are none of a maze.
     """
     known = isinstance(axes, list) and all(axis in list(AXES) for axis in axes)
     if not known or not axes or len(set(axes)) < len(axes):
         raise ValueError(f"axes={axes}: expected a list of one or more of {', '.join(AXES)}, each once")
-    own = asdict(base)
-    points = [Point("trained", "as trained", {})]
+    if sides is not None and "size" not in axes:
+        raise ValueError(f"sizes={list(sides)} with axes={axes}, which has no size; add size to the axes")
+    own = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(base).items()}
+    is_square = not base.is_framed and base.rows == base.cols
+    points = [Point("trained", "as trained", {}, side=base.height if is_square else None)]
     for axis in axes:
+        given = axis == "size" and sides is not None
         points += [
             point
-            for point in AXES[axis](base, max_size)
+            for point in (map(partial(at_side, base), check_sides(sides)) if given else AXES[axis](base, max_size))
             if point.missing is not None or any(own[name] != value for name, value in point.changes.items())
         ]
     return points
@@ -172,8 +185,9 @@ def run_shifts(
         threads: threads to divide the agent's levels over.
 
     Yields:
-        `axis`, `value`, `env`, `env_options`, `skipped` (why the point cannot be played, or None) and, where it was
-        played, the agent's summary and levels (`report.Played`), `bfs_replanner` and `clairvoyant`.
+        `axis`, `value`, `side` (of the grid, see `Point`), `env`, `env_options`, `skipped` (why the point cannot be
+        played, or None) and, where it was played, the agent's summary and levels (`report.Played`), `sampled`,
+        `bfs_replanner` and `clairvoyant`.
 
     Raises:
         ValueError: an agent that does not fit the first maze, fewer than one episode, or an unknown split.
@@ -182,7 +196,8 @@ def run_shifts(
     _fit(agent, env_id, env_options)
     for point in points:
         options = {**env_options, **point.changes}
-        described = {"axis": point.axis, "value": point.value, "env": env_id, "env_options": options}
+        place = {"axis": point.axis, "value": point.value, "side": point.side}
+        described = {**place, "env": env_id, "env_options": options}
         reason = why_not(base, point)
         fitted = agent
         if reason is None:
@@ -232,7 +247,7 @@ def _sampled(agent: Agent, levels: Levels, threads: Threads | None) -> dict[str,
     actor = partial(PolicyActor, agent.policy, deterministic=False)
     episodes = run_in_threads(actor, *levels, batch=BATCH, oracle=False, threads=threads)
     summary = summarize(episodes)
-    return {name: summary[name] for name in ("success", "success_ci95", "spl")}
+    return {name: summary[name] for name in ("success", "success_ci95", "spl", "by_size") if name in summary}
 
 
 NAME_WIDTH = 22

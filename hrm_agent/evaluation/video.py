@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,6 +101,7 @@ def record_episodes(
     split: str = "validation",
     check_stop: CheckStop = never,
     view: View | None = None,
+    moved: Callable[[int, str], Any] | None = None,
 ) -> list[Frame]:
     """Pictures of greedy episodes: one for each decision, and `END_FRAMES` of how each episode ended.
 
@@ -114,6 +115,7 @@ def record_episodes(
         split: `train`, `validation`, `development` or `test`; the levels are those that `run_episodes` plays.
         check_stop: called before every step.
         view: plays and draws in place of `ActionView`.
+        moved: called before every step with the episode's number, from 1, and with what the picture says of the step.
 
     Returns:
         uint8 `[h, w, 3]` each, all of one size.
@@ -140,18 +142,26 @@ def record_episodes(
     first = first_seed(known, split, seed)
     with closing(env):
         for i in range(episodes):
-            frames += _record_episode(
-                view or ActionView(policy), env, env_id, first + i, f"episode {i + 1} of {episodes}, greedy", check_stop
-            )
+            drawing = None if moved is None else partial(moved, i + 1)
+            episode = f"episode {i + 1} of {episodes}, greedy"
+            frames += _record_episode(view or ActionView(policy), env, env_id, first + i, episode, check_stop, drawing)
     return _same_size(frames)
 
 
 def _record_episode(
-    view: View, env: gym.Env, title: str, seed: int, episode: str, check_stop: CheckStop
+    view: View,
+    env: gym.Env,
+    title: str,
+    seed: int,
+    episode: str,
+    check_stop: CheckStop,
+    moved: Callable[[str], Any] | None,
 ) -> list[Frame]:
     view.reset(seed)
     obs, _ = env.reset(seed=seed)
-    limit = None if env.spec is None else env.spec.max_episode_steps
+    limit = getattr(env.unwrapped, "level_limit", None)
+    if limit is None and env.spec is not None:
+        limit = env.spec.max_episode_steps
     threshold = None if env.spec is None else env.spec.reward_threshold
     clairvoyant = getattr(env.unwrapped, "clairvoyant", None)
     bound = "" if clairvoyant is None else _say_bound(clairvoyant(), limit)
@@ -161,6 +171,8 @@ def _record_episode(
 
     def draw(outcome: bool | None) -> None:
         count = f"step {step} of {limit}" if limit is not None else f"step {step}"
+        if moved is not None:
+            moved(count)
         note = f"return {total:.2f}" if clairvoyant is None else bound
         frames.append(view.draw(env, obs, Caption(title, episode, count, note, outcome)))
 
@@ -284,6 +296,9 @@ def _same_size(frames: list[Frame]) -> list[Frame]:
     height, width = height + height % 2, width + width % 2
     padded = []
     for frame in frames:
+        if frame.shape[:2] == (height, width):
+            padded.append(frame)
+            continue
         whole = np.empty((height, width, 3), np.uint8)
         whole[:] = BACKGROUND
         whole[: frame.shape[0], : frame.shape[1]] = frame

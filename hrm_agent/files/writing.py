@@ -98,12 +98,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def check_output(path: str | Path, option: str = "out", make_folder: bool = False) -> Path:
+def check_output(path: str | Path, option: str = "out", make_folder: bool = False, continued: bool = False) -> Path:
     """The file that a user names for a result, checked before the work begins; nothing is written.
 
     Args:
         option: its name on the command line, for messages.
         make_folder: its folder need not exist; `write_output` makes it.
+        continued: it is read and appended to, so that it is a regular file, and none that messages go to.
 
     Raises:
         ValueError: no file can be written there.
@@ -118,6 +119,8 @@ def check_output(path: str | Path, option: str = "out", make_folder: bool = Fals
         raise ValueError(f"{shown}: {getattr(error, 'strerror', None) or error}") from None
     if status is not None and not _takes_data(status):
         raise ValueError(f"{shown}: expected a file in a folder that exists")
+    if continued and status is not None and not _is_replaced(status):
+        raise ValueError(f"{shown}: expected a regular file, which is read and added to; give a file's name")
     if status is None or _is_replaced(status):
         while make_folder and not os.path.lexists(folder):
             folder = folder.parent

@@ -60,14 +60,19 @@ def _silent_writer() -> Iterator[None]:
 
 @contextmanager
 def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS) -> Iterator[None]:
-    """Turn errors and signals that end a run inside the body into one line that says how to resume.
+    """Turn errors and signals that end a run inside the body into one line that says how to resume, or where there is
+    no checkpoint yet that nothing was saved.
 
     Where all processes end, rank 0 prints it before any of them ends, since `torchrun` then terminates the rest.
     Where one ends, that one does.
     """
-    go_on = f"resume with: python -m {command} resume={folder}" + ", under torchrun or alone" * (
-        processes.world_size > 1
-    )
+
+    def go_on(intact: str = "") -> str:
+        """How to go on; `intact`: where there are earlier checkpoints, what is said of them."""
+        line = f"python -m {command} resume={folder}" + ", under torchrun or alone" * (processes.world_size > 1)
+        if _has_checkpoint(folder):
+            return f"{intact}resume with: {line}"
+        return f"nothing has been saved yet, begin it again with: {line}"
 
     def end(message: str, code: int, everywhere: bool = False) -> None:
         if processes.is_rank_zero or not everywhere:
@@ -84,37 +89,40 @@ def run_errors(folder: Path, command: str, processes: Processes = SINGLE_PROCESS
         end(str(error), USAGE_ERROR)
     except KeyboardInterrupt:  # before training began, or a second time
         if processes.is_rank_zero:
-            end(f"interrupted; {go_on}", INTERRUPTED)
+            end(f"interrupted; {go_on()}", INTERRUPTED)
         raise SystemExit(INTERRUPTED) from None
     except Interrupted as error:
-        end(f"{error}; {go_on}", INTERRUPTED, everywhere=True)
+        end(f"{error}; {go_on()}", INTERRUPTED, everywhere=True)
     except (NonFiniteNumbers, ProcessesDiverged, LoggerFailed) as error:
         end(str(error), 1, everywhere=True)
     except ProcessLost as error:
         if processes.is_rank_zero:
-            end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
+            end(f"{error}; {go_on('earlier checkpoints are intact, ')}", 1)
         raise SystemExit(1) from None
     except EnvironmentFailed as error:
         say_traceback(error)
-        end(f"{error}; {_last_checkpoint(folder)}; {go_on}", 1)
+        end(f"{error}; {go_on(_last_checkpoint(folder))}", 1)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         less = SMALLER.get(command, "a smaller batch")
-        end(
-            f"{describe_out_of_memory(error)}; earlier checkpoints are intact: with more memory, {go_on}, or begin "
-            f"another run with {less}",
-            1,
-        )
+        how = go_on("earlier checkpoints are intact: with more memory, ")
+        end(f"{describe_out_of_memory(error)}; {how}, or begin another run with {less}", 1)
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not (folder / RUN_FILE).exists():
             end(f"{folder}: the folder was removed while the run worked in it; start the run again", 1)
-        end(f"{error}; earlier checkpoints are intact, {go_on}", 1)
+        end(f"{error}; {go_on('earlier checkpoints are intact, ')}", 1)
 
 
 def _last_checkpoint(folder: Path) -> str:
     with suppress(CheckpointError):
-        last = CheckpointFolder(folder / CHECKPOINTS).latest()
-        if last is not None:
-            return f"the last checkpoint is {last}"
-    return "there is no checkpoint yet"
+        return f"the last checkpoint is {CheckpointFolder(folder / CHECKPOINTS).latest()}; "
+    return ""
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    """True as well where something is wrong with them, which resuming says."""
+    try:
+        return CheckpointFolder(folder / CHECKPOINTS).latest() is not None
+    except (CheckpointError, OSError):
+        return True

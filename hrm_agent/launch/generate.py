@@ -85,7 +85,7 @@ def generate(
         model: run, folder or file of a model that `hrm_agent.supervise` trained with `task=text` or
             `task=text_carried`.
         prompt: text to go on from; empty: a line break.
-        length: tokens to write, characters or bytes.
+        length: characters to write, or bytes where the text is read as bytes.
         temperature: probabilities are raised to the power of 1 / temperature; 0: always the most probable token.
         seed: of the draws.
         best: of a run's models, the best on the validation part rather than the last.

@@ -33,6 +33,7 @@ from hrm_agent.supervised.registry import find_named
 from hrm_agent.supervised.sampling import RunScores, SampledSolver, check_samples, score_depth
 from hrm_agent.supervised.tasks import Answers, Examples, Task, TaskSpec, build_task
 from hrm_agent.supervised.tasks.arc_voting import write_submission
+from hrm_agent.supervised.tasks.base import Say, say_nothing
 
 HeldOut = Annotated[str, one_of(("test", "validation"))]
 RULES = ("stored", "published", "validation")
@@ -88,10 +89,12 @@ class Inference:
     def __post_init__(self) -> None:
         check_fields(self)
         check_samples(self.samples, self.noise, self.segments or 1)
-        if self.halt and self.noise:
-            raise ValueError(
-                f"halt=true noise={self.noise:g}: noisy runs are compared after all segments; leave out one of the two"
-            )
+        for setting in ["halt=true"] * self.halt + [f"halting={self.halting}"] * (self.halting != "stored"):
+            if self.noise:
+                raise ValueError(
+                    f"{setting} noise={self.noise:g}: noisy runs are compared after all segments; leave out one of "
+                    "the two"
+                )
         check_device(self.device)
         check_kernel(self.kernel)
         if self.kernel == "compiled":
@@ -110,10 +113,14 @@ class Inference:
         return replace(self, segments=self.segments or loaded.segments, precision=self.precision or loaded.precision)
 
     def _check_for_text(self, task: str) -> None:
-        given = {"halt=true": self.halt, f"halting={self.halting}": self.halting != "stored"}
-        for setting, asked in {**given, f"noise={self.noise:g}": self.noise > 0}.items():
+        for setting, asked in (("halt=true", self.halt), (f"halting={self.halting}", self.halting != "stored")):
             if asked:
                 raise ValueError(f"{setting} with task={task}, which runs all segments; leave it out")
+        if self.noise:
+            raise ValueError(
+                f"noise={self.noise:g} with task={task}: noisy runs are of puzzles, whose answers the halting head "
+                "compares; a text is scored by probability; leave it out"
+            )
 
 
 class Timed:
@@ -155,6 +162,7 @@ def solve(
     submission: str | None = None,
     best: bool = True,
     kernel: str = "auto",
+    on_progress: Say | None = None,
 ) -> dict[str, Any]:
     """Answers and scores of a model that `hrm_agent.supervise` trained, or of a published checkpoint.
 
@@ -186,22 +194,21 @@ def solve(
         best: of a run's models, the best on validation puzzles rather than the last.
         kernel: path of the core, `plain`, `fused` or `fused_bf16`. `auto` takes the path of training where the
             instruction set is the same, and otherwise measures a segment.
+        on_progress: called with what the task's own evaluation does, such as games, and how far it is.
 
     Returns:
         The written record: scores (`hrm_agent.supervised.evaluation.evaluate_model`), model and puzzles.
         `ms_per_puzzle` is wall-clock time on `threads` threads, `halted.ms_per_puzzle` the same with halting where
-        `halt` is true. With noise the scores are those of the chosen answers, and `sampling` has those of `one_run`
-        (the mean), `surest` (chosen), `most_frequent` (a vote), `any_run` (the best, as if one knew), and without noise
-        `noiseless` and, as many segments as all runs together have, `more_segments` and `surest_segment`.
+        `halt` is true. With noise the scores are those of the chosen answers, without `halted`; `sampling` has those of
+        `one_run` (the mean), `surest` (chosen), `most_frequent` (a vote), `any_run` (the best, as if one knew), and
+        without noise `noiseless` and, as many segments as all runs have, `more_segments` and `surest_segment`.
 
     Raises:
         ValueError: no model there or a file of it damaged, a task that does not fit it, fewer puzzles than asked for,
             a package that the task needs is not installed, settings that make no sense together (several samples
-            without noise, halting with noise), or one out of range; nothing is written then.
+            without noise, halting or a rule for it with noise), or one out of range; nothing is written then.
     """
-    for name, file in (("out", out), ("submission", submission)):
-        if file is not None:
-            check_output(file, name)
+    _check_outputs(out=out, submission=submission)
     check_at_least("puzzles", puzzles, 1)
     asked = Inference(segments, halt, halting, samples, noise, seed, precision, device, kernel)
     place = find_named(model)
@@ -210,13 +217,20 @@ def solve(
         raise ValueError(f"submission={submission}: only task=arc1 and task=arc2 have one; leave it out")
     how = asked.of(loaded)
     used = choose_for_solving(loaded.model.to(device), kernel, puzzles, how.precision or "float32", loaded.info)
-    report = _report(loaded, split, puzzles, how)
+    report = _report(loaded, split, puzzles, how, on_progress or say_nothing)
     report |= {"kernel": used, "model": str(loaded.path) if place == Path(model) else model}
     if submission is not None:
         write_submission(report["task"], Path(submission))
     if out is not None:
         write_output(out, (json.dumps(report, indent=2) + "\n").encode())
     return report
+
+
+def _check_outputs(**files: str | None) -> None:
+    """Raises: ValueError where one that is given cannot be written."""
+    for name, file in files.items():
+        if file is not None:
+            check_output(file, name)
 
 
 def load_to_solve(
@@ -343,24 +357,23 @@ def rule_of(loaded: LoadedModel, how: Inference, threads: Threads) -> HaltingRul
     return HaltingRule(**found["halted"]["rule"])
 
 
-def _report(loaded: LoadedModel, split: str, puzzles: int, how: Inference) -> dict[str, Any]:
+def _report(loaded: LoadedModel, split: str, puzzles: int, how: Inference, say: Say) -> dict[str, Any]:
     model, spec, precision = loaded.model, loaded.task.spec, how.precision or "float32"
     threads = Threads(available_cores())
     reader = solver_of(model, loaded.task, split, how.segments, loaded.info.get("cross_entropy") or "stablemax")
     warming = solver_of(model, loaded.task, split, 1, loaded.info.get("cross_entropy") or "stablemax")
     for each in (reader, warming):
         each.threads, each.precision = threads, precision
-    rule = rule_of(loaded, how, threads)
     blank = np.zeros((WARM_UP, spec.sequence_length), np.int32)
     warming(Examples(blank, blank, blank[:, 0]))
     if how.noise:
-        report = _sampled(loaded, rule, split, puzzles, how, threads)
+        report = _sampled(loaded, split, puzzles, how, threads)
     else:
-        solver, stopping = Timed(reader), None
+        rule, solver, stopping = rule_of(loaded, how, threads), Timed(reader), None
         if how.halt:
             assert isinstance(model, PuzzleModel)
             stopping = Timed(Solver(model, how.segments, rule, threads, precision))
-        report = evaluate_model(solver, loaded.task, split, puzzles, rule, stopping=stopping)
+        report = evaluate_model(solver, loaded.task, split, puzzles, rule, stopping=stopping, say=say)
         report["ms_per_puzzle"] = solver.ms_per_puzzle
         if stopping is not None:
             report["halted"]["ms_per_puzzle"] = stopping.ms_per_puzzle
@@ -371,7 +384,7 @@ def _report(loaded: LoadedModel, split: str, puzzles: int, how: Inference) -> di
         "task_options": loaded.task_options,
         "core": core,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "halting": rule.head,
+        "halting": loaded.halting.head,
         "precision": precision,
         "device": how.device,
         "threads": threads.count,
@@ -380,9 +393,7 @@ def _report(loaded: LoadedModel, split: str, puzzles: int, how: Inference) -> di
     }
 
 
-def _sampled(
-    loaded: LoadedModel, rule: HaltingRule, split: str, puzzles: int, how: Inference, threads: Threads
-) -> dict[str, Any]:
+def _sampled(loaded: LoadedModel, split: str, puzzles: int, how: Inference, threads: Threads) -> dict[str, Any]:
     """The report on the surest of several noisy runs, and under `sampling` what that is worth."""
     model, task, examples = loaded.model, loaded.task, loaded.task.examples(split, puzzles)
     precision = how.precision or "float32"
@@ -392,7 +403,7 @@ def _sampled(
     answers = sampled.observed(examples, scores.add)
     taken = time.perf_counter() - began
     # Not the task's own: games by Hanoi's rules end where a state comes back, as they do without noise.
-    report = evaluate_model(sampled, task, split, puzzles, rule, answers=answers, own=False)
+    report = evaluate_model(sampled, task, split, puzzles, None, answers=answers, own=False)
     deep = Timed(Solver(model, how.samples * how.segments, None, threads, precision))
     without = score_depth(deep, task, examples, how.segments)
     report["ms_per_puzzle"] = 1000 * taken / len(examples)

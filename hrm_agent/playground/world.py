@@ -128,14 +128,15 @@ class MazeWorld(World):
         self.regret, self.scored, self.changed = 0.0, 0, 0
         self.last_regret: float | None = None
         self.earliest = self.maze.clairvoyant()
+        self.limit = self.maze.level_limit or self.limit
 
     def _places(self) -> tuple[list[int], list[int]]:
         batch = self.maze.batch
         if not isinstance(batch, MazeBatch):
             return [], [row * self.width + self.width - 2 for row in CUE_ARMS]
-        geometry, count = batch.geometry, int(self.state.open_count[0])
-        edges = {*geometry.edges.tolist(), *self.state.open_edges[0, :count].tolist()}
-        return sorted(edges), np.flatnonzero(geometry.is_cell).tolist()
+        geometry, count, inside = batch.geometry, int(self.state.open_count[0]), batch.is_inside(0)
+        edges = {*geometry.edges[inside[geometry.edges]].tolist(), *self.state.open_edges[0, :count].tolist()}
+        return sorted(edges), np.flatnonzero((geometry.is_cell == 1) & inside).tolist()
 
     @property
     def agent(self) -> int:

@@ -21,7 +21,7 @@ from hrm_agent.supervised.model import PuzzleModel
 from hrm_agent.supervised.noise import Noise
 from hrm_agent.supervised.scores import format_likelihood, likelihood_report, summarise
 from hrm_agent.supervised.streams import StreamSolver
-from hrm_agent.supervised.tasks.base import Answers, Examples, Task
+from hrm_agent.supervised.tasks.base import Answers, Examples, Say, Task, say_nothing
 from hrm_agent.supervised.tasks.text import TextTask
 from hrm_agent.tensors import trees
 
@@ -178,22 +178,24 @@ def evaluate_model(
     task: Task,
     split: str,
     count: int,
-    halting: HaltingRule | str = "halt_only",
+    halting: HaltingRule | str | None = "halt_only",
     curves: bool = True,
     own: bool = True,
     stopping: Answering | None = None,
     choose: bool = False,
     answers: Answers | None = None,
+    say: Say = say_nothing,
 ) -> dict[str, Any]:
     """Scores of a model on the first `count` puzzles of a split, after all segments.
 
     Args:
-        halting: rule for the scores under `halted`; the name of a head is its published rule.
+        halting: rule for the scores under `halted`; the name of a head is its published rule; None: they are left out.
         curves: report the scores after every segment, and what later segments repaired.
         own: report the task's own evaluation, which may take much longer.
         stopping: a solver that halts, run for `halted`; None: `halted` is derived from all answers (`halt_early`).
         choose: choose the rule on these puzzles (`hrm_agent.supervised.halting.choose_rule`); needs `curves`.
         answers: of the solver to these puzzles, where they are known already.
+        say: says what the task's own evaluation does.
 
     Returns:
         For every score of the task (`exact`, `cells`, perhaps more) its mean and `NAME_ci95`: Wilson's interval of a
@@ -213,18 +215,19 @@ def evaluate_model(
     after = [task.score(examples, tokens) for tokens in answers.tokens] if curves else []
     scores = after[-1] if after else task.score(examples, answers.last)
     rule = HaltingRule(halting) if isinstance(halting, str) else halting
-    if choose:
+    if choose and rule is not None:
         rule = choose_rule(answers, np.array([right_of(s) for s in after]), rule.head, task.spec.choices > 0)
     report |= summarise(scores)
     report["q_halt_accuracy"] = float(((answers.q_halt[-1] > 0) == scores["exact"]).mean())
-    stopped = stopping(examples) if stopping else None
-    report["halted"] = halted_scores(task, examples, answers, rule, stopped)
+    if rule is not None:
+        stopped = stopping(examples) if stopping else None
+        report["halted"] = halted_scores(task, examples, answers, rule, stopped)
     if curves:
         report["curves"] = {name: [float(s[name].mean()) for s in after] for name in scores}
         right = [right_of(s) for s in after]
         report["repaired"] = float((~right[0] & right[-1]).mean())
         report["spoiled"] = float((right[0] & ~right[-1]).mean())
-    by_task = task.evaluate(solver, split, count) if own else None
+    by_task = task.evaluate(solver, split, count, say) if own else None
     if by_task is not None:
         report["task"] = by_task
     return report
@@ -267,16 +270,22 @@ def format_report(report: dict[str, Any]) -> str:
     """A report as a few lines for the terminal."""
     if "bits" in report:
         return format_likelihood(report)
-    halted = report["halted"]
+    halted = report.get("halted")  # not of noisy runs
     lines = [f"{report['puzzles']} {report['split']} puzzles, {report['segments']} segments each"]
-    for name in [key for key in report if f"{key}_ci95" in report]:
+    names = [key for key in report if f"{key}_ci95" in report]
+    width = max(len("segments"), *map(len, names))
+    for name in names:
         low, high = report[f"{name}_ci95"]
-        lines.append(f"  {name:<8} {report[name]:.3f} [{low:.3f}, {high:.3f}]   halting by itself: {halted[name]:.3f}")
-    lines.append(f"  segments {report['segments']:.1f}                  halting by itself: {halted['segments']:.1f}")
-    lines += format_halting(halted)
+        beside = f"   halting by itself: {halted[name]:.3f}" if halted else ""
+        lines.append(f"  {in_words(name):<{width}} {report[name]:.3f} [{low:.3f}, {high:.3f}]{beside}")
+    if halted:
+        segments = f"{report['segments']:.1f}"
+        lines.append(f"  {'segments':<{width}} {segments:<22} halting by itself: {halted['segments']:.1f}")
+        lines += format_halting(halted)
     if "ms_per_puzzle" in report:
-        halting = f"{halted['ms_per_puzzle']:8.3f}" if "ms_per_puzzle" in halted else "not timed"
-        lines.append(f"  ms a puzzle {report['ms_per_puzzle']:8.3f}          halting by itself: {halting}")
+        timed = f"{halted['ms_per_puzzle']:8.3f}" if halted and "ms_per_puzzle" in halted else "not timed"
+        beside = f"          halting by itself: {timed}" if halted else ""
+        lines.append(f"  ms a puzzle {report['ms_per_puzzle']:8.3f}{beside}")
     if "curves" in report:
         name = "valid" if "valid" in report["curves"] else "exact"
         curve = "  ".join(f"{value:.3f}" for value in report["curves"][name])
@@ -284,10 +293,16 @@ def format_report(report: dict[str, Any]) -> str:
         lines += [f"  wrong after the first segment and right in the end: {report['repaired']:.3f}"]
     if "sampling" in report:
         lines += format_sampling(report["sampling"], report["segments"])
-    for name, value in report.get("task", {}).items():
-        if isinstance(value, int | float | str):
-            lines.append(f"  {name}: {value}")
+    own = report.get("task", {})  # what a task says in words, else its numbers
+    for kind in (str, int | float):
+        if found := {name: value for name, value in own.items() if isinstance(value, kind)}:
+            return "\n".join([*lines, *(f"  {in_words(name)}: {value}" for name, value in found.items())])
     return "\n".join(lines)
+
+
+def in_words(name: str) -> str:
+    """A score's name for the terminal."""
+    return name.replace("_", " ")
 
 
 def format_halting(halted: dict[str, Any]) -> list[str]:
@@ -319,6 +334,6 @@ def format_sampling(sampling: dict[str, Any], segments: int) -> list[str]:
     }
     for way, words in said.items():
         if way in sampling:
-            scores = [f"{n} {v:.3f}" for n, v in sampling[way].items() if not n.endswith("_ci95")]
+            scores = [f"{in_words(n)} {v:.3f}" for n, v in sampling[way].items() if not n.endswith("_ci95")]
             lines.append(f"    {words:<40} {'  '.join(scores)}")
     return lines

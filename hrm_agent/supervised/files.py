@@ -45,7 +45,7 @@ class ModelConfig:
     patch_size: Count = 1  # side of the square of cells that share one token
     halting_reads: Annotated[str, one_of(HALTING_READS)] = "first"  # tokens of the halting head: first | mean of all
     carry: str | None = None  # of a text: a carry rule, one token is read a step; null: a whole window at once
-    segments: Depth = 1  # K, calls of the core per token, where the latent is carried; otherwise training.max_segments
+    segments: Depth = 1  # K per character or byte, where the latent is carried; otherwise training.max_segments
     time_gradient: TimeGradient = "bptt"  # bptt | detached: does the gradient flow through the carried latent?
 
     def __post_init__(self) -> None:

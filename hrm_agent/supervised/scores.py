@@ -1,4 +1,4 @@
-"""Means of scores with their intervals; and scores by probability: nats, bits and perplexity per token."""
+"""Means of scores with their intervals; and scores by probability: nats, bits and perplexity per character or byte."""
 
 from __future__ import annotations
 
@@ -35,17 +35,18 @@ def likelihood_report(task: Task, examples: Examples, answers: Answers) -> dict[
     """Scores of answers with `Answers.nats`, as JSON.
 
     Returns:
-        `tokens`, their number. After the last segment `nats` and `bits`, means over all tokens of minus the logarithm
-        of the label's probability; `perplexity`, e to the power of `nats`; `cells` and `exact` of `Task.score`; each
-        with `NAME_ci95`, the normal interval over examples (of `exact` Wilson's). `likelihood`, the geometric mean of
-        the probabilities, which is 1 at best. `curves`: these scores after every segment.
+        `tokens`, their number, and `unit`, what they are (`TaskSpec.unit`). After the last segment `nats` and `bits`,
+        means over all tokens of minus the logarithm of the label's probability; `perplexity`, e to the power of `nats`;
+        `cells` and `exact` of `Task.score`; each with `NAME_ci95`, the normal interval over examples (of `exact`
+        Wilson's). `likelihood`, the geometric mean of the probabilities, which is 1 at best. `curves`: these scores
+        after every segment.
     """
     assert answers.nats is not None
     after: list[dict[str, NDArray]] = []
     for tokens, losses in zip(answers.tokens, answers.nats, strict=True):
         nats = losses.mean(-1, dtype=np.float64)  # of examples, which are of equal length
         after.append({"nats": nats, "bits": BITS * nats, **task.score(examples, tokens)})
-    report: dict[str, Any] = {"tokens": int(examples.labels.size), **summarise(after[-1])}
+    report: dict[str, Any] = {"tokens": int(examples.labels.size), "unit": task.spec.unit, **summarise(after[-1])}
     report["perplexity"] = math.exp(report["nats"])
     report["perplexity_ci95"] = [math.exp(bound) for bound in report["nats_ci95"]]
     report["likelihood"] = math.exp(-report["nats"])
@@ -55,10 +56,11 @@ def likelihood_report(task: Task, examples: Examples, answers: Answers) -> dict[
 
 def format_likelihood(report: dict[str, Any]) -> str:
     """A report as a few lines for the terminal."""
-    lines = [
-        f"{report['tokens']:,} {report['split']} tokens in {report['puzzles']:,} windows, {report['segments']} segments"
-    ]
-    for name, what in (("bits", "per token"), ("nats", "per token"), ("perplexity", ""), ("cells", "most probable")):
+    unit, segments = report["unit"], report["segments"]
+    windows = f"{report['puzzles']:,} windows, {segments} segment" + "s" * (segments > 1)
+    lines = [f"{report['tokens']:,} {report['split']} {unit}s in {windows}"]
+    per = f"per {unit}"
+    for name, what in (("bits", per), ("nats", per), ("perplexity", per), ("cells", "most probable")):
         low, high = report[f"{name}_ci95"]
         lines.append(f"  {name:<10} {report[name]:.3f} [{low:.3f}, {high:.3f}] {what}".rstrip())
     if "ms_per_puzzle" in report:

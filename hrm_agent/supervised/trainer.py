@@ -30,6 +30,7 @@ from hrm_agent.supervised.kernel_work import measure_model
 from hrm_agent.supervised.saved import RunMetadata, check_batch
 from hrm_agent.supervised.streams import LANES, StreamLearner
 from hrm_agent.supervised.tasks import build_task
+from hrm_agent.supervised.tasks.base import Say, say_nothing
 from hrm_agent.supervised.tasks.text import TextTask
 from hrm_agent.tensors.saved import converted
 from hrm_agent.tensors.trees import unflatten
@@ -163,12 +164,15 @@ class SupervisedTrainer(RunLoop):
         stored = halted.get("rule") if isinstance(halted, dict) else None  # runs from before had none
         return halting_rule_of({"halting": self.learner.config.halting, "halting_rule": stored})
 
-    def evaluate(self, split: str, puzzles: int, own: bool = True, choose: bool = False) -> dict[str, Any]:
+    def evaluate(
+        self, split: str, puzzles: int, own: bool = True, choose: bool = False, say: Say = say_nothing
+    ) -> dict[str, Any]:
         """`evaluate_model` with the averaged weights.
 
         Args:
             own: with the task's own evaluation, and without lanes.
             choose: choose the rule of halting on these puzzles; else it is that of the last validation.
+            say: see `evaluate_model`.
         """
         training = self.learner.config
         with self.learner.averaged() as model:
@@ -176,7 +180,8 @@ class SupervisedTrainer(RunLoop):
             own_lanes = 1 if own else LANES
             solver = solver_of(model, self.task, split, segments, training.cross_entropy, own_lanes)
             solver.threads, solver.precision, solver.check_stop = self.threads, training.precision, self.check_stop
-            return evaluate_model(solver, self.task, split, puzzles, self.halting_rule, own=own, choose=choose)
+            how: Any = {"own": own, "choose": choose, "say": say}
+            return evaluate_model(solver, self.task, split, puzzles, self.halting_rule, **how)
 
     def validate(self, log: RunLog) -> None:
         """Measure the model on validation puzzles, choose the rule of halting on them, and keep the best.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 
 from experiments.engine.pages import filled, settings_of
 from experiments.engine.runner import Job
-from experiments.language import draw
-from experiments.language.ngram import NGram, write_on
+from experiments.language import draw, ngram, recurrent
+from experiments.language.ngram import SPLITS, NGram, write_on
 from experiments.language.recurrent import Recurrent, score, train
 from experiments.language.recurrent import write_on as recurrent_write_on
 from experiments.language.run import HERE, Study, curve_of, whole, without_folder
@@ -163,6 +164,49 @@ def test_the_5_gram_arm_is_recorded_without_a_path_of_this_machine(
     assert record["bits"] == pytest.approx(record["nats"] / math.log(2))
     assert record["bits"] < 2.2
     assert tuple(record[field] for field in study.key) == job[:3]
+
+
+def test_the_command_of_a_5_gram_record_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever `study.yaml` says by then, and also where the record is there."""
+    monkeypatch.setattr(Study, "text", write_text(tmp_path, 4000).rename(tmp_path / "a text's.txt"))
+    (record,) = Study(HERE).measure(Job("5-gram", 0, "a text's.txt"))
+    program, words = record["command"].split(" ", 3)[:3], shlex.split(record["command"])[3:]
+    assert program == ["python", "-m", "experiments.language.ngram"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["ngram", *words])
+    ngram.main()
+    again = json.loads((tmp_path / "result.json").read_text())
+    assert {name: record[name] for name in ("parameters", "tokens_read", "sample")}.items() <= again.items()
+    for split in ("validation", "test"):
+        assert again["scores"][split] == record[split]
+
+
+@pytest.mark.parametrize("text", [None, "a text's.txt"])
+@pytest.mark.parametrize("arm", ["lstm", "gru"])
+def test_the_command_of_a_recurrent_record_has_all_that_it_needs(
+    arm: str, text: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = None if text is None else write_text(tmp_path).rename(tmp_path / text)
+    monkeypatch.setattr(Study, "text", path)
+    monkeypatch.setattr(Study, "place", lambda study, job: tmp_path)
+    scores = {"nats": 1.0, "bits": 1.0, "perplexity": 1.0, "tokens": 4}
+    made = {"parameters": 1, "seconds": 1.0, "tokens_read": 9, "curve": [], "scores": dict.fromkeys(SPLITS, scores)}
+    started: list[list[str]] = []
+
+    def run(place: Path, words: list[str]) -> None:
+        started.append(words)
+        (tmp_path / "result.json").write_text(json.dumps(made))
+
+    monkeypatch.setattr("experiments.language.run.run_python", run)
+    (record,) = Study(HERE).measure(Job(arm, 2, text or "default"))
+    recorded = shlex.split(record["command"])
+    assert recorded[:3] == ["python", "-m", "experiments.language.recurrent"]
+    assert str(tmp_path) not in record["command"]
+    given, ran = (vars(recurrent.arguments().parse_args(words)) for words in (recorded[3:], started[0][2:]))
+    assert given["text"] == text
+    assert given["settings"] == ARMS[arm]["settings"]
+    assert {"kind": arm, "seed": 2, "seconds": 360.0}.items() <= given.items()
+    assert {**given, "text": path and str(path), "out": tmp_path / "result.json"} == ran
 
 
 def test_parts_are_weighed_by_their_characters() -> None:

@@ -83,6 +83,7 @@ def test_a_level_as_a_des_file() -> None:
         ({"view": 2}, r"view=2 is not supported in NetHack; use view='full'"),
         ({"goal_process": "jump", "p_goal": 0.1}, r"goal_process='jump' .* use goal_process='static'"),
         ({"oracle": True}, r"oracle=True .* use oracle=False"),
+        ({"sizes": [9, 11]}, r"sizes and canvas are not supported in NetHack"),
         ({"rows": 10, "cols": 4}, r"rows=10, cols=4 is too large"),
         ({"rows": 9, "cols": 20}, r"a NetHack level at most 120"),
         ({"door": 3}, r"did you mean 'doors'"),

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hrm_envs import Cell, MazeEnv, MazeVectorEnv, RandomPolicy, ReplanPolicy
-from strategies import MOVES, distances_to, maze_parameters, optimal_mask
+from strategies import MOVES, distances_to, framed_parameters, maze_parameters, optimal_mask
 
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 
@@ -17,8 +17,8 @@ def row_and_column(env: MazeEnv, position: int) -> tuple[int, int]:
     return position // env.config.width, position % env.config.width
 
 
-@settings(max_examples=25, **RELAXED)
-@given(parameters=maze_parameters(4), seed=st.integers(0, 2**40))
+@settings(max_examples=40, **RELAXED)
+@given(parameters=maze_parameters(4) | framed_parameters(4), seed=st.integers(0, 2**40))
 def test_oracle_equals_a_plain_search(parameters: dict[str, Any], seed: int) -> None:
     env = MazeEnv(oracle=True, **parameters)
     _, info = env.reset(seed=seed)
@@ -124,7 +124,7 @@ def first_episodes(env: MazeVectorEnv, policy: Any, seed: int) -> tuple[np.ndarr
 
 
 @settings(max_examples=25, **RELAXED)
-@given(parameters=maze_parameters(), seed=st.integers(0, 2**40))
+@given(parameters=maze_parameters() | framed_parameters(), seed=st.integers(0, 2**40))
 def test_no_policy_arrives_before_the_bound(parameters: dict[str, Any], seed: int) -> None:
     env = MazeVectorEnv(64, **parameters)
     env.reset(seed=seed)

@@ -16,7 +16,7 @@ from hrm_envs import CueMazeEnv, CueMazeVectorEnv, MazeEnv, MazeVectorEnv
 from hrm_envs.config import SPLITS
 from hrm_envs.registration import MAZES
 from hrm_envs.rng import level_seeds
-from strategies import maze_parameters
+from strategies import framed_parameters, maze_parameters
 
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 State = dict[str, NDArray]
@@ -30,12 +30,18 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "doors one by one": ("MazeVectorEnv", {"door_process": "independent", "max_episode_steps": 5}),
     "two cells": ("MazeVectorEnv", {"rows": 1, "cols": 2, "walls": 0, "doors": 1, "door_process": "independent"}),
+    "sizes": (
+        "MazeVectorEnv",
+        {"layout": "braid", "loops": 0.5, "sizes": [5, 7, 11], "canvas": 13, "oracle": True, "max_episode_steps": 10},
+    ),
+    "frame": ("MazeVectorEnv", {"rows": 2, "cols": 3, "doors": 1, "endpoints": "anywhere", "view": 2, "canvas": 11}),
+    "one of some sizes": ("MazeEnv", {"sizes": [9, 5], "size_schedule": [[0, 1, 0], [3, 1, 2]], "doors": 1}),
     "cue": ("CueMazeVectorEnv", {"length": 3, "max_episode_steps": 9}),
     "one maze": ("MazeEnv", {"p_change": 0.3, "max_episode_steps": 12, "goal_process": "jump", "p_goal": 0.2}),
     "one cue": ("CueMazeEnv", {"length": 2}),
 }
 COMPILED = {kind.__name__: kind for kind in (CueMazeEnv, CueMazeVectorEnv, MazeEnv, MazeVectorEnv)}
-FIELDS = tuple(dict.fromkeys(name for kind in (MazeEnv, CueMazeEnv) for name in kind().get_state()))
+FIELDS = tuple(dict.fromkeys(name for env in (MazeEnv(sizes=[9]), CueMazeEnv()) for name in env.get_state()))
 
 
 def make(name: str, package: Any = None) -> Any:
@@ -165,8 +171,8 @@ def test_every_state_of_play_is_accepted(name: str) -> None:
             step(env, random)
 
 
-@given(parameters=maze_parameters(5), seed=st.integers(0, 2**40), oracle=st.booleans())
-@settings(max_examples=6, **RELAXED)
+@given(parameters=maze_parameters(5) | framed_parameters(5), seed=st.integers(0, 2**40), oracle=st.booleans())
+@settings(max_examples=12, **RELAXED)
 def test_states_of_any_maze_are_accepted(parameters: dict[str, Any], seed: int, oracle: bool) -> None:
     env, other = (MazeVectorEnv(8, **parameters, oracle=oracle) for _ in range(2))
     one, another = (MazeEnv(**parameters, oracle=oracle) for _ in range(2))
@@ -204,6 +210,10 @@ WRONG = [
     ("braid", "open_edges", 0, "expected open edges in increasing order"),
     ("fog and oracle", "shown", 0, "expected 5: the grid around the agent, unknown elsewhere"),
     ("fog and oracle", "distances", 4, "expected -1: steps to the goal"),
+    ("sizes", "size", 3, "is 3, expected [012]: the size that its level draws"),
+    ("sizes", "corner", 10**6, "is 1000000, expected [0-9]+: the place that its level draws"),
+    ("sizes", "agent", 0, "is 0, expected a position inside the border"),
+    ("sizes", "steps", 64, "is 64, expected fewer than the limit of its size"),
     ("cue", "agent", 10**7, "is 10000000, expected a position in the corridor"),
     ("cue", "goal", -10**7, "is -10000000, expected the end of an arm, 10 or 22"),
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hrm_envs import CueMazeEnv, CueMazeVectorEnv, MazeEnv, MazeVectorEnv
 from hrm_envs.config import SPLITS
-from strategies import maze_parameters
+from strategies import framed_parameters, maze_parameters
 
 RELAXED = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 
@@ -45,8 +45,8 @@ def assert_vector_equals_singles(vector: Any, singles: list[Any], seed: int, ste
             assert all((info[name] == infos[name][i]).all() for name in info)
 
 
-@settings(max_examples=15, **RELAXED)
-@given(parameters=maze_parameters(5), seed=st.integers(0, 2**40), oracle=st.booleans())
+@settings(max_examples=30, **RELAXED)
+@given(parameters=maze_parameters(5) | framed_parameters(5), seed=st.integers(0, 2**40), oracle=st.booleans())
 def test_environment_i_of_a_vector_is_a_single_one_seeded_s_plus_i(
     parameters: dict[str, Any], seed: int, oracle: bool
 ) -> None:
@@ -60,8 +60,8 @@ def test_cue_vector_equals_singles() -> None:
     assert_vector_equals_singles(CueMazeVectorEnv(6, oracle=True, length=3), singles, 9, 80)
 
 
-@settings(max_examples=15, **RELAXED)
-@given(parameters=maze_parameters(5), seed=st.integers(0, 2**40))
+@settings(max_examples=30, **RELAXED)
+@given(parameters=maze_parameters(5) | framed_parameters(5), seed=st.integers(0, 2**40))
 def test_a_saved_state_replays_identically(parameters: dict[str, Any], seed: int) -> None:
     env, other = (MazeVectorEnv(16, **parameters) for _ in range(2))
     env.reset(seed=seed)

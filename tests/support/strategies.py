@@ -43,6 +43,28 @@ def maze_parameters(draw: Any, largest: int = 6) -> dict[str, Any]:
     }
 
 
+@st.composite
+def framed_parameters(draw: Any, largest: int = 6) -> dict[str, Any]:
+    """Mazes of several sizes, or of one, somewhere in a frame; those in a frame alone may be no square."""
+    parameters = draw(maze_parameters(largest).filter(lambda given: given["layout"] in ("scatter", "braid")))
+    rows, cols = parameters["rows"], parameters["cols"]
+    frame = draw(st.sampled_from([None, 0, 2, 6]))
+    largest_side = 2 * max(rows, cols) + 1
+    if draw(st.booleans()):
+        sides = draw(st.lists(st.sampled_from(range(7, 2 * largest + 2, 2)), min_size=1, max_size=4, unique=True))
+        largest_side = max(sides)
+        parameters |= {"sizes": sides, "walls": None, "doors": min(parameters["doors"], 4)}
+        if draw(st.booleans()):
+            weights = st.lists(st.sampled_from([0, 1, 2.5]), min_size=len(sides), max_size=len(sides)).filter(any)
+            begins = [0, *draw(st.sampled_from([[], [1], [2, 5]]))]
+            parameters["size_schedule"] = [[episodes, *draw(weights)] for episodes in begins]
+    elif frame is None:
+        frame = 4
+    if frame is not None:
+        parameters["canvas"] = largest_side + frame
+    return parameters
+
+
 def edge_positions(config: MazeConfig) -> NDArray[np.bool_]:
     """bool [H, W], True between two neighbouring cells."""
     row, col = np.indices((config.height, config.width))

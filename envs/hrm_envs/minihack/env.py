@@ -207,6 +207,8 @@ make_minihack_maze = Unlimited(MiniHackMazeEnv)
 
 def _check_fits(config: MazeConfig) -> None:
     """Raises: ValueError for a maze that NetHack cannot hold."""
+    if config.is_framed:
+        raise ValueError("sizes and canvas are not supported in NetHack; leave them out")
     for name, wanted in (("view", "full"), ("goal_process", "static"), ("oracle", False)):
         if getattr(config, name) != wanted:
             raise ValueError(f"{name}={getattr(config, name)!r} is not supported in NetHack; use {name}={wanted!r}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +49,14 @@ def legal_actions(king: int, piece: int, mask: NDArray[np.int8]) -> dict[int, in
     return found
 
 
-def play_out(solve: Solve, piece: str, split: str, games: int, limit: int = LIMIT) -> Mates:
+def play_out(
+    solve: Solve,
+    piece: str,
+    split: str,
+    games: int,
+    limit: int = LIMIT,
+    ended: Callable[[int], Any] | None = None,
+) -> Mates:
     """Play the most probable legal moves, against the defence that lasts longest.
 
     Args:
@@ -57,6 +65,7 @@ def play_out(solve: Solve, piece: str, split: str, games: int, limit: int = LIMI
         split: of the starting positions.
         games: N.
         limit: moves.
+        ended: called after every move with the number of games that have ended.
     """
     env = ChessEndgameVectorEnv(games, piece=piece, split=split, max_episode_steps=limit)
     _, infos = env.reset(seed=0)
@@ -79,6 +88,8 @@ def play_out(solve: Solve, piece: str, split: str, games: int, limit: int = LIMI
         if over.any():
             mated[over] = infos["episode"]["success"][over]
         on &= ~over
+        if ended is not None:
+            ended(int((~on).sum()))
     return Mates(mated, moves, shortest, stuck)
 
 

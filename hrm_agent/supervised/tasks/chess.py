@@ -13,10 +13,20 @@ from hrm_agent.evaluation.metrics import wilson_interval
 from hrm_agent.names.values import EpisodesOrNone, NonNegative
 from hrm_agent.supervised.chess import endgames
 from hrm_agent.supervised.chess.judged import JudgedPositions, preferences, read_judged
-from hrm_agent.supervised.chess.mating import play_out
+from hrm_agent.supervised.chess.mating import LIMIT, Mates, play_out
 from hrm_agent.supervised.chess.rules import ANSWERS, TOKENS, legal_moves
 from hrm_agent.supervised.losses import IGNORED_LABEL
-from hrm_agent.supervised.tasks.base import SPLITS, Examples, Solve, Task, TaskSpec, check_split
+from hrm_agent.supervised.tasks.base import (
+    SPLITS,
+    Examples,
+    Say,
+    Solve,
+    Task,
+    TaskSpec,
+    check_split,
+    say_games,
+    say_nothing,
+)
 from hrm_envs.endgames.tables import ENDINGS, MOST_MOVES
 from hrm_envs.rng import level_seeds
 
@@ -121,14 +131,15 @@ class ChessTask(Task):
         moves = legal_moves(examples.inputs.astype(np.uint8))
         return {**scores, "legal": np.array([answer[0] in row for answer, row in zip(answers, moves, strict=True)])}
 
-    def evaluate(self, solve: Solve, split: str, count: int) -> dict[str, Any] | None:
-        """Of `endgames`: the share of games mated, with Wilson's interval, and the moves that took."""
+    def evaluate(self, solve: Solve, split: str, count: int, say: Say = say_nothing) -> dict[str, Any] | None:
+        """Of `endgames`: the share of games mated, with Wilson's interval, and the moves that took; also in words."""
         if self._file is not None or not self.mates:
             return None
         report: dict[str, Any] = {}
         for name, piece in (("KRK", "rook"), ("KQK", "queen")):
             if name in self.endings:
-                games = play_out(solve, piece, split, self.mates)
+                ended = say_games(say, f"playing {self.mates} games with king and {piece} against the longest defence")
+                games = play_out(solve, piece, split, self.mates, ended=ended)
                 mated = int(games.mated.sum())
                 excess = (games.moves - games.shortest)[games.mated]
                 report |= {
@@ -137,6 +148,7 @@ class ChessTask(Task):
                     f"{name}_games": self.mates,
                     f"{name}_excess_moves": float(excess.mean()) if mated else None,
                     f"{name}_no_legal_answer": float(games.stuck.mean()),
+                    f"king and {piece}": _describe(games),
                 }
         return report
 
@@ -168,6 +180,15 @@ class ChessTask(Task):
         labels = np.where(moves >= 0, moves, IGNORED_LABEL).astype(np.int32)
         boards = self._file.tokens[rows].astype(np.int32)
         return Examples(boards, labels, np.zeros(len(rows), np.int32), self._weights[rows])
+
+
+def _describe(games: Mates) -> str:
+    """Games as a line for the terminal."""
+    mated = games.mated
+    line = f"mated in {mated.mean():.3f} of {len(mated)} games, within {LIMIT} moves"
+    if mated.any():
+        line += f", {(games.moves - games.shortest)[mated].mean():.1f} more than the fewest on average"
+    return f"{line}; {games.stuck.mean():.3f} ended without a legal answer"
 
 
 @lru_cache(maxsize=1)

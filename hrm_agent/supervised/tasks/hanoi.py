@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 
 from hrm_agent.names.values import EpisodesOrNone
 from hrm_agent.supervised.losses import IGNORED_LABEL
-from hrm_agent.supervised.tasks.base import SPLITS, Examples, Solve, Task, TaskSpec, check_split
+from hrm_agent.supervised.tasks.base import (
+    SPLITS,
+    Examples,
+    Say,
+    Solve,
+    Task,
+    TaskSpec,
+    check_split,
+    say_games,
+    say_nothing,
+)
 from hrm_agent.supervised.tasks.hanoi_play import describe, report_games, report_states
 from hrm_envs.hanoi_rules import FEW_DISKS, NO_DISK, PEGS, legal_moves, optimal_moves, split_of
 
@@ -101,7 +111,7 @@ class HanoiTask(Task):
         disk, to = np.divmod(np.asarray(answers)[:, 0].astype(np.int64), PEGS)
         return {**super().score(examples, answers), "legal": legal_moves(pegs, disk, to)}
 
-    def evaluate(self, solve: Solve, split: str, count: int) -> dict[str, Any]:
+    def evaluate(self, solve: Solve, split: str, count: int, say: Say = say_nothing) -> dict[str, Any]:
         """Scores by number of disks, of single states and of whole games (`report_states`, `report_games`)."""
         examples = self.examples(split, count)
         scores = self.score(examples, solve(examples).last)
@@ -113,7 +123,8 @@ class HanoiTask(Task):
             report = report_states({name: values[rows] for name, values in scores.items()}, pegs, goals)
             if self.solutions:
                 begun = pegs[: self.solutions], goals[: self.solutions]
-                report |= report_games(partial(choose_moves, solve), *begun, 1 - report["exact"])
+                ended = say_games(say, f"playing {len(begun[0])} games of {number} disks")
+                report |= report_games(partial(choose_moves, solve), *begun, 1 - report["exact"], ended)
             by_disks[str(number)] = report
         return {"by_disks": by_disks, **{f"{number} disks": describe(report) for number, report in by_disks.items()}}
 

@@ -36,7 +36,9 @@ class Games(NamedTuple):
     illegal: NDArray[np.bool_]
 
 
-def play_out(choose: Choose, pegs: Pegs, goals: Pegs, repeats: bool = False) -> Games:
+def play_out(
+    choose: Choose, pegs: Pegs, goals: Pegs, repeats: bool = False, ended: Callable[[int], Any] | None = None
+) -> Games:
     """Play from states to goals, each game until it is solved, a move is illegal, or 4 times its distance is played.
 
     Args:
@@ -44,6 +46,7 @@ def play_out(choose: Choose, pegs: Pegs, goals: Pegs, repeats: bool = False) -> 
         repeats: the player may choose otherwise in the same state. A game of one that does not ends when it comes back
             to a state (Brent 1980, An improved Monte Carlo factorization algorithm: it is compared with one earlier
             state, which is replaced at every power of two).
+        ended: called after every move with the number of games that have ended.
     """
     pegs, distance = pegs.copy(), optimal_moves(pegs, goals).distance
     moves, illegal = np.zeros(len(pegs), np.int64), np.zeros(len(pegs), np.bool_)
@@ -63,6 +66,8 @@ def play_out(choose: Choose, pegs: Pegs, goals: Pegs, repeats: bool = False) -> 
         if step & (step - 1) == 0:
             earlier[going] = pegs[going]
         going = going[~over]
+        if ended is not None:
+            ended(len(pegs) - len(going))
     return Games(distance, moves, (pegs == goals).all(1), illegal)
 
 
@@ -135,12 +140,15 @@ def report_states(scores: dict[str, NDArray[np.bool_]], pegs: Pegs, goals: Pegs)
     return report
 
 
-def report_games(choose: Choose, pegs: Pegs, goals: Pegs, wrong: float) -> dict[str, Any]:
+def report_games(
+    choose: Choose, pegs: Pegs, goals: Pegs, wrong: float, ended: Callable[[int], Any] | None = None
+) -> dict[str, Any]:
     """Whole games of a model and of the two floors.
 
     Args:
         choose: the model.
         wrong: the rate e at which its choice in a single state is no optimal move.
+        ended: see `play_out`; of the model's games.
 
     Returns:
         `games`; their mean `distance`; `optimal` (solved in the fewest moves), `solved_2x` and `solved_4x` (within so
@@ -148,7 +156,7 @@ def report_games(choose: Choose, pegs: Pegs, goals: Pegs, wrong: float) -> dict[
         (1 - e)^distance, which `optimal` would be if errors were independent and as frequent as in random states;
         `random` and `look_ahead`, the same shares of the floors.
     """
-    played = play_out(choose, pegs, goals)
+    played = play_out(choose, pegs, goals, ended=ended)
     report: dict[str, Any] = {"games": len(pegs), "distance": float(played.distance.mean())}
     for name, solved in _solved(played).items():
         report |= _rate(name, solved)

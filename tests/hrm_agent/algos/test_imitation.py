@@ -304,6 +304,25 @@ def test_labels_are_counted_and_the_oracle_stays_in_training(tmp_path: Path) -> 
     assert agent.policy.config.heads == "actor_critic"
 
 
+@pytest.mark.parametrize("env", ["DynamicMaze-v0", "CueMaze-v0", "Hanoi-v0", "ChessEndgame-v0", "hrm_envs:Hanoi-v0"])
+def test_environments_of_this_package_label_without_being_asked(env: str) -> None:
+    made = make_labelled_vector_env(env, 3, {"max_episode_steps": 7})
+    _, infos = made.reset(seed=0)
+    for _ in range(2):
+        assert infos["optimal_actions"].shape == (3, made.single_action_space.n)
+        assert infos["optimal_actions"].any()
+        infos = made.step(infos["optimal_actions"].argmax(1))[-1]
+
+
+def test_dagger_learns_endgames_and_its_agent_is_saved_without_their_labels(tmp_path: Path) -> None:
+    options = {"max_episode_steps": 9}
+    policy = {"readout": "mean"}
+    trainer = make_imitation_trainer(tmp_path, dagger=True, env="ChessEndgame-v0", env_options=options, policy=policy)
+    trainer.run(Console())
+    assert trainer.learner.statistics()["labels"] > 0
+    assert Agent.load(tmp_path / "agents" / "last").info["env_options"] == options
+
+
 class Telling(gym.Env):
     """Not of ours: the best action is the observation, but where that is 2 nobody knows."""
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import run_command
 from hrm_agent import Agent
 from hrm_agent.agents.agent import AgentOverrides
 from hrm_agent.environments.make import make_vector_env
@@ -404,6 +406,22 @@ def test_a_film_shows_every_step(env_id: str, options: dict[str, Any]) -> None:
         gif.seek(index)
         shown += gif.info["duration"]
     assert shown == 100 * len(frames)
+
+
+def test_watch_says_what_it_records_and_how_far_it_is(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "w.gif"
+    options = ["episodes=2", "env_options.max_episode_steps=5", f"out={out}"]
+    run_command(monkeypatch, "watch", f"run={run}", *options)
+    printed = capsys.readouterr()
+    assert printed.out == f"{out}\n"
+    one, two, last = printed.err.splitlines()
+    assert (one, two) == tuple(f"recording episode {n} of 2: step 0 of 5" for n in (1, 2))
+    assert re.fullmatch(r"encoding \d+ pictures", last)
+    steps: list[tuple[str, str]] = []
+    watch(run, episodes=1, out=str(out), env_options={"max_episode_steps": 5}, on_progress=lambda *a: steps.append(a))
+    assert [progress for _, progress in steps[:-1]] == [f"step {n} of 5" for n in range(len(steps) - 1)]
 
 
 def test_watch_writes_the_file_it_says(run: str, tmp_path: Path) -> None:

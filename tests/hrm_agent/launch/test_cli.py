@@ -222,7 +222,8 @@ def test_a_run_is_resumed_by_the_command_that_began_it(
         with pytest.raises(SystemExit) as exit_:
             run_command(patch, mine, *begun[mine], f"hydra.run.dir={tmp_path / 'run'}")
     assert exit_.value.code == 130
-    assert capsys.readouterr().err.endswith(f"resume with: python -m hrm_agent.{mine} resume={tmp_path / 'run'}\n")
+    again = f"nothing has been saved yet, begin it again with: python -m hrm_agent.{mine} resume={tmp_path / 'run'}\n"
+    assert capsys.readouterr().err.endswith(again)
     line = refusal(monkeypatch, capsys, other, ["resume=run"], tmp_path)
     assert f"run: a run of hrm_agent.{mine}, not of hrm_agent.{other}" in line
 

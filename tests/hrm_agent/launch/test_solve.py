@@ -40,8 +40,11 @@ def test_noisy_runs_are_reported_beside_as_many_segments_without(
     monkeypatch.chdir(folder.parent)
     given = ["model=model", "samples=3", "noise=0.5", "seed=2", "puzzles=30"]
     run_command(monkeypatch, "solve", *given, "out=one.json")
-    assert "3 noisy runs of each puzzle, noise 0.5, seed 2" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 noisy runs of each puzzle, noise 0.5, seed 2" in printed
     report = json.loads((folder.parent / "one.json").read_text())
+    assert "halt" not in printed
+    assert "halted" not in report
     sampling = report["sampling"]
     assert (sampling["samples"], sampling["noise"], sampling["seed"], sampling["segments"]) == (3, 0.5, 2, 12)
     for name in ("valid", "exact", "cells"):
@@ -85,6 +88,7 @@ def test_one_sample_without_noise_is_what_there_was_before(folder: Path) -> None
         ("noise=loud", "noise='loud': expected a number"),
         ("samples=2 noise=0.1 seed=-1", "seed=-1: expected an integer from 0"),
         ("noise=0.1 halt=true", "halt=true noise=0.1: noisy runs are compared after all segments"),
+        ("noise=0.1 halting=validation", "halting=validation noise=0.1: noisy runs are compared after all segments"),
         ("halting=never", "halting='never': expected one of stored, published, validation"),
     ],
 )

@@ -501,6 +501,8 @@ def test_memory_that_runs_out_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert ended.value.code == 1
     assert "CUDA out of memory" in line
     assert "training.chunk_size" in line
+    assert "nothing has been saved yet, begin it again with: python -m hrm_agent.supervise" in line
+    assert "checkpoint" not in line
 
 
 @pytest.mark.parametrize("named", [{"train": "/etc/passwd"}, {"test": "answers.csv"}, {"identifiers": "ids.json"}])

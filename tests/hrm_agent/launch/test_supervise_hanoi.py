@@ -47,13 +47,26 @@ def test_a_model_solves_other_numbers_of_disks(run: Path) -> None:
     assert again["task"] == trained["task"]
 
 
-def test_an_interrupted_run_ends_alike(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_solve_says_that_it_plays_games(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_command(monkeypatch, "solve", f"model={run}", "puzzles=9")
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [f"playing 3 games of {disks} disks" for disks in (2, 3, 4)]
+    assert printed.out.startswith("9 test puzzles")
+
+
+def test_an_interrupted_run_ends_alike(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     short = [o if not o.startswith("total_steps") else "total_steps=3" for o in TINY]
     run_command(monkeypatch, "supervise", *short, f"hydra.run.dir={folder}")
     run_command(monkeypatch, "supervise", f"resume={folder}", "total_steps=6")
     one, other = (load_file(place / "models" / "last" / "model.safetensors") for place in (run, folder))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-4:] == ["measuring on 9 test puzzles", *(f"playing 3 games of {disks} disks" for disks in (2, 3, 4))]
 
 
 BAD: list[tuple[str, str, str]] = [

@@ -145,9 +145,13 @@ def test_solve_refuses_other_characters_and_files_that_files_name(
     asked = [f"model={run}", "task_options.path=other.txt"]
     assert "task=text: characters 'abcdwxyz', but the model" in refusal(monkeypatch, capsys, "solve", asked, tmp_path)
     assert "files named by files are not opened" in refusal(monkeypatch, capsys, "solve", [f"model={run}"], tmp_path)
-    asked = [f"model={run}", "halt=true", "task_options.path=other.txt", "task_options.context=6"]
     (tmp_path / "other.txt").write_text("abcdefgh" * 50)
-    assert "halt=true with task=text" in refusal(monkeypatch, capsys, "solve", asked, tmp_path)
+    for given, message in (
+        (["halt=true"], "halt=true with task=text, which runs all segments"),
+        (["samples=2", "noise=0.1"], "noise=0.1 with task=text: noisy runs are of puzzles"),
+    ):
+        asked = [f"model={run}", *given, "task_options.path=other.txt", "task_options.context=6"]
+        assert message in refusal(monkeypatch, capsys, "solve", asked, tmp_path)
 
 
 BAD = [

@@ -24,6 +24,7 @@ WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
     "rooms": ("DynamicFourRooms-v0", {}),
     "anywhere": ("PaperMaze-v1", {}),
     "sutton": ("PaperFourRooms-v1", {}),
+    "sizes": ("DynamicMaze-v0", {"layout": "braid", "sizes": [7, 9, 11], "canvas": 13, "p_change": 0.3}),
     "cue": ("CueMaze-v0", {}),
 }
 MAZES = [name for name in WORLDS if name != "cue"]

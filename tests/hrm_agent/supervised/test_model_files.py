@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from hrm_agent.files.reading import CheckpointError
 from hrm_agent.supervised import files
@@ -149,3 +151,30 @@ def test_a_model_with_weights_for_one_size_solves_no_other(
     config = ModelConfig("trm", {**CORES["trm"], **options}, hidden_size=8, **settings)
     file = save_model(tmp_path, build_model(config, spec), config, spec)
     assert load_resized(file, grid) is None
+
+
+class Allocated(TorchFunctionMode):
+    """Counts the bytes of new tensors, of those that an inner mode lets through."""
+
+    size = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func in (torch.empty, torch.zeros, torch.ones, torch.randn, torch.rand):
+            self.size += made.nbytes
+        return made
+
+
+def test_a_resized_model_is_held_to_its_file_s_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of the asked size are refused before they take memory, not afterwards because their shapes differ."""
+    config = ModelConfig("trm", {**CORES["trm"], "mixing": "mlp"}, hidden_size=8)
+    file = save_model(tmp_path, build_model(config, SPEC), config, SPEC)
+    allowed, sizes = 4 * file.stat().st_size, {}
+    monkeypatch.setattr(files, "allowance", lambda path: allowed)  # the rest of it is for tables of large grids
+    for guard in (True, False):
+        if not guard:
+            monkeypatch.setattr(files, "at_most", lambda size, message: nullcontext())
+        with Allocated() as allocated:
+            assert load_resized(file, (90, 90)) is None
+        sizes[guard] = allocated.size
+    assert sizes[True] <= allowed < sizes[False]

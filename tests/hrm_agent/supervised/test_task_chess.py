@@ -10,6 +10,7 @@ from hrm_agent.supervised.chess import endgames
 from hrm_agent.supervised.chess.board import Position, read_fen, read_uci
 from hrm_agent.supervised.chess.mating import play_out
 from hrm_agent.supervised.chess.rules import legal_moves, turned
+from hrm_agent.supervised.evaluation import evaluate_model, format_report
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.tasks import build_task
 from hrm_agent.supervised.tasks.base import Answers, Examples
@@ -109,6 +110,39 @@ def test_the_best_moves_mate_and_what_is_illegal_is_passed_over(task: ChessTask)
     stuck = play_out(lambda examples: answered([[0, 1]] * len(examples)), "rook", "test", 3)
     assert stuck.stuck.all()
     assert not stuck.mated.any()
+
+
+class BestPlayer:
+    segments = 1
+
+    def __call__(self, examples: Examples) -> Answers:
+        return best_player(examples)
+
+
+def test_what_is_printed_are_words(task: ChessTask) -> None:
+    report = evaluate_model(BestPlayer(), task, "test", 10)
+    lines = format_report(report).splitlines()
+    assert not [line for line in lines if "_" in line]
+    assert any(line.startswith("  best legal 1.000 [") for line in lines)
+    mates = "mated in 1.000 of 12 games, within 50 moves, 0.0 more than the fewest on average"
+    ends = [f"  king and {piece}: {mates}; 0.000 ended without a legal answer" for piece in ("rook", "queen")]
+    assert lines[-2:] == ends
+    columns = {line.index("halting by itself") for line in lines if "   halting by itself" in line}
+    assert len(columns) == 1
+
+
+def test_games_are_announced_before_they_are_played(task: ChessTask) -> None:
+    said: list[str] = []
+
+    def solve(examples: Examples) -> Answers:
+        said.append("asked")
+        return best_player(examples)
+
+    task.evaluate(solve, "test", 10, lambda what, progress="": said.append(f"{what}: {progress}" if progress else what))
+    rook, queen = (f"playing 12 games with king and {piece} against the longest defence" for piece in ("rook", "queen"))
+    assert said[:3] == [rook, "asked", f"{rook}: 0 ended"]
+    assert said[said.index(queen) - 1] == f"{rook}: 12 ended"
+    assert said[-1] == f"{queen}: 12 ended"
 
 
 def test_a_player_of_random_moves_does_not_mate(task: ChessTask) -> None:

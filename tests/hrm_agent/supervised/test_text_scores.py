@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from hrm_agent.supervised.evaluation import Solver, evaluate_model, format_report
 from hrm_agent.supervised.files import check_answerable
 from hrm_agent.supervised.losses import log_probabilities, token_losses
+from hrm_agent.supervised.scores import likelihood_report
 from hrm_agent.supervised.tasks.base import Answers, Examples
 from hrm_agent.supervised.tasks.text import TextTask
 from puzzles import Copying, make_model
@@ -58,8 +60,26 @@ def test_perplexity_equals_an_independent_computation(task: TextTask, cross_entr
     half = 1.96 * np.std(bits) / 3**0.5
     assert report["bits_ci95"] == pytest.approx([report["bits"] - half, report["bits"] + half], rel=1e-3)
     lines = format_report(report)
+    assert lines.startswith(f"{count} validation characters in 3 windows, 2 segments\n")
     assert f"{report['bits']:.3f} [" in lines
     assert "bits by segments: " in lines
+
+
+@pytest.mark.parametrize("unit", ["character", "byte"])
+def test_scores_are_of_what_a_token_is(unit: str, tmp_path: Path) -> None:
+    task = TextTask(path=str(write_text(tmp_path)), tokens=f"{unit}s", context=CONTEXT)
+    nats = np.full((1, 3, CONTEXT), 1.5, np.float32)
+    answers = Answers(np.zeros((1, 3, CONTEXT), np.int16), np.zeros((1, 3)), np.ones(3, np.int64), nats=nats)
+    report = {
+        "split": "test",
+        "puzzles": 3,
+        "segments": 1,
+        **likelihood_report(task, task.examples("test", 3), answers),
+    }
+    first, bits, natural, perplexity, *_ = format_report(report).splitlines()
+    assert first == f"18 test {unit}s in 3 windows, 1 segment"
+    assert all(line.endswith(f"] per {unit}") for line in (bits, natural, perplexity))
+    assert "token" not in format_report(report)
 
 
 @pytest.mark.parametrize("cross_entropy", ["softmax", "stablemax"])

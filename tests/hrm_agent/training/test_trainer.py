@@ -353,7 +353,8 @@ def test_a_signal_before_training_begins_ends_with_one_line(
         os.kill(os.getpid(), sent)
         pytest.fail("the signal was not noticed")
 
-    for part, hint in (("check_run", ""), ("Trainer", f"; resume with: python -m hrm_agent.train resume={folder}")):
+    again = f"; nothing has been saved yet, begin it again with: python -m hrm_agent.train resume={folder}"
+    for part, hint in (("check_run", ""), ("Trainer", again)):
         with monkeypatch.context() as patch:
             patch.setattr(train, part, interrupted)
             with pytest.raises(SystemExit) as exit_:

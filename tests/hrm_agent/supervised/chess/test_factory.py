@@ -1,5 +1,6 @@
 """The factory of positions: whole games in order, whatever interrupts them, and an engine that fails is one line."""
 
+import os
 import shutil
 import stat
 import subprocess
@@ -191,6 +192,25 @@ def test_no_engine_is_one_line(name: str, tmp_path: Path) -> None:
     with pytest.raises(NoEngine, match=r"no (such )?program"):
         command.chess_positions(str(out), engine=name)
     assert not out.exists()
+
+
+@pytest.mark.parametrize("kind", ["/dev/stdout", "/dev/null", "fifo", "link to a fifo"])
+def test_what_is_no_regular_file_is_one_line(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also where stdout is a file: messages would come between the games."""
+    out = Path(kind) if kind.startswith("/") else tmp_path / "place"
+    if not kind.startswith("/"):
+        os.mkfifo(tmp_path / "fifo")
+        out.symlink_to("fifo")
+        out = out if kind.startswith("link") else tmp_path / "fifo"
+    monkeypatch.setattr(sys, "argv", ["chess_positions", f"out={out}", f"engine={engine_that('works', tmp_path)}"])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    printed = capfd.readouterr()
+    assert printed.err == f"error: out={out}: expected a regular file, which is read and added to; give a file's name\n"
+    assert not printed.out
 
 
 def test_a_file_in_use_is_refused(whole: bytes, tmp_path: Path) -> None:
