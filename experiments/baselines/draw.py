@@ -1,30 +1,31 @@
-"""Tables and figure of the page, from the records alone; part of a study is drawn too."""
+"""Tables and figure of the page, from the records alone; part of a study is drawn too.
+
+Success of an agent: mean over training seeds, 95% over seeds and levels, greedy and sampled.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from experiments.baselines.attempts import attempts_table
 from experiments.engine import figures as figure_style
+from experiments.engine.comparisons import MODES, comparison_rows, outcomes
+from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
-from experiments.engine.statistics import NEVER, mean_of, median_of, success_interval
-from experiments.engine.tables import (
-    LABELS,
-    REFERENCES,
-    average,
-    by_agent,
-    each_seed,
-    estimate,
-    median,
-    seconds,
-    success,
-    table,
-)
+from experiments.engine.statistics import crossed_interval, mean_of
+from experiments.engine.tables import LABELS, UNTRAINED, average, estimate, median, number, success, table
 
-WORLDS = {"baselines_fog_off": False, "baselines_fog_on": True}
-UNFAIR = ("sb3_recurrent_ppo",)  # trained for too little to be compared; its trials are in the tables of the search
-NEARLY = 0.01  # below its final success an agent counts as having reached it: the last episodes are a sample
+REFERENCES = {
+    "clairvoyant": LABELS["clairvoyant"],
+    "remembering_replanner": "BFS re-planner that remembers the map",
+    "bfs_replanner": LABELS["bfs_replanner"],
+    "random": LABELS["random"],
+}
+WORLDS = {"baselines fog_off": False, "baselines fog_on": True}
 PAIRS = (  # of throughput.json: what is the same, ours, theirs
     ("parameters (the library's size), training settings", "gru_as_lstm", "sb3_recurrent_ppo"),
     ("parameters (our shipped GRU), training settings", "gru", "sb3_recurrent_ppo_as_gru"),
@@ -32,119 +33,153 @@ PAIRS = (  # of throughput.json: what is the same, ours, theirs
     ("multiply-adds of a decision, training settings", "trm", "sb3_recurrent_ppo"),
     ("parameters; each library's own training settings", "trm", "sb3_recurrent_ppo_as_trm_by_default"),
 )
-COLOURS = {
-    "trm": "C0", "trm_tuned": "C9", "hrm": "C4", "drc": "C2", "gru": "C6", "feedforward": "C7",
-    "sb3_recurrent_ppo": "C3", "sb3_ppo_cnn": "C1", "sb3_ppo_mlp": "C5", "sb3_dqn": "C8",
+SECONDS, FRAMES = (30, 60, 120, 480), (50_000, 100_000, 200_000, 400_000, 800_000)
+"""Where learning curves are read."""
+DRAWN = {
+    "trm": "C0", "hrm": "C4", "feedforward": "C7", "vin": "C8", "gru_flat": "C6", "drc_small_cells": "C2",
+    "sb3_ppo_core": "C3", "sb3_ppo_cnn": "C1", "sb3_ppo_mlp": "C5", "sb3_recurrent_ppo": "C9",
 }  # fmt: skip
+"""Agents in the figure, and their colours."""
+
+
+class Study:
+    """The JSON files of the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings, self.records, self.levels = settings_of(folder), load(folder / "results.json"), []
+        if self.records:
+            self.levels = load(folder / "levels.json")
+
+    def runs(self, arm: str) -> list[Record]:
+        return [r for r in self.records if r["arm"] == arm]
+
+    def arms(self, fog: bool, long: bool = False) -> list[str]:
+        """Trained in that world for as long, the most successful first: mean of greedy and sampled."""
+        trained = [r for r in self.records if r["fog"] == fog and r["agent"] not in UNTRAINED]
+        trained = [r for r in trained if r["arm"].endswith("_long") == long]
+        known = dict.fromkeys(r["arm"] for r in trained)
+        return sorted(known, key=lambda arm: -self.skill(arm))
+
+    def skill(self, arm: str) -> float:
+        """Mean of greedy and sampled success; a network of values plays greedily alone."""
+        return mean_of(scores.mean() for mode in MODES if len(scores := self.scores(arm, mode))) or 0.0
+
+    def references(self, fog: bool) -> list[Record]:
+        found = {r["agent"]: r for r in self.records if r["fog"] == fog}
+        return [found[name] for name in REFERENCES if name in found]
+
+    def scores(self, arm: str, mode: str) -> NDArray[np.float64]:
+        """Success `[seeds, levels]`."""
+        return outcomes(self.levels, arm, mode, key="arm")
 
 
 def tables(folder: Path) -> dict[str, str]:
     """Tables of the page by the name of their marks."""
-    records = compared(load(folder / "results.json"))
+    study = Study(folder)
     return {
-        **{name: results_table([r for r in records if r["fog"] == fog]) for name, fog in WORLDS.items()},
-        "baselines_race": race_table(records),
-        "baselines_search": search_table(load(folder / "tuning.json")),
-        "baselines_trials": trials_table(load(folder / "tuning.json")),
-        "baselines_recurrent": attempts_table(load(folder / "recurrent.json")),
-        "baselines_throughput": throughput_table(load(folder / "throughput.json")),
+        **{name: results_table(study, fog) for name, fog in WORLDS.items()},
+        "baselines long": results_table(study, fog=False, long=True),
+        "baselines comparisons": table(comparison_rows(study.settings["comparisons"], study.scores)),
+        "baselines curves": curves_table(study),
+        "baselines rates": rates_table(study, load(folder / "rates.json")),
+        "baselines search": search_table(load(folder / "tuning.json")),
+        "baselines recurrent": attempts_table(load(folder / "recurrent.json")),
+        "baselines throughput": throughput_table(load(folder / "throughput.json")),
     }
 
 
-def compared(records: list[Record]) -> list[Record]:
-    return [r for r in records if r["agent"] not in UNFAIR]
-
-
-def counted(value: float, unit: str = "") -> str:
-    return "never" if value == NEVER else f"{value:,.0f}{unit}"
-
-
-def results_table(records: list[Record]) -> str:
+def results_table(study: Study, fog: bool, long: bool = False) -> str:
     """One world: agents, then the policies that need no training."""
-    rows = [reference_row(a, r[0]) if a in REFERENCES else agent_row(a, r) for a, r in by_agent(records).items()]
-    return table(rows)
+    rows = [agent_row(study, arm) for arm in study.arms(fog, long)]
+    return table(rows + [reference_row(r) for r in study.references(fog)] if rows else [])
 
 
-def agent_row(agent: str, runs: list[Record]) -> dict[str, str]:
+def agent_row(study: Study, arm: str) -> dict[str, str]:
+    runs, drawn = study.runs(arm), study.scores(arm, "sampled")
     return {
-        "agent": agent,
-        "success [95%]": estimate(success_interval(runs)),
-        "each seed": each_seed(runs),
+        "agent": runs[0]["agent"],
+        "greedy [95%]": estimate(crossed_interval(study.scores(arm, "greedy"))),
+        "sampled [95%]": estimate(crossed_interval(drawn), bold=False) if len(drawn) else "",
+        "each seed, greedy": " ".join(f"{score:.3f}" for score in study.scores(arm, "greedy").mean(axis=1)),
         "SPL": average(runs, "spl"),
-        "regret": average(runs, "regret_after_material_change", 2),
-        "frames to 90%": median(runs, "frames_to_90"),
-        "time to 90%": median(runs, "seconds_to_90", unit=" s"),
+        "steps lost after a change": number(
+            mean_of((r.get("changes") or {}).get("extra_steps") for r in runs), 2
+        ),
         "frames": median(runs, "frames"),
-        "time": seconds(runs),
-        "steps/s": median(runs, "steps_per_second"),
+        "time to 0.9": median(runs, "seconds_to_90", unit=" s"),
         "parameters": f"{runs[0]['parameters']:,}",
         "multiply-adds": f"{runs[0]['macs_per_decision']:,}",
         "ms": median(runs, "ms_per_decision", 2),
     }
 
 
-def reference_row(name: str, record: Record) -> dict[str, str]:
+def reference_row(record: Record) -> dict[str, str]:
     return {
-        "agent": LABELS[name],
-        "success [95%]": success(record),
+        "agent": REFERENCES[record["agent"]],
+        "greedy [95%]": success(record),
         "SPL": average([record], "spl"),
-        "regret": average([record], "regret_after_material_change", 2),
+        "steps lost after a change": number(steps_lost(record), 2),
     }
 
 
-def reached(curve: list[list[float]], success: float) -> float | None:
-    """Seconds of training until a learning curve is first at least that high."""
-    return next((seconds for _, seconds, value in curve if value >= success), None)
+def steps_lost(record: Record) -> float | None:
+    return (record.get("changes") or {}).get("extra_steps")
 
 
-def race(records: list[Record]) -> list[Record]:
-    """When ours reach the final success of the best agent of Stable-Baselines3, in each world.
+def at(curve: list[list[float]], column: int, limit: float) -> float | None:
+    """Success of a learning curve `[frames, seconds, success]` at its last point up to a limit; None beyond its end."""
+    if not curve or curve[-1][column] < 0.97 * limit:
+        return None
+    return next((success for *point, success in reversed(curve) if point[column] <= limit), None)
 
-    That success is the larger of its greedy one on test levels and its sampled one at the end of training, means over
-    seeds. Times are medians over seeds: `sampled` and `validation` of ours, by either curve; `whole` is all the time
-    that agent trained, `first` until it came within `NEARLY` of its own final sampled success.
+
+def curves_table(study: Study) -> str:
+    """Success of actions sampled in training after equal times and after equal frames, means over seeds; fog off.
+
+    Of an agent that has more time besides, what it reached with that.
     """
-    entries = []
-    for fog in (False, True):
-        groups = by_agent([r for r in records if r["fog"] == fog and r["agent"] not in REFERENCES])
-        theirs = [a for a in groups if a.startswith("sb3_")]
-        if not theirs:
-            continue
-        best = groups[theirs[0]]
-        sampled = [r for r in best if r["sampled_success"] is not None]
-        finals = mean_of(r["success"] for r in best), mean_of(r["sampled_success"] for r in sampled)
-        target = max(value for value in finals if value is not None)
-        own = [reached(r["curve"], r["sampled_success"] - NEARLY) for r in sampled]
-        same = {"fog": fog, "best": theirs[0], "target": target, "whole": median_of(r["seconds"] for r in best)}
-        for agent in groups.keys() - set(theirs):
-            times = {
-                "sampled": median_of(reached(r["curve"], target) for r in groups[agent]),
-                "validation": median_of(reached(r["validation_curve"], target) for r in groups[agent]),
-            }
-            entries.append({**same, "agent": agent, "first": median_of(own), **times})
-    return sorted(entries, key=lambda e: (e["fog"], e["sampled"], e["validation"], e["agent"]))
-
-
-def race_table(records: list[Record]) -> str:
-    rows = [
-        {
-            "fog": "on" if e["fog"] else "off",
-            "agent": e["agent"],
-            "success to reach": f"{e['target']:.3f} ({e['best']})",
-            "sampled, after": counted(e["sampled"], " s"),
-            "greedy on validation levels, after": counted(e["validation"], " s"),
-            "the whole training of that one": f"{e['whole']:.0f} s",
-            "ratio": share(e["sampled"], e["whole"]),
-            "that one came there after": counted(e["first"], " s"),
-            "ratio to that": share(e["sampled"], e["first"]),
-        }
-        for e in race(records)
-    ]
+    rows, longer = [], study.arms(fog=False, long=True)
+    for arm in [*longer, *(a for a in study.arms(fog=False) if f"{a}_long" not in longer)]:
+        runs, row = study.runs(arm), {"agent": arm}
+        for column, limits, unit in ((1, SECONDS, "{} s"), (0, FRAMES, "{:,} frames")):
+            for limit in limits:
+                reached = [at(r["curve"], column, limit) for r in runs]
+                row[unit.format(limit)] = number(mean_of(reached)) if None not in reached else ""
+        rows.append(row)
     return table(rows)
 
 
-def share(ours: float, theirs: float) -> str:
-    return "" if NEVER in (ours, theirs) else f"{ours / theirs:.2f}"
+def rates_table(study: Study, trials: list[Record]) -> str:
+    """Of every agent and setting, what each learning rate reached; bold the one that was taken."""
+    from experiments.baselines.run import best_trials
+
+    best = best_trials(trials, study.settings["learnt"])
+    rates, rows = sorted({t["rate"] for t in trials}), []
+    for agent in dict.fromkeys((*study.settings["sb3"], *study.settings["ours"])):
+        own = [t for t in trials if t["agent"] == agent]
+        for tried in dict.fromkeys(tuple(t["overrides"]) for t in own):
+            row = {"agent": agent, "setting": name_of(study, agent, tried)}
+            known = {t["rate"]: t for t in own if tuple(t["overrides"]) == tried}
+            for rate in rates:
+                text, trial = "", known.get(rate)
+                if trial:
+                    text = (
+                        f"{trial['sampled_success'] or 0:.3f} ({trial['success']:.3f}), {trial['frames'] / 1000:,.0f}k"
+                    )
+                    text = f"**{text}**" if trial is best[agent] else text
+                row[f"{rate:g}"] = text
+            rows.append(row)
+    return table(rows)
+
+
+def name_of(study: Study, agent: str, tried: tuple[str, ...]) -> str:
+    """How the page calls a setting: `searched`, `as ours` with the weight of the value, or nothing."""
+    given = study.settings["sb3"].get(agent)
+    if not given:
+        return ""
+    values = dict(override.removeprefix("settings.").split("=") for override in tried)
+    by_hand = [s for s in given if s != "tuned" and {k: str(v) for k, v in s.items()} == values]
+    return f"by hand, vf_coef={by_hand[0]['vf_coef']}" if by_hand else "searched"
 
 
 def best_of(trials: list[Record], chosen: dict[str, int] | None = None) -> dict[str, Record]:
@@ -177,20 +212,6 @@ def search_table(trials: list[Record]) -> str:
     return table(rows)
 
 
-def trials_table(trials: list[Record]) -> str:
-    """Success on validation levels of every trial, and what it had seen by then."""
-    numbers = sorted({r["trial"] for r in trials})
-    rows = []
-    for agent in sorted({r["agent"] for r in trials}):
-        known = {r["trial"]: r for r in trials if r["agent"] == agent}
-        row = {"agent": agent}
-        for number in numbers:
-            r = known.get(number)
-            row[f"trial {number}"] = f"{r['success']:.3f} ({r['frames'] / 1000:,.0f}k)" if r else ""
-        rows.append(row)
-    return table(rows)
-
-
 def throughput_table(records: list[Record]) -> str:
     """Training speed of ours beside sb3-contrib's, in pairs that have something in common."""
     known, rows = {r["agent"]: r for r in records}, []
@@ -218,33 +239,30 @@ def versus(pair: tuple[Record, Record], name: str) -> str:
 
 
 def figures(folder: Path) -> None:
-    """Success of sampled actions against seconds of training, one panel a world."""
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
-
-    records = compared(load(folder / "results.json"))
-    figure, panels = figure_style.panels(1, 2, (11, 4.2), sharex=True, sharey=True)
-    for axes, fog in zip(panels, (False, True), strict=True):
-        draw_world(axes, [r for r in records if r["fog"] == fog])
-        axes.set(title=f"fog {'on' if fog else 'off'}", xlabel="processor seconds of training, one core")
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    panels[0].set(ylabel="success of sampled actions in training", ylim=(0, 1.02))
+    """Success of sampled actions against seconds of training and against frames, fog off; means over seeds."""
+    study = Study(folder)
+    arms = [arm for arm in study.arms(fog=False) if arm in DRAWN]
+    if not arms:
+        return
+    figure, panels = figure_style.panels(1, 2, (11, 4.2), sharey=True)
+    for axes, column, what in zip(panels, (1, 0), ("processor seconds, one core", "frames"), strict=True):
+        for arm in arms:
+            x, y = mean_curve([r["curve"] for r in study.runs(arm)], column)
+            axes.plot(x, y, "--" if arm.startswith("sb3_") else "-", color=DRAWN[arm], lw=1.4, label=arm)
+        for record in study.references(fog=False):
+            if record["agent"] == "clairvoyant":
+                axes.axhline(record["success"], color="black", lw=1, ls=":", label=LABELS["clairvoyant"])
+        axes.set(xlabel=f"{what} of training" if column else "frames of training", ylim=(0, 1.02))
+        axes.grid(alpha=0.25)
+    panels[0].set(ylabel="success of sampled actions in training")
+    panels[1].set(xscale="log")
     figure_style.legend_of_all(figure, panels, loc="outside right upper", fontsize=8)
     figure_style.save(figure, folder / "curves.png")
 
 
-def draw_world(axes: Any, records: list[Record]) -> None:
-    for agent, runs in by_agent(records).items():
-        if agent == "bfs_replanner":
-            axes.axhline(runs[0]["success"], color="black", lw=1, ls=":", label=LABELS[agent])
-        if agent in REFERENCES:
-            continue
-        for number, r in enumerate(runs):
-            if not r["curve"]:
-                continue
-            _, seconds, success = zip(*r["curve"], strict=True)
-            style = "--" if agent.startswith("sb3_") else "-"
-            label = agent if number == 0 else None
-            axes.plot(seconds, success, style, color=COLOURS.get(agent), lw=1.2, alpha=0.8, label=label)
-    axes.set_xscale("log")
-    axes.grid(alpha=0.25)
+def mean_curve(curves: list[list[list[float]]], column: int) -> tuple[Any, Any]:
+    """Mean over seeds at a hundred points, as far as all of them go."""
+    known = [np.array(curve, float) for curve in curves if curve]
+    first, last = max(c[0, column] for c in known), min(c[-1, column] for c in known)
+    x = np.linspace(first, last, 100)
+    return x, np.mean([np.interp(x, c[:, column], c[:, 2]) for c in known], axis=0)

@@ -4,7 +4,8 @@
     python -m experiments.baselines.run --jobs 2
     python -m experiments.baselines.run --list | --only trm_fog 1000 | --draw-only
 
-`study.yaml` says which agents; each is an arm with fog off (`trm`) and one with fog on (`trm_fog`). All have the
+`study.yaml` says which agents; each is an arm with fog off (`trm`) and one with fog on (`trm_fog`); some
+have more time besides (`lstm_long`). All have the
 learning rate that `rates.py` found, agents of Stable-Baselines3 also the better of two settings. Every run has one
 thread, and seconds of training are processor time, so that other work on the machine does not count. The last agent
 of a run is measured, greedily and with sampled actions, on 1,000 test levels.
@@ -29,6 +30,7 @@ from experiments.engine.runs import (
     thinned,
     validation_curve,
 )
+from hrm_agent.parallel.threads import instruction_set
 
 HERE = Path(__file__).resolve().parent
 UNLIMITED = 10**9  # frames: the clock ends every run
@@ -46,10 +48,18 @@ def flat(overrides: list[Any]) -> list[str]:
     return [each for given in overrides for each in (given if isinstance(given, list) else [given])]
 
 
-def best_trials(trials: list[Record]) -> dict[str, Record]:
-    """Of every agent the trial whose actions, sampled at the end of training, succeed most; then greedy ones."""
-    agents = {trial["agent"]: [t for t in trials if t["agent"] == trial["agent"]] for trial in trials}
-    return {name: max(own, key=lambda t: (t["sampled_success"] or 0.0, t["success"])) for name, own in agents.items()}
+def best_trials(trials: list[Record], learnt: float = 0.0) -> dict[str, Record]:
+    """Of every agent the trial whose actions, sampled at the end of training, succeed most; then greedy ones.
+
+    Where none succeeds as often as `learnt`, nothing tells them apart: the middle rate of the first setting.
+    """
+    best = {}
+    for agent in dict.fromkeys(trial["agent"] for trial in trials):
+        own = [t for t in trials if t["agent"] == agent]
+        first = sorted((t for t in own if t["overrides"] == own[0]["overrides"]), key=lambda t: t["rate"])
+        most = max(own, key=lambda t: (t["sampled_success"] or 0.0, t["success"]))
+        best[agent] = most if (most["sampled_success"] or 0.0) >= learnt else first[len(first) // 2]
+    return best
 
 
 class Study(runner.Study):
@@ -57,10 +67,6 @@ class Study(runner.Study):
 
     key = ("arm", "seed")
     order = ("fog", "agent", "seed")
-
-    def __init__(self, folder: Path = HERE, side_by_side: int = 1) -> None:
-        super().__init__(folder, side_by_side)
-        self.results = self.settings.get("results", self.results)
 
     def agents(self) -> dict[str, list[list[str]]]:
         """The settings of every agent that are tried, in the order in which their runs are worth having.
@@ -90,20 +96,20 @@ class Study(runner.Study):
 
     def arms(self) -> dict[str, Any]:
         """All arms, fog off and on, with the settings and learning rates that were found."""
-        best, agents = best_trials(load(self.folder / "rates.json")), self.agents()
+        best, agents = best_trials(load(self.folder / "rates.json"), self.settings["learnt"]), self.agents()
         if lacking := [name for name in agents if name not in best]:
             refuse(f"rates.json: has no learning rate of {', '.join(lacking)}; run rates.py for them")
         if other := [name for name, tried in agents.items() if best[name]["overrides"] not in tried]:
             refuse(f"rates.json: has other settings of {', '.join(other)}; remove its trials and run rates.py")
-        return {
-            name + "_fog" * fog: {
-                "agent": name,
-                "fog": fog,
-                "overrides": [*best[name]["overrides"], f"{rate_of(name)}={best[name]['rate']:g}"],
-            }
-            for name in agents
-            for fog in (False, True)
-        }
+        longer, seconds = self.settings["longer"], self.settings["seconds"]
+        arms: dict[str, Any] = {}
+        for name in agents:
+            overrides = [*best[name]["overrides"], f"{rate_of(name)}={best[name]['rate']:g}"]
+            same = {"agent": name, "fog": False, "overrides": overrides, "seconds": seconds}
+            arms |= {name: same, f"{name}_fog": {**same, "fog": True}}
+            if name in longer["agents"]:
+                arms[f"{name}_long"] = {**same, "seconds": longer["seconds"], "seeds": longer["seeds"]}
+        return arms
 
     def is_trained(self, place: Path) -> bool:
         # The command of Stable-Baselines3's agents measures them too; what it took is noted last.
@@ -119,7 +125,7 @@ class Study(runner.Study):
     def overrides(self, job: Job) -> list[str]:
         arm, settings = self.arm(job.arm), self.settings
         agent, view = arm["agent"], [f"view={settings['view']}"] * arm["fog"]
-        limits = [f"total_steps={UNLIMITED}", f"max_seconds={settings['seconds']:g}"]
+        limits = [f"total_steps={UNLIMITED}", f"max_seconds={arm['seconds']:g}"]
         if agent not in NETWORKS:
             return [*super().overrides(job), *limits, *(f"env.options.{option}" for option in view)]
         world = [f"env={settings['env']}", *(f"env_options.{option}" for option in view)]
@@ -138,6 +144,7 @@ class Study(runner.Study):
             "agent": arm["agent"],
             "arm": job.arm,
             "fog": arm["fog"],
+            "budget_seconds": arm["seconds"],
             "view": self.settings["view"] if arm["fog"] else None,
             "seed": job.seed,
             "env": report["env"],
@@ -159,7 +166,7 @@ class Study(runner.Study):
         }
         if report.get("levels"):
             outcomes = {"arm": job.arm, "seed": job.seed, **outcomes_of({"sampled": None, **report})}
-            put(self.folder / f"{Path(self.results).stem}_levels.json", [outcomes], self.key)
+            put(self.folder / "levels.json", [outcomes], self.key)
         return [record, *self.reference_records(report, "_fog" * arm["fog"], fog=arm["fog"])]
 
 
@@ -173,7 +180,7 @@ def described(agent: str, place: Path, report: dict[str, Any]) -> dict[str, Any]
     if agent not in NETWORKS:
         info = agent_info(place)
         same = {name: info[name] for name in ("algo", "core", "carry", "segments", "time_gradient")}
-        return {**same, "clock": info.get("clock", "wall")}
+        return {**same, **{name: info.get(name) for name in ("clock", "kernel", "instruction_set")}}
     settings, network = report["settings"], NETWORKS[agent]
     if network != "cnn" and settings.get("channels"):
         network = f"cnn+{network}"
@@ -185,6 +192,8 @@ def described(agent: str, place: Path, report: dict[str, Any]) -> dict[str, Any]
         "time_gradient": "bptt" if "lstm" in network else None,
         "clock": report["clock"],
         "settings": settings,
+        "kernel": None,
+        "instruction_set": instruction_set(),
     }
 
 

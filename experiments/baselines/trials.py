@@ -9,6 +9,7 @@ from typing import Any
 from experiments.engine.records import Record
 from experiments.engine.runner import Job
 from experiments.engine.runs import agent_info, cost_of, metrics, sampled_curve
+from hrm_agent.parallel.threads import instruction_set
 
 
 def trial_record(
@@ -41,5 +42,6 @@ def trial_record(
         "env": env,
         "fog": False,
         "seed": 0,
+        "instruction_set": instruction_set(),
         **cost_of(place),
     }

@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.engine.comparisons import MODES, comparison_rows, outcomes
 from experiments.engine.figures import panels, save
 from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
-from experiments.engine.statistics import crossed_difference, crossed_interval, holm, mean_of
+from experiments.engine.statistics import crossed_interval, mean_of
 from experiments.engine.tables import average, estimate, number, seconds, table
-
-MODES = {"greedy": "success", "sampled": "sampled"}
-"""What a table says, and the field of `levels.json`."""
 
 
 class Outcomes:
@@ -39,24 +37,22 @@ class Outcomes:
     def scores(self, name: str, mode: str) -> NDArray[np.float64]:
         """Success `[seeds, levels]` of `ARM`, or of `ARM @ LESION`; empty without records."""
         arm, _, lesion = name.partition(" @ ")
-        records = [r for r in self.lesion_levels if r["lesion"] == lesion] if lesion else self.levels
-        rows = [[int(c) for c in r[MODES[mode]]] for r in records if r["agent"] == arm]
-        return np.array(rows, float)
+        return outcomes([r for r in self.lesion_levels if r["lesion"] == lesion] if lesion else self.levels, arm, mode)
 
 
 def tables(folder: Path) -> dict[str, str]:
-    outcomes = Outcomes(folder)
+    study = Outcomes(folder)
     makers = {"arms": arms_table, "comparisons": comparisons_table, "settings": settings_table, "rates": rates_table}
-    return {f"carry_or_depth {name}": table(make(outcomes)) for name, make in makers.items()}
+    return {f"carry_or_depth {name}": table(make(study)) for name, make in makers.items()}
 
 
-def arms_table(outcomes: Outcomes) -> list[dict[str, str]]:
+def arms_table(study: Outcomes) -> list[dict[str, str]]:
     rows = []
-    for arm in outcomes.settings["arms"]:
-        runs = outcomes.runs(arm)
+    for arm in study.settings["arms"]:
+        runs = study.runs(arm)
         if not runs:
             continue
-        success = {mode: estimate(crossed_interval(outcomes.scores(arm, mode))) for mode in MODES}
+        success = {mode: estimate(crossed_interval(study.scores(arm, mode))) for mode in MODES}
         rows.append(
             {
                 "arm": arm,
@@ -71,48 +67,34 @@ def arms_table(outcomes: Outcomes) -> list[dict[str, str]]:
     return rows
 
 
-def comparisons_table(outcomes: Outcomes) -> list[dict[str, str]]:
-    """All comparisons of the settings for which there are two seeds or more; corrected over all of them, both modes."""
-    found = []
-    for question, pairs in outcomes.settings["comparisons"].items():
-        for a, b in pairs:
-            for mode in MODES:
-                x, y = outcomes.scores(a, mode), outcomes.scores(b, mode)
-                if min(len(x), len(y)) >= 2:
-                    found.append((question, a, b, mode, crossed_difference(x, y)))
-    adjusted = holm([d.p_value for *_, d in found])
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for (question, a, b, mode, d), p in zip(found, adjusted, strict=True):
-        row = rows.setdefault((a, b), {"question": question, "a": a, "b": b})
-        row[f"{mode}, a - b [95%]"] = f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-        row[f"p, {mode}, of {len(found)}"] = f"{p:.3f}" if p >= 0.001 else "< 0.001"
-    return list(rows.values())
+def comparisons_table(study: Outcomes) -> list[dict[str, str]]:
+    return comparison_rows(study.settings["comparisons"], study.scores)
 
 
-def settings_table(outcomes: Outcomes) -> list[dict[str, str]]:
+def settings_table(study: Outcomes) -> list[dict[str, str]]:
     """Greedy and sampled success under every other setting, and of the references."""
     rows = []
-    for arm in outcomes.settings["arms"]:
+    for arm in study.settings["arms"]:
         cells = {}
-        for lesion in outcomes.settings["lesions"]:
-            tried = [r for r in outcomes.lesions if (r["agent"], r["lesion"]) == (arm, lesion)]
+        for lesion in study.settings["lesions"]:
+            tried = [r for r in study.lesions if (r["agent"], r["lesion"]) == (arm, lesion)]
             if tried:
                 cells[lesion] = f"{average(tried, 'success')} ({average(tried, 'sampled_success')})"
         if cells:
             rows.append({"arm, greedy (sampled)": arm, **cells})
     for name, key in (("random policy", "random"), ("BFS re-planner", "bfs_replanner"), ("clairvoyant", "clairvoyant")):
-        known = {r["lesion"]: number(r[key]) for r in outcomes.lesions if key in r}
+        known = {r["lesion"]: number(r[key]) for r in study.lesions if key in r}
         if known:
             rows.append({"arm, greedy (sampled)": name, **known})
-    columns = ("arm, greedy (sampled)", *outcomes.settings["lesions"])
+    columns = ("arm, greedy (sampled)", *study.settings["lesions"])
     return [{column: row.get(column, "") for column in columns} for row in rows]
 
 
-def rates_table(outcomes: Outcomes) -> list[dict[str, str]]:
+def rates_table(study: Outcomes) -> list[dict[str, str]]:
     """Of every arm, validation success by learning rate; bold the one that was taken."""
     rows = []
-    rates = sorted({trial["learning_rate"] for found in outcomes.tuned.values() for trial in found["tried"]})
-    for arm, found in outcomes.tuned.items():
+    rates = sorted({trial["learning_rate"] for found in study.tuned.values() for trial in found["tried"]})
+    for arm, found in study.tuned.items():
         cells = dict.fromkeys([f"{rate:g}" for rate in rates], "")
         for trial in found["tried"]:
             text = f"{trial['success']:.3f} ({trial['sampled_success']:.3f})"
@@ -125,13 +107,13 @@ def rates_table(outcomes: Outcomes) -> list[dict[str, str]]:
 
 
 def figures(folder: Path) -> None:
-    outcomes = Outcomes(folder)
-    arms = [arm for arm in outcomes.settings["arms"] if outcomes.runs(arm)]
+    study = Outcomes(folder)
+    arms = [arm for arm in study.settings["arms"] if study.runs(arm)]
     if not arms:
         return
     figure, axes = panels(1, 1, (7, 0.3 * len(arms) + 1))
     for color, mode in enumerate(MODES):
-        found = [crossed_interval(outcomes.scores(arm, mode)) for arm in arms]
+        found = [crossed_interval(study.scores(arm, mode)) for arm in arms]
         middle, low, high = map(np.array, zip(*found, strict=True))
         height = np.arange(len(arms)) + (0.15 if mode == "sampled" else -0.15)
         axes.errorbar(middle, height, xerr=[middle - low, high - middle], fmt="o", ms=4, color=f"C{color}", label=mode)

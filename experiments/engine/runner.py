@@ -38,7 +38,7 @@ from typing import Any, NamedTuple, NoReturn
 from experiments.engine.pages import draw, module_of, settings_of
 from experiments.engine.records import RUNS, Record, load, put
 from experiments.engine.runs import agent_info, cost_of, metrics, sampled_curve, train
-from experiments.engine.tables import REFERENCES
+from experiments.engine.tables import REFERENCES, UNTRAINED
 
 MEASURED = (
     "success", "success_ci95", "return", "spl", "excess_steps", "changes", "regret_by_change", "decisions_by_change",
@@ -241,8 +241,8 @@ class Study:
         known = [r["agent"] for r in load(self.folder / self.results) if {**r, **about} == r]
         nothing = dict.fromkeys(("algo", "core", "carry", "segments", "commit", "labels", "labels_used"))
         records = []
-        for name in REFERENCES if report["random"] else ():
-            if name not in known:
+        for name in UNTRAINED if report["random"] else ():
+            if name not in known and report.get(name):
                 found = {**{key: report[name].get(key) for key in SKILL}, "split": report["split"]}
                 if name == "clairvoyant":
                     found["spl"] = found["success"]  # its path is the shortest by definition

@@ -10,6 +10,8 @@ from experiments.engine.statistics import NEVER, Estimate, mean_of, median_of, s
 
 EMPTY = "No record yet."
 REFERENCES = ("random", "bfs_replanner", "clairvoyant")
+UNTRAINED = (*REFERENCES, "remembering_replanner")
+"""Policies that need no training; the last where something is hidden."""
 LABELS = {"random": "random policy", "bfs_replanner": "BFS re-planner", "clairvoyant": "clairvoyant bound"}
 SHORT = ("agent", "success [95% over seeds and levels]", "each seed", "frames", "training, median")
 """Columns of the table that the project's README has."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
+from experiments.engine.comparisons import MODES, outcomes
 from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
 from experiments.engine.statistics import crossed_interval, mean_of
@@ -70,8 +69,8 @@ def level_row(level: Record, agents: list[str], results: list[Record], levels: l
     for agent in agents:
         arm = f"{agent}@{level['level']}"
         runs = [r for r in results if r["agent"] == arm]
-        for mode, key in (("greedy", "success"), ("sampled", "sampled")):
-            scores = np.array([[int(c) for c in r[key]] for r in levels if r["agent"] == arm], float)
+        for mode in MODES:
+            scores = outcomes(levels, arm, mode)
             row[f"{agent}, {mode}"] = estimate(crossed_interval(scores)) if len(scores) else ""
         row[f"{agent}, SPL"] = average(runs, "spl") if runs else ""
     return row

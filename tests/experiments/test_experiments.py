@@ -17,7 +17,7 @@ from experiments.engine.pages import ELSEWHERE, filled, measured, pages_of, tabl
 from experiments.engine.records import ROOT, load, put
 from experiments.engine.runner import Job, Study, chosen, study_of
 from experiments.engine.runs import POINTS, command_of, first_above, sampled_curve, thinned, validation_curve
-from experiments.engine.tables import EMPTY, REFERENCES, levels_line
+from experiments.engine.tables import EMPTY, UNTRAINED, levels_line
 from forks import Forks
 from hrm_agent import Agent
 from hrm_agent.launch.hydra_plugin import GENERIC_ALGO
@@ -94,7 +94,7 @@ def test_records_are_whole_and_belong_to_the_study(folder: Path) -> None:
     assert len(keys) == len(set(keys))
     for record, key in zip(records, keys, strict=True):
         assert set(record) >= study.required
-        if key[0].removesuffix("_fog") not in REFERENCES:
+        if key[0].removesuffix("_fog") not in UNTRAINED:
             assert record["seed"] in study.arm(key[0])["seeds"]
         if "success" in record:
             low, high = record["success_ci95"]
