@@ -102,9 +102,7 @@ def agent_row(study: Study, arm: str) -> dict[str, str]:
         "sampled [95%]": estimate(crossed_interval(drawn), bold=False) if len(drawn) else "",
         "each seed, greedy": " ".join(f"{score:.3f}" for score in study.scores(arm, "greedy").mean(axis=1)),
         "SPL": average(runs, "spl"),
-        "steps lost after a change": number(
-            mean_of((r.get("changes") or {}).get("extra_steps") for r in runs), 2
-        ),
+        "steps lost after a change": number(mean_of((r.get("changes") or {}).get("extra_steps") for r in runs), 2),
         "frames": median(runs, "frames"),
         "time to 0.9": median(runs, "seconds_to_90", unit=" s"),
         "parameters": f"{runs[0]['parameters']:,}",
@@ -245,14 +243,16 @@ def figures(folder: Path) -> None:
     if not arms:
         return
     figure, panels = figure_style.panels(1, 2, (11, 4.2), sharey=True)
-    for axes, column, what in zip(panels, (1, 0), ("processor seconds, one core", "frames"), strict=True):
+    for axes, column, what in zip(
+        panels, (1, 0), ("processor seconds of training, one core", "frames of training"), strict=True
+    ):
         for arm in arms:
             x, y = mean_curve([r["curve"] for r in study.runs(arm)], column)
             axes.plot(x, y, "--" if arm.startswith("sb3_") else "-", color=DRAWN[arm], lw=1.4, label=arm)
         for record in study.references(fog=False):
             if record["agent"] == "clairvoyant":
                 axes.axhline(record["success"], color="black", lw=1, ls=":", label=LABELS["clairvoyant"])
-        axes.set(xlabel=f"{what} of training" if column else "frames of training", ylim=(0, 1.02))
+        axes.set(xlabel=what, ylim=(0, 1.02))
         axes.grid(alpha=0.25)
     panels[0].set(ylabel="success of sampled actions in training")
     panels[1].set(xscale="log")
