@@ -48,7 +48,8 @@ def study(tmp_path: Path) -> Study:
 
 def test_records_say_their_arm_and_when_they_were_good() -> None:
     for r in load(HERE / "results.json"):
-        assert r["arm"] == r["agent"] + "_fog" * r["fog"]
+        long = r.get("budget_seconds") == CONFIG["longer"]["seconds"]
+        assert r["arm"] == r["agent"] + "_fog" * r["fog"] + "_long" * long
         if "curve" in r and r["seconds_to_90"] is not None:
             assert 0 < r["seconds_to_90"] <= r["seconds"] + 1
             assert 0 < r["frames_to_90"] <= r["frames"]
