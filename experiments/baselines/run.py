@@ -30,6 +30,7 @@ from experiments.engine.runs import (
     thinned,
     validation_curve,
 )
+from experiments.engine.tables import UNTRAINED
 from hrm_agent.parallel.threads import instruction_set
 
 HERE = Path(__file__).resolve().parent
@@ -67,6 +68,7 @@ class Study(runner.Study):
 
     key = ("arm", "seed")
     order = ("fog", "agent", "seed")
+    untrained = UNTRAINED
 
     def agents(self) -> dict[str, list[list[str]]]:
         """The settings of every agent that are tried, in the order in which their runs are worth having.

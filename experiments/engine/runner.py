@@ -38,7 +38,7 @@ from typing import Any, NamedTuple, NoReturn
 from experiments.engine.pages import draw, module_of, settings_of
 from experiments.engine.records import RUNS, Record, load, put
 from experiments.engine.runs import agent_info, cost_of, metrics, sampled_curve, train
-from experiments.engine.tables import REFERENCES, UNTRAINED
+from experiments.engine.tables import REFERENCES
 
 MEASURED = (
     "success", "success_ci95", "return", "spl", "excess_steps", "changes", "regret_by_change", "decisions_by_change",
@@ -84,6 +84,7 @@ class Study:
         required: fields that every record has.
         only: words of `--only`; `finish` keeps to them too.
         finished: a file of a run that is there when it has ended.
+        untrained: policies that need no training and have records of their own (`reference_records`).
     """
 
     module = "hrm_agent.train"
@@ -93,6 +94,7 @@ class Study:
     order: tuple[str, ...] = ("agent", "seed")
     required = REQUIRED
     only: Sequence[str] = ()
+    untrained: Sequence[str] = REFERENCES
 
     def __init__(self, folder: Path, side_by_side: int = 1) -> None:
         self.folder, self.side_by_side = folder, side_by_side
@@ -241,7 +243,7 @@ class Study:
         known = [r["agent"] for r in load(self.folder / self.results) if {**r, **about} == r]
         nothing = dict.fromkeys(("algo", "core", "carry", "segments", "commit", "labels", "labels_used"))
         records = []
-        for name in UNTRAINED if report["random"] else ():
+        for name in self.untrained if report["random"] else ():
             if name not in known and report.get(name):
                 found = {**{key: report[name].get(key) for key in SKILL}, "split": report["split"]}
                 if name == "clairvoyant":
