@@ -45,10 +45,10 @@ def make_with_own_limit(name: str, **options: Any) -> gymnasium.Env:
     """``gymnasium.make`` of one of this package's ids whose episodes the environment truncates itself.
 
     Args:
-        name: the id.
+        name: the id, with ``hrm_envs:`` before it or without.
         options: its keyword arguments; ``max_episode_steps`` (-1: no limit) in place of the registered one.
     """
-    spec = copy.deepcopy(gymnasium.spec(name))
+    spec = copy.deepcopy(gymnasium.spec(name.removeprefix("hrm_envs:")))
     given = options.pop("max_episode_steps", None)
     limit = spec.max_episode_steps if given is None else given
     if limit not in (None, -1):

@@ -107,7 +107,6 @@ def agent_row(study: Study, arm: str) -> dict[str, str]:
         "time to 0.9": median(runs, "seconds_to_90", unit=" s"),
         "parameters": f"{runs[0]['parameters']:,}",
         "multiply-adds": f"{runs[0]['macs_per_decision']:,}",
-        "ms": median(runs, "ms_per_decision", 2),
     }
 
 

@@ -353,7 +353,8 @@ MAZE_COLUMNS: tuple[Column, ...] = (
 MAZE_LEGEND = (
     "SPL: success weighted by path length; excess: steps of successful episodes beyond the clairvoyant arrival;",
     "pairs: levels played on with and without a change that makes the plan wrong; reacts: how much less likely a next",
-    f"step follows it with the change (0: as likely, 1: never against always); lost: of the {HORIZON} steps after it",
+    f"step follows it with the change (0: as likely, 1: never against always); lost: steps lost in the {HORIZON}",
+    "decisions after it, two for each in the wrong direction",
 )
 RETURN_COLUMNS: tuple[Column, ...] = (("return", "return", 11, ".2f"), ("steps", "episode_length", 9, ".1f"))
 """For environments without shortest paths."""

@@ -24,7 +24,7 @@ PLAYERS = (
 
 def check_figure(path: str) -> None:
     """Raises: ValueError for a file that cannot be written, or a name that is none of a figure."""
-    check_output(path)
+    check_output(path, "figure")
     if Path(path).suffix not in SUFFIXES:
         raise ValueError(f"figure={path}: expected a name that ends in {', '.join(SUFFIXES)}")
 

@@ -197,7 +197,7 @@ def test_each_level_is_truncated_at_the_limit_of_its_size() -> None:
     vector.reset(seed=0)
     limits, going = vector.limits, np.ones(20, bool)
     assert set(limits.tolist()) == {20, 45}
-    single = make_with_own_limit("DynamicMaze-v0", **options)
+    single = make_with_own_limit("hrm_envs:DynamicMaze-v0", **options)
     unlimited = make_with_own_limit("DynamicMaze-v0", **{**options, "max_episode_steps": -1})
     assert single.spec is not None
     assert single.spec.max_episode_steps is None

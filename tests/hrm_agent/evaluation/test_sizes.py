@@ -197,7 +197,7 @@ def test_the_command_draws_the_curve(run: str, tmp_path: Path, monkeypatch: pyte
     ("argument", "message"),
     [
         ("figure=s.gif", "figure=s.gif: expected a name that ends in .png"),
-        ("figure=nowhere/s.png", "folder that exists"),
+        ("figure=nowhere/s.png", "figure=nowhere/s.png: expected a file in a folder that exists"),
         ("sizes=[8]", "8 is even; give odd sides of the grid"),
         ("sizes=9", "sizes"),
     ],
