@@ -102,7 +102,7 @@ def agent_row(study: Study, arm: str) -> dict[str, str]:
         "sampled [95%]": estimate(crossed_interval(drawn), bold=False) if len(drawn) else "",
         "each seed, greedy": " ".join(f"{score:.3f}" for score in study.scores(arm, "greedy").mean(axis=1)),
         "SPL": average(runs, "spl"),
-        "steps lost after a change": number(mean_of((r.get("changes") or {}).get("extra_steps") for r in runs), 2),
+        "steps lost after a change": number(mean_of(map(steps_lost, runs)), 2),
         "frames": median(runs, "frames"),
         "time to 0.9": median(runs, "seconds_to_90", unit=" s"),
         "parameters": f"{runs[0]['parameters']:,}",
@@ -170,7 +170,7 @@ def rates_table(study: Study, trials: list[Record]) -> str:
 
 
 def name_of(study: Study, agent: str, tried: tuple[str, ...]) -> str:
-    """How the page calls a setting: `searched`, `as ours` with the weight of the value, or nothing."""
+    """How the page calls a setting of theirs: `searched`, or `by hand` with the weight of the value loss."""
     given = study.settings["sb3"].get(agent)
     if not given:
         return ""

@@ -4,7 +4,7 @@
 
 Trial t of an agent has the t-th rate; agents of Stable-Baselines3 that have two settings try every rate with the first
 and then with the second, so they have twice as many trials. A trial trains in one thread with fog off and seed 0 for
-the same processor time (other work on the machine does not count), and then plays the validation levels. Trials are
+the same processor time, and then plays the validation levels. Trials are
 added to `rates.json`; an agent is given what was tried in the trial whose sampled actions succeed most in the last
 episodes of training, for greedy play of an agent that has hardly begun to learn says little.
 """

@@ -4,11 +4,11 @@
     python -m experiments.baselines.run --jobs 2
     python -m experiments.baselines.run --list | --only trm_fog 1000 | --draw-only
 
-`study.yaml` says which agents; each is an arm with fog off (`trm`) and one with fog on (`trm_fog`); some
-have more time besides (`lstm_long`). All have the
-learning rate that `rates.py` found, agents of Stable-Baselines3 also the better of two settings. Every run has one
-thread, and seconds of training are processor time, so that other work on the machine does not count. The last agent
-of a run is measured, greedily and with sampled actions, on 1,000 test levels.
+`study.yaml` says which agents; each is an arm with fog off (`trm`) and one with fog on (`trm_fog`), and some have more
+time besides (`lstm_long`). All have the learning rate that `rates.py` found, agents of Stable-Baselines3 also the
+better of two settings. Every run has one thread, and seconds of training are processor time; other work on the machine
+still costs some of it, so leave the machine alone. The last agent of a run is measured, greedily and with sampled
+actions, on 1,000 test levels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from experiments.engine.runs import (
     run_python,
     sampled_curve,
     thinned,
-    validation_curve,
 )
 from experiments.engine.tables import UNTRAINED
 from hrm_agent.parallel.threads import instruction_set
@@ -140,7 +139,7 @@ class Study(runner.Study):
             run_python(place, ["-m", "hrm_agent.evaluate", f"run={place}", "which=last", f"out={place / 'eval.json'}"])
         report = json.loads((place / "eval.json").read_text())
         lines = metrics(place)
-        curve, validation = sampled_curve(lines), validation_curve(lines)
+        curve = sampled_curve(lines)
         frames_to_90, seconds_to_90 = first_above(curve)
         record = {
             "agent": arm["agent"],
@@ -161,9 +160,7 @@ class Study(runner.Study):
             "frames_to_90": frames_to_90,
             "seconds_to_90": seconds_to_90,
             "sampled_success": curve[-1][2] if curve else None,
-            "validation_success": validation[-1][2] if validation else None,
             "curve": thinned(curve),
-            "validation_curve": thinned(validation),
             **cost_of(place),
         }
         if report.get("levels"):
