@@ -138,13 +138,13 @@ class MazeConfig:
             raise ValueError(f"oracle={self.oracle!r} is not a bool; give True or False")
         if self.loops > 0 and self.layout != "braid":
             raise ValueError(f"loops={self.loops} needs layout='braid', not {self.layout!r}; set loops=0")
+        self._settle_sizes()
         if self.layout == "sutton_rooms" and (self.rows, self.cols) != (6, 6):
             raise ValueError(
                 f"rows={self.rows}, cols={self.cols} with layout='sutton_rooms', which is one map; give rows=6, cols=6"
             )
         if self.endpoints != "cells" and self.layout not in ("scatter", "sutton_rooms"):
             raise ValueError(f"endpoints={self.endpoints!r} does not apply to layout={self.layout!r}; leave it out")
-        self._settle_sizes()
         self._settle_walls_and_doors()
         if self.is_framed:
             self.each_size()  # raises where walls or doors do not fit into one of them
@@ -190,7 +190,7 @@ class MazeConfig:
         if self.canvas is None:
             return
         least = max(self.sizes or (2 * self.rows + 1, 2 * self.cols + 1))
-        check_integer("canvas", self.canvas, least, 2 * MAX_SIDE + 1, "give the side of the observed square")
+        check_integer("canvas", self.canvas, least, 2 * MAX_SIDE + 1, "give the odd side of the observed square")
         if self.canvas % 2 == 0:
             raise ValueError(f"canvas={self.canvas} is even; give an odd side, such as {self.canvas + 1}")
 

@@ -1,4 +1,4 @@
-"""DQN beside PPO: the same core and maze, from the records of both studies."""
+"""DQN beside PPO in the same maze, from the records of both studies."""
 
 from __future__ import annotations
 

@@ -244,6 +244,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"canvas": 131}, "canvas=131 is not an integer from 9 to 129"),
     ({"sizes": [9], "layout": "four_rooms"}, "sizes and canvas do not apply to layout='four_rooms'"),
     ({"canvas": 15, "layout": "sutton_rooms", "rows": 6, "cols": 6}, "do not apply to layout='sutton_rooms'"),
+    ({"sizes": [13], "layout": "sutton_rooms"}, "do not apply to layout='sutton_rooms'"),
+    ({"canvas": 8}, "give the odd side of the observed square"),
     ({"size_schedule": [[0, 1]]}, "size_schedule needs sizes"),
     ({"sizes": [9, 11], "size_schedule": 3}, r"is not a list of rows \[episodes, weight of 9, weight of 11\]"),
     ({"sizes": [9, 11], "size_schedule": [[0, 1]]}, "is not a list of rows"),

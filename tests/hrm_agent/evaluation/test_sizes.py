@@ -184,7 +184,9 @@ def test_the_command_draws_the_curve(run: str, tmp_path: Path, monkeypatch: pyte
     run_command(monkeypatch, "shifts", f"run={run}", *given)
     assert capsys.readouterr().out.splitlines()[-2:] == ["wrote s.json", "wrote s.png"]
     report = json.loads((tmp_path / "s.json").read_text())
-    assert [r["side"] for r in report["records"] if r["axis"] == "size"] == [7, 11, 17]
+    sizes = [record for record in report["records"] if record["axis"] == "size"]
+    assert [record["side"] for record in sizes] == [7, 11, 17]
+    assert [record["value"] for record in sizes] == ["7x7, 3x3 cells", "11x11, 5x5 cells", "17x17, 8x8 cells"]
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
     for record in report["records"]:
         if record["axis"] == "size":
