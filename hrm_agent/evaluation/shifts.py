@@ -142,10 +142,13 @@ def list_points(base: MazeConfig, axes: list[str], max_size: int, sides: Sequenc
     is_square = not base.is_framed and base.rows == base.cols
     points = [Point("trained", "as trained", {}, side=base.height if is_square else None)]
     for axis in axes:
-        given = axis == "size" and sides is not None
+        if axis == "size" and sides is not None:
+            on_axis = [at_side(base, side, by_side=True) for side in check_sides(sides)]
+        else:
+            on_axis = list(AXES[axis](base, max_size))
         points += [
             point
-            for point in (map(partial(at_side, base, by_side=True), check_sides(sides)) if given else AXES[axis](base, max_size))
+            for point in on_axis
             if point.missing is not None or any(own[name] != value for name, value in point.changes.items())
         ]
     return points
