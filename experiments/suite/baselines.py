@@ -4,8 +4,8 @@
 
 Of every level (or of those named): a random policy, the BFS re-planner, the same re-planner with patience or with a
 memory where the level gives ground for it, and the clairvoyant bound, all on the same 1,000 test levels. The figures
-go to `baselines.json`; the table between the marks in `README.md` is redrawn from them and, beside them, from the
-records of trained agents in `results.json`, where there are any.
+go to `baselines.json`, the bound's arrival on each level to `arrivals.json`; the tables between the marks in
+`README.md` are redrawn from them and from the records of trained agents in `results.json`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def main() -> None:
         parser.error(f"{unknown[0]}: no such level; expected one of {', '.join(names)}")
     if not options.draw_only:
         for name in options.levels or names:
-            store(measure(name))
+            record, arrivals = measure(name)
+            store("baselines.json", record)
+            store("arrivals.json", {"level": name, "arrivals": arrivals})
             print(f"measured {name}", flush=True)
     draw(HERE)
 
@@ -104,15 +106,16 @@ def references(options: dict[str, Any]) -> dict[str, Callable[[], ReferenceActor
     return found
 
 
-def measure(name: str) -> dict[str, Any]:
-    """The record of a level in `baselines.json`."""
+def measure(name: str) -> tuple[dict[str, Any], list[int]]:
+    """The record of a level in `baselines.json`, and the bound's arrival on each test level in steps (-1: never)."""
     world = load_world(name)
     random = run_episodes(RandomActor(), *world, LEVELS, FIRST_LEVEL)
     actors = references(world.options)
     played = {label: run_episodes(make(), *world, LEVELS, FIRST_LEVEL) for label, make in actors.items()}
     summaries = {label: describe(episodes) for label, episodes in played.items()}
     best = max(summaries, key=lambda label: summaries[label]["spl"])
-    return {
+    assert random.clairvoyant is not None
+    record = {
         "level": name,
         "env": world.env_id,
         "env_options": world.options,
@@ -126,8 +129,9 @@ def measure(name: str) -> dict[str, Any]:
         "split": random.split,
         "levels": {"first": FIRST_LEVEL, "count": LEVELS},
         "machine": MACHINE,
-        "command": f"python experiments/suite/baselines.py {name}",
+        "command": f"python -m experiments.suite.baselines {name}",
     }
+    return record, random.clairvoyant.tolist()
 
 
 def describe(episodes: Episodes) -> dict[str, Any]:
@@ -164,10 +168,10 @@ def time_limit(world: World) -> int:
     return 10 * math.ceil(LIMIT_FACTOR * float(quickest) / 10)
 
 
-def store(record: dict[str, Any]) -> None:
-    """Put a record into `baselines.json` in place of the level's former one, in the order of the study."""
-    known = {r["level"]: r for r in load(HERE / "baselines.json")} | {record["level"]: record}
-    save(HERE / "baselines.json", [known[name] for name in level_names() if name in known])
+def store(file: str, record: dict[str, Any]) -> None:
+    """Put a record into a file in place of the level's former one, in the order of the study."""
+    known = {r["level"]: r for r in load(HERE / file)} | {record["level"]: record}
+    save(HERE / file, [known[name] for name in level_names() if name in known])
 
 
 if __name__ == "__main__":

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from experiments.engine.comparisons import MODES, outcomes
 from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
 from experiments.engine.statistics import crossed_interval, mean_of
 from experiments.engine.tables import average, estimate, number, success, table
+
+STILL = ("size_13", "size_17", "size_21", "size_31", "decoys_13")
+"""Levels on which the bound's arrival is the length of the way, or nearly so."""
+WAYS = ((1, 10), (11, 20), (21, 40), (41, 80), (81, 400))
 
 
 def tables(folder: Path) -> dict[str, str]:
@@ -24,6 +30,7 @@ def tables(folder: Path) -> dict[str, str]:
         "suite": table([reference_row(r) for r in references]),
         "suite agents": table([level_row(r, agents, results, levels) for r in references] if results else []),
         "suite frames": table([frames_row(r["level"], agents, results) for r in references] if results else []),
+        "suite ways": table(ways_rows(folder, agents, levels) if results else []),
         "suite tuning": table(tuning_rows(load(folder / "tuning.json"))),
         "size_shift": table([shift_row(r) for r in load(folder / "size_shift.json")]),
     }
@@ -92,6 +99,23 @@ def frames_row(level: str, agents: list[str], results: list[Record]) -> dict[str
         frames = mean_of(r["frames"] for r in found)
         row[f"{agent}, frames in the whole time"] = "" if frames is None else f"{frames:,.0f}"
     return row
+
+
+def ways_rows(folder: Path, agents: list[str], levels: list[Record]) -> list[dict[str, str]]:
+    """Where nothing that matters moves: greedy success by the length of the shortest way."""
+    rows = []
+    for record in load(folder / "arrivals.json"):
+        for agent in agents if record["level"] in STILL else []:
+            scores = outcomes(levels, f"{agent}@{record['level']}", "greedy")
+            if not len(scores):
+                continue
+            row, ways = {"level": record["level"], "agent": agent}, np.array(record["arrivals"])[: scores.shape[1]]
+            for low, high in WAYS:
+                chosen = (ways >= low) & (ways <= high)
+                found = f"{scores[:, chosen].mean():.2f} ({chosen.sum()})" if chosen.any() else ""
+                row[f"{low} to {high} steps"] = found
+            rows.append(row)
+    return rows
 
 
 def tuning_rows(trials: list[Record]) -> list[dict[str, str]]:

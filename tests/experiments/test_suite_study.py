@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.engine.pages import settings_of
+from experiments.engine.records import load, save
 from experiments.suite import draw, run, tune
 from hrm_agent.launch.cli import compose_config, open_options
 from hrm_agent.launch.settings import resolve
@@ -41,3 +44,30 @@ def test_a_curve_at_some_frames_is_its_last_point_up_to_there(values: list[float
     curve = [[100.0 * (i + 1), float(i), value] for i, value in enumerate(values)]
     found = draw.at_frames(curve, frames)
     assert found == (None if frames < 100 else values[min(frames // 100, len(values)) - 1])
+
+
+def test_success_by_length_counts_each_level_in_the_bin_of_its_way(tmp_path: Path) -> None:
+    save(tmp_path / "arrivals.json", [{"level": "size_13", "arrivals": [3, 10, 11, 90, -1, 500]}])
+    levels = [
+        {"agent": "ours@size_13", "seed": 0, "success": "1001", "sampled": "0000"},
+        {"agent": "ours@size_13", "seed": 1, "success": "1011", "sampled": "0000"},
+    ]
+    (row,) = draw.ways_rows(tmp_path, ["ours", "another"], levels)
+    assert row == {
+        "level": "size_13",
+        "agent": "ours",
+        "1 to 10 steps": "0.50 (2)",
+        "11 to 20 steps": "0.50 (1)",
+        "21 to 40 steps": "",
+        "41 to 80 steps": "",
+        "81 to 400 steps": "1.00 (1)",
+    }
+
+
+def test_ways_of_all_still_levels_have_a_bin() -> None:
+    for record in load(run.HERE / "arrivals.json"):
+        if record["level"] in draw.STILL:
+            arrivals = [arrival for arrival in record["arrivals"] if arrival >= 0]
+            assert 0.99 * len(record["arrivals"]) < len(arrivals)
+            assert draw.WAYS[0][0] <= min(arrivals)
+            assert max(arrivals) <= draw.WAYS[-1][1]
