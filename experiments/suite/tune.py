@@ -3,8 +3,9 @@
     python -m experiments.suite.tune [--jobs 2] [--only hrm-gate@size_13@3.0e-03]
     python -m experiments.suite.tune --draw-only
 
-Every candidate of `study.yaml` trains on two levels, with each learning rate, for the same processor time and with a
-seed that the study does not have; its last agent plays validation levels, greedily and sampled. Trials are added to
+Every candidate of `study.yaml` trains on the first level with each learning rate, for the same processor time and with
+a seed that the study does not have; its last agent plays validation levels, greedily and sampled. The `finalists`,
+those that learnt something there, train on the other levels too, and with further rates. Trials are added to
 `tuning.json`.
 """
 
@@ -27,9 +28,11 @@ class Search(runner.Study):
     def arms(self) -> dict[str, Any]:
         tuning, arms = self.settings["tuning"], {}
         for level in tuning["levels"]:
-            world = of_level(level)
+            world, is_first = of_level(level), level == tuning["levels"][0]
             for name, own in self.settings["candidates"].items():
-                for rate in tuning["learning_rates"]:
+                is_finalist = name in tuning["finalists"]
+                rates = tuning["learning_rates"] if is_first or is_finalist else []
+                for rate in [*rates, *(tuning["further_rates"] if is_finalist else [])]:
                     overrides = [*world, *own, f"algo.learning_rate={rate}", *timed(tuning["seconds"])]
                     arms[f"{name}@{level}@{rate:.1e}"] = {"overrides": overrides, "seeds": [tuning["seed"]]}
         return arms

@@ -24,10 +24,18 @@ def test_a_level_is_the_environment_of_its_experiment_without_its_core(level: st
     assert own["core"]["name"] == "convlstm"
 
 
-def test_every_candidate_is_tried_equally_often_and_as_long_on_every_level() -> None:
+def test_every_candidate_is_tried_as_often_and_as_long_as_its_rivals_of_a_round() -> None:
     arms = tune.Search(run.HERE).arms()
     tuning, candidates = settings_of(run.HERE)["tuning"], settings_of(run.HERE)["candidates"]
-    assert len(arms) == len(candidates) * len(tuning["levels"]) * len(tuning["learning_rates"])
+    first, rest = tuning["levels"][0], tuning["levels"][1:]
+    rates = {f"{rate:.1e}" for rate in tuning["learning_rates"]}
+    further = {f"{rate:.1e}" for rate in tuning["further_rates"]}
+    for name in candidates:
+        own = {arm for arm in arms if arm.startswith(f"{name}@")}
+        expected = {f"{name}@{first}@{rate}" for rate in rates}
+        if name in tuning["finalists"]:
+            expected |= {f"{name}@{level}@{rate}" for level in [first, *rest] for rate in rates | further}
+        assert own == expected
     for name, arm in arms.items():
         candidate, level, rate = name.split("@")
         assert level in LEVELS
@@ -35,8 +43,19 @@ def test_every_candidate_is_tried_equally_often_and_as_long_on_every_level() -> 
         assert f"max_seconds={tuning['seconds']}" in arm["overrides"]
         assert f"algo.learning_rate={float(rate)}" in arm["overrides"]
         assert not set(arm["seeds"]) & set(settings_of(run.HERE)["seeds"])
-        if level == tuning["levels"][0] and float(rate) == tuning["learning_rates"][0]:
+        if level == first and float(rate) == tuning["learning_rates"][0]:
             resolve(compose_config(open_options(arm["overrides"]), "train"))  # its settings exist
+
+
+def test_those_that_go_on_are_those_that_learnt_most() -> None:
+    tuning, trials = settings_of(run.HERE)["tuning"], load(run.HERE / "tuning.json")
+    first = [t for t in trials if t["level"] == tuning["levels"][0] and t["learning_rate"] in tuning["learning_rates"]]
+    reached = {
+        name: max(t["sampled_success"] for t in first if t["candidate"] == name)
+        for name in settings_of(run.HERE)["candidates"]
+    }
+    on = {name: name in tuning["finalists"] for name in reached}
+    assert min(reached[n] for n in reached if on[n]) > max(reached[n] for n in reached if not on[n])
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(0, 3000))
