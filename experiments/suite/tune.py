@@ -5,8 +5,8 @@
 
 Every candidate of `study.yaml` trains on the first level with each learning rate, for the same processor time and with
 a seed that the study does not have; its last agent plays validation levels, greedily and sampled. The `finalists`,
-those that learnt something there, train on the other levels too, and with further rates. Trials are added to
-`tuning.json`.
+those that learnt something there, train on the other levels too and with further rates (`next_rates`: of those whose
+best rate was the highest). Trials are added to `tuning.json`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Search(runner.Study):
             for name, own in self.settings["candidates"].items():
                 is_finalist = name in tuning["finalists"]
                 rates = tuning["learning_rates"] if is_first or is_finalist else []
-                for rate in [*rates, *(tuning["further_rates"] if is_finalist else [])]:
+                further = [*tuning["further_rates"], *tuning["next_rates"].get(name, [])]
+                for rate in [*rates, *(further if is_finalist else [])]:
                     overrides = [*world, *own, f"algo.learning_rate={rate}", *timed(tuning["seconds"])]
                     arms[f"{name}@{level}@{rate:.1e}"] = {"overrides": overrides, "seeds": [tuning["seed"]]}
         return arms

@@ -34,7 +34,8 @@ def test_every_candidate_is_tried_as_often_and_as_long_as_its_rivals_of_a_round(
         own = {arm for arm in arms if arm.startswith(f"{name}@")}
         expected = {f"{name}@{first}@{rate}" for rate in rates}
         if name in tuning["finalists"]:
-            expected |= {f"{name}@{level}@{rate}" for level in [first, *rest] for rate in rates | further}
+            beyond = {f"{rate:.1e}" for rate in tuning["next_rates"].get(name, [])}
+            expected |= {f"{name}@{level}@{rate}" for level in [first, *rest] for rate in rates | further | beyond}
         assert own == expected
     for name, arm in arms.items():
         candidate, level, rate = name.split("@")
