@@ -10,6 +10,7 @@ the learning curve, of actions sampled in training.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ UNLIMITED = 10**9
 """Frames: the clock ends every run."""
 
 
+@cache
 def world_of(level: str) -> tuple[str, dict[str, Any]]:
     """Id and options of the environment that `+experiment=suite/LEVEL` trains on."""
     env = resolve(compose_config([f"+experiment={NAME}/{level}"], "train"))["env"]
     return env["id"], env["options"]
 
 
+@cache
 def of_level(level: str) -> list[str]:
     """Overrides of `hrm_agent.train`: the environment of a level, without the core that its experiment names."""
     env_id, options = world_of(level)
