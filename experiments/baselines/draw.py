@@ -18,6 +18,7 @@ from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
 from experiments.engine.statistics import crossed_interval, mean_of
 from experiments.engine.tables import LABELS, UNTRAINED, average, estimate, median, number, success, table
+from hrm_agent.algos.imitation import DAggerConfig
 
 REFERENCES = {
     "clairvoyant": LABELS["clairvoyant"],
@@ -104,10 +105,20 @@ def agent_row(study: Study, arm: str) -> dict[str, str]:
         "SPL": average(runs, "spl"),
         "steps lost after a change": number(mean_of(map(steps_lost, runs)), 2),
         "frames": median(runs, "frames"),
-        "time to 0.9": median(runs, "seconds_to_90", unit=" s"),
+        "time to 0.9": "" if is_taught(runs[0]) else median(runs, "seconds_to_90", unit=" s"),
         "parameters": f"{runs[0]['parameters']:,}",
         "multiply-adds": f"{runs[0]['macs_per_decision']:,}",
     }
+
+
+def is_taught(record: Record) -> bool:
+    return record.get("algo") == "dagger"
+
+
+def own_curve(record: Record) -> list[list[float]]:
+    """The learning curve `[frames, seconds, success]` as far as the agent acts alone: DAgger begins as a mixture."""
+    taught = DAggerConfig.beta_fraction * record["budget_seconds"] if is_taught(record) else 0.0
+    return [point for point in record["curve"] if point[1] >= taught]
 
 
 def reference_row(record: Record) -> dict[str, str]:
@@ -140,7 +151,7 @@ def curves_table(study: Study) -> str:
         runs, row = study.runs(arm), {"agent": arm}
         for column, limits, unit in ((1, SECONDS, "{} s"), (0, FRAMES, "{:,} frames")):
             for limit in limits:
-                reached = [at(r["curve"], column, limit) for r in runs]
+                reached = [at(own_curve(r), column, limit) for r in runs]
                 row[unit.format(limit)] = number(mean_of(reached)) if None not in reached else ""
         rows.append(row)
     return table(rows)
@@ -246,7 +257,7 @@ def figures(folder: Path) -> None:
         panels, (1, 0), ("processor seconds of training, one core", "frames of training"), strict=True
     ):
         for arm in arms:
-            x, y = mean_curve([r["curve"] for r in study.runs(arm)], column)
+            x, y = mean_curve([own_curve(r) for r in study.runs(arm)], column)
             axes.plot(x, y, "--" if arm.startswith("sb3_") else "-", color=DRAWN[arm], lw=1.4, label=arm)
         for record in study.references(fog=False):
             if record["agent"] == "clairvoyant":

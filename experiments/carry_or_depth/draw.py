@@ -42,7 +42,8 @@ class Outcomes:
 
 def tables(folder: Path) -> dict[str, str]:
     study = Outcomes(folder)
-    makers = {"arms": arms_table, "comparisons": comparisons_table, "settings": settings_table, "rates": rates_table}
+    makers = {"arms": arms_table, "comparisons": comparisons_table, "afterwards": afterwards_table}
+    makers |= {"settings": settings_table, "rates": rates_table}
     return {f"carry_or_depth {name}": table(make(study)) for name, make in makers.items()}
 
 
@@ -69,6 +70,13 @@ def arms_table(study: Outcomes) -> list[dict[str, str]]:
 
 def comparisons_table(study: Outcomes) -> list[dict[str, str]]:
     return comparison_rows(study.settings["comparisons"], study.scores)
+
+
+def afterwards_table(study: Outcomes) -> list[dict[str, str]]:
+    """Pairs that were not chosen before the runs, corrected together with those that were."""
+    chosen, after = study.settings["comparisons"], study.settings["afterwards"]
+    pairs = {tuple(pair) for found in after.values() for pair in found}
+    return [row for row in comparison_rows({**chosen, **after}, study.scores) if (row["a"], row["b"]) in pairs]
 
 
 def settings_table(study: Outcomes) -> list[dict[str, str]]:

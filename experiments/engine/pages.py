@@ -40,7 +40,7 @@ def tables_of(folder: Path) -> dict[str, str]:
     """The folder's tables by name; that of a study comes with fewer columns too, as `NAME short`."""
     settings, made = settings_of(folder), {}
     if settings and not settings.get("own_table"):
-        rows = arm_rows(load(folder / "results.json"), list(settings["arms"]))
+        rows = arm_rows(load(folder / "results.json"), list(settings["arms"]), load(folder / "levels.json"))
         made = {folder.name: table(rows), f"{folder.name} short": table(rows, SHORT)}
     levels = measured(folder)
     if levels or (settings and folder.name not in ELSEWHERE):

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from experiments.engine.records import Record
-from experiments.engine.statistics import NEVER, Estimate, mean_of, median_of, success_interval
+from experiments.engine.statistics import NEVER, Estimate, crossed_interval, mean_of, median_of, success_interval
 
 EMPTY = "No record yet."
 REFERENCES = ("random", "bfs_replanner", "clairvoyant")
@@ -129,18 +132,36 @@ def by_agent(records: Sequence[Record]) -> dict[str, list[Record]]:
     )
 
 
-def arm_rows(records: Sequence[Record], arms: Sequence[str]) -> list[dict[str, str]]:
-    """One row an arm, then the references on the levels of its environment; from the records alone."""
+def outcomes_of(levels: Sequence[Record], arm: str, field: str) -> NDArray[np.float64]:
+    """Success `[seeds, levels]` of an arm from records of outcomes on every level; empty where a seed has none."""
+    own = [record.get(field) for record in levels if record["agent"] == arm]
+    return np.array([[outcome == "1" for outcome in row] for row in own if row] if all(own) else [], float)
+
+
+def arm_rows(records: Sequence[Record], arms: Sequence[str], levels: Sequence[Record] = ()) -> list[dict[str, str]]:
+    """One row an arm, then the references on the levels of its environment.
+
+    Args:
+        records: of the study.
+        arms: their names.
+        levels: outcomes on every level, where the study keeps them. An arm whose seeds all have theirs gets the crossed
+            interval, and sampled success beside greedy; any other `success_interval`.
+    """
     rows: list[dict[str, str]] = []
+    is_drawn = any("sampled" in record for record in levels)
     seen = set()
     for arm in arms:
         runs = [record for record in records if record["agent"] == arm]
         if not runs:
             continue
+        greedy, drawn = (outcomes_of(levels, arm, field) for field in ("success", "sampled"))
+        found = crossed_interval(greedy) if len(greedy) == len(runs) else success_interval(runs)
+        sampled = estimate(crossed_interval(drawn), bold=False) if len(drawn) == len(runs) else ""
         rows.append(
             {
                 "agent": arm,
-                "success [95% over seeds and levels]": estimate(success_interval(runs)),
+                "success [95% over seeds and levels]": estimate(found),
+                **({"sampled [95%]": sampled} if is_drawn else {}),
                 "each seed": each_seed(runs),
                 **({"return": average(runs, "return", 1)} if runs[0]["spl"] is None else {}),
                 "SPL": average(runs, "spl"),

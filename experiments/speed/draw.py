@@ -45,13 +45,12 @@ def recipe_table(result: dict[str, Any]) -> str:
     """A row for each path and kind of work, after a line that says how it was measured."""
     rows = []
     for r in result["records"]:
-        theirs, error = r["authors_per_second"], r["error"]
+        error = r["error"]
         rows.append(
             {
                 "": r["name"],
                 "path": r["path"],
                 "per second": f"{r['per_second']:.3g}" if r["passed"] else "FAIL",
-                "authors' code, two cores": f"{theirs:.3g}" if theirs else "",
                 "x the recipe": f"{r['ratio']:.2f}" if r["passed"] else "",
                 "error": "" if error is None else f"{error:.0e}",
                 "allowed": "" if error is None else f"{r['tolerance']:.0e}",

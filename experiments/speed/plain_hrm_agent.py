@@ -5,10 +5,9 @@
 Decisions (8 segments) and training segments (forward, squared error of Q-values, backward of the last cycles,
 optimizer, average of the weights), in float32 and in bfloat16 as published; the recipe is
 `hrm_agent/benchmarks/published.py`. Both compute the same: Q-values, latents and gradients are compared on fresh input
-before anything is timed. `AUTHORS` holds the rates of the authors' own code on two cores of this kind at batch 256, to
-which the recipe should be close. It takes some minutes, half of them for one decision in float32; measure on a quiet
-machine, where torch's threads do not wait for other work, or one core in processor seconds (`--cores 1 --clock cpu`;
-the authors' rates are of two). Results go to `plain_hrm_agent.json` and into the table in `README.md`.
+before anything is timed. It takes some minutes, half of them for one decision in float32; measure on a quiet machine,
+where torch's threads do not wait for other work, or one core in processor seconds (`--cores 1 --clock cpu`). Results go
+to `plain_hrm_agent.json` and into the table in `README.md`.
 """
 
 from __future__ import annotations
@@ -27,13 +26,6 @@ from hrm_agent.parallel.threads import available_cores
 from hrm_agent.training.tracking import CLOCKS
 
 JSON = Path(__file__).with_suffix(".json")
-AUTHORS = {
-    ("decisions", "published"): 10.8,
-    ("decisions", "published_bf16"): 23.4,
-    ("segments", "published"): 1 / 8.7,
-    ("segments", "published_bf16"): 1 / 4.4,
-}
-"""Per second, on two cores, batch 256: measured with the authors' code when this project was planned."""
 
 
 def main() -> None:
@@ -53,12 +45,9 @@ def main() -> None:
     for case in published(Options(tuple(options.paths), options.cores), options.batch):
         found = measure(case, rounds=options.rounds, seconds=1.0, seed=seed, peaks=peaks, now=CLOCKS[options.clock])
         for r in found:
-            r["authors_per_second"] = AUTHORS.get((r["unit"], r["path"])) if options.batch == BATCH else None
-            theirs = r["authors_per_second"]
-            beside = f", the authors' code on two cores {theirs:.3f}" if theirs else ""
             error = "" if r["error"] is None else f", error {r['error']:.1e} of {r['tolerance']:.1e} allowed"
             rate = f"{r['per_second']:.3f} {r['unit']}/s, x {r['ratio']:.2f}" if r["passed"] else "FAIL"
-            print(f"{r['name']}, {r['path']}: {rate}{beside}{error}", flush=True)
+            print(f"{r['name']}, {r['path']}: {rate}{error}", flush=True)
         records += found
     result = {
         "command": command(),

@@ -26,9 +26,15 @@ def tables(folder: Path) -> dict[str, str]:
     settings, levels, references = settings_of(folder), load(folder / "levels.json"), load(folder / "baselines.json")
     results = load(folder / "results.json")
     agents = list(settings["agents"])
+    longer = [f"{agent}_long" for agent in agents]
+
+    def has_long(reference: Record) -> bool:
+        return any(r["agent"] == f"{agent}@{reference['level']}" for r in results for agent in longer)
+
     return {
         "suite": table([reference_row(r) for r in references]),
         "suite agents": table([level_row(r, agents, results, levels) for r in references] if results else []),
+        "suite longer": table([level_row(r, longer, results, levels) for r in references if has_long(r)]),
         "suite frames": table([frames_row(r["level"], agents, results) for r in references] if results else []),
         "suite ways": table(ways_rows(folder, agents, levels) if results else []),
         "suite tuning": table(tuning_rows(load(folder / "tuning.json"))),
@@ -80,6 +86,7 @@ def level_row(level: Record, agents: list[str], results: list[Record], levels: l
             scores = outcomes(levels, arm, mode)
             row[f"{agent}, {mode}"] = estimate(crossed_interval(scores)) if len(scores) else ""
         row[f"{agent}, SPL"] = average(runs, "spl") if runs else ""
+        row[f"{agent}, seeds"] = str(len(runs))
     return row
 
 

@@ -4,8 +4,8 @@
     python -m experiments.suite.run --jobs 2
     python -m experiments.suite.run --list | --only hrm-gate@size_13 0 | --draw-only
 
-All have the same processor time. An agent that is faster has seen more frames by then: at equal frames, records have
-the learning curve, of actions sampled in training.
+All have the same processor time, and on some levels more of it besides (`longer`). An agent that is faster has seen
+more frames by then: at equal frames, records have the learning curve, of actions sampled in training.
 """
 
 from __future__ import annotations
@@ -49,12 +49,23 @@ def timed(seconds: float) -> list[str]:
 
 
 class Study(runner.Study):
-    """`AGENT@LEVEL` as an arm."""
+    """`AGENT@LEVEL` as an arm, and `AGENT_long@LEVEL` with more time."""
 
     def arms(self) -> dict[str, Any]:
-        levels, limits = self.settings["levels"], timed(self.settings["seconds"])
-        agents = self.settings["agents"]
-        return {f"{name}@{at}": [*of_level(at), *agents[name], *limits] for at in levels for name in agents}
+        agents, longer, arms = self.settings["agents"], self.settings["longer"], {}
+        for at in self.settings["levels"]:
+            for name, own in agents.items():
+                arms[f"{name}@{at}"] = {
+                    "overrides": [*of_level(at), *own, *timed(self.settings["seconds"])],
+                    "seeds": self.settings["seeds"],
+                }
+        for at in longer["levels"]:
+            for name, own in agents.items():
+                arms[f"{name}_long@{at}"] = {
+                    "overrides": [*of_level(at), *own, *timed(longer["seconds"])],
+                    "seeds": longer["seeds"],
+                }
+        return arms
 
     def evaluate(self, place: Path, **options: Any) -> dict[str, Any]:
         few, level = self.settings["few"], place.name.rpartition("_seed")[0].partition("@")[2]

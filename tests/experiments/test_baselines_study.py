@@ -266,6 +266,15 @@ def test_curves_are_read_at_equal_times_and_frames_and_not_beyond_their_end() ->
     assert draw.at([], 0, 50) is None
 
 
+def test_what_the_teacher_did_is_no_part_of_a_curve() -> None:
+    curve = [[1000, 10.0, 0.9], [2000, 35.9, 0.9], [3000, 36.0, 0.4], [4000, 120.0, 0.8]]
+    taught = {"algo": "dagger", "budget_seconds": 120, "curve": curve}
+    assert draw.own_curve(taught) == curve[2:]
+    assert draw.own_curve({**taught, "algo": "ppo"}) == curve
+    assert draw.at(draw.own_curve(taught), 0, 2000) is None
+    assert draw.at(draw.own_curve(taught), 1, 60) == 0.4
+
+
 def test_tables_of_part_of_a_study(study: Study) -> None:
     """Two seeds of two agents: the better one first, intervals from the outcomes, a difference, and no others."""
     arms = {"feedforward": "0110", "trm": "1111"}

@@ -148,3 +148,12 @@ def test_comparisons_are_corrected_over_both_ways_of_playing(folder: Path) -> No
     assert rows[0]["greedy, a - b [95%]"].startswith("+0.500 [")
     assert rows[0]["sampled, a - b [95%]"].startswith("+0.000 [")
     assert {"p, greedy, of 2", "p, sampled, of 2"} < set(rows[0])
+
+
+def test_pairs_thought_of_afterwards_are_corrected_with_the_chosen_ones() -> None:
+    study = draw.Outcomes(HERE)
+    chosen, after = draw.comparisons_table(study), draw.afterwards_table(study)
+    pairs = [tuple(pair) for found in study.settings["afterwards"].values() for pair in found]
+    assert [(row["a"], row["b"]) for row in after] == pairs
+    assert not set(pairs) & {(row["a"], row["b"]) for row in chosen}
+    assert f"p, greedy, of {2 * (len(chosen) + len(after))}" in after[0]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,9 +18,11 @@ from experiments.engine.pages import ELSEWHERE, filled, measured, pages_of, tabl
 from experiments.engine.records import ROOT, load, put
 from experiments.engine.runner import Job, Study, chosen, study_of
 from experiments.engine.runs import POINTS, command_of, first_above, sampled_curve, thinned, validation_curve
-from experiments.engine.tables import EMPTY, UNTRAINED, levels_line
+from experiments.engine.statistics import crossed_interval, success_interval
+from experiments.engine.tables import EMPTY, UNTRAINED, arm_rows, estimate, levels_line
 from forks import Forks
 from hrm_agent import Agent
+from hrm_agent.evaluation.metrics import wilson_interval
 from hrm_agent.launch.hydra_plugin import GENERIC_ALGO
 from tiny import ACTIONS, GRID, MAZE, tiny_policy
 
@@ -254,6 +257,27 @@ def test_a_folder_without_a_study_is_refused_in_one_line(command: list[str], for
     assert done.returncode == 2
     assert "expected a folder with a study.yaml" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_an_arm_has_the_crossed_interval_where_all_its_seeds_have_their_outcomes() -> None:
+    base = {"agent": "a", "spl": 0.5, "frames": 10, "seconds": 1.0, "parameters": 3, "env": "X-v0"}
+    references = dict.fromkeys(("random", "bfs_replanner", "clairvoyant"))
+    records = [
+        {**base, **references, "seed": seed, "success": won, "success_ci95": list(wilson_interval(int(4 * won), 4))}
+        for seed, won in enumerate((0.5, 0.75))
+    ]
+    levels = [
+        {"agent": "a", "seed": 0, "success": "1100", "sampled": "1000"},
+        {"agent": "a", "seed": 1, "success": "1101", "sampled": "1001"},
+    ]
+    (row,) = arm_rows(records, ["a"], levels)
+    greedy = np.array([[1, 1, 0, 0], [1, 1, 0, 1]], float)
+    assert row["success [95% over seeds and levels]"] == estimate(crossed_interval(greedy))
+    assert row["sampled [95%]"].startswith("0.375 [")
+    (plain,) = arm_rows(records, ["a"], levels[:1])  # an outcome is lacking
+    assert plain["success [95% over seeds and levels]"] == estimate(success_interval(records))
+    assert plain["sampled [95%]"] == ""
+    assert "sampled [95%]" not in arm_rows(records, ["a"])[0]
 
 
 # Where the records come from

@@ -91,3 +91,15 @@ def test_ways_of_all_still_levels_have_a_bin() -> None:
             assert 0.99 * len(record["arrivals"]) < len(arrivals)
             assert draw.WAYS[0][0] <= min(arrivals)
             assert max(arrivals) <= draw.WAYS[-1][1]
+
+
+def test_longer_runs_differ_from_the_others_in_time_and_seeds_alone() -> None:
+    study = run.Study(run.HERE)
+    arms, longer = study.arms(), study.settings["longer"]
+    assert len(arms) == len(study.settings["agents"]) * (len(LEVELS) + len(longer["levels"]))
+    for name in study.settings["agents"]:
+        for level in longer["levels"]:
+            short, long = arms[f"{name}@{level}"]["overrides"], arms[f"{name}_long@{level}"]["overrides"]
+            times = {f"max_seconds={seconds}" for seconds in (longer["seconds"], study.settings["seconds"])}
+            assert set(long) ^ set(short) == times
+            assert arms[f"{name}_long@{level}"]["seeds"] == longer["seeds"]
