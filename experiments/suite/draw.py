@@ -13,8 +13,8 @@ import numpy as np
 from experiments.engine.comparisons import MODES, outcomes
 from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
-from experiments.engine.statistics import crossed_interval, mean_of
-from experiments.engine.tables import average, estimate, number, success, table
+from experiments.engine.statistics import crossed_interval, mean_of, success_interval
+from experiments.engine.tables import average, each_seed, estimate, number, success, table
 
 STILL = ("size_13", "size_17", "size_21", "size_31", "decoys_13")
 """Levels on which the bound's arrival is the length of the way, or nearly so."""
@@ -37,6 +37,7 @@ def tables(folder: Path) -> dict[str, str]:
         "suite longer": table([level_row(r, longer, results, levels) for r in references if has_long(r)]),
         "suite frames": table([frames_row(r["level"], agents, results) for r in references] if results else []),
         "suite ways": table(ways_rows(folder, agents, levels) if results else []),
+        "suite larger": table(larger_rows(agents, load(folder / "lesions.json"))),
         "suite tuning": table(tuning_rows(load(folder / "tuning.json"))),
         "size_shift": table([shift_row(r) for r in load(folder / "size_shift.json")]),
     }
@@ -122,6 +123,21 @@ def ways_rows(folder: Path, agents: list[str], levels: list[Record]) -> list[dic
                 found = f"{scores[:, chosen].mean():.2f} ({chosen.sum()})" if chosen.any() else ""
                 row[f"{low} to {high} steps"] = found
             rows.append(row)
+    return rows
+
+
+def larger_rows(agents: list[str], lesions: list[Record]) -> list[dict[str, str]]:
+    """Agents of `size_13` on larger mazes without further training."""
+    rows = []
+    for level in dict.fromkeys(record["lesion"] for record in lesions):
+        row = {"played on": level}
+        for agent in agents:
+            runs = [r for r in lesions if (r["lesion"], r["agent"]) == (level, f"{agent}@{STILL[0]}")]
+            if runs:
+                row[f"{agent}, greedy"] = estimate(success_interval(runs))
+                row[f"{agent}, each seed"] = each_seed(runs)
+                row[f"{agent}, sampled"] = number(mean_of(r["sampled"]["success"] for r in runs))
+        rows.append(row)
     return rows
 
 
