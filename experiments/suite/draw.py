@@ -6,6 +6,7 @@ of actions sampled in training, at the frames of the slowest agent of a level.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,17 @@ def tables(folder: Path) -> dict[str, str]:
     agents = list(settings["agents"])
     longer = [f"{agent}_long" for agent in agents]
 
-    def has_long(reference: Record) -> bool:
-        return any(r["agent"] == f"{agent}@{reference['level']}" for r in results for agent in longer)
+    also = settings.get("also", {})
+
+    def has(names: Collection[str], reference: Record) -> bool:
+        return any(r["agent"] == f"{name}@{reference['level']}" for r in results for name in names)
 
     return {
         "suite": table([reference_row(r) for r in references]),
         "suite agents": table([level_row(r, agents, results, levels) for r in references] if results else []),
-        "suite longer": table([level_row(r, longer, results, levels) for r in references if has_long(r)]),
+        "suite longer": table([level_row(r, longer, results, levels) for r in references if has(longer, r)]),
         "suite frames": table([frames_row(r["level"], agents, results) for r in references] if results else []),
+        "suite also": table([level_row(r, list(also), results, levels) for r in references if has(also, r)]),
         "suite ways": table(ways_rows(folder, agents, levels) if results else []),
         "suite larger": table(larger_rows(agents, load(folder / "lesions.json"))),
         "suite tuning": table(tuning_rows(load(folder / "tuning.json"))),

@@ -49,7 +49,7 @@ def timed(seconds: float) -> list[str]:
 
 
 class Study(runner.Study):
-    """`AGENT@LEVEL` as an arm, and `AGENT_long@LEVEL` with more time."""
+    """`AGENT@LEVEL` as an arm, and `AGENT_long@LEVEL` with more time; `also` has agents of some levels alone."""
 
     def arms(self) -> dict[str, Any]:
         agents, longer, arms = self.settings["agents"], self.settings["longer"], {}
@@ -64,6 +64,12 @@ class Study(runner.Study):
                 arms[f"{name}_long@{at}"] = {
                     "overrides": [*of_level(at), *own, *timed(longer["seconds"])],
                     "seeds": longer["seeds"],
+                }
+        for name, extra in self.settings["also"].items():
+            for at in extra["levels"]:
+                arms[f"{name}@{at}"] = {
+                    "overrides": [*of_level(at), *extra["overrides"], *timed(self.settings["seconds"])],
+                    "seeds": extra["seeds"],
                 }
         return arms
 

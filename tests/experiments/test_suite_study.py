@@ -96,7 +96,8 @@ def test_ways_of_all_still_levels_have_a_bin() -> None:
 def test_longer_runs_differ_from_the_others_in_time_and_seeds_alone() -> None:
     study = run.Study(run.HERE)
     arms, longer = study.arms(), study.settings["longer"]
-    assert len(arms) == len(study.settings["agents"]) * (len(LEVELS) + len(longer["levels"]))
+    beside = [level for extra in study.settings["also"].values() for level in extra["levels"]]
+    assert len(arms) == len(study.settings["agents"]) * (len(LEVELS) + len(longer["levels"])) + len(beside)
     for name in study.settings["agents"]:
         for level in longer["levels"]:
             short, long = arms[f"{name}@{level}"]["overrides"], arms[f"{name}_long@{level}"]["overrides"]
