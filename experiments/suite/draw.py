@@ -10,8 +10,9 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from experiments.engine.comparisons import MODES, outcomes
+from experiments.engine.comparisons import MODES, comparison_rows, outcomes
 from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
 from experiments.engine.statistics import crossed_interval, mean_of, success_interval
@@ -37,6 +38,7 @@ def tables(folder: Path) -> dict[str, str]:
     return {
         "suite": table([reference_row(r) for r in references]),
         "suite agents": table([level_row(r, agents, results, levels) for r in references] if results else []),
+        "suite comparisons": table(compared(agents, list(settings["levels"]), levels)),
         "suite longer": table([level_row(r, longer, results, levels) for r in references if has(longer, r)]),
         "suite frames": table([frames_row(r["level"], agents, results) for r in references] if results else []),
         "suite also": table([level_row(r, list(also), results, levels) for r in references if has(also, r)]),
@@ -45,6 +47,11 @@ def tables(folder: Path) -> dict[str, str]:
         "suite tuning": table(tuning_rows(load(folder / "tuning.json"))),
         "size_shift": table([shift_row(r) for r in load(folder / "size_shift.json")]),
     }
+
+
+def called(agent: str) -> str:
+    """What the page calls an agent: frames are also what training counts."""
+    return agent.replace("frames", "four frames")
 
 
 def shift_row(record: Record) -> dict[str, str]:
@@ -89,10 +96,28 @@ def level_row(level: Record, agents: list[str], results: list[Record], levels: l
         runs = [r for r in results if r["agent"] == arm]
         for mode in MODES:
             scores = outcomes(levels, arm, mode)
-            row[f"{agent}, {mode}"] = estimate(crossed_interval(scores)) if len(scores) else ""
-        row[f"{agent}, SPL"] = average(runs, "spl") if runs else ""
-        row[f"{agent}, seeds"] = str(len(runs))
+            row[f"{called(agent)}, {mode}"] = (
+                estimate(crossed_interval(scores), mode == "greedy") if len(scores) else ""
+            )
+        row[f"{called(agent)}, SPL"] = average(runs, "spl") if runs else ""
+        row[f"{called(agent)}, seeds"] = str(len(runs))
     return row
+
+
+def compared(agents: list[str], names: list[str], levels: list[Record]) -> list[dict[str, str]]:
+    """The two agents on every level where both have several seeds; p by Holm over all of them and both modes."""
+
+    def scores(arm: str, mode: str) -> NDArray[np.float64]:
+        return outcomes(levels, arm, mode)
+
+    if len(agents) != 2:
+        return []
+    pairs = {name: [[f"{agent}@{name}" for agent in agents]] for name in names}
+    between = " - ".join(map(called, agents))
+    return [
+        {key.replace("question", "level").replace("a - b", between): text for key, text in row.items() if len(key) > 1}
+        for row in comparison_rows(pairs, scores)
+    ]
 
 
 def at_frames(curve: list[list[float]], frames: float) -> float | None:
@@ -106,10 +131,10 @@ def frames_row(level: str, agents: list[str], results: list[Record]) -> dict[str
     row = {"level": level, "at frames": f"{min(known):,}" if known else ""}
     for agent, found in runs.items():
         reached = mean_of(at_frames(r["curve"], min(known)) for r in found)
-        row[f"{agent}, sampled in training"] = number(reached, 3)
+        row[f"{called(agent)}, sampled in training"] = number(reached, 3)
     for agent, found in runs.items():
         frames = mean_of(r["frames"] for r in found)
-        row[f"{agent}, frames in the whole time"] = "" if frames is None else f"{frames:,.0f}"
+        row[f"{called(agent)}, frames in the whole time"] = "" if frames is None else f"{frames:,.0f}"
     return row
 
 
@@ -121,7 +146,10 @@ def ways_rows(folder: Path, agents: list[str], levels: list[Record]) -> list[dic
             scores = outcomes(levels, f"{agent}@{record['level']}", "greedy")
             if not len(scores):
                 continue
-            row, ways = {"level": record["level"], "agent": agent}, np.array(record["arrivals"])[: scores.shape[1]]
+            row, ways = (
+                {"level": record["level"], "agent": called(agent)},
+                np.array(record["arrivals"])[: scores.shape[1]],
+            )
             for low, high in WAYS:
                 chosen = (ways >= low) & (ways <= high)
                 found = f"{scores[:, chosen].mean():.2f} ({chosen.sum()})" if chosen.any() else ""
@@ -138,9 +166,9 @@ def larger_rows(agents: list[str], lesions: list[Record]) -> list[dict[str, str]
         for agent in agents:
             runs = [r for r in lesions if (r["lesion"], r["agent"]) == (level, f"{agent}@{STILL[0]}")]
             if runs:
-                row[f"{agent}, greedy"] = estimate(success_interval(runs))
-                row[f"{agent}, each seed"] = each_seed(runs)
-                row[f"{agent}, sampled"] = number(mean_of(r["sampled"]["success"] for r in runs))
+                row[f"{called(agent)}, greedy"] = estimate(success_interval(runs))
+                row[f"{called(agent)}, each seed"] = each_seed(runs)
+                row[f"{called(agent)}, sampled"] = number(mean_of(r["sampled"]["success"] for r in runs))
         rows.append(row)
     return rows
 
@@ -148,15 +176,17 @@ def larger_rows(agents: list[str], lesions: list[Record]) -> list[dict[str, str]
 def tuning_rows(trials: list[Record]) -> list[dict[str, str]]:
     """Candidates by learning rate and level, greedy and sampled; the mean of the two over levels decides."""
     rows = []
-    for candidate, rate in dict.fromkeys((t["candidate"], t["learning_rate"]) for t in trials):
+    for candidate, rate in sorted({(t["candidate"], t["learning_rate"]) for t in trials}):
         own = [t for t in trials if (t["candidate"], t["learning_rate"]) == (candidate, rate)]
-        row = {"candidate": candidate, "learning rate": f"{rate:g}"}
+        own.sort(key=lambda t: t["level"], reverse=True)
+        row = {"candidate": called(candidate), "learning rate": f"{rate:g}"}
         for trial in own:
             row[f"{trial['level']}, greedy (sampled)"] = f"{trial['success']:.3f} ({trial['sampled_success']:.3f})"
             row[f"{trial['level']}, frames"] = f"{trial['frames']:,}"
-        row["mean"] = number(mean_of((t["success"] + t["sampled_success"]) / 2 for t in own), 3)
+        if len(own) > 1:
+            row["mean"] = number(mean_of((t["success"] + t["sampled_success"]) / 2 for t in own), 3)
         rows.append(row)
-    return rows
+    return sorted(rows, key=lambda row: -len(row))  # whoever went on has all columns
 
 
 def figures(folder: Path) -> None:
