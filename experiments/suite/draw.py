@@ -51,7 +51,7 @@ def tables(folder: Path) -> dict[str, str]:
 
 def called(agent: str) -> str:
     """What the page calls an agent: frames are also what training counts."""
-    return agent.replace("frames", "four frames")
+    return agent.replace("frames", "four frames").replace("_long", ", 300 s")
 
 
 def shift_row(record: Record) -> dict[str, str]:
