@@ -19,7 +19,7 @@ from experiments.engine.statistics import crossed_interval, mean_of, success_int
 from experiments.engine.tables import average, each_seed, estimate, number, success, table
 
 STILL = ("size_13", "size_17", "size_21", "size_31", "decoys_13")
-"""Levels on which the bound's arrival is the length of the way, or nearly so."""
+"""Perfect mazes: the bound's arrival is the length of the way, with decoys and the waiting at doors."""
 WAYS = ((1, 10), (11, 20), (21, 40), (41, 80), (81, 400))
 
 
@@ -139,7 +139,7 @@ def frames_row(level: str, agents: list[str], results: list[Record]) -> dict[str
 
 
 def ways_rows(folder: Path, agents: list[str], levels: list[Record]) -> list[dict[str, str]]:
-    """Where nothing that matters moves: greedy success by the length of the shortest way."""
+    """In perfect mazes, greedy success by the bound's arrival."""
     rows = []
     for record in load(folder / "arrivals.json"):
         for agent in agents if record["level"] in STILL else []:
