@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
+from experiments.engine.comparisons import MODES, outcomes
 from experiments.engine.records import Record
 from experiments.engine.statistics import NEVER, Estimate, crossed_interval, mean_of, median_of, success_interval
 
@@ -132,12 +130,6 @@ def by_agent(records: Sequence[Record]) -> dict[str, list[Record]]:
     )
 
 
-def outcomes_of(levels: Sequence[Record], arm: str, field: str) -> NDArray[np.float64]:
-    """Success `[seeds, levels]` of an arm from records of outcomes on every level; empty where a seed has none."""
-    own = [record.get(field) for record in levels if record["agent"] == arm]
-    return np.array([[outcome == "1" for outcome in row] for row in own if row] if all(own) else [], float)
-
-
 def arm_rows(records: Sequence[Record], arms: Sequence[str], levels: Sequence[Record] = ()) -> list[dict[str, str]]:
     """One row an arm, then the references on the levels of its environment.
 
@@ -154,7 +146,7 @@ def arm_rows(records: Sequence[Record], arms: Sequence[str], levels: Sequence[Re
         runs = [record for record in records if record["agent"] == arm]
         if not runs:
             continue
-        greedy, drawn = (outcomes_of(levels, arm, field) for field in ("success", "sampled"))
+        greedy, drawn = (outcomes(levels, arm, mode) for mode in MODES)
         found = crossed_interval(greedy) if len(greedy) == len(runs) else success_interval(runs)
         sampled = estimate(crossed_interval(drawn), bold=False) if len(drawn) == len(runs) else ""
         rows.append(

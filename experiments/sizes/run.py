@@ -17,7 +17,8 @@ from experiments.engine import runner
 from experiments.engine.records import Record, put
 from experiments.engine.runner import Job
 from experiments.engine.runs import agent_info, cost_of
-from hrm_agent.agents.registry import TRAINED, load_agent
+from hrm_agent.agents.agent import Agent
+from hrm_agent.agents.registry import load_agent
 from hrm_agent.environments.make import make_vector_env
 from hrm_agent.evaluation.cost import measure_cost
 from hrm_agent.shifts import shifts
@@ -35,7 +36,7 @@ class Study(runner.Study):
     def measure(self, job: Job) -> list[Record]:
         place, played = self.trained(job), self.settings["played"]
         report = shifts(str(place), played["episodes"], axes=["size"], sizes=played["sides"], best=False)
-        own, info = {"agent": job.arm, "seed": job.seed}, agent_info(place)
+        own, info, agent = {"agent": job.arm, "seed": job.seed}, agent_info(place), load_agent(place, None, best=False)
         found = [point for point in report["records"] if point["side"] in played["sides"]]
         for point in found:
             if point["skipped"] is None:
@@ -45,7 +46,7 @@ class Study(runner.Study):
             **own,
             **{name: info[name] for name in INFO if name in info},
             "split": report["split"],
-            "sizes": [at_size(point, place) for point in found],
+            "sizes": [at_size(point, agent) for point in found],
             **cost_of(place, side_by_side=self.side_by_side),
         }
         return [record]
@@ -54,13 +55,12 @@ class Study(runner.Study):
         return ", ".join(f"{at['side']}: {at['success']:.3f}" for at in record["sizes"] if at["success"] is not None)
 
 
-def at_size(point: dict[str, Any], place: Path) -> Record:
+def at_size(point: dict[str, Any], agent: Agent) -> Record:
     """Of one size what a record keeps; success None where the agent could not be played there."""
     if point["skipped"] is not None:
         return {"side": point["side"], "success": None, "skipped": point["skipped"]}
     env = make_vector_env(point["env"], 1, point["env_options"])
-    agent = load_agent(str(place), None, False, TRAINED).fit(env.single_observation_space)
-    cost = measure_cost(agent.policy, env.single_observation_space, batch=32)
+    cost = measure_cost(agent.fit(env.single_observation_space).policy, env.single_observation_space, batch=32)
     env.close()
     return {
         "side": point["side"],

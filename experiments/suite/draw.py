@@ -7,10 +7,10 @@ of actions sampled in training, at the frames of the slowest agent of a level.
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from experiments.engine.comparisons import MODES, comparison_rows, outcomes
 from experiments.engine.pages import settings_of
@@ -106,18 +106,14 @@ def level_row(level: Record, agents: list[str], results: list[Record], levels: l
 
 def compared(agents: list[str], names: list[str], levels: list[Record]) -> list[dict[str, str]]:
     """The two agents on every level where both have several seeds; p by Holm over all of them and both modes."""
-
-    def scores(arm: str, mode: str) -> NDArray[np.float64]:
-        return outcomes(levels, arm, mode)
-
     if len(agents) != 2:
         return []
     pairs = {name: [[f"{agent}@{name}" for agent in agents]] for name in names}
-    between = " - ".join(map(called, agents))
-    return [
-        {key.replace("question", "level").replace("a - b", between): text for key, text in row.items() if len(key) > 1}
-        for row in comparison_rows(pairs, scores)
-    ]
+    between, rows = " - ".join(map(called, agents)), []
+    for row in comparison_rows(pairs, partial(outcomes, levels)):
+        found = {key.replace("a - b", between): text for key, text in row.items() if key not in ("question", "a", "b")}
+        rows.append({"level": row["question"], **found})
+    return rows
 
 
 def at_frames(curve: list[list[float]], frames: float) -> float | None:
@@ -146,10 +142,8 @@ def ways_rows(folder: Path, agents: list[str], levels: list[Record]) -> list[dic
             scores = outcomes(levels, f"{agent}@{record['level']}", "greedy")
             if not len(scores):
                 continue
-            row, ways = (
-                {"level": record["level"], "agent": called(agent)},
-                np.array(record["arrivals"])[: scores.shape[1]],
-            )
+            row = {"level": record["level"], "agent": called(agent)}
+            ways = np.array(record["arrivals"])[: scores.shape[1]]
             for low, high in WAYS:
                 chosen = (ways >= low) & (ways <= high)
                 found = f"{scores[:, chosen].mean():.2f} ({chosen.sum()})" if chosen.any() else ""

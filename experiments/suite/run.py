@@ -52,26 +52,16 @@ class Study(runner.Study):
     """`AGENT@LEVEL` as an arm, and `AGENT_long@LEVEL` with more time; `also` has agents of some levels alone."""
 
     def arms(self) -> dict[str, Any]:
-        agents, longer, arms = self.settings["agents"], self.settings["longer"], {}
-        for at in self.settings["levels"]:
-            for name, own in agents.items():
-                arms[f"{name}@{at}"] = {
-                    "overrides": [*of_level(at), *own, *timed(self.settings["seconds"])],
-                    "seeds": self.settings["seeds"],
-                }
-        for at in longer["levels"]:
-            for name, own in agents.items():
-                arms[f"{name}_long@{at}"] = {
-                    "overrides": [*of_level(at), *own, *timed(longer["seconds"])],
-                    "seeds": longer["seeds"],
-                }
-        for name, extra in self.settings["also"].items():
-            for at in extra["levels"]:
-                arms[f"{name}@{at}"] = {
-                    "overrides": [*of_level(at), *extra["overrides"], *timed(self.settings["seconds"])],
-                    "seeds": extra["seeds"],
-                }
-        return arms
+        settings, agents = self.settings, self.settings["agents"]
+        longer = {f"{name}_long": own for name, own in agents.items()}
+        groups = [(agents, settings), (longer, settings["longer"])]  # agents, and their seconds, seeds and levels
+        groups += [({name: own["overrides"]}, {**settings, **own}) for name, own in settings["also"].items()]
+        return {
+            f"{name}@{at}": {"overrides": [*of_level(at), *own, *timed(group["seconds"])], "seeds": group["seeds"]}
+            for named, group in groups
+            for at in group["levels"]
+            for name, own in named.items()
+        }
 
     def evaluate(self, place: Path, **options: Any) -> dict[str, Any]:
         few, level = self.settings["few"], place.name.rpartition("_seed")[0].partition("@")[2]

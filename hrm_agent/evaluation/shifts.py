@@ -66,7 +66,7 @@ def sizes(base: MazeConfig, max_size: int) -> Iterator[Point]:
         yield at_side(base, 2 * cells + 1)
 
 
-def at_side(base: MazeConfig, side: int, by_side: bool = False) -> Point:
+def at_side(base: MazeConfig, side: int) -> Point:
     """A square maze with a grid of one side.
 
     The time limit is proportional to the number of cells (rounded up); `scatter` keeps its share of edges that are
@@ -77,8 +77,7 @@ def at_side(base: MazeConfig, side: int, by_side: bool = False) -> Point:
     changes: dict[str, Any] = resized(base, cells)
     if base.is_framed:
         changes = {"sizes": [side], "canvas": max(side, base.height), "size_schedule": None}
-    value = f"{side}x{side}, {cells}x{cells} cells" if by_side else f"{cells}x{cells} cells"
-    return Point("size", value, changes, side=side)
+    return Point("size", f"{side}x{side}, {cells}x{cells} cells", changes, side=side)
 
 
 def doors(base: MazeConfig, max_size: int) -> Iterator[Point]:
@@ -142,13 +141,10 @@ def list_points(base: MazeConfig, axes: list[str], max_size: int, sides: Sequenc
     is_square = not base.is_framed and base.rows == base.cols
     points = [Point("trained", "as trained", {}, side=base.height if is_square else None)]
     for axis in axes:
-        if axis == "size" and sides is not None:
-            on_axis = [at_side(base, side, by_side=True) for side in check_sides(sides)]
-        else:
-            on_axis = list(AXES[axis](base, max_size))
+        given = axis == "size" and sides is not None
         points += [
             point
-            for point in on_axis
+            for point in (map(partial(at_side, base), check_sides(sides)) if given else AXES[axis](base, max_size))
             if point.missing is not None or any(own[name] != value for name, value in point.changes.items())
         ]
     return points

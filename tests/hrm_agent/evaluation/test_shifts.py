@@ -85,8 +85,8 @@ def test_every_point_is_an_evaluation(run: str, tmp_path: Path) -> None:
     report = shifts(run, 12, str(out), axes=["size", "doors", "view"], max_size=5, seed=3, split="validation")
     assert json.loads(out.read_text()) == report
     records = {record["value"]: record for record in report["records"]}
-    assert list(records)[:4] == ["as trained", "5x5 cells", "0 doors", "2 doors"]
-    for value in ("as trained", "5x5 cells", "view radius 1"):
+    assert list(records)[:4] == ["as trained", "11x11, 5x5 cells", "0 doors", "2 doors"]
+    for value in ("as trained", "11x11, 5x5 cells", "view radius 1"):
         record = records[value]
         same = evaluate(run, 12, env_options=record["env_options"], seed=3, split="validation")
         assert record["sampled"] == {name: same["sampled"][name] for name in ("success", "success_ci95", "spl")}
@@ -103,7 +103,13 @@ def test_every_point_is_an_evaluation(run: str, tmp_path: Path) -> None:
         for name in names:
             assert record[name] == same[name], (value, name)
         assert record["env_options"].items() >= {**OPTIONS, **record["env_options"]}.items()
-    assert records["5x5 cells"]["env_options"] == {**OPTIONS, "rows": 5, "cols": 5, "walls": 3, "max_episode_steps": 25}
+    assert records["11x11, 5x5 cells"]["env_options"] == {
+        **OPTIONS,
+        "rows": 5,
+        "cols": 5,
+        "walls": 3,
+        "max_episode_steps": 25,
+    }
     assert records["0 doors"]["clairvoyant"]["success"] == 1
 
 
@@ -111,7 +117,7 @@ def test_what_does_not_fit_is_skipped_with_its_reason(tmp_path: Path) -> None:
     tied = save_agent(tmp_path / "tied", MAZE, OPTIONS, encoder=EncoderConfig(1, 2, "learned"))
     report = shifts(tied, 4, axes=["size", "doors"], max_size=5)
     reasons = {record["value"]: record["skipped"] for record in report["records"]}
-    assert reasons.pop("5x5 cells").startswith("the agent's weights encoder.positions belong to observations")
+    assert reasons.pop("11x11, 5x5 cells").startswith("the agent's weights encoder.positions belong to observations")
     assert set(reasons.values()) == {None}
 
     full = save_agent(tmp_path / "full", MAZE, {**OPTIONS, "doors": 4})
