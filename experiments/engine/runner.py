@@ -35,6 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from experiments.engine.machine import commit_of_code
 from experiments.engine.pages import draw, module_of, settings_of
 from experiments.engine.records import RUNS, Record, load, put
 from experiments.engine.runs import agent_info, cost_of, metrics, sampled_curve, train
@@ -271,7 +272,7 @@ class Study:
                 record |= {field: report[field] for field in MEASURED}
                 if elsewhere:
                     record |= {field: report[field]["success"] for field in REFERENCES[1:]}
-                record["sampled"] = sampled_of(report)
+                record |= {"sampled": sampled_of(report), "commit": commit_of_code()}
                 put(path, [record], key)
                 print(f"{job}, {name}: success {report['success']:.3f}", flush=True)
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.engine.machine import commit_of_code
 from experiments.engine.pages import draw, settings_of
 from experiments.engine.records import load, save
 from hrm_agent.evaluation.episodes import Episodes, RandomActor, ReplanActor, run_episodes
@@ -30,7 +31,6 @@ from hrm_envs import Cell
 
 HERE = Path(__file__).resolve().parent
 NAME = "suite"
-MACHINE = "2-core x86-64 server CPU"
 LEVELS = 1000
 FIRST_LEVEL = 0
 UNLIMITED = 1000
@@ -128,7 +128,7 @@ def measure(name: str) -> tuple[dict[str, Any], list[int]]:
         **describe_changes(played[best]),
         "split": random.split,
         "levels": {"first": FIRST_LEVEL, "count": LEVELS},
-        "machine": MACHINE,
+        "commit": commit_of_code(),
         "command": f"python -m experiments.suite.baselines {name}",
     }
     return record, random.clairvoyant.tolist()
