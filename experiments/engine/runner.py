@@ -182,7 +182,7 @@ class Study:
         curve = [[frames, success] for frames, _, success in sampled_curve(metrics(place))]
         put(self.folder / "curves.json", [{**own, "train_success": curve}], self.key)
         if self.settings.get("levels", True):
-            put(self.folder / "levels.json", [{**own, **outcomes_of(report)}], self.key)
+            put(self.folder / "levels.json", [{**own, **self.outcomes(report)}], self.key)
         record = {
             "agent": job.arm,
             "algo": info["algo"],
@@ -196,6 +196,10 @@ class Study:
             **cost_of(place, side_by_side=self.side_by_side),
         }
         return [record]
+
+    def outcomes(self, report: dict[str, Any]) -> dict[str, Any]:
+        """What `levels.json` keeps of an evaluation."""
+        return outcomes_of(report)
 
     def evaluate(self, place: Path, **options: Any) -> dict[str, Any]:
         """The report of `hrm_agent.evaluate`, on its 1,000 test levels or those that the study names."""
