@@ -14,12 +14,10 @@ from experiments.engine.records import Record, load
 from experiments.engine.statistics import crossed_difference, crossed_interval, holm, mean_of
 from experiments.engine.tables import REFERENCES, average, each_seed, estimate, number, seconds, table
 from hrm_envs.hanoi_rendering import render_hanoi
-from hrm_envs.hanoi_rules import optimal_moves
+from hrm_envs.hanoi_rules import PEGS
 
-MODES = {"greedy": "success", "sampled": "sampled"}
-"""What a table says, and the field of `levels.json`."""
-START, GOAL = [0, 0, 2, 1, 0], [1, 2, 0, 0, 2]
-"""Of the strip of pictures: five disks, whose largest moves once."""
+MODES = {"greedy": ("success", "steps"), "sampled": ("sampled", "sampled_steps")}
+"""What a table says, and the fields of `levels.json`: success, and moves, which are the time limit where it failed."""
 FRAMES = 6
 
 
@@ -30,6 +28,8 @@ def tables(folder: Path) -> dict[str, str]:
     return {
         "hanoi disks": table(disks_rows(puzzles)),
         "hanoi models": table(model_rows(puzzles)),
+        "hanoi towers": table(tower_rows(load(folder / "towers.json"))),
+        "hanoi segments": table(segment_rows(load(folder / "segments.json"))),
         "hanoi agents": table(agent_rows(results, levels, list(settings["arms"]))),
         "hanoi cut": table(cut_rows(load(folder / "lesions.json"), results)),
         "hanoi comparisons": table(comparison_rows(levels, settings["comparisons"])),
@@ -86,9 +86,36 @@ def model_rows(records: list[Record]) -> list[dict[str, str]]:
     return rows
 
 
+def tower_rows(records: list[Record]) -> list[dict[str, str]]:
+    """One row a model: of so many games from tower to tower those solved, of each seed."""
+    rows = []
+    for arm in dict.fromkeys(r["agent"] for r in records):
+        runs = [r for r in records if r["agent"] == arm]
+        solved = {f"{n} disks": " ".join(str(r["solved"][n]) for r in runs) for n in runs[0]["solved"]}
+        rows.append({"model": f"`{arm}`", **solved})
+    return rows
+
+
+def segment_rows(records: list[Record]) -> list[dict[str, str]]:
+    """One row a model and number of segments a move, means over seeds."""
+    rows: dict[tuple[str, int], dict[str, str]] = {}
+    for arm, segments, disks in dict.fromkeys((r["agent"], r["segments"], r["disks"]) for r in records):
+        own = [r for r in records if (r["agent"], r["segments"], r["disks"]) == (arm, segments, disks)]
+        row = rows.setdefault((arm, segments), {"model": f"`{arm}`", "segments a move": str(segments)})
+        row[f"{disks} disks: optimal move"] = average(own, "exact", 4)
+        row[f"games solved, {disks} disks"] = average(own, "solved_2x")
+        row[f"each seed, {disks} disks"] = " ".join(number(r["solved_2x"], 2) for r in own)
+    return list(rows.values())
+
+
 def outcomes(levels: list[Record], arm: str, mode: str) -> NDArray[np.float64]:
     """Success `[seeds, levels]`."""
-    return np.array([[int(c) for c in r[MODES[mode]]] for r in levels if r["agent"] == arm], float)
+    return np.array([[int(c) for c in r[MODES[mode][0]]] for r in levels if r["agent"] == arm], float)
+
+
+def moves(levels: list[Record], arm: str, mode: str) -> NDArray[np.float64]:
+    """Moves made `[seeds, levels]`."""
+    return np.array([r[MODES[mode][1]] for r in levels if r["agent"] == arm], float)
 
 
 def agent_rows(results: list[Record], levels: list[Record], arms: list[str]) -> list[dict[str, str]]:
@@ -106,7 +133,7 @@ def agent_rows(results: list[Record], levels: list[Record], arms: list[str]) -> 
                 **success,
                 "each seed": each_seed(runs),
                 "SPL": average(runs, "spl"),
-                "excess steps": average(runs, "excess_steps", 2),
+                **{f"moves, {mode}": number(float(moves(levels, arm, mode).mean()), 2) for mode in MODES},
                 "frames": f"{runs[0]['frames']:,}",
                 "training, median": seconds(runs),
             }
@@ -129,24 +156,30 @@ def cut_rows(lesions: list[Record], results: list[Record]) -> list[dict[str, str
 
 
 def comparison_rows(levels: list[Record], pairs: list[list[str]]) -> list[dict[str, str]]:
-    """Those for which there are two seeds or more, corrected over all of them and both modes."""
+    """Those for which there are two seeds or more, corrected over all of them, both modes and both scores."""
     found = []
     for a, b in pairs:
         for mode in MODES:
-            x, y = outcomes(levels, a, mode), outcomes(levels, b, mode)
-            if min(len(x), len(y)) >= 2:
-                found.append((a, b, mode, crossed_difference(x, y)))
-    adjusted = holm([d.p_value for *_, d in found])
+            for score, of in (("success", outcomes), ("moves", moves)):
+                x, y = of(levels, a, mode), of(levels, b, mode)
+                if min(len(x), len(y)) >= 2:
+                    most = max(x.max(), y.max(), 1.0)  # the statistics are of values from 0 to 1
+                    found.append((a, b, f"{score}, {mode}", crossed_difference(x / most, y / most), most))
+    adjusted = holm([d.p_value for *_, d, _ in found])
     rows: dict[tuple[str, str], dict[str, str]] = {}
-    for (a, b, mode, d), p in zip(found, adjusted, strict=True):
+    for (a, b, what, d, most), p in zip(found, adjusted, strict=True):
         row = rows.setdefault((a, b), {"a": a, "b": b})
-        row[f"{mode}, a - b [95%]"] = f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"
-        row[f"p, {mode}, of {len(found)}"] = f"{p:.3f}" if p >= 0.001 else "< 0.001"
+        digits = 3 if what.startswith("success") else 2
+        row[f"{what}, a - b [95%]"] = "{:+.{n}f} [{:+.{n}f}, {:+.{n}f}]".format(
+            *(value * most for value in (d.value, d.low, d.high)), n=digits
+        )
+        row[f"p of {len(found)}, {what}"] = f"{p:.3f}" if p >= 0.001 else "< 0.001"
     return list(rows.values())
 
 
 def figures(folder: Path) -> None:
-    draw_strip(folder / "moves.png")
+    for shown in load(folder / "shown.json"):
+        draw_strip(folder / "moves.png", shown)
     puzzles, curves = load(folder / "puzzles.json"), load(folder / "curves.json")
     if puzzles:
         draw_disks(folder / "disks.png", puzzles)
@@ -154,22 +187,19 @@ def figures(folder: Path) -> None:
         draw_agents(folder / "agents.png", curves, list(settings_of(folder)["arms"]))
 
 
-def strip(frames: int = FRAMES) -> list[NDArray[np.uint8]]:
-    """Pictures uint8 [h, w, 3] of a shortest solution, the first and the last state among them."""
-    pegs, goals = np.array([START]), np.array([GOAL])
-    states = [pegs.copy()]
-    while (best := optimal_moves(pegs, goals)).distance[0]:
-        pegs[0, best.disk[0, 0]] = best.to[0, 0]
-        states.append(pegs.copy())
-    shown = np.linspace(0, len(states) - 1, frames).round().astype(int)
-    return [render_hanoi(states[at][0], goals[0]) for at in shown]
+def strip(shown: Record, frames: int = FRAMES) -> list[tuple[int, NDArray[np.uint8]]]:
+    """Moves made and a picture uint8 [h, w, 3] of a model's game, the first and the last state among them."""
+    states = [np.array(list(map(int, state))) for state in shown["states"]]
+    at = np.linspace(0, len(states) - 1, frames).round().astype(int)
+    return [(int(move), render_hanoi(states[move], np.full_like(states[move], PEGS - 1))) for move in at]
 
 
-def draw_strip(path: Path) -> None:
-    """Five disks on their way, above them where they are to go."""
-    figure, axes = panels(2, FRAMES // 2, (11, 4.7))
-    for axis, frame in zip(axes.flat, strip(), strict=True):
+def draw_strip(path: Path, shown: Record) -> None:
+    """A tower on its way, above it where it is to go."""
+    figure, axes = panels(2, FRAMES // 2, (11, 5.4))
+    for axis, (move, frame) in zip(axes.flat, strip(shown), strict=True):
         axis.imshow(frame)
+        axis.set_title(f"after {move} moves" if move else f"{shown['disks']} disks", fontsize=10)
         axis.axis("off")
     save(figure, path)
 

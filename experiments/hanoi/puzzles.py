@@ -9,15 +9,22 @@ record is one trained model, with its scores by number of disks, in `puzzles.jso
 
 from __future__ import annotations
 
+import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments.engine import runner
+from experiments.engine.machine import commit_of_code
 from experiments.engine.pages import settings_of
-from experiments.engine.records import RUNS, Record
+from experiments.engine.records import RUNS, Record, load, put
 from experiments.engine.runner import Job
 from experiments.engine.runs import Curve, cost_of, metrics, thinned
+from hrm_agent.supervised.tasks.hanoi_play import Choose, Pegs, play_out
+from hrm_envs.hanoi_rules import NO_DISK, PAIRS
 
 HERE = Path(__file__).resolve().parent
 REQUIRED = frozenset({
@@ -65,14 +72,18 @@ class Puzzles(runner.Study):
         }
         return [record]
 
-    def test(self, place: Path, disks: int) -> Record:
-        """States and whole games of so many disks; of the trained number of tokens, or of as many as are needed."""
+    def test(self, place: Path, disks: int, segments: int = 0) -> Record:
+        """States and whole games of so many disks; of the trained number of tokens, or of as many as are needed.
+
+        Args:
+            segments: of every move; 0: as many as in training.
+        """
         from hrm_agent.launch.solve import solve
 
         given = self.settings["test"]
         trained = json.loads((place / "models" / "last" / "model.json").read_text())["task_options"]["disks"]
         options: dict[str, Any] = {"disks": max(disks, trained), "test_disks": disks, "solutions": given["games"]}
-        report = solve(str(place), task_options=options, puzzles=given["states"], best=False)
+        report = solve(str(place), task_options=options, puzzles=given["states"], best=False, segments=segments)
         found: Record = report["task"]["by_disks"][str(disks)]
         return {**found, "segments": report["segments"], "exact_by_segment": report["curves"]["exact"]}
 
@@ -81,7 +92,89 @@ class Puzzles(runner.Study):
         return f"solved {' '.join(f'{disks}: {share:.2f}' for disks, share in solved.items())}"
 
     def finish(self) -> None:
-        """There is nothing to do."""
+        """Solve with other numbers of segments than in training, and move towers."""
+        self.think_longer()
+        self.move_towers()
+
+    def think_longer(self) -> None:
+        """Trained models with other numbers of segments, into `segments.json`."""
+        given, path = self.settings["more"], self.folder / "segments.json"
+        key = ("agent", "seed", "segments", "disks")
+        known = {tuple(record[field] for field in key) for record in load(path)}
+        for arm, segments, disks in itertools.product(given["agents"], given["segments"], given["disks"]):
+            for seed in self.arm(arm)["seeds"]:
+                place = self.place(Job(arm, seed))
+                if (arm, seed, segments, disks) in known or not self.is_trained(place):
+                    continue
+                found = self.test(place, disks, segments)
+                kept = {name: found[name] for name in ("exact", "legal", "optimal", "solved_2x", "illegal", "games")}
+                own = {"agent": arm, "seed": seed, "segments": segments, "disks": disks}
+                put(path, [{**own, **kept, "commit": commit_of_code()}], key)
+                print(f"{arm} {seed}, {segments} segments, {disks} disks: solved {found['solved_2x']:.2f}", flush=True)
+
+    def move_towers(self) -> None:
+        """Trained models move towers from each peg to each other one, into `towers.json`; one game into `shown.json`.
+
+        States in which most disks lie on one peg are rare among random ones.
+        """
+        path, shown = self.folder / "towers.json", self.settings["shown"]
+        known = {(record["agent"], record["seed"]) for record in load(path)}
+        for job in self.jobs():
+            place = self.place(job)
+            if (job.arm, job.seed) in known or not self.is_trained(place):
+                continue
+            choose, tokens = player_of(place)
+            games = {n: play_out(choose, *towers(n, tokens)) for n in self.settings["towers"]}
+            solved = {str(n): int(own.solved.sum()) for n, own in games.items()}
+            optimally = {str(n): int((own.solved & (own.moves == own.distance)).sum()) for n, own in games.items()}
+            own = {"agent": job.arm, "seed": job.seed, "solved": solved, "optimal": optimally, "games": len(PAIRS)}
+            put(path, [{**own, "commit": commit_of_code()}], ("agent", "seed"))
+            print(f"{job}: towers solved {solved}", flush=True)
+            if (job.arm, job.seed) == (shown["agent"], shown["seed"]):
+                game = {"agent": job.arm, "seed": job.seed, **game_shown(choose, shown["disks"], tokens)}
+                put(self.folder / "shown.json", [{**game, "commit": commit_of_code()}], ("agent",))
+
+
+def player_of(place: Path) -> tuple[Choose, int]:
+    """What chooses the moves of a run's model, and the number of its tokens."""
+    from hrm_agent.supervised.evaluation import solver_of
+    from hrm_agent.supervised.files import load_model
+    from hrm_agent.supervised.tasks import build_task
+    from hrm_agent.supervised.tasks.hanoi import choose_moves
+
+    info = json.loads((place / "models" / "last" / "model.json").read_text())
+    task = build_task("hanoi", info["task_options"])
+    model = load_model(place / "models" / "last" / "model.safetensors")
+    solve = solver_of(model, task, "test", info["max_segments"], "softmax")
+    return partial(choose_moves, solve), info["task_options"]["disks"]
+
+
+def towers(disks: int, tokens: int) -> tuple[Pegs, Pegs]:
+    """Starts and goals int64 [6, tokens]: all disks on one peg, and on another one."""
+    padding = np.full((len(PAIRS), tokens - disks), NO_DISK)
+    start, goal = (np.concatenate([padding, np.repeat(pegs[:, None], disks, 1)], 1) for pegs in np.array(PAIRS).T)
+    return start, goal
+
+
+def game_shown(choose: Choose, disks: int, tokens: int) -> Record:
+    """A tower moved from the first peg to the last: the states it comes through, one character a disk."""
+    row = PAIRS.index((0, 2))
+    start, goal = (pegs[row : row + 1] for pegs in towers(disks, tokens))
+    states: list[Pegs] = []
+
+    def watched(pegs: Pegs, goals: Pegs) -> tuple[Pegs, Pegs]:
+        states.append(pegs[0].copy())
+        return choose(pegs, goals)
+
+    game = play_out(watched, start, goal)
+    states += [goal[0]] if game.solved[0] else []
+    return {
+        "disks": disks,
+        "distance": int(game.distance[0]),
+        "moves": int(game.moves[0]),
+        "solved": bool(game.solved[0]),
+        "states": ["".join(str(peg) for peg in state[-disks:]) for state in states],
+    }
 
 
 def learning_curve(lines: list[dict[str, Any]]) -> Curve:

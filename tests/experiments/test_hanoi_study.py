@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,14 @@ import numpy as np
 import pytest
 
 from experiments.engine.pages import settings_of
-from experiments.engine.records import ROOT
+from experiments.engine.records import ROOT, load
 from experiments.engine.runner import Job
 from experiments.hanoi import draw
-from experiments.hanoi.puzzles import Puzzles, learning_curve
+from experiments.hanoi.puzzles import Puzzles, game_shown, learning_curve, towers
 from hrm_agent.supervised.tasks import Answers, Examples, build_task
-from hrm_envs.hanoi_rules import optimal_moves
+from hrm_agent.supervised.tasks.hanoi import choose_moves
+from hrm_agent.supervised.tasks.hanoi_play import play_out
+from hrm_envs.hanoi_rules import NO_DISK, optimal_moves
 
 FOLDER = ROOT / "experiments" / "hanoi"
 
@@ -49,9 +53,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             record = {"success": success, "spl": 0.5, "excess_steps": 1.0, "frames": 9, "seconds": 2.0}
             references = {"random": floor, "bfs_replanner": {"success": 1.0}, "clairvoyant": {"success": 1.0}}
             files["results"].append({**own, **record, **references})
-            files["levels"].append({**own, "success": outcome, "sampled": outcome})
+            steps = [3 if char == "1" else 60 for char in outcome]
+            files["levels"].append(
+                {**own, "success": outcome, "sampled": outcome, "steps": steps, "sampled_steps": steps}
+            )
             files["curves"].append({**own, "train_success": [[1, 0.1], [2, success]]})
     files["lesions"] = [{"agent": "full-fixed", "seed": 0, "success": 0.25}]
+    states = ["00", "01", "21", "22"]
+    files["shown"] = [{"agent": "trm_long", "seed": 0, "disks": 2, "distance": 3, "moves": 3, "states": states}]
+    files["towers"] = [{"agent": "trm", "seed": s, "solved": {"8": n}, "games": 6} for s, n in ((0, 5), (1, 6))]
+    more = {"agent": "trm", "segments": 4, "disks": 9, "exact": 0.99}
+    files["segments"] = [{**more, "seed": seed, "solved_2x": solved} for seed, solved in ((0, 0.5), (1, 0.7))]
     for name, records in files.items():
         (made / f"{name}.json").write_text(json.dumps(records))
     (made / "study.yaml").write_text((FOLDER / "study.yaml").read_text())
@@ -60,15 +72,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_tables_say_what_the_records_say(folder: Path) -> None:
     tables = draw.tables(folder)
-    assert set(tables) == {f"hanoi {name}" for name in ("disks", "models", "agents", "cut", "comparisons")}
+    assert set(tables) == {
+        f"hanoi {name}" for name in ("disks", "models", "towers", "segments", "agents", "cut", "comparisons")
+    }
     disks = tables["hanoi disks"].splitlines()
     assert len(disks) == 2 + 2  # 3 and 4 disks
     assert "| **1.000** | 1.000 1.000 |" in disks[2]
     assert "| `trm` | 2 | 5 |" in tables["hanoi models"]
+    assert "| `trm` | 5 6 |" in tables["hanoi towers"]
+    assert "| `trm` | 4 | 0.9900 | 0.600 | 0.50 0.70 |" in tables["hanoi segments"]
     agents = tables["hanoi agents"]
     assert "| full-fixed | **0.750** [" in agents
     assert "| full-fixed | 0.750 | 0.250 |" in tables["hanoi cut"]
     assert "| full-fixed | reset-fixed | +0.500 [" in tables["hanoi comparisons"]
+    assert "| -28.50 [" in tables["hanoi comparisons"]  # 57 moves fewer on half of the levels
+    assert "| 17.25 | 17.25 |" in agents
     assert tables["hanoi comparisons"].count("reset-changing") == 0  # only one of its pair was run
 
 
@@ -76,8 +94,9 @@ def test_figures_are_drawn_of_what_there_is(folder: Path) -> None:
     draw.figures(folder)
     for name in ("moves", "disks", "agents"):
         assert (folder / f"{name}.png").stat().st_size > 5000
-    frames = draw.strip()
-    assert len({frame.tobytes() for frame in frames}) == len(frames) == draw.FRAMES
+    frames = draw.strip(load(folder / "shown.json")[0], frames=4)
+    assert [moves for moves, _ in frames] == [0, 1, 2, 3]
+    assert len({frame.tobytes() for _, frame in frames}) == 4
 
 
 def test_the_study_is_of_arms_that_differ_in_carry_and_goal_alone() -> None:
@@ -97,3 +116,23 @@ def test_puzzles_are_trained_with_one_thread_and_tested_beyond_the_trained_disks
     assert study.settings["test"]["disks"] == list(range(3, 13))
     line = {"steps": 4, "train/seconds": 1.23, "train/exact": 0.5}
     assert learning_curve([{"steps": 2, "validation/exact": 0.1}, line]) == [[4, 1.2, 0.5]]
+
+
+def test_a_game_shown_has_the_states_it_came_through() -> None:
+    """Of an optimal player, among padding; an illegal move ends it and is not shown."""
+    game = game_shown(partial(choose_moves, optimal), 3, 5)
+    assert (game["distance"], game["moves"], game["solved"]) == (7, 7, True)
+    assert (game["states"][0], game["states"][-1], len(game["states"])) == ("000", "222", 8)
+    differ = [sum(x != y for x, y in zip(a, b, strict=True)) for a, b in itertools.pairwise(game["states"])]
+    assert differ == [1] * 7
+    largest = game_shown(lambda pegs, goals: (np.array([2]), np.array([1])), 3, 5)  # which lies under the others
+    assert (largest["moves"], largest["solved"], largest["states"]) == (0, False, ["000"])
+
+
+def test_towers_are_from_every_peg_to_every_other() -> None:
+    starts, goals = towers(3, 5)
+    assert (starts[:, :2] == NO_DISK).all()
+    assert (goals[:, :2] == NO_DISK).all()
+    assert all(len(set(row)) == 1 for side in (starts, goals) for row in side[:, 2:].tolist())
+    assert len({(a, b) for a, b in zip(starts[:, -1].tolist(), goals[:, -1].tolist(), strict=True) if a != b}) == 6
+    assert play_out(partial(choose_moves, optimal), starts, goals).moves.tolist() == [7] * 6
