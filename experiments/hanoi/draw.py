@@ -13,6 +13,7 @@ from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
 from experiments.engine.statistics import crossed_difference, crossed_interval, holm, mean_of
 from experiments.engine.tables import REFERENCES, average, each_seed, estimate, number, seconds, table
+from experiments.hanoi.trials import trial_rows
 from hrm_envs.hanoi_rendering import render_hanoi
 from hrm_envs.hanoi_rules import PEGS
 
@@ -28,6 +29,7 @@ def tables(folder: Path) -> dict[str, str]:
     return {
         "hanoi disks": table(disks_rows(puzzles)),
         "hanoi models": table(model_rows(puzzles)),
+        "hanoi trials": table(trial_rows(load(folder / "trials.json"))),
         "hanoi towers": table(tower_rows(load(folder / "towers.json"))),
         "hanoi segments": table(segment_rows(load(folder / "segments.json"))),
         "hanoi agents": table(agent_rows(results, levels, list(settings["arms"]))),

@@ -83,7 +83,8 @@ class Puzzles(runner.Study):
         given = self.settings["test"]
         trained = json.loads((place / "models" / "last" / "model.json").read_text())["task_options"]["disks"]
         options: dict[str, Any] = {"disks": max(disks, trained), "test_disks": disks, "solutions": given["games"]}
-        report = solve(str(place), task_options=options, puzzles=given["states"], best=False, segments=segments)
+        asked = {"split": given["split"], "puzzles": given["states"], "segments": segments}
+        report = solve(str(place), task_options=options, best=False, **asked)
         found: Record = report["task"]["by_disks"][str(disks)]
         return {**found, "segments": report["segments"], "exact_by_segment": report["curves"]["exact"]}
 

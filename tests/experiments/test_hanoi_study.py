@@ -16,6 +16,7 @@ from experiments.engine.records import ROOT, load
 from experiments.engine.runner import Job
 from experiments.hanoi import draw
 from experiments.hanoi.puzzles import Puzzles, game_shown, learning_curve, towers
+from experiments.hanoi.trials import Trials
 from hrm_agent.supervised.tasks import Answers, Examples, build_task
 from hrm_agent.supervised.tasks.hanoi import choose_moves
 from hrm_agent.supervised.tasks.hanoi_play import play_out
@@ -61,6 +62,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files["lesions"] = [{"agent": "full-fixed", "seed": 0, "success": 0.25}]
     states = ["00", "01", "21", "22"]
     files["shown"] = [{"agent": "trm_long", "seed": 0, "disks": 2, "distance": 3, "moves": 3, "states": states}]
+    files["trials"] = [{**puzzle, "agent": name, "seed": 0, "by_disks": report["by_disks"]} for name in ("a", "b")]
+    files["trials"][0]["by_disks"] = {n: {**own, "solved_2x": 0.1} for n, own in report["by_disks"].items()}
     files["towers"] = [{"agent": "trm", "seed": s, "solved": {"8": n}, "games": 6} for s, n in ((0, 5), (1, 6))]
     more = {"agent": "trm", "segments": 4, "disks": 9, "exact": 0.99}
     files["segments"] = [{**more, "seed": seed, "solved_2x": solved} for seed, solved in ((0, 0.5), (1, 0.7))]
@@ -73,12 +76,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tables_say_what_the_records_say(folder: Path) -> None:
     tables = draw.tables(folder)
     assert set(tables) == {
-        f"hanoi {name}" for name in ("disks", "models", "towers", "segments", "agents", "cut", "comparisons")
+        f"hanoi {name}" for name in ("disks", "models", "trials", "towers", "segments", "agents", "cut", "comparisons")
     }
     disks = tables["hanoi disks"].splitlines()
     assert len(disks) == 2 + 2  # 3 and 4 disks
     assert "| **1.000** | 1.000 1.000 |" in disks[2]
     assert "| `trm` | 2 | 5 |" in tables["hanoi models"]
+    assert tables["hanoi trials"].index("| `b` | 1.00 |") < tables["hanoi trials"].index("| `a` | 0.10 |")
     assert "| `trm` | 5 6 |" in tables["hanoi towers"]
     assert "| `trm` | 4 | 0.9900 | 0.600 | 0.50 0.70 |" in tables["hanoi segments"]
     agents = tables["hanoi agents"]
@@ -116,6 +120,14 @@ def test_puzzles_are_trained_with_one_thread_and_tested_beyond_the_trained_disks
     assert study.settings["test"]["disks"] == list(range(3, 13))
     line = {"steps": 4, "train/seconds": 1.23, "train/exact": 0.5}
     assert learning_curve([{"steps": 2, "validation/exact": 0.1}, line]) == [[4, 1.2, 0.5]]
+
+
+def test_trials_are_compared_on_validation_pairs_and_not_where_the_page_tests() -> None:
+    study, trials = Puzzles(), Trials()
+    assert (study.settings["test"]["split"], trials.settings["test"]["split"]) == ("test", "validation")
+    assert trials.place(Job("as_it_is", 0)) != study.place(Job("as_it_is", 0))
+    assert set(trials.arms()) == set(settings_of(FOLDER, "puzzles.yaml")["trials"]["arms"])
+    assert all("core=trm" in trials.overrides(Job(arm, 0)) for arm in trials.arms())
 
 
 def test_a_game_shown_has_the_states_it_came_through() -> None:
