@@ -49,8 +49,8 @@ class HanoiTask(Task):
 
     Which set a pair is in follows from a hash of the number of disks, start and goal that does not depend on how the
     pegs are called (train 6, validation 1, test 1 of 8), so that no set holds a pair of another, nor its image.
-    Training pairs are drawn uniformly, or with stacks (`stacked`), under all six names of the pegs alike. Of 1 and 2 disks there are 6 and 72
-    pairs, too few to be divided: they are in all sets.
+    Training pairs are drawn uniformly, or with stacks (`stacked`), under all six names of the pegs alike. Of 1 and 2
+    disks there are 6 and 72 pairs, too few to be divided: they are in all sets.
 
     Puzzle i of validation and of test is a function of i and the options, whatever `seed`.
 
