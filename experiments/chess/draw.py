@@ -13,8 +13,10 @@ from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
 from experiments.engine.statistics import mean_of
 from experiments.engine.tables import number, table
+from hrm_agent.evaluation.metrics import wilson_interval
 from hrm_envs.endgames.drawing import SQUARE, draw_board
 
+TOP = {1: "exact", 3: "top_3", 5: "top_5"}
 PUBLISHED = {"exact": 0.112, "top_3": 0.340, "top_5": 0.511}
 """Of the student project that the page cites."""
 
@@ -43,39 +45,61 @@ def rows_of(records: list[Record], arms: dict[str, Any], cells: Any) -> list[dic
     return rows
 
 
-def spread(values: list[float | None]) -> str:
-    """Mean, and the range over seeds where there are several."""
+def spread(values: list[float | None], interval: Sequence[float] | None = None) -> str:
+    """Mean, and the range over seeds where there are several.
+
+    Args:
+        interval: of the only value, over positions; shown where there is one seed.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return ""
     ends = f" ({min(known):.3f} to {max(known):.3f})" if len(known) > 1 else ""
+    if len(known) == 1 and interval is not None:
+        ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]"
     return f"{number(mean_of(known))}{ends}"
+
+
+def share(values: list[float | None], count: int) -> str:
+    """`spread` of shares of so many positions or games, with Wilson's interval."""
+    first = values[0]
+    return spread(values, None if first is None else wilson_interval(round(first * count), count))
 
 
 def endgame_cells(runs: list[Record]) -> dict[str, str]:
     """Scores on exact endgames."""
     tests = [run["test"] for run in runs]
     own = [test.get("task", {}) for test in tests]
-    return {
-        "best move": spread([test["exact"] for test in tests]),
-        "after one segment": spread([test["curves"]["exact"][0] for test in tests]),
-        "legal without a mask": spread([test["legal"] for test in tests]),
-        "keeps the value": spread([test["keeps"] for test in tests]),
-        "KRK mated": spread([task.get("KRK_mated") for task in own]),
-        "KQK mated": spread([task.get("KQK_mated") for task in own]),
+    count = tests[0]["puzzles"]
+    cells = {
+        "best move": share([test["exact"] for test in tests], count),
+        "after one segment": share([test["curves"]["exact"][0] for test in tests], count),
+        "legal without a mask": share([test["legal"] for test in tests], count),
+        "keeps the value": share([test["keeps"] for test in tests], count),
     }
+    for ending in ("KRK", "KQK"):
+        cells[f"{ending} mated"] = spread(
+            [task.get(f"{ending}_mated") for task in own], own[0].get(f"{ending}_mated_ci95")
+        )
+    return cells
 
 
 def judged_cells(runs: list[Record]) -> dict[str, str]:
     """Scores on positions that the engine judged."""
-    last = [run["judged"]["segments"][-1] for run in runs]
-    scores = {f"top {k}": spread([row[name] for row in last]) for k, name in ((1, "exact"), (3, "top_3"), (5, "top_5"))}
+    last, count = [run["judged"]["segments"][-1] for run in runs], runs[0]["judged"]["positions"]
+    first = last[0]
+
+    def lost(name: str) -> str:
+        return spread([row[name] for row in last], first[f"{name}_ci95"])
+
+    tests = [run["test"] for run in runs]
+    tested = {f"top {k}": share([test[name] for test in tests], tests[0]["puzzles"]) for k, name in TOP.items()}
     return {
-        **scores,
-        "legal without a mask": spread([row["legal_choice"] for row in last]),
-        "loss of win probability": spread([row["loss"] for row in last]),
-        "of the legal move": spread([row["loss_legal"] for row in last]),
-        "blunders of it": spread([row["loss_legal_blunders"] for row in last]),
+        **tested,
+        "legal without a mask": share([test["legal"] for test in tests], tests[0]["puzzles"]),
+        f"loss of win probability, of {count} positions": lost("loss"),
+        "of the legal move": lost("loss_legal"),
+        "blunders of it": lost("loss_legal_blunders"),
     }
 
 

@@ -136,22 +136,24 @@ def parameters_of(overrides: str) -> int:
 def test_all_arms_have_as_many_parameters() -> None:
     study = yaml.safe_load((HERE / "study.yaml").read_text())
     counts = {name: parameters_of(f"{study['base']} {arm['overrides']}") for name, arm in study["arms"].items()}
-    assert counts["trm"] == counts["hrm"] == counts["feedforward"] == 352_130
-    assert abs(counts["feedforward_deep"] / counts["trm"] - 1) < 0.02
+    assert counts["trm"] == counts["hrm"] == counts["feedforward"] == 218_754
+    assert abs(counts["feedforward_deep"] / counts["trm"] - 1) < 0.04
     assert f"{counts['trm']:,}" in (HERE / "study.yaml").read_text()
     assert f"{counts['feedforward_deep']:,}" in (HERE / "study.yaml").read_text()
 
 
 def segment(loss: float) -> dict:
     losses = {"loss": loss, "loss_legal": loss / 2, "loss_legal_blunders": 0.25}
+    losses |= {f"{name}_ci95": [value / 2, value * 2] for name, value in losses.items()}
     return {"exact": 0.5 - loss, "top_3": 0.6, "top_5": 0.7, "legal_choice": 0.99, **losses}
 
 
 def record(arm: str, seed: int, world: str) -> dict:
-    task = {"KRK_mated": 0.5 + seed / 10}
-    test = {"exact": 0.8, "legal": 1.0, "keeps": 0.9, "curves": {"exact": [0.7, 0.8]}, "task": task}
+    task = {"KRK_mated": 0.5 + seed / 10, "KRK_mated_ci95": [0.4, 0.7]}
+    test = {"exact": 0.8, "legal": 1.0, "keeps": 0.9, "curves": {"exact": [0.7, 0.8]}, "task": task, "puzzles": 1000}
+    test |= {"top_3": 0.9, "top_5": 1.0}
     games = {"random": {"games": 10, "won": 6, "drawn": 3, "lost": 1, "unfinished": 0, "score": 0.75}}
-    judged = {"segments": [segment(0.2), segment(0.1 + seed / 100)], "games": games}
+    judged = {"positions": 500, "segments": [segment(0.2), segment(0.1 + seed / 100)], "games": games}
     own = {"agent": arm, "seed": seed, "world": world, "parameters": 352_130, "seconds": 3600.0, "test": test}
     return {**own, **({"judged": judged} if world == "judged" else {})}
 
@@ -169,6 +171,9 @@ def test_page_and_figures_are_drawn_from_the_records(tmp_path: Path) -> None:
     assert "0.550 (0.500 to 0.600)" in made["chess_endgames"]
     assert "0.105 (0.100 to 0.110)" in made["chess_judged"]
     assert "| `feedforward` | random | 0.750 | 20 | 12 | 6 | 2 | 0 |" in made["chess_games"]
+    alone = draw.judged_cells([record("trm", 0, "judged")])  # one seed: an interval over positions
+    assert (alone["top 1"], alone["of the legal move"]) == ("0.800 [0.774, 0.824]", "0.050 [0.025, 0.100]")
+    assert draw.endgame_cells([record("trm", 0, "endgames")])["KRK mated"] == "0.500 [0.400, 0.700]"
     draw.figures(tmp_path)
     assert (tmp_path / "loss.png").stat().st_size > 1000
     assert (tmp_path / "boards.png").stat().st_size > 1000
