@@ -114,7 +114,7 @@ def test_the_study_is_of_arms_that_differ_in_carry_and_goal_alone() -> None:
 def test_puzzles_are_trained_with_one_thread_and_tested_beyond_the_trained_disks() -> None:
     study = Puzzles()
     jobs = study.jobs()
-    assert len(jobs) == 3 * 2 + 2 + 2  # fewer seeds of the slow ones
+    assert len(jobs) == 3 + 2 + 2  # fewer seeds of the slow ones
     overrides = study.overrides(Job("trm", 1))
     assert {"task=hanoi", "core=trm", "seed=1", "threads=1"} <= set(overrides)
     assert study.settings["test"]["disks"] == list(range(3, 13))
