@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from experiments.engine.figures import panels, save
 from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
-from experiments.engine.statistics import crossed_difference, crossed_interval, holm, mean_of
+from experiments.engine.statistics import crossed_difference, crossed_interval, holm, mean_of, success_interval
 from experiments.engine.tables import REFERENCES, average, each_seed, estimate, number, seconds, table
 from experiments.hanoi.trials import trial_rows
 from hrm_envs.hanoi_rendering import render_hanoi
@@ -60,7 +60,11 @@ def disks_rows(records: list[Record]) -> list[dict[str, str]]:
                     "random": number(floor["random_exact"]),
                     "look-ahead": number(floor["look_ahead_exact"]),
                     "moves of a shortest solution": number(floor["distance"], 1),
-                    "games solved in twice the moves": f"**{average(own, 'solved_2x')}**",
+                    "games solved in twice the moves [95%]": estimate(
+                        success_interval(
+                            [{"success": o["solved_2x"], "success_ci95": o["solved_2x_ci95"]} for o in own]
+                        )
+                    ),
                     "each seed": " ".join(number(o["solved_2x"]) for o in own),
                     "optimally": average(own, "optimal"),
                     "(1 - e)^moves": average(own, "predicted"),
@@ -217,15 +221,16 @@ def draw_disks(path: Path, records: list[Record]) -> None:
             for run in runs:
                 axis.plot(x, [run["by_disks"][d][name] for d in disks], color=f"C{place}", alpha=0.3, lw=1)
             axis.plot(x, mean_by(runs, disks, name), color=f"C{place}", marker="o", label=arm)
-        games.plot(x, mean_by(runs, disks, "predicted"), color=f"C{place}", ls=":", label="(1 - e)^moves")
-        floor = [runs[0]["by_disks"][d] for d in disks]
-        games.plot(x, [f["look_ahead"]["solved_2x"] for f in floor], color="0.5", ls="--", label="look-ahead")
-        moves.plot(x, [f["look_ahead_exact"] for f in floor], color="0.5", ls="--", label="look-ahead")
-        moves.plot(x, [f["random_exact"] for f in floor], color="0.7", ls="-.", label="random")
+        games.plot(x, mean_by(runs, disks, "predicted"), color=f"C{place}", ls=":", label=f"{arm}: (1 - e)^moves")
+    disks = numbers_of(records)
+    x, floor = [int(d) for d in disks], [records[0]["by_disks"][d] for d in disks]
+    games.plot(x, [f["look_ahead"]["solved_2x"] for f in floor], color="0.5", ls="--", label="look-ahead")
+    moves.plot(x, [f["look_ahead_exact"] for f in floor], color="0.5", ls="--", label="look-ahead")
+    moves.plot(x, [f["random_exact"] for f in floor], color="0.7", ls="-.", label="random")
     for axis, label in ((games, "games solved in twice the moves"), (moves, "states with an optimal move")):
         axis.axvspan(2.5, 6.5, color="0.92", zorder=0)
         axis.set(xlabel="disks (grey: trained on)", ylabel=label, ylim=(0, 1.02))
-        axis.legend(loc="lower left")
+        axis.legend(loc="lower left", fontsize=8)
     save(figure, path)
 
 

@@ -15,6 +15,8 @@ from experiments.engine.tables import EMPTY, table
 ANCHOR = 1.88
 """Nats a character on the last tenth of tinyshakespeare, of the example for a laptop's CPU in nanoGPT's README."""
 ANCHORED = "tinyshakespeare.txt"
+TOP = 2.8
+"""Bits at the figure's upper edge; what nothing is carried to is far above all others."""
 STYLES = {"a window at once": "--", "carried": "-", "counts": ":"}
 
 
@@ -49,6 +51,8 @@ def rows_of(records: Sequence[Record], arms: dict[str, dict]) -> list[dict[str, 
                 "what": f"{arms[name]['form']}: {arms[name]['says']}" if name in arms else "",
                 "nats a character": f"**{sum(nats) / len(nats):.3f}**",
                 "each seed": " ".join(f"{value:.3f}" for value in nats),
+                "validation": f"{mean_of(run['validation']['nats'] for run in runs):.3f}",
+                "test [95% over windows, first seed]": with_windows(runs),
                 "bits": f"{mean_of(run['bits'] for run in runs):.3f}",
                 "perplexity": f"{math.exp(sum(nats) / len(nats)):.2f}",
                 "parameters": f"{runs[0]['parameters']:,}",
@@ -57,6 +61,13 @@ def rows_of(records: Sequence[Record], arms: dict[str, dict]) -> list[dict[str, 
             }
         )
     return rows
+
+
+def with_windows(runs: Sequence[Record]) -> str:
+    """Nats on the test part, and the interval over its windows where it is known."""
+    interval = runs[0]["test"].get("nats_ci95")
+    ends = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    return f"{mean_of(run['test']['nats'] for run in runs):.3f}{ends}"
 
 
 def segment_rows(records: Sequence[Record]) -> list[dict[str, str]]:
@@ -97,7 +108,8 @@ def figures(folder: Path) -> None:
             style = STYLES.get(runs[0]["form"], "-")
             for run in runs:
                 seconds, bits = zip(*run["curve"], strict=True)
-                label = f"{name} ({runs[0]['form']})" if run is runs[0] else None
+                above = f", at {min(bits):.2f}: above the picture" if min(bits) > TOP else ""
+                label = f"{name} ({runs[0]['form']}{above})" if run is runs[0] else None
                 if len(seconds) == 1:
                     axis.axhline(bits[0], color="0.4", ls=style, lw=1.2, label=label)
                 else:
@@ -107,6 +119,7 @@ def figures(folder: Path) -> None:
         axis.set(
             xscale="log", xlabel="processor seconds of training", ylabel="bits a character, validation", title=text
         )
+        axis.set_ylim(top=min(axis.get_ylim()[1], TOP))
         axis.grid(alpha=0.25)
         axis.legend(fontsize=7, ncols=2)
     save(figure, folder / "bits.png")

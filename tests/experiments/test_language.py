@@ -230,7 +230,11 @@ def made_up() -> list[dict[str, Any]]:
     own = [("trm-gate", 0, 1.5), ("trm-gate", 1, 1.7), ("lstm", 0, 1.4)]
     curve = [[10.0, 4.0], [360.0, 2.0]]
     records = [
-        {**common, "agent": agent, "seed": seed, "nats": nats, "bits": nats / math.log(2), "curve": curve}
+        {
+            **{**common, "agent": agent, "seed": seed, "nats": nats, "bits": nats / math.log(2), "curve": curve},
+            "validation": {"nats": nats - 0.1},
+            "test": {"nats": nats + 0.1, "nats_ci95": [nats, nats + 0.2]},
+        }
         for agent, seed, nats in own
     ]
     records[0] |= {"by_segments": [3.0, 2.5], "sample": "to be"}
@@ -246,6 +250,7 @@ def test_tables_and_figure_come_from_the_records(tmp_path: Path) -> None:
     assert "`lstm`" in lines[2]
     assert "**1.600**" in lines[3]
     assert "1.500 1.700" in lines[3]
+    assert "| 1.500 | 1.700 [1.500, 1.700] |" in lines[3]
     assert "3.000" in tables["language segments"]
     assert "or not to be" in tables["language sample"]
     assert "to be\n```" in tables["language sample"]
