@@ -127,7 +127,7 @@ def moves(levels: list[Record], arm: str, mode: str) -> NDArray[np.float64]:
 def agent_rows(results: list[Record], levels: list[Record], arms: list[str]) -> list[dict[str, str]]:
     """One row an arm, then the policies that need no training on its levels."""
     rows: list[dict[str, str]] = []
-    seen: set[float] = set()
+    seen: set[str] = set()
     for arm in arms:
         runs = [r for r in results if r["agent"] == arm]
         if not runs:
@@ -146,10 +146,12 @@ def agent_rows(results: list[Record], levels: list[Record], arms: list[str]) -> 
         )
         for name in REFERENCES:
             known = runs[0][name]
-            if known and known["success"] not in seen:
-                seen.add(known["success"])
-                label = f"{name.replace('_', ' ')}, {arm.rpartition('-')[2]} goal"
-                rows.append({"agent": label, "greedy": number(known["success"])})
+            label = f"{name.replace('_', ' ')}, {arm.rpartition('-')[2]} goal"
+            if known and label not in seen:
+                seen.add(label)
+                made = number(known.get("episode_length", known.get("steps")), 2)
+                spl = number(known["spl"]) if "spl" in known else ""
+                rows.append({"agent": label, "greedy": number(known["success"]), "SPL": spl, "moves, greedy": made})
     return rows
 
 

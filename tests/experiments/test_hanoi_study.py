@@ -53,7 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             own = {"agent": arm, "seed": seed}
             success, floor = outcome.count("1") / 4, {"success": 0.25}
             record = {"success": success, "spl": 0.5, "excess_steps": 1.0, "frames": 9, "seconds": 2.0}
-            references = {"random": floor, "bfs_replanner": {"success": 1.0}, "clairvoyant": {"success": 1.0}}
+            references = {"random": floor, "bfs_replanner": {"success": 0.9, "spl": 0.8, "episode_length": 9.0}}
+            references["clairvoyant"] = {"success": 1.0, "steps": 8.5}
             files["results"].append({**own, **record, **references})
             steps = [3 if char == "1" else 60 for char in outcome]
             files["levels"].append(
@@ -92,6 +93,9 @@ def test_tables_say_what_the_records_say(folder: Path) -> None:
     assert "| full-fixed | reset-fixed | +0.500 [" in tables["hanoi comparisons"]
     assert "| -28.50 [" in tables["hanoi comparisons"]  # 57 moves fewer on half of the levels
     assert "| 17.25 | 17.25 |" in agents
+    assert "| bfs replanner, fixed goal | 0.900 |  |  | 0.800 | 9.00 |" in agents
+    assert "| bfs replanner, changing goal | 0.900 |" in agents  # of the same success in another environment
+    assert "| clairvoyant, fixed goal | 1.000 |  |  |  | 8.50 |" in agents
     assert tables["hanoi comparisons"].count("reset-changing") == 0  # only one of its pair was run
 
 
