@@ -69,7 +69,7 @@ class Study(runner.Study):
     def measure(self, job: Job) -> list[Record]:
         place = self.trained(job)
         info = json.loads((place / "models" / "last" / "model.json").read_text())
-        same = ("core", "seed", "parameters", "steps", "samples", "seconds", "clock")
+        same = ("core", "seed", "parameters", "steps", "samples", "seconds", "clock", "kernel", "instruction_set")
         record: dict[str, Any] = {
             "agent": job.arm,
             "world": job.world,

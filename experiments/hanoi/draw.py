@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.engine.comparisons import MODES, comparison_rows, outcomes
 from experiments.engine.figures import panels, save
 from experiments.engine.pages import settings_of
 from experiments.engine.records import Record, load
-from experiments.engine.statistics import crossed_difference, crossed_interval, holm, mean_of, success_interval
+from experiments.engine.statistics import crossed_interval, mean_of, success_interval
 from experiments.engine.tables import REFERENCES, average, each_seed, estimate, number, seconds, table
 from experiments.hanoi.trials import trial_rows
 from hrm_envs.hanoi_rendering import render_hanoi
 from hrm_envs.hanoi_rules import PEGS
 
-MODES = {"greedy": ("success", "steps"), "sampled": ("sampled", "sampled_steps")}
-"""What a table says, and the fields of `levels.json`: success, and moves, which are the time limit where it failed."""
+MOVES = {"greedy moves": "steps", "sampled moves": "sampled_steps"}
+"""What a table says, and the field of `levels.json`: moves, which are the time limit where a level is not solved."""
 FRAMES = 6
 
 
@@ -34,7 +36,7 @@ def tables(folder: Path) -> dict[str, str]:
         "hanoi segments": table(segment_rows(load(folder / "segments.json"))),
         "hanoi agents": table(agent_rows(results, levels, list(settings["arms"]))),
         "hanoi cut": table(cut_rows(load(folder / "lesions.json"), results)),
-        "hanoi comparisons": table(comparison_rows(levels, settings["comparisons"])),
+        "hanoi comparisons": table(compared(levels, settings["comparisons"])),
     }
 
 
@@ -87,6 +89,7 @@ def model_rows(records: list[Record]) -> list[dict[str, str]]:
                 "steps": f"{runs[0]['steps']:,}",
                 "puzzles and segments, together": f"{runs[0]['samples']:,}",
                 "training, median": seconds(runs),
+                "kernel, instructions": f"{runs[0]['kernel']}, {runs[0]['instruction_set']}",
             }
         )
     return rows
@@ -114,14 +117,11 @@ def segment_rows(records: list[Record]) -> list[dict[str, str]]:
     return list(rows.values())
 
 
-def outcomes(levels: list[Record], arm: str, mode: str) -> NDArray[np.float64]:
-    """Success `[seeds, levels]`."""
-    return np.array([[int(c) for c in r[MODES[mode][0]]] for r in levels if r["agent"] == arm], float)
-
-
-def moves(levels: list[Record], arm: str, mode: str) -> NDArray[np.float64]:
-    """Moves made `[seeds, levels]`."""
-    return np.array([r[MODES[mode][1]] for r in levels if r["agent"] == arm], float)
+def scores(levels: list[Record], arm: str, mode: str) -> NDArray[np.float64]:
+    """Success or moves `[seeds, levels]`."""
+    if mode in MOVES:
+        return np.array([r[MOVES[mode]] for r in levels if r["agent"] == arm], float)
+    return outcomes(levels, arm, mode)
 
 
 def agent_rows(results: list[Record], levels: list[Record], arms: list[str]) -> list[dict[str, str]]:
@@ -139,7 +139,7 @@ def agent_rows(results: list[Record], levels: list[Record], arms: list[str]) -> 
                 **success,
                 "each seed": each_seed(runs),
                 "SPL": average(runs, "spl"),
-                **{f"moves, {mode}": number(float(moves(levels, arm, mode).mean()), 2) for mode in MODES},
+                **{mode: number(float(scores(levels, arm, mode).mean()), 2) for mode in MOVES},
                 "frames": f"{runs[0]['frames']:,}",
                 "training, median": seconds(runs),
             }
@@ -151,7 +151,7 @@ def agent_rows(results: list[Record], levels: list[Record], arms: list[str]) -> 
                 seen.add(label)
                 made = number(known.get("episode_length", known.get("steps")), 2)
                 spl = number(known["spl"]) if "spl" in known else ""
-                rows.append({"agent": label, "greedy": number(known["success"]), "SPL": spl, "moves, greedy": made})
+                rows.append({"agent": label, "greedy": number(known["success"]), "SPL": spl, "greedy moves": made})
     return rows
 
 
@@ -163,26 +163,13 @@ def cut_rows(lesions: list[Record], results: list[Record]) -> list[dict[str, str
     return rows
 
 
-def comparison_rows(levels: list[Record], pairs: list[list[str]]) -> list[dict[str, str]]:
-    """Those for which there are two seeds or more, corrected over all of them, both modes and both scores."""
-    found = []
-    for a, b in pairs:
-        for mode in MODES:
-            for score, of in (("success", outcomes), ("moves", moves)):
-                x, y = of(levels, a, mode), of(levels, b, mode)
-                if min(len(x), len(y)) >= 2:
-                    most = max(x.max(), y.max(), 1.0)  # the statistics are of values from 0 to 1
-                    found.append((a, b, f"{score}, {mode}", crossed_difference(x / most, y / most), most))
-    adjusted = holm([d.p_value for *_, d, _ in found])
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for (a, b, what, d, most), p in zip(found, adjusted, strict=True):
-        row = rows.setdefault((a, b), {"a": a, "b": b})
-        digits = 3 if what.startswith("success") else 2
-        row[f"{what}, a - b [95%]"] = "{:+.{n}f} [{:+.{n}f}, {:+.{n}f}]".format(
-            *(value * most for value in (d.value, d.low, d.high)), n=digits
-        )
-        row[f"p of {len(found)}, {what}"] = f"{p:.3f}" if p >= 0.001 else "< 0.001"
-    return list(rows.values())
+def compared(levels: list[Record], pairs: list[list[str]]) -> list[dict[str, str]]:
+    """Success and moves of pairs of arms."""
+    most = max((steps for r in levels for field in MOVES.values() for steps in r[field]), default=1)
+    rows = comparison_rows(
+        {"": pairs}, partial(scores, levels), {**dict.fromkeys(MODES, 1), **dict.fromkeys(MOVES, most)}
+    )
+    return [{key: text for key, text in row.items() if key != "question"} for row in rows]
 
 
 def figures(folder: Path) -> None:

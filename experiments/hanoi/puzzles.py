@@ -29,7 +29,7 @@ from hrm_envs.hanoi_rules import NO_DISK, PAIRS
 HERE = Path(__file__).resolve().parent
 REQUIRED = frozenset({
     "agent", "algo", "task", "task_options", "core", "seed", "parameters", "steps", "samples", "seconds", "clock",
-    "by_disks", "curve", "command", "commit",
+    "by_disks", "curve", "command", "commit", "instruction_set",
 })  # fmt: skip
 
 
@@ -60,7 +60,8 @@ class Puzzles(runner.Study):
     def measure(self, job: Job) -> list[Record]:
         place = self.trained(job)
         info = json.loads((place / "models" / "last" / "model.json").read_text())
-        same = ("task", "task_options", "core", "seed", "parameters", "steps", "samples", "seconds", "clock")
+        same = ("task", "task_options", "core", "seed", "parameters", "steps", "samples", "seconds", "clock",
+                "kernel", "instruction_set")  # fmt: skip
         record = {
             "agent": job.arm,
             "algo": "supervised",

@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = build_task("hanoi", {"disks": 4, "solutions": 10}).evaluate(optimal, "test", 40)
     assert report is not None
     puzzle = {"agent": "trm", "parameters": 5, "max_segments": 4, "steps": 9, "samples": 576, "seconds": 1.0}
+    puzzle |= {"kernel": "fused", "instruction_set": "avx2"}
     files: dict[str, list[dict[str, Any]]] = {
         "puzzles": [{**puzzle, "seed": seed, "by_disks": report["by_disks"]} for seed in (0, 1)],
         "results": [], "levels": [], "curves": [], "lesions": [],
@@ -84,6 +85,7 @@ def test_tables_say_what_the_records_say(folder: Path) -> None:
     assert len(disks) == 2 + 2  # 3 and 4 disks
     assert re.search(r"\| \*\*1.000\*\* \[0\.[5-8]\d\d, 1.000\] \| 1.000 1.000 \|", disks[2])  # of ten games each
     assert "| `trm` | 2 | 5 |" in tables["hanoi models"]
+    assert "| fused, avx2 |" in tables["hanoi models"]
     assert tables["hanoi trials"].index("| `b` | 1.00 |") < tables["hanoi trials"].index("| `a` | 0.10 |")
     assert "| `trm` | 5 6 |" in tables["hanoi towers"]
     assert "| `trm` | 4 | 0.9900 | 0.600 | 0.50 0.70 |" in tables["hanoi segments"]
@@ -91,7 +93,7 @@ def test_tables_say_what_the_records_say(folder: Path) -> None:
     assert "| full-fixed | **0.750** [" in agents
     assert "| full-fixed | 0.750 | 0.250 |" in tables["hanoi cut"]
     assert "| full-fixed | reset-fixed | +0.500 [" in tables["hanoi comparisons"]
-    assert "| -28.50 [" in tables["hanoi comparisons"]  # 57 moves fewer on half of the levels
+    assert "| -28.500 [" in tables["hanoi comparisons"]  # 57 moves fewer on half of the levels
     assert "| 17.25 | 17.25 |" in agents
     assert "| bfs replanner, fixed goal | 0.900 |  |  | 0.800 | 9.00 |" in agents
     assert "| bfs replanner, changing goal | 0.900 |" in agents  # of the same success in another environment

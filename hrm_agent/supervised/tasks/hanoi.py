@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from hrm_agent.names.values import EpisodesOrNone, Share
+from hrm_agent.names.values import EpisodesOrNone
 from hrm_agent.supervised.losses import IGNORED_LABEL
 from hrm_agent.supervised.tasks.base import (
     SPLITS,
@@ -30,8 +30,6 @@ MOST_DISKS = 20
 Disks = Annotated[int, Meta(ge=1, le=MOST_DISKS)]
 
 INPUT_IDS = 1 + PEGS * PEGS
-TOGETHER = 0.75
-"""Probability with which a disk of a state with stacks lies on the peg of the next larger one."""
 BLOCK = 256
 """Validation or test puzzles that one generator draws."""
 
@@ -49,8 +47,8 @@ class HanoiTask(Task):
 
     Which set a pair is in follows from a hash of the number of disks, start and goal that does not depend on how the
     pegs are called (train 6, validation 1, test 1 of 8), so that no set holds a pair of another, nor its image.
-    Training pairs are drawn uniformly, or with stacks (`stacked`), under all six names of the pegs alike. Of 1 and 2
-    disks there are 6 and 72 pairs, too few to be divided: they are in all sets.
+    Training pairs are drawn uniformly, under all six names of the pegs alike. Of 1 and 2 disks there are 6 and 72
+    pairs, too few to be divided: they are in all sets.
 
     Puzzle i of validation and of test is a function of i and the options, whatever `seed`.
 
@@ -61,8 +59,6 @@ class HanoiTask(Task):
         test_disks: disks of validation and test puzzles; None: every number from `min_disks` equally often, up to
             `train_disks` in validation, so that nothing is chosen on more disks than training has, and up to `disks` in
             the test.
-        stacked: share of the starts, and of the goals, of training whose disks lie together: each, with probability
-            3/4, on the peg of the next larger one. Games go through such states, and they are rare among uniform ones.
         solutions: games that are played to the end for every number of disks when a model is tested. A game of n disks
             takes about 2^n / 2 moves.
         seed: plays no part.
@@ -78,11 +74,10 @@ class HanoiTask(Task):
         min_disks: Disks = 3,
         train_disks: Disks | None = None,
         test_disks: Disks | None = None,
-        stacked: Share = 0.0,
         solutions: EpisodesOrNone = 50,
         seed: int = 0,
     ) -> None:
-        self.disks, self.min_disks, self.stacked, self.solutions = disks, min_disks, stacked, solutions
+        self.disks, self.min_disks, self.solutions = disks, min_disks, solutions
         self.train_disks = disks if train_disks is None else train_disks
         self.tested = range(min_disks, disks + 1) if test_disks is None else range(test_disks, test_disks + 1)
         self.validated = range(min_disks, self.train_disks + 1) if test_disks is None else self.tested
@@ -147,22 +142,11 @@ class HanoiTask(Task):
         missing = np.arange(len(numbers))
         while len(missing):
             drawn = generator.integers(0, PEGS, (2, len(missing), self.disks))
-            if split == "train" and self.stacked:
-                drawn = with_stacks(generator, drawn, self.stacked)
             drawn[:, np.arange(self.disks) < self.disks - numbers[missing, None]] = NO_DISK
             sides[:, missing] = drawn
             fits = (split_of(*drawn) == SPLITS.index(split)) | (numbers[missing] <= FEW_DISKS)
             missing = missing[~fits | (drawn[0] == drawn[1]).all(1)]
         return sides[0], sides[1]
-
-
-def with_stacks(generator: np.random.Generator, states: NDArray[np.int64], share: float) -> NDArray[np.int64]:
-    """Some of the states `[..., L]`: a disk lies, with probability `TOGETHER`, on the peg of the next larger one."""
-    together = generator.random(states.shape) < TOGETHER
-    together &= generator.random((*states.shape[:-1], 1)) < share
-    together[..., 0] = False
-    stands = np.where(together, 0, np.arange(states.shape[-1]))  # the disk at the bottom of each one's stack
-    return np.take_along_axis(states, np.maximum.accumulate(stands, -1), -1)
 
 
 def shifted(pegs: NDArray[np.int64], behind: NDArray[np.int64]) -> NDArray[np.int64]:

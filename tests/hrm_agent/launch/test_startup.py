@@ -104,7 +104,7 @@ def test_a_run_needs_no_folder_that_it_can_write_but_its_own(tmp_path: Path) -> 
     assert (tmp_path / "run" / "agents" / "last" / "agent.json").is_file()
     both = ("the environments", "the C++ kernels") if recurrence.available("fused") else ("the environments",)
     for what in both:
-        assert done.stderr.count(f"{what} are compiled anew in every process") == 1
+        assert done.stderr.count(f"{what} are compiled anew in every process") == 1, done.stderr
 
 
 class Terminal(io.StringIO):

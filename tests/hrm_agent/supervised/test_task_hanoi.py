@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hrm_agent.supervised.tasks import Answers, Examples, build_task
 from hrm_agent.supervised.tasks.base import SPLITS
-from hrm_agent.supervised.tasks.hanoi import TOGETHER, HanoiTask, choose_moves, read_tokens, split_of
+from hrm_agent.supervised.tasks.hanoi import HanoiTask, choose_moves, read_tokens, split_of
 from hrm_agent.supervised.tasks.hanoi_play import (
     look_ahead_player,
     misplaced,
@@ -67,24 +67,6 @@ def test_labels_are_the_optimal_moves_with_equal_weights_and_nothing_tells_which
     assert numbers == {2, 3, 4, 5}
     assert fronts == {0, 1, 2, 3, 4, 5}
     assert examples.inputs.max() < task.spec.input_ids
-
-
-def test_stacks_are_of_training_alone_and_of_the_share_that_is_asked_for() -> None:
-    """A disk lies on the peg of the next larger one as often as it should; split, labels and test pairs are as ever."""
-    task, plain = make(disks=6, min_disks=6, stacked=0.5), make(disks=6, min_disks=6)
-    sides, uniform = (read_tokens(own.draw(np.random.default_rng(0), 8000).inputs) for own in (task, plain))
-    for side, bare in zip(sides, uniform, strict=True):
-        together = (side[:, 1:] == side[:, :-1]).mean()
-        by_chance = (1 - TOGETHER) / 3
-        assert abs(together - (0.5 / 3 + 0.5 * (TOGETHER + by_chance))) < 0.04  # no pair of equal states is drawn
-        assert abs((bare[:, 1:] == bare[:, :-1]).mean() - 1 / 3) < 0.01
-        assert np.abs(np.bincount(side[:, 0], minlength=3) / len(side) - 1 / 3).max() < 0.03
-        runs = (side[:, 1:] == side[:, :-1]).all(1).mean()
-        assert 0.1 < runs < 0.25  # whole towers: half of (5/6)^5
-    pegs, goals = read_tokens(task.draw(np.random.default_rng(1), 500).inputs)
-    assert (split_of(pegs, goals) == SPLITS.index("train")).all()
-    for split in ("validation", "test"):
-        assert (task.examples(split, 300).inputs == plain.examples(split, 300).inputs).all()
 
 
 @pytest.mark.parametrize("disks", [3, 4])
