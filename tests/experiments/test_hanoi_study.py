@@ -17,6 +17,7 @@ from experiments.engine.records import ROOT, load
 from experiments.engine.runner import Job
 from experiments.hanoi import draw
 from experiments.hanoi.puzzles import Puzzles, game_shown, learning_curve, towers
+from experiments.hanoi.run import Study
 from experiments.hanoi.trials import Trials
 from hrm_agent.supervised.tasks import Answers, Examples, build_task
 from hrm_agent.supervised.tasks.hanoi import choose_moves
@@ -135,6 +136,58 @@ def test_trials_are_compared_on_validation_pairs_and_not_where_the_page_tests() 
     assert trials.place(Job("as_it_is", 0)) != study.place(Job("as_it_is", 0))
     assert set(trials.arms()) == set(settings_of(FOLDER, "puzzles.yaml")["trials"]["arms"])
     assert all("core=trm" in trials.overrides(Job(arm, 0)) for arm in trials.arms())
+
+
+def test_levels_keep_the_moves_of_greedy_and_of_sampled_play() -> None:
+    report = {"levels": {"success": "10", "steps": [3, 60]}, "sampled": {"levels": {"success": "11", "steps": [4, 5]}}}
+    kept = Study(FOLDER).outcomes(report)
+    assert kept == {"success": "10", "sampled": "11", "steps": [3, 60], "sampled_steps": [4, 5]}
+
+
+def test_what_is_measured_afterwards_is_of_trained_models_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def test(self: Puzzles, place: Path, disks: int, segments: int = 0) -> dict[str, Any]:
+        asked.append((place.name, disks, segments))
+        return dict.fromkeys(("exact", "legal", "optimal", "solved_2x", "illegal", "games", "more"), 0.5)
+
+    monkeypatch.setattr(Puzzles, "test", test)
+    monkeypatch.setattr(Puzzles, "is_trained", lambda self, place: place.name == "trm_seed1")
+    monkeypatch.setattr("experiments.hanoi.puzzles.player_of", lambda place: (partial(choose_moves, optimal), 9))
+    for _ in range(2):
+        Puzzles(tmp_path).finish()
+    wanted = [("trm_seed1", disks, segments) for segments in (1, 4, 8) for disks in (6, 9)]
+    assert asked == wanted
+    assert [r["segments"] for r in load(tmp_path / "segments.json")] == [segments for *_, segments in wanted]
+    (record,) = load(tmp_path / "towers.json")
+    assert (record["agent"], record["seed"], set(record["solved"].values())) == ("trm", 1, {6})
+    assert record["optimal"] == record["solved"]
+    assert load(tmp_path / "shown.json")[0]["moves"] == 255
+
+
+def test_models_are_asked_for_so_many_segments_on_pairs_of_their_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    def solve(model: str, **options: Any) -> dict[str, Any]:
+        given.append(options)
+        disks = str(options["task_options"]["test_disks"])
+        return {"task": {"by_disks": {disks: {}}}, "segments": 3, "curves": {"exact": [0.5]}}
+
+    place = tmp_path / "models" / "last"
+    place.mkdir(parents=True)
+    (place / "model.json").write_text(json.dumps({"task_options": {"disks": 9}}))
+    monkeypatch.setattr("hrm_agent.launch.solve.solve", solve)
+    Puzzles().test(tmp_path, 12, 4)
+    Trials().test(tmp_path, 7)
+    asked = [(g["split"], g["segments"], g["task_options"]["disks"]) for g in given]
+    assert asked == [
+        ("test", 4, 12),
+        ("validation", 0, 9),
+    ]
 
 
 def test_a_game_shown_has_the_states_it_came_through() -> None:
